@@ -1,0 +1,45 @@
+# Everything runs in one environment, .venv, which is filled from pyproject.toml under the pins of requirements.lock.
+# It is made by the first target that needs it, and again only when one of these two files changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint figures clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make the environment (PYTHON=python3.12 picks another interpreter)
+
+# torch comes first: its pin must decide which build is installed before another package asks for "any torch".
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; $(PYTHON) is %s. \
+	Name another one: make PYTHON=python3.11 ..." % sys.version.split()[0])'
+	@echo "Making $(VENV): some minutes the first time."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## compress a long document, ask it questions through LlamaIndex and LangChain
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMP)  ## every test but the slow ones
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## every test
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff: style, imports, likely bugs
+	@$(BIN)/ruff check .
+
+figures: $(STAMP)  ## measure again what docs/figures.md reports
+	@$(BIN)/python -m shared_context.evaluation
+
+clean:  ## remove the environment and everything else that was generated here
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,130 @@
+"""Every setting of the library, validated, with its unit.
+
+Settings are frozen dataclasses: a wrong value is refused where it is written down, and two configurations can be
+compared with ``==``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from shared_context.errors import ConfigError
+
+Policy = Literal["hybrid", "late_interaction", "embedding", "last_token"]
+Search = Literal["best_first", "split_and_search"]
+InjectionKind = Literal["prefix", "cross_attention"]
+
+MIB = 1024**2
+GIB = 1024**3
+
+
+def require(condition: bool, setting: str, value: object, mend: str) -> None:
+    """Raise ConfigError for ``setting`` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(f"{setting}={value!r}: {mend}")
+
+
+def one_of(setting: str, value: object, allowed: Any) -> None:
+    """Raise ConfigError unless ``value`` is one of a Literal's words."""
+    names = get_args(allowed)
+    require(value in names, setting, value, f"must be one of {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class TreeConfig:
+    """The shape of a context tree and the grains at which its nodes are shown.
+
+    Args:
+        chunk_size: tokens per chunk, the root of one tree (the paper: 1,024 for language modelling, 512 for tuning).
+        height: levels below the root; a leaf spans ``chunk_size / 2**height`` tokens.
+        coarse: for each level, root first, the ratio at which a node is shown that the search left unopened; None
+            shows nothing of it. None for all of them is the default: an untrained model gains nothing from strided
+            KV (see docs/figures.md). The paper's are :func:`paper_ratios`.
+        fine: the ratio of an opened leaf.
+    """
+
+    chunk_size: int = 1024
+    height: int = 3
+    coarse: tuple[int | None, ...] | None = None
+    fine: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.height >= 0, "height", self.height, "must be 0 or more levels")
+        require(
+            self.chunk_size >= 1 and self.chunk_size % 2**self.height == 0,
+            "chunk_size",
+            self.chunk_size,
+            f"must be a positive multiple of 2**height = {2**self.height} tokens",
+        )
+        require(self.fine >= 1, "fine", self.fine, "must be a ratio of 1 or more")
+        coarse = self.coarse if self.coarse is not None else (None,) * (self.height + 1)
+        object.__setattr__(self, "coarse", tuple(coarse))
+        require(
+            len(coarse) == self.height + 1,
+            "coarse",
+            coarse,
+            f"must give one ratio for each of the {self.height + 1} levels, root first",
+        )
+        require(all(r is None or r >= 1 for r in coarse), "coarse", coarse, "ratios must be 1 or more, or None")
+
+    @property
+    def leaf_size(self) -> int:
+        """Tokens per leaf."""
+        return self.chunk_size >> self.height
+
+
+def paper_ratios(height: int) -> tuple[int | None, ...]:
+    """Ratios of the levels in arXiv 2603.04759: 4 at the leaves, doubled at each level above; the root is always split.
+
+    A tree of height 3 has (None, 16, 8, 4), which keeps an eighth of a chunk; one of height 0 has (4,).
+    """
+    return (None, *(4 * 2**level for level in reversed(range(height)))) if height else (4,)
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Limits of the KV cache.
+
+    Args:
+        memory_bytes: bytes of KV kept in memory; the least recently used chunk goes first.
+        disk_bytes: bytes of KV kept in the store's folder. 0 keeps none; a store in memory never keeps any.
+        quantize: keep KV as int8 with one scale per channel, half the size of bfloat16.
+    """
+
+    memory_bytes: int = GIB
+    disk_bytes: int = 8 * GIB
+    quantize: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.memory_bytes >= 0, "memory_bytes", self.memory_bytes, "must be 0 or more bytes")
+        require(self.disk_bytes >= 0, "disk_bytes", self.disk_bytes, "must be 0 or more bytes")
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """How a store splits, scores and bounds what it holds.
+
+    Args:
+        tree: shape and grains of the context trees. Fixed when a store is made.
+        cache: limits of the KV cache. May differ each time a store is opened.
+        code_size: dimensions of a token code; a code takes one byte per dimension and two for its scale.
+        neighbour_weight: share of each neighbouring leaf's score that is added to a leaf's own, because an answer
+            and what it is recognised by often lie on both sides of a leaf's edge. 0 scores every leaf alone.
+        max_document_bytes: larger documents are refused (bytes of UTF-8).
+    """
+
+    tree: TreeConfig = field(default_factory=TreeConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    code_size: int = 64
+    neighbour_weight: float = 0.2
+    max_document_bytes: int = 32 * MIB
+
+    def __post_init__(self) -> None:
+        require(self.code_size >= 1, "code_size", self.code_size, "must be 1 or more dimensions")
+        require(0 <= self.neighbour_weight <= 1, "neighbour_weight", self.neighbour_weight, "must lie between 0 and 1")
+        require(self.max_document_bytes >= 1, "max_document_bytes", self.max_document_bytes, "must be 1 byte or more")
+
+    def fixed(self) -> dict[str, Any]:
+        """The settings that stored data depends on, as JSON values."""
+        return {"chunk_size": self.tree.chunk_size, "height": self.tree.height, "code_size": self.code_size}

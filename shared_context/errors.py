@@ -1,0 +1,84 @@
+"""The exceptions of the library.
+
+Every message names the thing that is wrong, the value that was met and the mend. All of them derive from
+:class:`SharedContextError`, so one ``except`` clause catches what this library refuses and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class SharedContextError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ConfigError(SharedContextError, ValueError):
+    """A setting is outside its range or contradicts another one."""
+
+
+class ModelNotFoundError(SharedContextError, OSError):
+    """Weights can neither be found on this machine nor fetched."""
+
+
+class UnsupportedModelError(SharedContextError, ValueError):
+    """The model cannot be stacked on itself: learned positions, ALiBi, an encoder, a window that is too narrow."""
+
+
+class ModelMismatchError(SharedContextError, ValueError):
+    """A store or an adapter was made with another model than the one it is opened with."""
+
+
+class AdapterError(SharedContextError, ValueError):
+    """An adapter's files are incomplete, reshaped or not an adapter."""
+
+
+class WindowExceededError(SharedContextError, ValueError):
+    """Context, prompt and answer together do not fit the model's window."""
+
+
+class DocumentError(SharedContextError, ValueError):
+    """A document cannot be stored: empty, binary, not UTF-8, too large."""
+
+
+class DuplicateDocumentError(DocumentError):
+    """A document id is stored already, or appears twice in one call."""
+
+
+class DocumentNotFoundError(SharedContextError, KeyError):
+    """No document has this id."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+class BatchError(DocumentError):
+    """Some documents of a batch were refused, and none of the batch was stored.
+
+    Attributes:
+        failures: the error of each refused document, by its id (or its position, ``"#3"``, where it has none).
+    """
+
+    def __init__(self, message: str, failures: Mapping[str, SharedContextError]):
+        super().__init__(message)
+        self.failures = dict(failures)
+
+
+class QueryError(SharedContextError, ValueError):
+    """A query is empty, or longer than the model can read."""
+
+
+class BudgetError(SharedContextError, ValueError):
+    """A KV budget is not positive, or holds not even the smallest cut."""
+
+
+class FilterError(SharedContextError, ValueError):
+    """A metadata filter uses an unknown operator or a value of the wrong type."""
+
+
+class StoreFormatError(SharedContextError, ValueError):
+    """A folder is not a store, is half written, or is of a format this version cannot read."""
+
+
+class StoreClosedError(SharedContextError, ValueError):
+    """The store was closed and can no longer be used."""

@@ -1,0 +1,1 @@
+"""The model stacked on itself: loading, compressor, injection, injecting decoder, adapters."""

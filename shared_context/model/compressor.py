@@ -1,0 +1,121 @@
+"""The compressor: the lower model, which turns chunks into keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from shared_context.kernels import ChunkKV
+
+
+class LowerModel:
+    """The bottom layers of a model, sharing its weights: the lower half of "stacked from one".
+
+    Args:
+        base: the decoder stack (``LlamaModel`` and the like) of the whole model, which is left as it is.
+        layers: how many of its layers, from the bottom.
+    """
+
+    def __init__(self, base: PreTrainedModel, layers: int):
+        config = type(base.config).from_dict({**base.config.to_dict(), "num_hidden_layers": layers})
+        config._attn_implementation = base.config._attn_implementation
+        with torch.device("meta"):
+            lower = type(base)(config)
+        # The stand-ins made on the meta device hold no memory; every one that takes part is replaced by the base's own.
+        for name, module in base.named_children():
+            setattr(lower, name, module)
+        lower.layers = nn.ModuleList(base.layers[:layers])
+        lower.norm = nn.Identity()
+        self._model = lower.eval()
+        self.layers = layers
+
+    def hidden_states(self, ids: torch.Tensor) -> torch.Tensor:
+        """States after the last of the layers, without the final norm.
+
+        Args:
+            ids: token ids [batch, tokens].
+
+        Returns:
+            [batch, tokens, hidden].
+        """
+        return self._model(input_ids=ids, use_cache=False).last_hidden_state
+
+    def key_values(self, ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Keys (rotated) and values of every layer.
+
+        Args:
+            ids: token ids [batch, tokens].
+            position_ids: [1, tokens]; counted from 0 where None.
+
+        Returns:
+            [2, layers, batch, kv_heads, tokens, head_dim].
+        """
+        cache = DynamicCache()
+        self._model(input_ids=ids, position_ids=position_ids, past_key_values=cache, use_cache=True)
+        return torch.stack(
+            [torch.stack([layer.keys for layer in cache.layers]), torch.stack([layer.values for layer in cache.layers])]
+        )
+
+
+def bottom_layers(model: PreTrainedModel, layers: int) -> LowerModel:
+    """The lower model of the bottom ``layers`` of a causal language model."""
+    return LowerModel(model.base_model, layers)
+
+
+class Compressor:
+    """Encodes chunks behind the shared prefix, once for every grain.
+
+    Args:
+        model: the whole causal language model.
+        layers: M, the bottom layers whose keys and values are passed up.
+        prefix_ids: tokens in front of every chunk while it is encoded; they are the attention sink and are not part
+            of what is returned.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: int, prefix_ids: Sequence[int]):
+        self._lower = bottom_layers(model, layers)
+        self._first = bottom_layers(model, 1)
+        self._prefix = torch.tensor(prefix_ids, dtype=torch.long, device=model.device)
+        self.layers = layers
+
+    def _behind_prefix(self, chunks: Sequence[torch.Tensor]) -> torch.Tensor:
+        padded = nn.utils.rnn.pad_sequence([c.to(self._prefix.device) for c in chunks], batch_first=True)
+        return torch.cat([self._prefix.expand(len(chunks), -1), padded], dim=1)
+
+    @torch.inference_mode()
+    def encode(self, chunks: Sequence[torch.Tensor]) -> list[ChunkKV]:
+        """Keys and values of chunks, each encoded on its own behind the prefix.
+
+        Args:
+            chunks: token ids, one tensor [tokens] per chunk. They run as one batch, padded to the longest (causal
+                attention keeps the padding out of sight).
+
+        Returns:
+            For each chunk a ChunkKV over the bottom M layers; row r holds the key rotated for position
+            ``len(prefix) + r``.
+        """
+        sink = len(self._prefix)
+        kv = self._lower.key_values(self._behind_prefix(chunks))
+        return [ChunkKV(kv[:, :, i, :, sink : sink + len(chunk)].clone()) for i, chunk in enumerate(chunks)]
+
+    @torch.inference_mode()
+    def first_layer_states(self, chunks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Hidden states after one layer, which node codes are made of.
+
+        Args:
+            chunks: token ids, one tensor [tokens] per chunk; they run as one batch behind the prefix.
+
+        Returns:
+            For each chunk [tokens, hidden], in the model's dtype.
+        """
+        sink = len(self._prefix)
+        states = self._first.hidden_states(self._behind_prefix(chunks))
+        return [states[i, sink : sink + len(chunk)] for i, chunk in enumerate(chunks)]
+
+    @torch.inference_mode()
+    def query_states(self, ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states [tokens, hidden] after one layer of a query, which is encoded without the prefix."""
+        return self._first.hidden_states(ids.to(self._prefix.device)[None])[0]

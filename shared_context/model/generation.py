@@ -1,0 +1,132 @@
+"""What a generation gives back, whole or piece by piece."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer and what it took.
+
+    Attributes:
+        text: the answer, without the stop string.
+        finish_reason: "stop" where the model ended or a stop string came, "length" where max_new_tokens did.
+        prompt_tokens: tokens of the prompt that were read as text, pasted context included.
+        context_entries: injected KV entries per layer.
+        completion_tokens: tokens generated.
+        time_to_first_token: seconds from the call to the first token.
+        seconds: from the call to the last token.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    context_entries: int
+    completion_tokens: int
+    time_to_first_token: float
+    seconds: float
+
+
+class Clock(StoppingCriteria):
+    """Notes when the first token was there; never stops the generation by itself, unless it is told to.
+
+    Attributes:
+        first_token: seconds from the clock's making to the first token.
+        cancelled: set to end the generation at the next token.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.first_token: float | None = None
+        self.cancelled = threading.Event()
+
+    def elapsed(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        if self.first_token is None:
+            self.first_token = self.elapsed()
+        return torch.full((len(input_ids),), self.cancelled.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first stop string in it."""
+    ends = [at for s in stop if (at := text.find(s)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+class CompletionStream(Iterator[str]):
+    """The pieces of an answer as they come; :attr:`completion` is the whole of it, once the last piece was taken.
+
+    The answer is generated in a thread of its own. Closing the stream, or dropping it, ends the generation.
+
+    Args:
+        tokenizer: the model's.
+        generate: called in the thread with a streamer; returns the completion.
+        clock: the generation's clock, which can cancel it.
+        stop: stop strings, which are never part of a piece.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        generate: Callable[[TextIteratorStreamer], Completion],
+        clock: Clock,
+        stop: Sequence[str],
+    ):
+        self.completion: Completion | None = None
+        self._clock = clock
+        self._error: BaseException | None = None
+        self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._pieces = self._without_stop(stop)
+
+        def run() -> None:
+            try:
+                self.completion = generate(self._streamer)
+            except BaseException as error:  # handed to the reader's thread, which raises it
+                self._error = error
+                self._streamer.end()
+
+        self._thread = threading.Thread(target=run, name="shared-context-stream", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the generation at its next token."""
+        self._clock.cancelled.set()
+        self._thread.join()
+
+    def __del__(self) -> None:
+        self._clock.cancelled.set()
+
+    def _without_stop(self, stop: Sequence[str]) -> Iterator[str]:
+        # The end of what came may be the beginning of a stop string: that much is held back.
+        longest = max((len(s) for s in stop), default=1) - 1
+        held = ""
+        stopped = False
+        for piece in self._streamer:
+            held += piece
+            if stopped or not held:
+                continue
+            kept = cut_at_stop(held, stop)
+            stopped = len(kept) < len(held)
+            ready = kept if stopped else held[: len(held) - longest]
+            held = "" if stopped else held[len(ready) :]
+            if ready:
+                yield ready
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if held and not stopped:
+            yield held

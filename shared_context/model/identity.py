@@ -1,0 +1,29 @@
+"""What tells one model from another, whatever its name and wherever it lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLES = 64
+"""Values read from each weight; enough to tell checkpoints apart, few enough to take no time."""
+
+
+@torch.inference_mode()
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest (16 hex digits) of a model's shape, of samples of every weight, and of its vocabulary.
+
+    The samples are taken in bfloat16, so loading the same checkpoint in another dtype gives the same digest.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().reshape(-1)
+        step = max(1, flat.numel() // SAMPLES)
+        sample = flat[::step][:SAMPLES].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    return digest.hexdigest()[:16]

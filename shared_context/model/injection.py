@@ -1,0 +1,324 @@
+"""The two injections: how the decoder is shown the compressed context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import sdpa_mask
+
+from shared_context.kernels import ChunkKV, assemble, rotate_keys
+
+ATTENTION = "shared_context"
+"""The name under which this library's attention is registered with transformers."""
+
+
+@dataclass(frozen=True)
+class ContextKV:
+    """What a selection hands to the decoder, still in the chunks' own encoding.
+
+    Attributes:
+        chunks: the encodings of the chunks, in document order.
+        rows: for each chunk the token positions that its cut keeps, [n_i].
+        token_ids: the ids of the kept tokens, [entries]; the decoder computes nothing from them, but penalties on
+            repetition count them.
+    """
+
+    chunks: Sequence[ChunkKV]
+    rows: Sequence[torch.Tensor]
+    token_ids: torch.Tensor
+
+    @property
+    def entries(self) -> int:
+        """KV entries per layer."""
+        return len(self.token_ids)
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention over a cache whose upper layers do not hold the context.
+
+    The context's columns come first in the cache, so a layer above the injection layers, whose cache is shorter,
+    is served by the mask's last columns. Query heads that share a KV head are stacked along the query axis, which
+    spares the repetition of the whole context for every group.
+
+    Args:
+        query: [batch, heads, queries, head_dim].
+        key, value: [batch, kv_heads, keys, head_dim].
+        attention_mask: bool or additive [batch, 1, queries, columns >= keys]; None is causal.
+
+    Returns:
+        [batch, queries, heads, head_dim] and None (attention weights are never formed).
+    """
+    batch, heads, queries, head_dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    if attention_mask is None:
+        # Without a mask either all of the sequence is here (causal) or one query sees every key.
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, scale=scaling, is_causal=queries > 1, enable_gqa=heads != kv_heads
+        )
+    else:
+        group = heads // kv_heads
+        mask = attention_mask[..., -keys:].expand(batch, 1, queries, keys).repeat(1, 1, group, 1)
+        packed = query.reshape(batch, kv_heads, group * queries, head_dim)
+        out = nn.functional.scaled_dot_product_attention(
+            packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+        ).reshape(batch, heads, queries, value.shape[-1])
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer with room behind its entries, so that a step writes its few keys instead of copying all.
+
+    Args:
+        room: [2, batch, kv_heads, capacity, head_dim]; its first ``length`` entries are the keys and values so far.
+        length: entries in use.
+    """
+
+    def __init__(self, room: torch.Tensor, length: int):
+        super().__init__()
+        self.dtype, self.device = room.dtype, room.device
+        self._room, self._length = room, length
+        self.keys, self.values = room[0, :, :, :length], room[1, :, :, :length]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self.keys.shape[-2] + key_states.shape[-2]
+        # Beam search and cropping replace the tensors; then they are no longer views of the room.
+        in_place = self.keys.data_ptr() == self._room.data_ptr() and len(self.keys) == self._room.shape[1]
+        if not in_place or end > self._room.shape[-2]:
+            return super().update(key_states, value_states, *args, **kwargs)
+        start = self.keys.shape[-2]
+        self._room[0, :, :, start:end], self._room[1, :, :, start:end] = key_states, value_states
+        self.keys, self.values = self._room[0, :, :, :end], self._room[1, :, :, :end]
+        return self.keys, self.values
+
+
+class PrefixInjection:
+    """Injected KV join the softmax of the decoder's own self-attention, in the bottom M layers.
+
+    Args:
+        layers: M.
+        inv_freq: the model's rotary frequencies [rotary_dim / 2].
+    """
+
+    kind = "prefix"
+
+    def __init__(self, layers: int, inv_freq: torch.Tensor):
+        self.layers = layers
+        self.inv_freq = inv_freq
+
+    def cache(
+        self, contexts: Sequence[ContextKV | None], prefix_kv: torch.Tensor, sink: int, room: int, dtype: torch.dtype
+    ) -> Cache:
+        """The decoder's cache, filled for a batch: the context's columns, padded on the left, then the prefix's.
+
+        Keys take contiguous positions behind the prefix, so that a selection stays inside the trained window however
+        long its documents are.
+
+        Args:
+            contexts: one per row of the batch; None injects nothing into that row.
+            prefix_kv: keys and values of the prompt's prefix over all N layers, [2, N, kv_heads, prefix, head_dim].
+            sink: tokens in front of each chunk while it was encoded.
+            room: entries to leave free for the running text and the answer.
+            dtype: of the cache.
+        """
+        _, total_layers, kv_heads, prefix, head_dim = prefix_kv.shape
+        width = max((c.entries for c in contexts if c is not None), default=0)
+        batch, device = len(contexts), prefix_kv.device
+        layers = []
+        lower = torch.zeros(
+            (2, self.layers, batch, kv_heads, width + prefix + room, head_dim), dtype=dtype, device=device
+        )
+        for row, context in enumerate(contexts):
+            if context is not None:
+                deltas, at = [], prefix - sink
+                for rows in context.rows:
+                    deltas.append(torch.arange(at, at + len(rows), device=rows.device) - rows)
+                    at += len(rows)
+                place = lower[:, :, row, :, width - context.entries : width]
+                assemble(context.chunks, context.rows, deltas, self.inv_freq, place)
+        lower[:, :, :, :, width : width + prefix] = prefix_kv[:, : self.layers, None].to(dtype)
+        layers = [RoomyLayer(lower[:, i], width + prefix) for i in range(self.layers)]
+        upper = torch.zeros(
+            (2, total_layers - self.layers, batch, kv_heads, prefix + room, head_dim), dtype=dtype, device=device
+        )
+        upper[:, :, :, :, :prefix] = prefix_kv[:, self.layers :, None].to(dtype)
+        layers += [RoomyLayer(upper[:, i], prefix) for i in range(total_layers - self.layers)]
+        return Cache(layers=layers)
+
+
+class CrossAttention(nn.Module):
+    """The paper's separate attention of one decoder layer: own norm, query and output projection.
+
+    The output projection begins at zero, so an untrained module leaves the model as it was.
+
+    Args:
+        hidden_size: of the decoder's states.
+        heads, kv_heads, head_dim: as in the decoder's self-attention.
+        eps: of the norm.
+    """
+
+    def __init__(self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, eps: float):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.norm = nn.RMSNorm(hidden_size, eps=eps)
+        self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=False)
+        nn.init.zeros_(self.o_proj.weight)
+
+    def forward(
+        self,
+        states: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        position: torch.Tensor,
+        inv_freq: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the layer adds to ``states``.
+
+        Args:
+            states: [batch, queries, hidden].
+            keys, values: [batch, kv_heads, entries, head_dim], keys rotated for their chunk's number.
+            mask: bool [batch, entries], False where a row of the batch is padded.
+            position: the position of all queries of a row, its number of chunks, [batch].
+            inv_freq: [rotary_dim / 2].
+
+        Returns:
+            [batch, queries, hidden].
+        """
+        batch, queries, _ = states.shape
+        query = self.q_proj(self.norm(states)).view(batch, queries, self.heads, self.head_dim)
+        # one position for all queries of a row: the batch stands where rotate_keys expects the tokens
+        query = rotate_keys(query.permute(1, 2, 0, 3), position, inv_freq).permute(2, 1, 0, 3)
+        out = nn.functional.scaled_dot_product_attention(
+            query,
+            keys.to(query.dtype),
+            values.to(query.dtype),
+            attn_mask=mask[:, None, None, :],
+            enable_gqa=self.heads != self.kv_heads,
+        )
+        # A row without context has nothing to attend to; its softmax is undefined, its contribution is none.
+        out = torch.where(mask.any(dim=1)[:, None, None, None], out, 0.0)
+        return self.o_proj(out.transpose(1, 2).reshape(batch, queries, -1))
+
+
+class CrossAttentionInjection(nn.Module):
+    """Cross-attention on top of self-attention in each of the bottom M layers, residual, before the MLP.
+
+    Positions are the chunks' (arXiv 2603.04759): keys of the i-th chunk take position i, all queries take n.
+
+    Args:
+        model: the whole causal language model; it is hooked while :meth:`installed` is entered, and never edited.
+        layers: M.
+        inv_freq: the model's rotary frequencies [rotary_dim / 2].
+    """
+
+    kind = "cross_attention"
+
+    def __init__(self, model: PreTrainedModel, layers: int, inv_freq: torch.Tensor):
+        super().__init__()
+        config = model.config
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.layers = layers
+        self.inv_freq = inv_freq
+        self.attentions = nn.ModuleList(
+            CrossAttention(config.hidden_size, heads, config.num_key_value_heads, head_dim, config.rms_norm_eps)
+            for _ in range(layers)
+        ).to(device=model.device, dtype=model.dtype)
+        for cross, layer in zip(self.attentions, model.base_model.layers, strict=False):
+            own = getattr(layer.self_attn, "q_proj", None)
+            if own is not None:  # Phi-3 keeps q, k and v in one projection
+                cross.q_proj.weight.data.copy_(own.weight.data)
+
+    @contextmanager
+    def installed(self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int) -> Iterator[None]:
+        """Inject the contexts into every forward pass of ``model`` while entered.
+
+        Args:
+            model: the whole causal language model.
+            contexts: one per row of the batch; None injects nothing into that row.
+            sink: tokens in front of each chunk while it was encoded.
+        """
+        if all(c is None for c in contexts):
+            yield
+            return
+        kv, mask, position = self._gather(contexts, sink, model)
+        handles = []
+        for index, layer in enumerate(model.base_model.layers[: self.layers]):
+            residual: dict[str, torch.Tensor] = {}
+
+            def keep_input(_: nn.Module, args: tuple, kwargs: dict, residual: dict = residual) -> None:
+                residual["states"] = args[0] if args else kwargs["hidden_states"]
+
+            def add_cross(
+                _: nn.Module, args: tuple, output: object, index: int = index, residual: dict = residual
+            ) -> object:
+                first = output[0] if isinstance(output, tuple) else output
+                states = residual.pop("states") + first
+                # beams and several answers per question repeat the rows of the batch
+                times = len(states) // mask.shape[0]
+                added = first + self.attentions[index](
+                    states,
+                    *(kv[part, index].repeat_interleave(times, 0) for part in (0, 1)),
+                    mask.repeat_interleave(times, 0),
+                    position.repeat_interleave(times, 0),
+                    self.inv_freq,
+                )
+                return (added, *output[1:]) if isinstance(output, tuple) else added
+
+            handles.append(layer.register_forward_pre_hook(keep_input, with_kwargs=True))
+            handles.append(attention_output(layer).register_forward_hook(add_cross))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _gather(
+        self, contexts: Sequence[ContextKV | None], sink: int, model: PreTrainedModel
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Padded KV [2, M, batch, kv_heads, entries, head_dim], its mask and the queries' positions."""
+        width = max(c.entries for c in contexts if c is not None)
+        shape = next(c.chunks[0].data.shape for c in contexts if c is not None)
+        kv = torch.zeros(
+            (2, self.layers, len(contexts), shape[2], width, shape[4]), dtype=model.dtype, device=model.device
+        )
+        mask = torch.zeros((len(contexts), width), dtype=torch.bool, device=model.device)
+        for row, context in enumerate(contexts):
+            if context is not None:
+                deltas = [number - (sink + rows) for number, rows in enumerate(context.rows)]
+                place = kv[:, :, row, :, : context.entries]
+                assemble(context.chunks, context.rows, deltas, self.inv_freq, place)
+                mask[row, : context.entries] = True
+        position = torch.tensor([len(c.chunks) if c is not None else 0 for c in contexts], device=model.device)
+        return kv, mask, position
+
+
+def attention_output(layer: nn.Module) -> nn.Module:
+    """The module of a decoder layer whose output joins the residual stream after self-attention.
+
+    Most families add the attention's output itself; those that norm behind the attention (OLMo-2) add that norm's.
+    """
+    return layer.self_attn if hasattr(layer, "input_layernorm") else layer.post_attention_layernorm

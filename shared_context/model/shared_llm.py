@@ -1,0 +1,572 @@
+"""The model: one language model as its own compressor and injecting decoder."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextIteratorStreamer,
+)
+
+from shared_context.config import InjectionKind, one_of, require
+from shared_context.errors import ConfigError, QueryError, UnsupportedModelError, WindowExceededError
+from shared_context.model.adapter import Adapter, AdapterConfig
+from shared_context.model.compressor import Compressor, bottom_layers
+from shared_context.model.generation import Clock, Completion, CompletionStream, cut_at_stop
+from shared_context.model.identity import fingerprint
+from shared_context.model.injection import ATTENTION, ContextKV, CrossAttentionInjection, PrefixInjection
+from shared_context.model.pretrained import DEFAULT_MODEL, resolve_model
+from shared_context.model.prompt import SYSTEM_PROMPT, Message, Prompt, PromptFormat
+from shared_context.model.support import check_config, check_rotation, usable_window
+from shared_context.model.tokenization import TokenizedText, tokenize
+
+T = TypeVar("T")
+
+PREFIXES_KEPT = 16
+"""Prefixes whose keys and values are kept: one for each system prompt in use."""
+
+
+@runtime_checkable
+class Context(Protocol):
+    """What can be injected: a store's Selection, or anything else that can say what it holds."""
+
+    @property
+    def kv_entries(self) -> int:
+        """KV entries per layer."""
+
+    def key_values(self) -> ContextKV:
+        """The encodings and rows to inject."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One prompt with its context, ready to be computed."""
+
+    prompt: Prompt
+    context: Context | None
+
+    @property
+    def context_entries(self) -> int:
+        return self.context.kv_entries if self.context is not None else 0
+
+
+class SharedLLMModel:
+    """One short-context language model, stacked on itself (SharedLLM, arXiv 2603.04759).
+
+    As the compressor it turns chunks of documents into keys and values; as the injecting decoder it answers with
+    those injected. Make one with :meth:`from_pretrained`.
+
+    Args:
+        model: a causal language model that :func:`check_config` and :func:`check_rotation` let pass.
+        tokenizer: its fast tokenizer.
+        name: how messages call it.
+        injection: "prefix" (works without training) or "cross_attention" (needs an adapter to be of use).
+        injection_layers: M, the bottom layers that see the context; None is all of them.
+        context_window: tokens; None is as many as the model serves.
+        system_prompt: system message of prompts that bring none; None is the library's.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        injection: InjectionKind = "prefix",
+        injection_layers: int | None = None,
+        context_window: int | None = None,
+        system_prompt: str | None = None,
+    ):
+        one_of("injection", injection, InjectionKind)
+        layers = model.config.num_hidden_layers
+        injection_layers = layers if injection_layers is None else injection_layers
+        require(
+            1 <= injection_layers <= layers, "injection_layers", injection_layers, f"must lie between 1 and {layers}"
+        )
+        widest = usable_window(model.config)
+        context_window = widest if context_window is None else context_window
+        require(1 <= context_window <= widest, "context_window", context_window, f"{name} serves 1 to {widest} tokens")
+        self.hf_model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.fingerprint = fingerprint(model, tokenizer)
+        self.context_window = context_window
+        self.prompt_format = PromptFormat(tokenizer, SYSTEM_PROMPT if system_prompt is None else system_prompt)
+        inv_freq = model.base_model.rotary_emb.inv_freq
+        self.injection: PrefixInjection | CrossAttentionInjection = (
+            PrefixInjection(injection_layers, inv_freq)
+            if injection == "prefix"
+            else CrossAttentionInjection(model, injection_layers, inv_freq)
+        )
+        self.compressor = Compressor(model, injection_layers, self.prompt_format.prefix)
+        self._all_layers = bottom_layers(model, layers)
+        self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        # Hooks and the random state belong to the whole process, so one generation runs at a time.
+        self._lock = threading.RLock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = DEFAULT_MODEL,
+        *,
+        adapter: str | Path | None = None,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        injection: InjectionKind | None = None,
+        injection_layers: int | None = None,
+        context_window: int | None = None,
+        system_prompt: str | None = None,
+        **model_options: Any,
+    ) -> SharedLLMModel:
+        """Load a model.
+
+        Args:
+            name_or_path: "smollm2-135m-instruct" (the embedded default), a Hugging Face name, or a folder.
+            adapter: folder of a trained adapter, which brings its injection and layers.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps".
+            dtype: a torch dtype or its name; "auto" is the checkpoint's own, or float32 on a processor that has no
+                bfloat16 arithmetic.
+            injection: "prefix" where None.
+            injection_layers: M, the bottom layers that see the context; None is all of them.
+            context_window: tokens; None is as many as the model serves.
+            system_prompt: system message of prompts that bring none; None is the library's.
+            **model_options: passed to ``AutoModelForCausalLM.from_pretrained``.
+
+        Raises:
+            ModelNotFoundError: where there are no weights of that name.
+            UnsupportedModelError: where the model cannot be stacked on itself, with the reason.
+            ModelMismatchError, AdapterError: where the adapter belongs to another model or is damaged.
+            ConfigError: where a setting is out of range.
+        """
+        name = str(name_or_path)
+        source = resolve_model(name_or_path)
+        trained = Adapter.from_pretrained(adapter) if adapter is not None else None
+        if trained is not None:
+            given = {"injection": injection, "injection_layers": injection_layers}
+            for setting, value in given.items():
+                own = getattr(trained.config, setting)
+                require(value in (None, own), setting, value, f"the adapter in {adapter} was trained with {own!r}")
+            injection, injection_layers = trained.config.injection, trained.config.injection_layers
+        config = AutoConfig.from_pretrained(source)
+        check_config(config, name)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        if not tokenizer.is_fast:
+            raise UnsupportedModelError(
+                f"{name} has only a slow tokenizer, which gives no character offsets; add a tokenizer.json to it."
+            )
+        device = _pick_device(device)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=_pick_dtype(dtype, config.dtype, device), attn_implementation=ATTENTION, **model_options
+        ).to(device)
+        check_rotation(model, model.base_model.rotary_emb.inv_freq, name)
+        shared = cls(
+            model,
+            tokenizer,
+            name=name,
+            injection=injection or "prefix",
+            injection_layers=injection_layers,
+            context_window=context_window,
+            system_prompt=system_prompt,
+        )
+        if trained is not None:
+            shared.load_adapter(trained)
+        return shared
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.hf_model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and KV."""
+        return self.hf_model.dtype
+
+    @property
+    def identity(self) -> str:
+        """What keys and values are marked with: the weights, the prefix, the layers and the dtype they come from."""
+        prefix = hashlib.sha256(repr(self.prompt_format.prefix).encode()).hexdigest()[:8]
+        return f"{self.fingerprint}/{prefix}/{self.compressor.layers}/{str(self.dtype).removeprefix('torch.')}"
+
+    def __repr__(self) -> str:
+        return f"SharedLLMModel({self.name!r}, {self.injection.kind} over {self.compressor.layers} layers)"
+
+    # Adapters
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Take an adapter's weights.
+
+        Raises:
+            ModelMismatchError: where it was trained on another base model.
+            AdapterError: where a tensor is missing or reshaped.
+        """
+        adapter.check_base(self.name, self.fingerprint)
+        if isinstance(self.injection, CrossAttentionInjection):
+            adapter.load_into(self.injection)
+
+    def adapter(self) -> Adapter:
+        """The trained weights on top of the base model, to be saved with ``save_pretrained``."""
+        weights = self.injection.state_dict() if isinstance(self.injection, CrossAttentionInjection) else {}
+        config = AdapterConfig(self.name, self.fingerprint, self.injection.kind, self.injection.layers)
+        return Adapter(config, weights)
+
+    # Tokens
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text on its own."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def tokenize(self, text: str) -> TokenizedText:
+        """A document's tokens with the characters they stand for."""
+        return tokenize(self.tokenizer, text)
+
+    # Answers
+
+    def generate(self, prompt: str | Sequence, **options: Any) -> str | list[str]:
+        """Answer, as text. Takes what :meth:`complete` takes; a batch of prompts gives a list."""
+        completions = self.complete(prompt, **options)
+        return [c.text for c in completions] if isinstance(completions, list) else completions.text
+
+    def complete(
+        self,
+        prompt: str | Sequence,
+        *,
+        context: Context | str | None | Sequence[Context | str | None] = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        formatted: bool = False,
+        batch_size: int = 8,
+        **generation_options: Any,
+    ) -> Completion | list[Completion]:
+        """Answer, with what it took.
+
+        Args:
+            prompt: a question; or a conversation, as a list of ``{"role", "content"}``; or a batch, as a list of
+                either.
+            context: a Selection, whose KV are injected; text, which is pasted into the same prompt; or None. For a
+                batch one for all prompts, or a list with one for each.
+            max_new_tokens: tokens of the answer at most.
+            temperature: 0 takes the likeliest token every time; above, tokens are sampled.
+            top_p, top_k: limits of the sampling; None leaves them off.
+            stop: strings that end the answer and are not part of it.
+            seed: of the sampling.
+            formatted: the prompt is in the model's own format already.
+            batch_size: prompts that run together.
+            **generation_options: further fields of transformers' GenerationConfig.
+
+        Raises:
+            WindowExceededError: before any computing, where prompt, context and answer do not fit the window.
+            QueryError: where a prompt is empty.
+        """
+        stop = _as_stop(stop)
+        settings = self._settings(max_new_tokens, temperature, top_p, top_k, stop, generation_options)
+        single, requests = self._requests(prompt, context, formatted, max_new_tokens)
+        require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more prompts")
+        # A batch shares the columns of its prefix, so only prompts with the same one run together.
+        alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            alike[request.prompt.prefix].append(index)
+        several = settings.num_return_sequences or 1
+        answers: dict[int, list[Completion]] = {}
+        for group in alike.values():
+            for start in range(0, len(group), batch_size):
+                batch = group[start : start + batch_size]
+                completions = self._run([requests[i] for i in batch], settings, stop, seed, Clock())
+                answers |= {i: completions[n * several : (n + 1) * several] for n, i in enumerate(batch)}
+        completions = [completion for i in range(len(requests)) for completion in answers[i]]
+        return completions[0] if single and several == 1 else completions
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        context: Context | str | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        formatted: bool = False,
+        **generation_options: Any,
+    ) -> CompletionStream:
+        """Answer one prompt piece by piece; takes and raises what :meth:`complete` does."""
+        stop = _as_stop(stop)
+        settings = self._settings(max_new_tokens, temperature, top_p, top_k, stop, generation_options)
+        single, requests = self._requests(prompt, context, formatted, max_new_tokens)
+        if not single:
+            raise ConfigError(f"stream() takes one prompt, not a batch of {len(requests)}; use generate().")
+        clock = Clock()
+
+        def run(streamer: TextIteratorStreamer) -> Completion:
+            return self._run(requests, settings, stop, seed, clock, streamer)[0]
+
+        return CompletionStream(self.tokenizer, run, clock, stop)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        question: str | Sequence,
+        answer: str | Sequence[str],
+        *,
+        context: Context | str | None | Sequence[Context | str | None] = None,
+    ) -> float | list[float]:
+        """Mean negative log-likelihood of an answer, in nats per token.
+
+        Args:
+            question: as ``prompt`` of :meth:`complete`.
+            answer: the text to score; one for each question of a batch.
+            context: as in :meth:`complete`.
+
+        Raises:
+            WindowExceededError, QueryError: as :meth:`complete`.
+        """
+        answers = [answer] if isinstance(answer, str) else list(answer)
+        answer_ids = [self.tokenizer(a, add_special_tokens=False)["input_ids"] for a in answers]
+        if not all(answer_ids):
+            raise QueryError("An answer to be scored is empty; give at least one token.")
+        longest = max(map(len, answer_ids))
+        single, requests = self._requests(question, context, False, longest)
+        require(len(requests) == len(answers), "answer", len(answers), f"there are {len(requests)} questions")
+        scores = [self._score(request, ids) for request, ids in zip(requests, answer_ids, strict=True)]
+        return scores[0] if single else scores
+
+    def logits(self, prompt: Prompt, context: Context | None = None) -> torch.Tensor:
+        """Logits [suffix tokens, vocabulary] over a prompt's running text."""
+        with self._lock, torch.inference_mode():
+            inputs, injected = self._inputs([_Request(prompt, context)], room=0)
+            ids = inputs.pop("input_ids")
+            past = inputs["past_key_values"].get_seq_length()
+            positions = (inputs["attention_mask"].cumsum(-1) - 1)[:, past:]
+            with injected:
+                out = self.hf_model(input_ids=ids[:, past:], position_ids=positions, **inputs)
+        return out.logits[0]
+
+    def check_window(
+        self,
+        prompt: str | Sequence,
+        *,
+        context: Context | str | None | Sequence[Context | str | None] = None,
+        max_new_tokens: int = 256,
+    ) -> None:
+        """Raise WindowExceededError where :meth:`complete` would; nothing is computed."""
+        self._requests(prompt, context, False, max_new_tokens)
+
+    # How it is done
+
+    def _requests(
+        self, prompt: str | Sequence, context: object, formatted: bool, new_tokens: int
+    ) -> tuple[bool, list[_Request]]:
+        """Whether a single prompt was given, and all prompts with their contexts, checked against the window."""
+        single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
+        prompts = [prompt] if single else list(prompt)
+        several = isinstance(context, Sequence) and not isinstance(context, str)
+        contexts = list(context) if several else [context] * len(prompts)
+        require(len(contexts) == len(prompts), "context", len(contexts), f"there are {len(prompts)} prompts")
+        requests = [self._request(p, c, formatted) for p, c in zip(prompts, contexts, strict=True)]
+        for request in requests:
+            in_window = request.context_entries if self.injection.kind == "prefix" else 0
+            needed = len(request.prompt) + in_window + new_tokens
+            if needed > self.context_window:
+                raise WindowExceededError(
+                    f"{self.name} reads {self.context_window} tokens, and this needs {needed}: "
+                    f"{len(request.prompt)} of prompt, {in_window} injected, {new_tokens} of answer. "
+                    "Select with a smaller budget, shorten the prompt or ask for fewer new tokens."
+                )
+        return single, requests
+
+    def _request(self, prompt: str | Sequence[Message], context: object, formatted: bool) -> _Request:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if not any(m["content"].strip() for m in messages):
+            raise QueryError("The prompt is empty; give at least one word.")
+        if context is not None and not isinstance(context, str | Context):
+            raise ConfigError(f"context is a {type(context).__name__}; give a Selection, a text to be pasted, or None.")
+        if isinstance(context, Context) and context.kv_entries == 0:
+            context = None
+        if formatted:
+            if isinstance(context, str):
+                raise ConfigError("A formatted prompt has no place for pasted text; paste it into the prompt.")
+            if not isinstance(prompt, str):
+                raise ConfigError("A formatted prompt is one string, not a conversation.")
+            rendered = self.prompt_format.formatted(prompt, with_context=context is not None)
+        else:
+            rendered = self.prompt_format.render(messages, with_context=context is not None)
+        if isinstance(context, str):
+            # Pasted text is read like any other prompt: one prefill, nothing kept from before.
+            pasted = tuple(self.tokenize(context).ids.tolist())
+            return _Request(Prompt((), rendered.prefix + pasted + rendered.suffix), None)
+        if context is None or self.injection.kind == "cross_attention":
+            return _Request(Prompt((), rendered.prefix + rendered.suffix), context)
+        return _Request(rendered, context)
+
+    def _settings(
+        self,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float | None,
+        top_k: int | None,
+        stop: Sequence[str],
+        options: dict[str, Any],
+    ) -> GenerationConfig:
+        require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be 1 or more tokens")
+        require(temperature >= 0, "temperature", temperature, "must be 0 or more")
+        sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        if temperature > 0:
+            sampling |= {"temperature": temperature, "top_p": top_p or 1.0, "top_k": top_k or 0}
+        unknown = [name for name in options if not hasattr(GenerationConfig(), name)]
+        require(not unknown, "generation_options", unknown, "transformers' GenerationConfig has no such fields")
+        own = self.hf_model.generation_config
+        end = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
+        ends = end if isinstance(end, list) else [end]
+        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else ends[0]
+        if stop:
+            sampling["stop_strings"] = list(stop)
+        return GenerationConfig(
+            **{"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding, **sampling, **options}
+        )
+
+    def _run(
+        self,
+        requests: Sequence[_Request],
+        settings: GenerationConfig,
+        stop: Sequence[str],
+        seed: int | None,
+        clock: Clock,
+        streamer: TextIteratorStreamer | None = None,
+    ) -> list[Completion]:
+        """One batch through transformers' ``generate``."""
+        with self._lock, torch.inference_mode():
+            inputs, injected = self._inputs(requests, settings.max_new_tokens)
+            several = max(settings.num_beams or 1, settings.num_return_sequences or 1)
+            if several > 1:
+                inputs["past_key_values"].batch_repeat_interleave(several)
+            random = nullcontext() if seed is None else torch.random.fork_rng()
+            with injected, random:
+                if seed is not None:
+                    torch.manual_seed(seed)
+                ids = self.hf_model.generate(
+                    **inputs,
+                    generation_config=settings,
+                    tokenizer=self.tokenizer,
+                    stopping_criteria=[clock],
+                    streamer=streamer,
+                )
+        seconds = clock.elapsed()
+        answers = ids[:, inputs["input_ids"].shape[1] :]
+        end = settings.eos_token_id
+        ends = set(end if isinstance(end, list) else [end])
+        completions = []
+        for row, answer in enumerate(answers.tolist()):
+            request = requests[row // (len(answers) // len(requests))]
+            length = next((i for i, token in enumerate(answer) if token in ends), len(answer))
+            text = self.tokenizer.decode(answer[:length], skip_special_tokens=True)
+            shown = cut_at_stop(text, stop)
+            stopped = length < len(answer) or len(shown) < len(text) or clock.cancelled.is_set()
+            completions.append(
+                Completion(
+                    text=shown,
+                    finish_reason="stop" if stopped or length < settings.max_new_tokens else "length",
+                    prompt_tokens=len(request.prompt),
+                    context_entries=request.context_entries,
+                    completion_tokens=length,
+                    time_to_first_token=clock.first_token or seconds,
+                    seconds=seconds,
+                )
+            )
+        return completions
+
+    def _score(self, request: _Request, answer: Sequence[int]) -> float:
+        # The last token of the prompt predicts the first of the answer.
+        whole = Prompt(request.prompt.prefix, (*request.prompt.suffix, *answer[:-1]))
+        logits = self.logits(whole, request.context)[-len(answer) :].float()
+        return torch.nn.functional.cross_entropy(logits, torch.tensor(answer, device=logits.device)).item()
+
+    def _inputs(self, requests: Sequence[_Request], room: int) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+        """What the whole model is called with for a batch, and what must be entered meanwhile.
+
+        The columns of a batch, whose prompts all have one prefix, are: context, padded on the left; prefix; running
+        text, padded on the left.
+        """
+        contexts = [r.context.key_values() if r.context is not None else None for r in requests]
+        width = max((c.entries for c in contexts if c is not None), default=0)
+        if self.injection.kind == "cross_attention":
+            injected = self.injection.installed(self.hf_model, contexts, len(self.prompt_format.prefix))
+            width, in_cache = 0, [None] * len(contexts)
+        else:
+            injected, in_cache = nullcontext(), contexts
+        padding = self.tokenizer.pad_token_id or 0
+        prefix = requests[0].prompt.prefix
+        texts = [list(r.prompt.suffix) for r in requests]
+        longest = max(map(len, texts))
+        rows, masks = [], []
+        for context, text in zip(in_cache, texts, strict=True):
+            shown = context.token_ids.tolist() if context is not None else []
+            gaps = width - len(shown), longest - len(text)
+            rows.append([padding] * gaps[0] + shown + list(prefix) + [padding] * gaps[1] + text)
+            masks.append([0] * gaps[0] + [1] * (len(shown) + len(prefix)) + [0] * gaps[1] + [1] * len(text))
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor(rows, device=self.device),
+            "attention_mask": torch.tensor(masks, device=self.device),
+        }
+        inputs["past_key_values"] = self._cache(in_cache, prefix, longest + room)
+        return inputs, injected
+
+    def _cache(self, contexts: Sequence[ContextKV | None], prefix: tuple[int, ...], room: int) -> Cache:
+        if not prefix and all(c is None for c in contexts):
+            return DynamicCache()
+        sink = len(self.prompt_format.prefix)
+        return self.injection.cache(contexts, self._prefix_kv(prefix), sink, room, self.dtype)
+
+    def _prefix_kv(self, prefix: tuple[int, ...]) -> torch.Tensor:
+        """Keys and values of a prefix over all layers, [2, N, kv_heads, prefix, head_dim]."""
+        kv = self._prefixes.pop(prefix, None)
+        if kv is None:
+            kv = self._all_layers.key_values(torch.tensor([prefix], dtype=torch.long, device=self.device))[:, :, 0]
+        self._prefixes[prefix] = kv
+        while len(self._prefixes) > PREFIXES_KEPT:
+            self._prefixes.popitem(last=False)
+        return kv
+
+
+def _as_stop(stop: str | Sequence[str] | None) -> list[str]:
+    return [stop] if isinstance(stop, str) else [s for s in stop or () if s]
+
+
+def _pick_device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _pick_dtype(dtype: str | torch.dtype, own: torch.dtype | None, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        picked = getattr(torch, dtype, None)
+        require(isinstance(picked, torch.dtype), "dtype", dtype, "must be 'auto' or the name of a torch dtype")
+        return picked
+    if device.type != "cpu":
+        return own or torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

@@ -1,0 +1,1 @@
+"""The store: documents, node codes, KV cache, persistence, prefilter, conversations."""

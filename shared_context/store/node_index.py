@@ -1,0 +1,157 @@
+"""All leaves of all documents side by side in memory, and the statistics that their scores need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shared_context.config import TreeConfig
+from shared_context.store.database import NodeData
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """The leaves of a store as arrays, one row per leaf, in the order of documents and of their text.
+
+    Attributes:
+        codes: int8 [leaves, leaf_size, code_size]; a short leaf repeats its last token.
+        scales: float16 [leaves, leaf_size].
+        states: float16 [leaves, hidden].
+        embeddings: float32 [leaves, dimension].
+        document: key of the leaf's document, int64 [leaves].
+        chunk: row of the leaf's chunk in the arrays below, int64 [leaves].
+        slot: the leaf's place in its chunk's tree, int64 [leaves].
+        chunk_document, chunk_number, chunk_length: for each chunk its document's key, its place in the document, and
+            its tokens, int64 [chunks].
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    states: torch.Tensor
+    embeddings: torch.Tensor
+    document: np.ndarray
+    chunk: np.ndarray
+    slot: np.ndarray
+    chunk_document: np.ndarray
+    chunk_number: np.ndarray
+    chunk_length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+
+@dataclass(frozen=True)
+class _Document:
+    token_ids: np.ndarray
+    codes: torch.Tensor
+    scales: torch.Tensor
+    states: torch.Tensor
+    embeddings: torch.Tensor
+
+
+class NodeIndex:
+    """What a query is compared with.
+
+    Args:
+        tree: the shape of the trees.
+        vocabulary: size of the model's vocabulary, for token frequencies.
+    """
+
+    def __init__(self, tree: TreeConfig, vocabulary: int):
+        self._tree = tree
+        self._documents: dict[int, _Document] = {}
+        self._frequency = np.zeros(vocabulary, dtype=np.int64)
+        self._leaf_count = 0
+        self._leaves: Leaves | None = None
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._documents
+
+    @property
+    def keys(self) -> set[int]:
+        """Keys of the documents held."""
+        return set(self._documents)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents."""
+        return sum(len(d.token_ids) for d in self._documents.values())
+
+    def add(self, key: int, token_ids: np.ndarray, nodes: NodeData) -> None:
+        """Take in a document."""
+        size = self._tree.leaf_size
+        tokens = len(token_ids)
+        leaves = -(-tokens // size)
+        # Repeating the last token fills the last leaf up without touching any maximum over its tokens.
+        rows = np.minimum(np.arange(leaves * size), tokens - 1)
+        self._documents[key] = _Document(
+            token_ids,
+            torch.from_numpy(nodes.codes[rows].reshape(leaves, size, -1)),
+            torch.from_numpy(nodes.scales[rows].reshape(leaves, size)),
+            torch.from_numpy(nodes.states.copy()),
+            torch.from_numpy(nodes.embeddings.copy()),
+        )
+        self._count(token_ids, 1)
+        self._leaves = None
+
+    def remove(self, key: int) -> None:
+        """Forget a document."""
+        self._count(self._documents.pop(key).token_ids, -1)
+        self._leaves = None
+
+    def _count(self, token_ids: np.ndarray, sign: int) -> None:
+        leaf = np.arange(len(token_ids)) // self._tree.leaf_size
+        once_per_leaf = np.unique(leaf * len(self._frequency) + token_ids) % len(self._frequency)
+        self._frequency += sign * np.bincount(once_per_leaf, minlength=len(self._frequency))
+        self._leaf_count += sign * (int(leaf[-1]) + 1)
+
+    def weights(self, token_ids: np.ndarray) -> torch.Tensor:
+        """Inverse leaf frequency of tokens, ``ln((n + 1) / (n_t + 0.5))``, float32 [tokens]."""
+        return torch.from_numpy(np.log((self._leaf_count + 1) / (self._frequency[token_ids] + 0.5))).float()
+
+    def leaves(self) -> Leaves:
+        """All leaves; the arrays are joined again after a change."""
+        if self._leaves is None:
+            self._leaves = self._join()
+        return self._leaves
+
+    def _join(self) -> Leaves:
+        size, per_chunk = self._tree.leaf_size, 2**self._tree.height
+        keys = sorted(self._documents)
+        documents = [self._documents[key] for key in keys]
+        tokens = np.array([len(d.token_ids) for d in documents], dtype=np.int64)
+        chunks = -(-tokens // self._tree.chunk_size)
+        chunk_number = _ranges(chunks)
+        chunk_length = np.minimum(
+            np.repeat(tokens, chunks) - chunk_number * self._tree.chunk_size, self._tree.chunk_size
+        )
+        per_document = -(-tokens // size)
+        number = _ranges(per_document)
+        first_chunk = np.cumsum(chunks) - chunks
+        joined = {
+            name: torch.cat([getattr(d, name) for d in documents])
+            for name in ("codes", "scales", "states", "embeddings")
+        }
+        # The documents' own arrays become views of the joined ones, so that nothing is held twice.
+        ends = np.cumsum(per_document)
+        for key, document, start, end in zip(keys, documents, ends - per_document, ends, strict=True):
+            views = {name: array[start:end] for name, array in joined.items()}
+            self._documents[key] = _Document(document.token_ids, **views)
+        return Leaves(
+            **joined,
+            document=np.repeat(np.array(keys, dtype=np.int64), per_document),
+            chunk=np.repeat(first_chunk, per_document) + number // per_chunk,
+            slot=number % per_chunk,
+            chunk_document=np.repeat(np.array(keys, dtype=np.int64), chunks),
+            chunk_number=chunk_number,
+            chunk_length=chunk_length,
+        )
+
+
+def _ranges(counts: Iterable[int]) -> np.ndarray:
+    """0 to n - 1 for every n of ``counts``, one after the other."""
+    counts = np.asarray(counts, dtype=np.int64)
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,0 +1,99 @@
+"""The scoring policies: how promising each leaf is for a query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from shared_context.config import Policy
+from shared_context.errors import ConfigError
+from shared_context.kernels import late_interaction_scores
+from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.store.codec import Codec
+from shared_context.store.embedder import Embedder
+from shared_context.store.node_index import Leaves, NodeIndex
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query in every form that a policy asks for, each made when it is first needed."""
+
+    text: str
+    model: SharedLLMModel
+    codec: Codec
+    embedder: Embedder | None
+    index: NodeIndex
+
+    @cached_property
+    def token_ids(self) -> np.ndarray:
+        """[tokens]."""
+        return self.model.tokenize(self.text).ids
+
+    @cached_property
+    def states(self) -> torch.Tensor:
+        """Hidden states after one layer, [tokens, hidden]."""
+        return self.model.compressor.query_states(torch.from_numpy(self.token_ids.astype(np.int64))).float().cpu()
+
+    @cached_property
+    def embedding(self) -> torch.Tensor:
+        """[dimension]."""
+        if self.embedder is None:
+            raise ConfigError(
+                "This store has no embedder, which the policies embedding and hybrid and the prefilter need. "
+                "Choose late_interaction, or make the store with embedder='auto'."
+            )
+        return torch.from_numpy(self.embedder.encode([self.text])[0])
+
+
+def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
+    """Max-similarity of each query token over the leaf's tokens, weighted by inverse leaf frequency, summed."""
+    weights = query.index.weights(query.token_ids)
+    return late_interaction_scores(query.codec.encode(query.states), weights, leaves.codes[rows], leaves.scales[rows])
+
+
+def embedding(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
+    """Cosine of the leaf's embedding with the query's."""
+    return leaves.embeddings[rows] @ query.embedding
+
+
+def last_token(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
+    """Cosine of the last tokens' hidden states after one layer (arXiv 2603.04759)."""
+    return torch.nn.functional.cosine_similarity(leaves.states[rows].float(), query.states[-1:], dim=-1)
+
+
+def hybrid(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
+    """Late interaction and embedding, each in standard deviations from its mean, added."""
+    return standardize(late_interaction(query, leaves, rows)) + standardize(embedding(query, leaves, rows))
+
+
+POLICIES: dict[Policy, Callable[[Query, Leaves, torch.Tensor | slice], torch.Tensor]] = {
+    "hybrid": hybrid,
+    "late_interaction": late_interaction,
+    "embedding": embedding,
+    "last_token": last_token,
+}
+
+
+def standardize(scores: torch.Tensor) -> torch.Tensor:
+    """Scores in standard deviations from their mean; zeros where all are equal."""
+    return (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-6)
+
+
+def with_neighbours(scores: torch.Tensor, document: np.ndarray, weight: float) -> torch.Tensor:
+    """Scores to which each leaf's neighbours in its document add ``weight`` of what they are above the mean.
+
+    Args:
+        scores: [leaves], leaves in document order.
+        document: key of each leaf's document, [leaves].
+        weight: share of a neighbour's score.
+    """
+    above = (scores - scores.mean()) * weight
+    same = torch.from_numpy(document[1:] == document[:-1])
+    smoothed = scores.clone()
+    smoothed[1:] += above[:-1] * same
+    smoothed[:-1] += above[1:] * same
+    return smoothed

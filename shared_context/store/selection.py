@@ -1,0 +1,152 @@
+"""A selection: what a query is shown of which documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from shared_context.kernels import ChunkKV
+from shared_context.model.injection import ContextKV
+from shared_context.tree import ContextTree, Grained, cut_rows
+
+
+@dataclass(frozen=True)
+class SelectedNode:
+    """A node that is shown.
+
+    Attributes:
+        doc_id: the document's id.
+        start, end: its characters in the document's text.
+        text: those characters.
+        level: level in its tree, root 0.
+        ratio: its grain; one KV of ``ratio`` is shown.
+        score: how promising the policy found it; comparable within one selection only.
+        token_count: tokens of the node.
+        kv_entries: KV entries that are shown of it.
+        metadata: the document's.
+    """
+
+    doc_id: str
+    start: int
+    end: int
+    text: str
+    level: int
+    ratio: int
+    score: float
+    token_count: int
+    kv_entries: int
+    metadata: Mapping[str, Any] = field(repr=False, hash=False)
+
+
+@dataclass(frozen=True)
+class SelectedChunk:
+    """The cut of one chunk, with all that is needed to encode the chunk again, should its KV be gone.
+
+    Attributes:
+        token_ids: of the whole chunk, int32 [tokens].
+        tree: the chunk's context tree.
+        cut: the grained nodes that are shown, from left to right.
+        nodes: the same as the user sees them.
+    """
+
+    token_ids: np.ndarray
+    tree: ContextTree
+    cut: tuple[Grained, ...]
+    nodes: tuple[SelectedNode, ...]
+
+    def rows(self) -> list[int]:
+        """Token positions in the chunk that are shown."""
+        return cut_rows(self.tree, self.cut)
+
+
+class Selection:
+    """The cuts chosen for one query, in document order; hand it to a model as ``context``.
+
+    It stays valid when its documents are changed or deleted: it keeps the tokens that it shows.
+
+    Attributes:
+        query: what was asked; None where there was no query.
+        budget: KV entries that were allowed; None where none was set.
+        policy: the name of the scoring policy; None where nothing was scored.
+    """
+
+    def __init__(
+        self,
+        chunks: Iterable[SelectedChunk],
+        encode: Callable[[Sequence[np.ndarray]], list[ChunkKV]],
+        *,
+        query: str | None,
+        budget: int | None,
+        policy: str | None,
+    ):
+        self.chunks = tuple(chunks)
+        self.query, self.budget, self.policy = query, budget, policy
+        self._encode = encode
+
+    @property
+    def nodes(self) -> tuple[SelectedNode, ...]:
+        """The nodes shown, in document order."""
+        return tuple(node for chunk in self.chunks for node in chunk.nodes)
+
+    @property
+    def kv_entries(self) -> int:
+        """KV entries per layer; never more than the budget."""
+        return sum(node.kv_entries for node in self.nodes)
+
+    @property
+    def doc_ids(self) -> list[str]:
+        """Ids of the documents that something is shown of, in document order."""
+        return list(dict.fromkeys(node.doc_id for node in self.nodes))
+
+    @property
+    def passages(self) -> list[tuple[SelectedNode, ...]]:
+        """The nodes in runs that touch each other in their document."""
+        runs: list[list[SelectedNode]] = []
+        for node in self.nodes:
+            if runs and runs[-1][-1].doc_id == node.doc_id and runs[-1][-1].end == node.start:
+                runs[-1].append(node)
+            else:
+                runs.append([node])
+        return [tuple(run) for run in runs]
+
+    @property
+    def text(self) -> str:
+        """The text of the nodes; a blank line stands between those that do not touch."""
+        return "\n\n".join("".join(node.text for node in run) for run in self.passages)
+
+    def __len__(self) -> int:
+        return sum(len(chunk.nodes) for chunk in self.chunks)
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    def __repr__(self) -> str:
+        allowed = "" if self.budget is None else f" of {self.budget}"
+        return f"Selection({len(self)} nodes of {len(self.doc_ids)} documents, {self.kv_entries}{allowed} KV entries)"
+
+    def subset(self, nodes: Iterable[SelectedNode]) -> Selection:
+        """The selection of some of these nodes only, still in document order.
+
+        Args:
+            nodes: nodes of this selection; others are passed over.
+        """
+        wanted = set(nodes)
+        chunks = []
+        for chunk in self.chunks:
+            kept = [(g, n) for g, n in zip(chunk.cut, chunk.nodes, strict=True) if n in wanted]
+            if kept:
+                cut, shown = zip(*kept, strict=True)
+                chunks.append(SelectedChunk(chunk.token_ids, chunk.tree, cut, shown))
+        return Selection(chunks, self._encode, query=self.query, budget=self.budget, policy=self.policy)
+
+    def key_values(self) -> ContextKV:
+        """The encodings of the chunks, from the cache or computed now, and the rows of them that are shown."""
+        rows = [torch.tensor(chunk.rows()) for chunk in self.chunks]
+        encodings = self._encode([chunk.token_ids for chunk in self.chunks])
+        shown = [chunk.token_ids[r.numpy()] for chunk, r in zip(self.chunks, rows, strict=True)]
+        token_ids = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *shown]).astype(np.int64))
+        return ContextKV(encodings, rows, token_ids)

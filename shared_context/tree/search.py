@@ -1,0 +1,135 @@
+"""The searches that turn node scores into cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+
+import numpy as np
+
+from shared_context.tree.context_tree import ContextTree, Node
+from shared_context.tree.cut import Grained, kv_entries
+
+
+def split_and_search(
+    tree: ContextTree, ratios: Sequence[int | None], similarity: Callable[[Node], float] | None = None
+) -> list[Grained]:
+    """The depth-first policy of arXiv 2603.04759, section 3: one path from the root is split, its siblings are kept.
+
+    Of two children the one more similar to the query is split further and the other is preserved as it is; at the
+    last level both are preserved.
+
+    Args:
+        tree: the chunk's tree.
+        ratios: the ratio of a preserved node at each level, root first (the root's is used by a tree of height 0).
+        similarity: similarity of a node to the query; None where there is no query, and then the right child,
+            which is nearest to the running text, is always taken.
+
+    Returns:
+        A cut that covers the chunk exactly once, from left to right; empty nodes are left out.
+    """
+    node, cut = Node(0, 0), []
+    while node.level < tree.height:
+        left, right = node.children
+        takes_right = tree.size(right) > 0 and (
+            tree.size(left) == 0 or similarity is None or similarity(right) > similarity(left)
+        )
+        node, sibling = (right, left) if takes_right else (left, right)
+        cut.append(sibling)
+    cut.append(node)
+    cut = [node for node in cut if tree.size(node) > 0]
+    return [Grained(node, ratios[node.level]) for node in sorted(cut, key=tree.span)]
+
+
+def node_scores(leaf_scores: np.ndarray) -> list[np.ndarray]:
+    """Scores of all nodes from those of the leaves: an inner node is as good as its best leaf.
+
+    Args:
+        leaf_scores: float [chunks, 2**height]; minus infinity where there is no leaf.
+
+    Returns:
+        One array per level, root first, level ``w`` of shape [chunks, 2**w].
+    """
+    levels = [leaf_scores]
+    while levels[0].shape[1] > 1:
+        below = levels[0]
+        levels.insert(0, below.reshape(len(below), -1, 2).max(axis=2))
+    return levels
+
+
+def smallest_leaf(tree: ContextTree) -> int:
+    """Tokens of the smallest leaf that is not empty; 0 for an empty chunk."""
+    return min((end - start for start, end in pairwise(tree.bounds) if end > start), default=0)
+
+
+def expand_under_budget(
+    trees: Sequence[ContextTree],
+    leaf_scores: np.ndarray,
+    coarse: Sequence[int | None],
+    fine: int,
+    budget: int,
+) -> dict[int, list[Grained]]:
+    """Best-first expansion under one KV budget over all chunks of all documents.
+
+    Generalises split-and-search: the most promising node anywhere is opened next, at the price of what its children
+    cost at their coarse grain beyond what it cost itself; an opened leaf is shown at the fine grain. What is never
+    opened stays coarse, a chunk that the budget cannot afford is left out, and a node that does not fit any more is
+    passed over for the next best that does.
+
+    Args:
+        trees: the tree of each chunk, all of one height.
+        leaf_scores: float [chunks, 2**height]; minus infinity where there is no leaf or it may not be chosen.
+        coarse: for each level, root first, the ratio of an unopened node; None shows nothing of it.
+        fine: the ratio of an opened leaf.
+        budget: the most KV entries that all cuts together may hold.
+
+    Returns:
+        By chunk, the nodes of its cut from left to right. Chunks and nodes of which nothing is shown are missing.
+    """
+    scores = node_scores(leaf_scores)
+    height = len(scores) - 1
+    only_leaves = all(ratio is None for ratio in coarse)
+    cuts: dict[int, dict[Node, int | None]] = {}
+    left = budget
+    root = Node(0, 0)
+    waiting = [(-float(scores[0][chunk, 0]), chunk, root) for chunk in np.flatnonzero(np.isfinite(scores[0][:, 0]))]
+    heapify(waiting)
+
+    def push(chunk: int, node: Node) -> None:
+        score = scores[node.level][chunk, node.index]
+        if np.isfinite(score):
+            heappush(waiting, (-float(score), chunk, node))
+
+    while waiting and left > 0:
+        _, chunk, node = heappop(waiting)
+        tree = trees[chunk]
+        # Opening a node that shows nothing costs nothing: without this, a spent budget would still open all of them.
+        if only_leaves and kv_entries(smallest_leaf(tree), fine) > left:
+            continue
+        if chunk not in cuts:
+            price = kv_entries(tree.length, coarse[0])
+            if price > left:
+                continue
+            left -= price
+            cuts[chunk] = {root: coarse[0]}
+        cut = cuts[chunk]
+        opened = [(node, fine)] if node.level == height else [(c, coarse[node.level + 1]) for c in node.children]
+        price = sum(kv_entries(tree.size(n), ratio) for n, ratio in opened) - kv_entries(tree.size(node), cut[node])
+        if price > left:
+            continue
+        left -= price
+        del cut[node]
+        cut.update(opened)
+        if node.level < height:
+            for child in node.children:
+                push(chunk, child)
+
+    shown = {
+        int(chunk): sorted(
+            (Grained(n, ratio) for n, ratio in cut.items() if kv_entries(trees[chunk].size(n), ratio)),
+            key=lambda grained: trees[chunk].span(grained.node),
+        )
+        for chunk, cut in cuts.items()
+    }
+    return {chunk: cut for chunk, cut in sorted(shown.items()) if cut}
