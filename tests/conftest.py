@@ -1,0 +1,35 @@
+"""Fixtures that every test may use: the embedded default model, loaded once, and the sample handbook."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared_context import SharedLLMContextStore, SharedLLMModel
+
+HANDBOOK = Path(__file__).parent.parent / "examples" / "data" / "handbook.md"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def repeatable() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model() -> SharedLLMModel:
+    """The embedded default model."""
+    return SharedLLMModel.from_pretrained()
+
+
+@pytest.fixture(scope="session")
+def handbook() -> str:
+    """The sample handbook's text, about 25,000 tokens."""
+    return HANDBOOK.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def handbook_store(model: SharedLLMModel, handbook: str) -> SharedLLMContextStore:
+    """The handbook in a store in memory; tests share it and must not change it."""
+    store = SharedLLMContextStore(model)
+    store.add(handbook, id="handbook")
+    return store

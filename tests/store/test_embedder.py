@@ -1,0 +1,72 @@
+"""The default embedder, with its real weights."""
+
+import numpy as np
+import pytest
+
+from shared_context.errors import ModelNotFoundError
+from shared_context.store.embedder import (
+    DEFAULT_EMBEDDER,
+    Embedder,
+    SentenceTransformerEmbedder,
+    load_default_embedder,
+    resolve_default_embedder,
+)
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return load_default_embedder()
+
+
+def test_rows_have_unit_length(embedder):
+    rows = embedder.encode(["When does the night shift start?", "At ten.", "", "\U0001f600 שלום\r\n"])
+    assert rows.shape == (4, embedder.dimension) == (4, 384)
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_no_texts_give_no_rows(embedder):
+    rows = embedder.encode([])
+    assert rows.shape == (0, 384)
+    assert rows.dtype == np.float32
+
+
+def test_the_passage_that_answers_is_nearest(embedder):
+    passages = ["The night shift starts at ten in the evening.", "Helmets are blue.", "Lunch is served at noon."]
+    scores = embedder.encode(passages) @ embedder.encode(["When does the night shift start?"])[0]
+    assert scores.argmax() == 0
+
+
+def test_rows_keep_the_order_of_the_texts_whatever_their_length(embedder):
+    texts = ["word " * count for count in range(1, 80, 2)]
+    together = embedder.encode(texts)
+    alone = np.concatenate([embedder.encode([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def test_a_long_text_is_cut_at_256_word_pieces(embedder):
+    long = embedder.encode(["shift " * 300, "shift " * 300 + "volcano " * 300])
+    np.testing.assert_allclose(long[0], long[1], atol=1e-5)
+
+
+def test_encoding_prints_nothing(embedder, capfd):
+    embedder.encode(["one", "two"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_its_name_is_the_same_however_it_was_asked_for(embedder):
+    assert isinstance(embedder, Embedder)
+    assert embedder.name == DEFAULT_EMBEDDER
+    assert SentenceTransformerEmbedder("sentence-transformers/all-MiniLM-L6-v2").name == DEFAULT_EMBEDDER
+
+
+def test_a_folder_gives_the_same_embeddings_under_its_own_name(embedder):
+    folder = resolve_default_embedder()
+    other = SentenceTransformerEmbedder(folder, device="cpu")
+    assert other.name == folder.resolve().name
+    np.testing.assert_allclose(other.encode(["one"]), embedder.encode(["one"]), atol=1e-5)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        SentenceTransformerEmbedder(tmp_path / "nowhere")
