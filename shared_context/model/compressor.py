@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -20,16 +21,13 @@ class LowerModel:
     """
 
     def __init__(self, base: PreTrainedModel, layers: int):
-        config = type(base.config).from_dict({**base.config.to_dict(), "num_hidden_layers": layers})
-        config._attn_implementation = base.config._attn_implementation
-        with torch.device("meta"):
-            lower = type(base)(config)
-        # The stand-ins made on the meta device hold no memory; every one that takes part is replaced by the base's own.
-        for name, module in base.named_children():
-            setattr(lower, name, module)
-        lower.layers = nn.ModuleList(base.layers[:layers])
-        lower.norm = nn.Identity()
-        self._model = lower.eval()
+        config = copy.copy(base.config)
+        config.num_hidden_layers = layers
+        # A shallow copy shares every module; only its table of modules is its own.
+        lower = copy.copy(base)
+        lower._modules = {**base._modules, "layers": nn.ModuleList(base.layers[:layers]), "norm": nn.Identity()}
+        lower.config = config
+        self._model = lower
         self.layers = layers
 
     def hidden_states(self, ids: torch.Tensor) -> torch.Tensor:

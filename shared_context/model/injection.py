@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -122,10 +122,17 @@ class PrefixInjection:
     """
 
     kind = "prefix"
+    in_cache = True
 
     def __init__(self, layers: int, inv_freq: torch.Tensor):
         self.layers = layers
         self.inv_freq = inv_freq
+
+    def installed(
+        self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int
+    ) -> AbstractContextManager[None]:
+        """Nothing has to be entered: the context is in the cache."""
+        return nullcontext()
 
     def cache(
         self, contexts: Sequence[ContextKV | None], prefix_kv: torch.Tensor, sink: int, room: int, dtype: torch.dtype
@@ -235,6 +242,7 @@ class CrossAttentionInjection(nn.Module):
     """
 
     kind = "cross_attention"
+    in_cache = False
 
     def __init__(self, model: PreTrainedModel, layers: int, inv_freq: torch.Tensor):
         super().__init__()

@@ -16,7 +16,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    Cache,
     DynamicCache,
     GenerationConfig,
     PreTrainedModel,
@@ -360,7 +359,7 @@ class SharedLLMModel:
             positions = (inputs["attention_mask"].cumsum(-1) - 1)[:, past:]
             with injected:
                 out = self.hf_model(input_ids=ids[:, past:], position_ids=positions, **inputs)
-        return out.logits[0]
+        return out.logits[0, -len(prompt.suffix) :]
 
     def check_window(
         self,
@@ -385,7 +384,7 @@ class SharedLLMModel:
         require(len(contexts) == len(prompts), "context", len(contexts), f"there are {len(prompts)} prompts")
         requests = [self._request(p, c, formatted) for p, c in zip(prompts, contexts, strict=True)]
         for request in requests:
-            in_window = request.context_entries if self.injection.kind == "prefix" else 0
+            in_window = request.context_entries if self.injection.in_cache else 0
             needed = len(request.prompt) + in_window + new_tokens
             if needed > self.context_window:
                 raise WindowExceededError(
@@ -415,8 +414,6 @@ class SharedLLMModel:
             # Pasted text is read like any other prompt: one prefill, nothing kept from before.
             pasted = tuple(self.tokenize(context).ids.tolist())
             return _Request(Prompt((), rendered.prefix + pasted + rendered.suffix), None)
-        if context is None or self.injection.kind == "cross_attention":
-            return _Request(Prompt((), rendered.prefix + rendered.suffix), context)
         return _Request(rendered, context)
 
     def _settings(
@@ -508,16 +505,15 @@ class SharedLLMModel:
         text, padded on the left.
         """
         contexts = [r.context.key_values() if r.context is not None else None for r in requests]
-        width = max((c.entries for c in contexts if c is not None), default=0)
-        if self.injection.kind == "cross_attention":
-            injected = self.injection.installed(self.hf_model, contexts, len(self.prompt_format.prefix))
-            width, in_cache = 0, [None] * len(contexts)
-        else:
-            injected, in_cache = nullcontext(), contexts
-        padding = self.tokenizer.pad_token_id or 0
-        prefix = requests[0].prompt.prefix
-        texts = [list(r.prompt.suffix) for r in requests]
+        sink = len(self.prompt_format.prefix)
+        injected = self.injection.installed(self.hf_model, contexts, sink)
+        in_cache = contexts if self.injection.in_cache else [None] * len(contexts)
+        # What stands before an injection that is not in the cache must see it too, so it is read anew.
+        prefix = requests[0].prompt.prefix if self.injection.in_cache else ()
+        texts = [[*r.prompt.prefix[len(prefix) :], *r.prompt.suffix] for r in requests]
+        width = max((c.entries for c in in_cache if c is not None), default=0)
         longest = max(map(len, texts))
+        padding = self.tokenizer.pad_token_id or 0
         rows, masks = [], []
         for context, text in zip(in_cache, texts, strict=True):
             shown = context.token_ids.tolist() if context is not None else []
@@ -528,14 +524,12 @@ class SharedLLMModel:
             "input_ids": torch.tensor(rows, device=self.device),
             "attention_mask": torch.tensor(masks, device=self.device),
         }
-        inputs["past_key_values"] = self._cache(in_cache, prefix, longest + room)
+        if prefix or width:
+            kv = self._prefix_kv(prefix)
+            inputs["past_key_values"] = self.injection.cache(in_cache, kv, sink, longest + room, self.dtype)
+        else:
+            inputs["past_key_values"] = DynamicCache()
         return inputs, injected
-
-    def _cache(self, contexts: Sequence[ContextKV | None], prefix: tuple[int, ...], room: int) -> Cache:
-        if not prefix and all(c is None for c in contexts):
-            return DynamicCache()
-        sink = len(self.prompt_format.prefix)
-        return self.injection.cache(contexts, self._prefix_kv(prefix), sink, room, self.dtype)
 
     def _prefix_kv(self, prefix: tuple[int, ...]) -> torch.Tensor:
         """Keys and values of a prefix over all layers, [2, N, kv_heads, prefix, head_dim]."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 SEGMENT_CHARACTERS = 1 << 16
-"""Text is tokenized in segments of at most this length, which run in parallel and bound the memory."""
+"""Text is tokenized in segments of at most this length, which run in parallel."""
+
+SEGMENTS_TOGETHER = 16
+"""Segments whose tokens are held as Python objects at a time: these take thirty times the room of the arrays."""
 
 
 @dataclass(frozen=True)
@@ -72,30 +78,53 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenizedText:
 
     Args:
         tokenizer: a fast tokenizer (it must give offsets).
-        text: any text, of any script and line ending.
+        text: any text, of any script and line ending; no lone surrogates.
     """
+    encoder = _encoder(tokenizer)
     ids: list[np.ndarray] = []
     bounds = [np.zeros(1, dtype=np.int64)]
     offset = 0
     pieces = segments(text)
-    encoded = tokenizer(
-        pieces,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_offsets_mapping=True,
-        split_special_tokens=True,
-        truncation=False,
-        verbose=False,
-    )
-    for piece, piece_ids, offsets in zip(pieces, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-        # A token that continues a character begun by the one before has that character's span; it begins behind it.
-        ends_so_far = np.maximum.accumulate(np.concatenate([[0], spans[:-1, 1]])) if len(spans) else spans[:, 0]
-        starts = np.maximum(spans[:, 0], ends_so_far)
-        # What a tokenizer drops (spaces, control characters) goes with the token before it.
-        ids.append(np.array(piece_ids, dtype=np.int32))
-        bounds.append(offset + np.append(starts[1:], len(piece)) if len(spans) else np.zeros(0, dtype=np.int64))
-        offset += len(piece)
+    for at in range(0, len(pieces), SEGMENTS_TOGETHER):
+        together = pieces[at : at + SEGMENTS_TOGETHER]
+        for piece, encoding in zip(together, encoder.encode_batch(together, add_special_tokens=False), strict=True):
+            ids.append(np.array(encoding.ids, dtype=np.int32))
+            bounds.append(offset + _ends(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), len(piece)))
+            offset += len(piece)
     joined = np.concatenate(bounds)
-    joined[-1] = len(text)
+    if len(joined) > 1:  # what a tokenizer drops from the last segment, if that is all of it
+        joined[-1] = len(text)
     return TokenizedText(np.concatenate(ids), joined)
+
+
+def _ends(spans: np.ndarray, length: int) -> np.ndarray:
+    """Where each token of a text ends, so that the tokens tile it, [tokens].
+
+    Args:
+        spans: the characters that the tokenizer says each token came from, [tokens, 2]. They may overlap (several
+            tokens for one character) and leave out what the tokenizer drops (spaces, control characters).
+        length: characters of the text.
+    """
+    # A token that continues a character begun by the one before has that character's span; it begins behind it.
+    starts = np.maximum(spans[1:, 0], np.maximum.accumulate(spans[:-1, 1]))
+    # What is dropped goes with the token before it.
+    return np.append(starts, length)[: len(spans)]
+
+
+_encoders: WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer] = WeakKeyDictionary()
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of the tokenizer's core to which special tokens are ordinary text.
+
+    transformers' own switch for this is a state of the one core that all threads share: a prompt that is rendered
+    while a document is tokenized would set it back.
+    """
+    encoder = _encoders.get(tokenizer)
+    if encoder is None:
+        encoder = copy.deepcopy(tokenizer.backend_tokenizer)
+        encoder.encode_special_tokens = True
+        encoder.no_truncation()
+        encoder.no_padding()
+        _encoders[tokenizer] = encoder
+    return encoder

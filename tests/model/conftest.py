@@ -1,0 +1,133 @@
+"""Small random models of every supported family, with a tokenizer trained on the spot."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from shared_context import SharedLLMModel
+from shared_context.model.injection import ATTENTION, ContextKV
+from shared_context.model.prompt import Prompt
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+    "initializer_range": 0.1,
+}
+
+
+def rope(kind: str, **values: object) -> dict[str, object]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **values}}
+
+
+LLAMA3 = rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=512)
+YARN = rope("yarn", factor=4.0, original_max_position_embeddings=512)
+
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "llama-multi-head": LlamaConfig(**{**SIZES, "num_key_value_heads": 4}),
+    "llama-llama3-rope": LlamaConfig(**SIZES, **LLAMA3),
+    "llama-linear-rope": LlamaConfig(**SIZES, **rope("linear", factor=2.0)),
+    "llama-dynamic-rope": LlamaConfig(**SIZES, **rope("dynamic", factor=2.0)),
+    "llama-yarn-rope": LlamaConfig(**SIZES, **YARN),
+    "mistral": MistralConfig(**SIZES, head_dim=32),
+    "mistral-sliding": MistralConfig(**SIZES, sliding_window=1024),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=32),
+    "phi3": Phi3Config(**SIZES),
+    "olmo2": Olmo2Config(**SIZES),
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 320 words, without a chat template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZES["vocab_size"],
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator(["the harbour master keeps the lamp and the log of the harbour"] * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., SharedLLMModel]:
+    """A float32 model of a family with random weights; options go to SharedLLMModel."""
+
+    def make(family: str, **options: object) -> SharedLLMModel:
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_config(FAMILIES[family], attn_implementation=ATTENTION).float().eval()
+        return SharedLLMModel(base, tokenizer, name=family, **options)
+
+    return make
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of every supported family in turn."""
+    return request.param
+
+
+class Injected:
+    """Chunks that are injected at the rows given, without a store."""
+
+    def __init__(self, model: SharedLLMModel, chunks: Sequence[torch.Tensor], rows: Sequence[torch.Tensor]):
+        shown = torch.cat([chunk[r] for chunk, r in zip(chunks, rows, strict=True)])
+        self._context = ContextKV(model.compressor.encode(chunks), rows, shown)
+
+    @property
+    def kv_entries(self) -> int:
+        return self._context.entries
+
+    def key_values(self) -> ContextKV:
+        return self._context
+
+
+@pytest.fixture(scope="session")
+def inject() -> type[Injected]:
+    """``inject(model, chunks, rows)`` makes a context of token ids [tokens] and the positions [n] shown of each."""
+    return Injected
+
+
+@pytest.fixture(scope="session")
+def tokens() -> Callable[[int, int], torch.Tensor]:
+    """``tokens(count, seed)`` draws token ids."""
+
+    def draw(count: int, seed: int) -> torch.Tensor:
+        return torch.randint(3, SIZES["vocab_size"], (count,), generator=torch.Generator().manual_seed(seed))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def prompt() -> Callable[[SharedLLMModel, torch.Tensor], Prompt]:
+    """``prompt(model, suffix)`` puts running text behind the model's own prefix."""
+
+    def make(model: SharedLLMModel, suffix: torch.Tensor) -> Prompt:
+        return Prompt(model.prompt_format.prefix, tuple(suffix.tolist()))
+
+    return make

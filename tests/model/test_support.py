@@ -1,0 +1,85 @@
+"""Models that cannot be served are refused when they are loaded, with the reason."""
+
+import pytest
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    Phi3Config,
+    T5Config,
+)
+
+from shared_context import SharedLLMModel
+from shared_context.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
+
+SMALL = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+
+REFUSED = {
+    "learned positions": (GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=4), "no rotary positions"),
+    "ALiBi": (BloomConfig(vocab_size=320, hidden_size=64, n_layer=2, n_head=4), "ALiBi"),
+    "encoder-decoder": (T5Config(vocab_size=320, d_model=64, d_ff=64, num_layers=2, num_heads=4), "encoder-decoder"),
+    "narrow sliding window": (Gemma2Config(**SMALL, head_dim=16, sliding_window=512), "512 tokens"),
+    "short window": (LlamaConfig(**SMALL, max_position_embeddings=512), "512 tokens"),
+    "interleaved rotary": (CohereConfig(**SMALL, max_position_embeddings=2048), "not plain rotary"),
+}
+
+
+@pytest.fixture
+def save(tmp_path, tokenizer):
+    """Saves a random model of a configuration and gives its folder."""
+
+    def save(config):
+        factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        factory.from_config(config).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        return tmp_path
+
+    return save
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_with_the_reason(save, what):
+    config, reason = REFUSED[what]
+    folder = save(config)
+    with pytest.raises(UnsupportedModelError, match=reason) as refusal:
+        SharedLLMModel.from_pretrained(folder)
+    assert str(folder) in str(refusal.value)
+
+
+def test_a_model_whose_layers_slide_is_served_within_their_window(save):
+    config = Phi3Config(**SMALL, max_position_embeddings=4096, sliding_window=2047)
+    assert SharedLLMModel.from_pretrained(save(config)).context_window == 2047
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"context_window": 4096}, "context_window=4096"),
+        ({"injection_layers": 3}, "injection_layers=3"),
+        ({"injection": "suffix"}, "injection='suffix'"),
+        ({"dtype": "float31"}, "dtype='float31'"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(save, options, named):
+    folder = save(LlamaConfig(**SMALL, max_position_embeddings=2048))
+    with pytest.raises(ConfigError, match=named):
+        SharedLLMModel.from_pretrained(folder, **options)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        SharedLLMModel.from_pretrained(tmp_path / "nowhere")
