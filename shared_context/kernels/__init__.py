@@ -1,6 +1,6 @@
 """Kernels: one folder each, every fast version beside its plain-PyTorch reference."""
 
-from shared_context.kernels.kv_assembly import ChunkKV, assemble, rotate_keys
+from shared_context.kernels.kv_assembly import ChunkKV, assemble, assemble_reference, rotate_keys
 from shared_context.kernels.late_interaction import late_interaction_scores, quantize_codes
 
-__all__ = ["ChunkKV", "assemble", "late_interaction_scores", "quantize_codes", "rotate_keys"]
+__all__ = ["ChunkKV", "assemble", "assemble_reference", "late_interaction_scores", "quantize_codes", "rotate_keys"]

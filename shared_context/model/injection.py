@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,7 +60,7 @@ def attention(
     Args:
         query: [batch, heads, queries, head_dim].
         key, value: [batch, kv_heads, keys, head_dim].
-        attention_mask: bool or additive [batch, 1, queries, columns >= keys]; None is causal.
+        attention_mask: additive [batch, 1, queries, columns >= keys], from :func:`additive_mask`; None is causal.
 
     Returns:
         [batch, queries, heads, head_dim] and None (attention weights are never formed).
@@ -80,8 +82,19 @@ def attention(
     return out.transpose(1, 2).contiguous(), None
 
 
+def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor | None:
+    """The mask of scaled dot-product attention as numbers to add, made once for all layers.
+
+    A boolean mask would be turned into these numbers in every layer, over all columns of the context.
+    """
+    seen = sdpa_mask(*args, **kwargs)
+    if seen is None:
+        return None
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
 AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, additive_mask)
 
 
 class RoomyLayer(DynamicLayer):
@@ -127,6 +140,7 @@ class PrefixInjection:
     def __init__(self, layers: int, inv_freq: torch.Tensor):
         self.layers = layers
         self.inv_freq = inv_freq
+        self._memory: torch.Tensor | None = None
 
     def installed(
         self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int
@@ -138,6 +152,8 @@ class PrefixInjection:
         self, contexts: Sequence[ContextKV | None], prefix_kv: torch.Tensor, sink: int, room: int, dtype: torch.dtype
     ) -> Cache:
         """The decoder's cache, filled for a batch: the context's columns, padded on the left, then the prefix's.
+
+        The next call may use the same memory, so a cache lives only until then.
 
         Keys take contiguous positions behind the prefix, so that a selection stays inside the trained window however
         long its documents are.
@@ -152,11 +168,10 @@ class PrefixInjection:
         _, total_layers, kv_heads, prefix, head_dim = prefix_kv.shape
         width = max((c.entries for c in contexts if c is not None), default=0)
         batch, device = len(contexts), prefix_kv.device
-        layers = []
-        lower = torch.zeros(
-            (2, self.layers, batch, kv_heads, width + prefix + room, head_dim), dtype=dtype, device=device
-        )
+        lower = self._room((2, self.layers, batch, kv_heads, width + prefix + room, head_dim), dtype, device)
         for row, context in enumerate(contexts):
+            # Padding is masked, but what is masked must still be a number.
+            lower[:, :, row, :, : width - (context.entries if context is not None else 0)] = 0
             if context is not None:
                 deltas, at = [], prefix - sink
                 for rows in context.rows:
@@ -166,12 +181,25 @@ class PrefixInjection:
                 assemble(context.chunks, context.rows, deltas, self.inv_freq, place)
         lower[:, :, :, :, width : width + prefix] = prefix_kv[:, : self.layers, None].to(dtype)
         layers = [RoomyLayer(lower[:, i], width + prefix) for i in range(self.layers)]
-        upper = torch.zeros(
+        upper = torch.empty(
             (2, total_layers - self.layers, batch, kv_heads, prefix + room, head_dim), dtype=dtype, device=device
         )
         upper[:, :, :, :, :prefix] = prefix_kv[:, self.layers :, None].to(dtype)
         layers += [RoomyLayer(upper[:, i], prefix) for i in range(total_layers - self.layers)]
         return Cache(layers=layers)
+
+    def _room(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Memory for a cache, with anything in it; on a processor the same memory every time.
+
+        Fresh memory costs a page fault every 4 KB there, a fifth of the time to the first token. Accelerators have an
+        allocator that keeps memory by itself.
+        """
+        size = math.prod(shape)
+        if device.type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=device)
+        if self._memory is None or self._memory.numel() < size or self._memory.dtype != dtype:
+            self._memory = torch.empty(size, dtype=dtype)
+        return self._memory[:size].view(shape)
 
 
 class CrossAttention(nn.Module):

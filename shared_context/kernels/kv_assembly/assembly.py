@@ -1,4 +1,4 @@
-"""Moving keys to new positions, and gathering a selection's rows into the KV that the decoder reads."""
+"""Gathering a selection's rows into the KV that the decoder reads, their keys moved to new positions."""
 
 from __future__ import annotations
 
@@ -7,30 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from shared_context.kernels.kv_assembly.chunk_kv import ChunkKV
-
-
-def rotate_keys(keys: torch.Tensor, delta: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
-    """Move rotary keys by ``delta`` positions: ``k' = R(delta) k``, computed in float32.
-
-    Rotations add up, so a key rotated for position p becomes the key for p + delta. Scaled variants differ only in
-    ``inv_freq`` (their constant factor on the keys is a scale, which a rotation keeps).
-
-    Args:
-        keys: [..., tokens, head_dim], halves paired as transformers does (i with i + rotary_dim / 2).
-        delta: positions to move each token by, [tokens], integers.
-        inv_freq: [rotary_dim / 2], radians per position; rotary_dim may be smaller than head_dim.
-
-    Returns:
-        Keys of the same shape and dtype.
-    """
-    half = inv_freq.numel()
-    # float64, because an error of the angle grows with the delta and every layer would inherit it
-    angle = delta.to(torch.float64)[:, None] * inv_freq.to(torch.float64)
-    cos, sin = angle.cos().float(), angle.sin().float()
-    first, second, rest = keys.split([half, half, keys.shape[-1] - 2 * half], dim=-1)
-    first, second = first.float(), second.float()
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(keys.dtype)
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 def assemble(
@@ -42,6 +18,10 @@ def assemble(
 ) -> None:
     """Write the chosen rows of every chunk, one after the other, with their keys moved, into ``out``.
 
+    The rows are copied once; the keys are then turned in place, layer by layer, so that what the rotation works on
+    in float32 stays in the processor's cache. The formula is that of
+    :func:`~shared_context.kernels.kv_assembly.assemble_reference`.
+
     Args:
         chunks: the encodings, in the order in which they are to stand.
         rows: for each chunk the token positions to take, [n_i], rising.
@@ -49,18 +29,28 @@ def assemble(
         inv_freq: [rotary_dim / 2].
         out: [2, layers, kv_heads, sum of n_i, head_dim], written in place; may be a view with strides of its own.
     """
+    if not chunks:
+        return
     at = 0
-    for chunk, taken, delta in zip(chunks, rows, deltas, strict=True):
-        end = at + len(taken)
-        kv = chunk.data[:, :, :, contiguous(taken)].to(out.device)
+    for chunk, taken in zip(chunks, rows, strict=True):
+        kv = chunk.data[:, :, :, evenly_spaced(taken)]
         if chunk.scale is not None:
-            kv = kv * chunk.scale.to(out.device)
-        out[0, :, :, at:end] = rotate_keys(kv[0].to(out.dtype), delta.to(out.device), inv_freq)
-        out[1, :, :, at:end] = kv[1]
-        at = end
+            kv = kv * chunk.scale
+        out[:, :, :, at : at + len(taken)] = kv
+        at += len(taken)
+    # float64, because an error of the angle grows with the delta and every layer would inherit it
+    angle = torch.cat(list(deltas)).to(torch.float64)[:, None] * inv_freq.to("cpu", torch.float64)
+    cos, sin = (f.to(out.device, torch.float32) for f in (angle.cos(), angle.sin()))
+    half = inv_freq.numel()
+    for keys in out[0]:
+        first, second = keys[..., :half], keys[..., half : 2 * half]
+        a, b = first.float(), second.float()
+        turned = (a * cos).addcmul_(b, sin, value=-1), (b * cos).addcmul_(a, sin)
+        first.copy_(turned[0])
+        second.copy_(turned[1])
 
 
-def contiguous(rows: torch.Tensor) -> slice | torch.Tensor:
+def evenly_spaced(rows: torch.Tensor) -> slice | torch.Tensor:
     """Rows as a slice where they are evenly spaced, which spares the gather; as they are otherwise."""
     first, last = int(rows[0]), int(rows[-1])
     step = int(rows[1]) - first if len(rows) > 1 else 1
