@@ -76,9 +76,8 @@ class PromptFormat:
             return self._apply_template(messages)
         except TemplateError:
             # Some templates know no system role; its words then open the first user message.
-            system, first, *rest = messages
-            merged = {**first, "content": f"{system['content']}\n\n{first['content']}"}
-            return self._apply_template([merged, *rest])
+            opening = "\n\n".join(m["content"] for m in messages[:2])
+            return self._apply_template([{"role": "user", "content": opening}, *messages[2:]])
 
     def _apply_template(self, messages: Sequence[Message]) -> str:
         return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -1,0 +1,1 @@
+"""The shared-context command: thin, it reads options, calls the store and prints."""

@@ -1,0 +1,156 @@
+"""`shared-context ask`: one question, one answer, its sources."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from shared_context.cli import output, session
+from shared_context.cli.options import (
+    BudgetOption,
+    FilterOption,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    PolicyOption,
+    PrefilterOption,
+    QuestionArgument,
+    StoreArgument,
+    parse_filters,
+)
+
+if TYPE_CHECKING:
+    from shared_context import Completion, SelectedNode, Selection
+    from shared_context.model.generation import CompletionStream
+
+SOURCES_SHOWN = 10
+EXCERPT = 80
+"""Characters of a source that are shown."""
+
+
+def ask(
+    path: StoreArgument,
+    question: QuestionArgument,
+    model: ModelOption = None,
+    budget: BudgetOption = 1024,
+    policy: PolicyOption = None,
+    filters: FilterOption = None,
+    prefilter: PrefilterOption = None,
+    max_new_tokens: MaxNewTokensOption = 256,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print the answer as it comes.")] = True,
+    sources: Annotated[bool, typer.Option("--sources/--no-sources", help="Print where the context is from.")] = True,
+    no_context: Annotated[
+        bool, typer.Option("--no-context", help="Show the model nothing of the store: what does it answer anyway?")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from the documents of a store.
+
+    The answer and its sources go to stdout, what it took to stderr.
+    """
+    wanted = parse_filters(filters)
+    with session.open_store(path, model) as store:
+        started = time.perf_counter()
+        selection = None
+        if not no_context:
+            selection = store.select(question, budget=budget, policy=policy, filters=wanted, prefilter=prefilter)
+            if not selection:
+                output.nothing_found(path, wanted)
+        select_seconds = time.perf_counter() - started
+        if stream and not as_json:
+            pieces = store.model.stream(question, context=selection, max_new_tokens=max_new_tokens)
+            completion = print_stream(pieces)
+        else:
+            completion = store.model.complete(question, context=selection, max_new_tokens=max_new_tokens)
+            if not as_json:
+                print(output.printable(completion.text))
+    if as_json:
+        output.print_json(as_dict(question, completion, selection, select_seconds))
+        return
+    if sources and selection is not None:
+        _print_sources(selection)
+    print_figures(completion, budget, select_seconds)
+
+
+def print_stream(pieces: CompletionStream) -> Completion:
+    """Print an answer while it comes, on stdout; interrupted, the generation ends as well."""
+    with closing(pieces):
+        for piece in pieces:
+            print(output.printable(piece), end="", flush=True)
+    print()
+    return pieces.completion
+
+
+def print_figures(completion: Completion, budget: int, select_seconds: float) -> None:
+    """Print on stderr what an answer took."""
+    cut_off = ", cut off by --max-new-tokens" if completion.finish_reason == "length" else ""
+    output.messages().print(
+        f"{completion.context_entries:,} of {budget:,} KV entries, selected in {select_seconds:.2f} s; first token "
+        f"after {completion.time_to_first_token:.2f} s, {completion.completion_tokens} tokens in "
+        f"{completion.seconds:.2f} s{cut_off}",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def as_dict(
+    question: str, completion: Completion, selection: Selection | None, select_seconds: float
+) -> dict[str, Any]:
+    """An answer with its sources and what it took, as JSON values."""
+    return {
+        "question": question,
+        "answer": completion.text,
+        "finish_reason": completion.finish_reason,
+        "sources": [node_as_dict(node) for node in best_first(selection)] if selection is not None else [],
+        "policy": selection.policy if selection is not None else None,
+        "budget": selection.budget if selection is not None else None,
+        "kv_entries": completion.context_entries,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+        "select_seconds": select_seconds,
+        "time_to_first_token": completion.time_to_first_token,
+        "seconds": completion.seconds,
+    }
+
+
+def node_as_dict(node: SelectedNode) -> dict[str, Any]:
+    """A node as JSON values; characters count from 0, the end is not included."""
+    return {
+        "doc_id": node.doc_id,
+        "start": node.start,
+        "end": node.end,
+        "level": node.level,
+        "ratio": node.ratio,
+        "score": node.score,
+        "kv_entries": node.kv_entries,
+        "text": node.text,
+        "metadata": dict(node.metadata),
+    }
+
+
+def best_first(selection: Selection) -> list[SelectedNode]:
+    """The nodes of a selection, best score first."""
+    return sorted(selection.nodes, key=lambda node: -node.score)
+
+
+def _print_sources(selection: Selection) -> None:
+    console = output.results()
+    console.print("\nSources", style="bold")
+    runs = sorted(selection.passages, key=lambda run: -max(node.score for node in run))
+    for run in runs[:SOURCES_SHOWN]:
+        score = max(node.score for node in run)
+        text = " ".join("".join(node.text for node in run).split())
+        excerpt = text if len(text) <= EXCERPT else f"{text[:EXCERPT]}..."
+        line = Text.assemble(
+            "  ",
+            (output.printable(run[0].doc_id), "cyan"),
+            f"  characters {run[0].start}-{run[-1].end}  score {score:.2f}",
+        )
+        line.append(f"\n    {output.printable(excerpt)}", style="dim")
+        console.print(line, soft_wrap=True)
+    if len(runs) > SOURCES_SHOWN:
+        console.print(f"  and {len(runs) - SOURCES_SHOWN} more (--json lists all)", style="dim")

@@ -1,0 +1,161 @@
+"""`shared-context chat`: a conversation over a store, with memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import dropwhile
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared_context.cli import output, session
+from shared_context.cli.ask import as_dict, print_figures, print_stream
+from shared_context.cli.options import (
+    BudgetOption,
+    FilterOption,
+    MaxNewTokensOption,
+    ModelOption,
+    PolicyOption,
+    PrefilterOption,
+    StoreArgument,
+    parse_filters,
+)
+from shared_context.errors import SharedContextError
+
+if TYPE_CHECKING:
+    from shared_context import ConversationMemory, Selection, SharedLLMContextStore
+    from shared_context.model.injection import ContextKV
+
+MEMORY_SHARE = 4
+"""Of this many KV entries one is kept for older turns, as far as they need it."""
+
+
+def chat(
+    path: StoreArgument,
+    conversation: Annotated[
+        str | None,
+        typer.Option(
+            "--conversation",
+            metavar="NAME",
+            help="Go on with this conversation, which the store keeps; without a name it is forgotten at the end.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    budget: BudgetOption = 1024,
+    policy: PolicyOption = None,
+    filters: FilterOption = None,
+    prefilter: PrefilterOption = None,
+    max_new_tokens: MaxNewTokensOption = 256,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON per answer on stdout, and nothing else there.")
+    ] = False,
+) -> None:
+    """Talk with the documents of a store; Ctrl-D or Ctrl-C ends it.
+
+    From a pipe every line is a question. One that cannot be answered is named on stderr, the next ones are answered
+    all the same, and the exit code is 1.
+    """
+    options = {"policy": policy, "filters": parse_filters(filters), "prefilter": prefilter}
+    failed = False
+    with (
+        session.open_store(path, model) as store,
+        _memory(store, conversation) as memory,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        for question in _questions(as_json):
+            try:
+                _answer(store, memory, question, options, budget, max_new_tokens, as_json)
+            except SharedContextError as error:
+                output.complain(str(error))
+                failed = True
+    if failed:
+        raise typer.Exit(output.FAILED)
+
+
+@contextlib.contextmanager
+def _memory(store: SharedLLMContextStore, name: str | None) -> Iterator[ConversationMemory]:
+    """The conversation of this name, or one that leaves nothing behind."""
+    if name is not None:
+        yield store.conversation(name)
+        return
+    from shared_context import SharedLLMContextStore
+
+    with SharedLLMContextStore(store.model, config=store.config, embedder=store.embedder) as in_memory:
+        yield in_memory.conversation("chat")
+
+
+def _questions(as_json: bool) -> Iterator[str]:
+    """What is asked, a line at a time; blank lines are passed over."""
+    if sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
+        with contextlib.suppress(ImportError):  # history and line editing, where the system has them
+            import readline  # noqa: F401
+        lines: Iterator[str] = iter(_prompt, None)
+    else:
+        lines = iter(sys.stdin)
+    return (line.strip() for line in lines if line.strip())
+
+
+def _prompt() -> str | None:
+    try:
+        return input("> ")
+    except EOFError:
+        print()
+        return None
+
+
+def _answer(
+    store: SharedLLMContextStore,
+    memory: ConversationMemory,
+    question: str,
+    options: dict[str, Any],
+    budget: int,
+    max_new_tokens: int,
+    as_json: bool,
+) -> None:
+    """Answer one question and remember both."""
+    started = time.perf_counter()
+    share = max(budget // MEMORY_SHARE, store.config.tree.leaf_size)
+    # A budget of one leaf or two is for the documents alone.
+    older = [memory.select(question, budget=share, policy=options["policy"])] if share < budget else []
+    passages = store.select(question, budget=budget - sum(turns.kv_entries for turns in older), **options)
+    context = _Joined((*older, passages))
+    select_seconds = time.perf_counter() - started
+    # Many chat templates insist that a user speaks first; what that user said may be among the older turns.
+    recent = dropwhile(lambda turn: turn["role"] != "user", memory.recent())
+    messages = [*recent, {"role": "user", "content": question}]
+    if as_json:
+        completion = store.model.complete(messages, context=context, max_new_tokens=max_new_tokens)
+        print(json.dumps(as_dict(question, completion, passages, select_seconds)), flush=True)
+    else:
+        completion = print_stream(store.model.stream(messages, context=context, max_new_tokens=max_new_tokens))
+        print_figures(completion, budget, select_seconds)
+    memory.append("user", question)
+    memory.append("assistant", completion.text)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Several selections as one context, one behind the other."""
+
+    selections: tuple[Selection, ...]
+
+    @property
+    def kv_entries(self) -> int:
+        return sum(selection.kv_entries for selection in self.selections)
+
+    def key_values(self) -> ContextKV:
+        import torch
+
+        from shared_context.model.injection import ContextKV
+
+        parts = [selection.key_values() for selection in self.selections]
+        return ContextKV(
+            [chunk for part in parts for chunk in part.chunks],
+            [rows for part in parts for rows in part.rows],
+            torch.cat([part.token_ids for part in parts]),
+        )

@@ -1,0 +1,271 @@
+"""`shared-context inspect`: what a question sees of a document finely, coarsely and not at all."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from shared_context.cli import output, session
+from shared_context.cli.options import (
+    BudgetOption,
+    FilterOption,
+    JsonOption,
+    ModelOption,
+    PolicyOption,
+    PrefilterOption,
+    QuestionArgument,
+    StoreArgument,
+    parse_filters,
+)
+
+if TYPE_CHECKING:
+    from shared_context import Document, SelectedNode, Selection
+
+Grain = Literal["fine", "coarse", "unseen"]
+
+STYLES: dict[Grain, str] = {"fine": "bold green", "coarse": "dim yellow", "unseen": "bright_black"}
+MARKS: dict[Grain, tuple[str, str]] = {"fine": ("\u27e6", "\u27e7"), "coarse": ("\u27e8", "\u27e9"), "unseen": ("", "")}
+ASCII_MARKS: dict[Grain, tuple[str, str]] = {"fine": ("[[", "]]"), "coarse": ("((", "))"), "unseen": ("", "")}
+
+EDGE = 120
+"""Characters that stay at each end of a long unseen part."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a document and how it is seen.
+
+    Attributes:
+        start, end: characters.
+        grain: finely, coarsely or not at all.
+        node: the node that is seen there; None where nothing is.
+    """
+
+    start: int
+    end: int
+    grain: Grain
+    node: SelectedNode | None = None
+
+
+def inspect(
+    path: StoreArgument,
+    question: QuestionArgument,
+    document: Annotated[
+        list[str] | None,
+        typer.Option("--document", metavar="ID", help="Show these documents; by default those the question sees."),
+    ] = None,
+    model: ModelOption = None,
+    budget: BudgetOption = 1024,
+    policy: PolicyOption = None,
+    coarse: Annotated[
+        str | None,
+        typer.Option(
+            "--coarse",
+            metavar="RATIOS",
+            help='Ratio of unopened nodes at each level, root first, such as "none,16,8,4"; by default the store\'s.',
+        ),
+    ] = None,
+    filters: FilterOption = None,
+    prefilter: PrefilterOption = None,
+    full: Annotated[bool, typer.Option("--full", help="Show long unseen parts as well.")] = False,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page to FILE instead of printing.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show documents with what a question sees finely, coarsely and not at all.
+
+    The selection is the one that `ask` makes with the same options.
+    """
+    if html_file is not None and as_json:
+        raise typer.BadParameter("choose one of --html and --json.", param_hint="--html")
+    wanted = parse_filters(filters)
+    ratios = _parse_ratios(coarse)
+    with session.open_store(path, model) as store:
+        asked_for = [store.get(id) for id in document or ()]
+        selection = store.select(
+            question, budget=budget, policy=policy, coarse=ratios, filters=wanted, prefilter=prefilter
+        )
+        if not selection:
+            output.nothing_found(path, wanted)
+        documents = asked_for or [store.get(id) for id in selection.doc_ids]
+        fine = store.config.tree.fine
+    seen = [(d, spans(len(d.text), (n for n in selection.nodes if n.doc_id == d.id), fine)) for d in documents]
+    if as_json:
+        output.print_json(_as_dict(selection, seen, full))
+    elif html_file is not None:
+        html_file.write_text(_page(selection, seen), encoding="utf-8")
+        output.messages().print(f"wrote {html_file}", soft_wrap=True)
+    else:
+        _print(selection, seen, full)
+
+
+def spans(length: int, nodes: Iterable[SelectedNode], fine: int) -> list[Span]:
+    """A document of `length` characters cut up, without gaps, by the nodes that are seen of it.
+
+    Args:
+        nodes: of this document, in its order. Where a character lies on the edge of two, the first has it.
+        fine: the largest ratio that counts as fine.
+    """
+    parts: list[Span] = []
+    at = 0
+    for node in nodes:
+        if node.start > at:
+            parts.append(Span(at, node.start, "unseen"))
+        start = max(at, node.start)
+        if node.end > start:
+            parts.append(Span(start, node.end, "fine" if node.ratio <= fine else "coarse", node))
+            at = node.end
+    if at < length:
+        parts.append(Span(at, length, "unseen"))
+    return parts
+
+
+def _parse_ratios(text: str | None) -> tuple[int | None, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(None if ratio.strip().lower() == "none" else int(ratio) for ratio in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list such as none,16,8,4.", param_hint="--coarse") from error
+
+
+def _stretches(parts: Sequence[Span]) -> Iterator[tuple[Grain, int, int]]:
+    """Grain, start and end of runs of parts with one grain."""
+    for grain, run in groupby(parts, key=lambda part: part.grain):
+        run = list(run)
+        yield grain, run[0].start, run[-1].end
+
+
+def _summary(document: Document, parts: Sequence[Span]) -> str:
+    counts = {grain: sum(part.end - part.start for part in parts if part.grain == grain) for grain in STYLES}
+    entries = sum(part.node.kv_entries for part in parts if part.node is not None)
+    return (
+        f"{counts['fine']:,} of {len(document.text):,} characters finely, {counts['coarse']:,} coarsely; "
+        f"{entries:,} KV entries"
+    )
+
+
+# ---- terminal
+
+
+def _print(selection: Selection, seen: Sequence[tuple[Document, list[Span]]], full: bool) -> None:
+    console = output.results()
+    marks = _marks(console)
+    legend = Text("Seen: ")
+    for grain, meaning in ("fine", "finely"), ("coarse", "coarsely, one KV of several"), ("unseen", "not at all"):
+        legend.append(marks[grain][0] + meaning + marks[grain][1], style=STYLES[grain])
+        legend.append("  ")
+    legend.append(f"{selection.kv_entries:,} KV entries of {selection.budget:,}, {selection.policy}")
+    console.print(legend, soft_wrap=True)
+    for document, parts in seen:
+        title = Text.assemble((output.printable(document.id), "bold cyan"), f"  {_summary(document, parts)}")
+        console.print("\n", title, "\n", sep="", soft_wrap=True)
+        body = Text()
+        for grain, start, end in _stretches(parts):
+            opening, closing = marks[grain]
+            text = document.text[start:end]
+            shown = text if full or grain != "unseen" else _elided(text)
+            body.append(opening + output.printable(shown) + closing, style=STYLES[grain])
+        console.print(body, soft_wrap=True)
+
+
+def _marks(console: Console) -> dict[Grain, tuple[str, str]]:
+    """What stands around a part: nothing where colours tell the grains apart."""
+    if console.color_system is not None and not console.no_color:
+        return dict.fromkeys(STYLES, ("", ""))
+    return MARKS if console.encoding.startswith("utf") else ASCII_MARKS
+
+
+def _elided(text: str) -> str:
+    """Both ends of a long text, cut between words where there are any."""
+    if len(text) <= 3 * EDGE:
+        return text
+    head = text.rfind(" ", 1, EDGE)
+    tail = text.find(" ", len(text) - EDGE)
+    head, tail = (head if head > 0 else EDGE), (tail if tail > 0 else len(text) - EDGE)
+    return f"{text[:head]}\n[... {tail - head:,} characters ...]\n{text[tail:]}"
+
+
+# ---- programs
+
+
+def _as_dict(selection: Selection, seen: Sequence[tuple[Document, list[Span]]], full: bool) -> dict[str, Any]:
+    def span(document: Document, part: Span) -> dict[str, Any]:
+        node = part.node
+        return {
+            "start": part.start,
+            "end": part.end,
+            "grain": part.grain,
+            "ratio": node.ratio if node is not None else None,
+            "level": node.level if node is not None else None,
+            "score": node.score if node is not None else None,
+            "text": document.text[part.start : part.end] if full or node is not None else None,
+        }
+
+    return {
+        "question": selection.query,
+        "policy": selection.policy,
+        "budget": selection.budget,
+        "kv_entries": selection.kv_entries,
+        "documents": [
+            {
+                "id": document.id,
+                "characters": len(document.text),
+                "metadata": dict(document.metadata),
+                "spans": [span(document, part) for part in parts],
+            }
+            for document, parts in seen
+        ],
+    }
+
+
+# ---- browser
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{question}</title>
+<style>
+:root {{ color-scheme: light dark }}
+body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
+pre {{ font: inherit; white-space: pre-wrap; overflow-wrap: anywhere }}
+.fine {{ background: #b7ebc6; color: #06280f; font-weight: 600 }}
+.coarse {{ background: #f7ecc0; color: #5c4a08; font-style: italic }}
+.unseen {{ color: #8a8a8a }}
+</style>
+<h1>{question}</h1>
+<p>Seen: <span class="fine">finely</span> <span class="coarse">coarsely</span> <span class="unseen">not at all</span>.
+{figures}</p>
+{documents}
+</html>
+"""
+
+
+def _page(selection: Selection, seen: Sequence[tuple[Document, list[Span]]]) -> str:
+    """A page of its own: no script, nothing fetched. A part's tooltip has the ratio and the score of its node."""
+
+    def part_of(document: Document, part: Span) -> str:
+        node = part.node
+        title = f' title="ratio {node.ratio}, score {node.score:.2f}"' if node is not None else ""
+        return f'<span class="{part.grain}"{title}>{html.escape(document.text[part.start : part.end])}</span>'
+
+    sections = (
+        f'<h2>{html.escape(document.id)}</h2>\n<p>{_summary(document, parts)}</p>\n<pre dir="auto">'
+        f"{''.join(part_of(document, part) for part in parts)}</pre>"
+        for document, parts in seen
+    )
+    return _PAGE.format(
+        question=html.escape(selection.query),
+        figures=f"{selection.kv_entries:,} KV entries of {selection.budget:,}, policy {selection.policy}.",
+        documents="\n".join(sections),
+    )

@@ -1,0 +1,78 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shared_context.config import Policy
+
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.", show_default=False)]
+QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Name or folder of the model; by default the store's own.")
+]
+BudgetOption = Annotated[int, typer.Option("--budget", help="KV entries that the context may hold.")]
+PolicyOption = Annotated[
+    Policy | None,
+    typer.Option("--policy", help="How passages are scored; by default hybrid where the store has an embedder."),
+]
+FilterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        metavar="KEY=VALUE",
+        help="Only documents with this metadata; VALUE is JSON or a string. May be given several times, all must "
+        'hold. Operators as JSON: --filter \'{"year": {"$gte": 2020}}\'.',
+    ),
+]
+PrefilterOption = Annotated[
+    int | None, typer.Option("--prefilter", metavar="N", help="Consider the N best documents by embedding only.")
+]
+MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Tokens of the answer at most.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+
+
+def parse_filters(given: list[str] | None) -> dict[str, Any] | None:
+    """The store's filter for all `--filter` options together, or None where there are none.
+
+    Raises:
+        typer.BadParameter: one is neither KEY=VALUE nor a JSON object.
+    """
+    filters = [_parse_object(text) if text.startswith("{") else parse_pair(text, "--filter") for text in given or ()]
+    return {"$and": filters} if filters else None
+
+
+def parse_metadata(given: list[str] | None) -> dict[str, Any] | None:
+    """The metadata for all `--metadata` options together, or None where there are none."""
+    pairs = [parse_pair(text, "--metadata") for text in given or ()]
+    return {key: value for pair in pairs for key, value in pair.items()} or None
+
+
+def parse_pair(text: str, option: str) -> dict[str, Any]:
+    """`KEY=VALUE` as a dict of one entry; a value that is no JSON is a string.
+
+    Raises:
+        typer.BadParameter: it has no key or no equals sign.
+    """
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise typer.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint=option)
+    try:
+        return {key: json.loads(value, parse_constant=_refuse_constant)}
+    except ValueError:
+        return {key: value}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not JSON: {error}.", param_hint="--filter") from error

@@ -1,0 +1,72 @@
+"""Opening a model and a store for a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared_context.cli import output
+from shared_context.errors import StoreFormatError
+
+if TYPE_CHECKING:
+    from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
+
+
+@contextmanager
+def open_store(path: Path, model: str | None) -> Iterator[SharedLLMContextStore]:
+    """The store in a folder, with the model named or, where None, the one that it was made with.
+
+    Raises:
+        StoreFormatError: there is no store; a command that asks must not leave an empty one behind.
+        SharedContextError: the model or the store cannot be opened.
+    """
+    if not is_store(path):
+        raise StoreFormatError(
+            f"there is no store in {path}: make one with `shared-context ingest {path} FILE...`, or check the path"
+        )
+    with open_or_make_store(path, model) as store:
+        yield store
+
+
+@contextmanager
+def open_or_make_store(
+    path: Path, model: str | None, *, config: StoreConfig | None = None, use_embedder: bool = True
+) -> Iterator[SharedLLMContextStore]:
+    """Like :func:`open_store`, and a new store, by default of the default model, where there is none."""
+    from shared_context.model.pretrained import DEFAULT_MODEL
+
+    if model is None:
+        model = made_with(path)["model"] if is_store(path) else DEFAULT_MODEL
+    with output.messages().status("opening the store"):
+        from shared_context import SharedLLMContextStore
+
+        output.silence_libraries()
+        store = SharedLLMContextStore(load_model(model), path, config=config, embedder="auto" if use_embedder else None)
+    with store:
+        yield store
+
+
+def load_model(name: str) -> SharedLLMModel:
+    """Load a model by its name or folder."""
+    from shared_context import SharedLLMModel
+
+    return SharedLLMModel.from_pretrained(name)
+
+
+def is_store(path: Path) -> bool:
+    """Whether there is something in the folder that has to be opened, not made."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def made_with(path: Path) -> dict[str, Any]:
+    """What a store was made with: the names of its model and embedder, its config."""
+    from shared_context.store.database import Database
+
+    database = Database(path)
+    try:
+        return json.loads(database.get_meta("about"))
+    finally:
+        database.close()

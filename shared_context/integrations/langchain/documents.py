@@ -1,0 +1,78 @@
+"""LangChain documents, and the documents, nodes and selections of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from langchain_core.documents import Document as LangChainDocument
+
+from shared_context import Document, SelectedNode, Selection, SharedLLMContextStore
+
+Span = tuple[str, int, int, int]
+"""Document id, start and end in characters, ratio."""
+
+
+def to_store(documents: Iterable[LangChainDocument]) -> list[Document]:
+    """Documents to be stored, whole: page content, id (None is derived by the store) and metadata."""
+    return [Document(text=each.page_content, id=each.id, metadata=each.metadata) for each in documents]
+
+
+def from_nodes(nodes: Iterable[SelectedNode]) -> list[LangChainDocument]:
+    """One passage per node, best first.
+
+    Its metadata is the stored document's, and then ``doc_id``, ``start`` and ``end`` (characters), ``level``,
+    ``ratio`` and ``score``, which win over keys of the same name.
+    """
+    return [
+        LangChainDocument(
+            id=f"{node.doc_id}:{node.start}-{node.end}",
+            page_content=node.text,
+            metadata={
+                **node.metadata,
+                "doc_id": node.doc_id,
+                "start": node.start,
+                "end": node.end,
+                "level": node.level,
+                "ratio": node.ratio,
+                "score": node.score,
+            },
+        )
+        for node in sorted(nodes, key=lambda node: node.score, reverse=True)
+    ]
+
+
+def divide(
+    store: SharedLLMContextStore, passages: Iterable[LangChainDocument]
+) -> tuple[list[Span], list[LangChainDocument]]:
+    """Parts passages into those whose KV ``store`` can give and those that exist as text only.
+
+    A passage is the store's if its text is word for word what stands where its metadata says. One that was changed on
+    the way (masked, shortened) is not: its KV would still say what the change took out.
+
+    Returns:
+        Spans to inject, without doubles, and the passages to paste, both in the order given.
+    """
+    texts: dict[str, str] = {}
+    spans: dict[Span, None] = {}
+    foreign = []
+    for passage in passages:
+        where = passage.metadata
+        doc_id, start, end = where.get("doc_id"), where.get("start"), where.get("end")
+        if doc_id in store and doc_id not in texts:
+            texts[doc_id] = store.get(doc_id).text
+        if passage.page_content and texts.get(doc_id, "")[start:end] == passage.page_content:
+            spans[(doc_id, start, end, where.get("ratio", 1))] = None
+        else:
+            foreign.append(passage)
+    return list(spans), foreign
+
+
+def describe(context: Any) -> Any:
+    """A context as JSON values, for traces and cache keys: every passage with its grain and text."""
+    if isinstance(context, Selection):
+        return [
+            {"doc_id": n.doc_id, "start": n.start, "end": n.end, "ratio": n.ratio, "text": n.text}
+            for n in context.nodes
+        ]
+    return context

@@ -1,0 +1,67 @@
+"""LangChain messages, and the role-and-text turns that the model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, SystemMessage
+
+from shared_context.errors import QueryError
+
+TURN_SEPARATOR = "\n\n"
+
+
+def role_of(message: BaseMessage) -> str:
+    """``"system"``, ``"assistant"``, ``"user"``, or what a ChatMessage says.
+
+    A tool's output is a user turn: it is text from outside, and chat templates without tools know no other place.
+    """
+    if isinstance(message, SystemMessage):
+        return "system"
+    if isinstance(message, AIMessage):
+        return "assistant"
+    if isinstance(message, ChatMessage):
+        return {"human": "user", "ai": "assistant"}.get(message.role, message.role)
+    return "user"
+
+
+def text_of(message: BaseMessage) -> str:
+    """The text of a message's content, a string or blocks of type ``text``.
+
+    Of an assistant's message the text alone is read; reasoning and tool calls that another model left there are not.
+
+    Raises:
+        QueryError: a block of another message is not text.
+    """
+    if not isinstance(message, AIMessage) and not isinstance(message.content, str):
+        for position, block in enumerate(message.content):
+            kind = "text" if isinstance(block, str) else block.get("type")
+            if kind != "text":
+                raise QueryError(
+                    f"content block {position} of the {message.type} message is of type {kind!r}: this model reads "
+                    "text only, so leave the block out or describe it in a block of type 'text'"
+                )
+    return str(message.text)
+
+
+def to_conversation(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
+    """The messages as ``[{"role": ..., "content": ...}]``, oldest first.
+
+    Neighbours of one role become one turn, because many chat templates insist that roles alternate; an assistant's
+    turn without text, a bare tool call, is left out.
+
+    Raises:
+        QueryError: a message holds something other than text, or there is nothing to read at all.
+    """
+    turns: list[dict[str, str]] = []
+    for message in messages:
+        role, text = role_of(message), text_of(message)
+        if role == "assistant" and not text:
+            continue
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += TURN_SEPARATOR + text
+        else:
+            turns.append({"role": role, "content": text})
+    if not turns:
+        raise QueryError("no message with text was given: end the conversation with a HumanMessage")
+    return turns

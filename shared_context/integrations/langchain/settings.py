@@ -1,0 +1,145 @@
+"""What the chat model and the completion model have in common: the model and its generation settings."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from langchain_core.language_models import BaseLanguageModel
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from pydantic import ConfigDict, Field
+
+from shared_context import Completion, SharedLLMModel
+from shared_context.errors import ConfigError
+from shared_context.model.pretrained import DEFAULT_MODEL
+
+PROVIDER = "shared_context"
+
+_loading = Lock()
+
+
+@lru_cache(maxsize=2)
+def _load_by_name(name: str) -> SharedLLMModel:
+    return SharedLLMModel.from_pretrained(name)
+
+
+def load_model(model: SharedLLMModel | str | Path) -> SharedLLMModel:
+    """The model itself, or the one of this name.
+
+    The two models last asked for by name stay loaded, so that every object that names one shares its weights.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(model, SharedLLMModel):
+        return model
+    if not isinstance(model, str | Path):
+        raise ConfigError(f"model={model!r}: must be a SharedLLMModel, or the name or folder of a model")
+    with _loading:  # two threads that name a model at once load it once
+        return _load_by_name(str(model))
+
+
+class GenerationSettings(BaseLanguageModel):
+    """The model and how it generates. Every setting can be overridden in a call, or with ``bind``.
+
+    Args:
+        model: a SharedLLMModel, or the name or folder of one, which is loaded now.
+        temperature: 0 is greedy.
+        max_tokens: most tokens of an answer; ``max_new_tokens`` is the same.
+        top_p: sample from the smallest set of tokens that holds this probability.
+        top_k: sample from this many tokens.
+        stop: generation ends before the first of these strings.
+        seed: makes sampling repeatable.
+        model_kwargs: any other field of transformers' GenerationConfig.
+    """
+
+    model: SharedLLMModel
+    temperature: float = Field(default=0.0, ge=0.0)
+    max_tokens: int = Field(default=256, alias="max_new_tokens", gt=0)
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    top_k: int | None = Field(default=None, gt=0)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    def __init__(self, model: SharedLLMModel | str | Path = DEFAULT_MODEL, **settings: Any):
+        # not in a validator, where pydantic would wrap the errors of loading in its own
+        super().__init__(model=load_model(model), **settings)
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """All that an answer depends on; also the key of LangChain's caches."""
+        return {
+            "model_name": self.model.name,
+            "model_identity": self.model.identity,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "stop": self.stop,
+            "seed": self.seed,
+            **self.model_kwargs,
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        model = kwargs.get("model", self.model)
+        kwargs["model"] = model.name if isinstance(model, SharedLLMModel) else str(model)
+        if "max_new_tokens" in kwargs:
+            kwargs["max_tokens"] = kwargs["max_new_tokens"]
+        params = super()._get_ls_params(stop=stop or self._stop_list(), **kwargs)
+        params["ls_provider"] = PROVIDER
+        return params
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The model's own token ids of ``text``, without special tokens."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self.model.tokenizer.encode(text, add_special_tokens=False)
+
+    def _stop_list(self) -> list[str] | None:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or None
+
+    def _call_arguments(self, stop: list[str] | None, overrides: dict[str, Any]) -> tuple[SharedLLMModel, dict]:
+        """The model of one call, and the keyword arguments for its ``complete`` or ``stream``."""
+        overrides = {key: value for key, value in overrides.items() if key != "stream"}  # LangChain's own switch
+        model = load_model(overrides.pop("model", self.model))
+        if "max_tokens" in overrides:
+            overrides["max_new_tokens"] = overrides.pop("max_tokens")
+        return model, {
+            "max_new_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+            **self.model_kwargs,
+            **overrides,
+            "stop": self._stop_list() if stop is None else stop,
+        }
+
+
+def usage_of(completion: Completion) -> UsageMetadata:
+    """Token counts of one completion. Injected KV entries are input that was read from a cache."""
+    usage = UsageMetadata(
+        input_tokens=completion.prompt_tokens + completion.context_entries,
+        output_tokens=completion.completion_tokens,
+        total_tokens=completion.prompt_tokens + completion.context_entries + completion.completion_tokens,
+    )
+    if completion.context_entries:
+        usage["input_token_details"] = InputTokenDetails(cache_read=completion.context_entries)
+    return usage
+
+
+def details_of(model: SharedLLMModel, completion: Completion) -> dict[str, Any]:
+    """What a response says of itself: seconds to the first token, KV entries injected, why it ended."""
+    return {
+        "model_name": model.name,
+        "model_provider": PROVIDER,
+        "finish_reason": completion.finish_reason,
+        "time_to_first_token": completion.time_to_first_token,
+        "context_entries": completion.context_entries,
+    }

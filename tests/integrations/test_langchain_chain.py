@@ -1,0 +1,239 @@
+"""SharedContextChain: what a user of create_retrieval_chain would look for."""
+
+from operator import itemgetter
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.messages import HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+from langchain_core.runnables.history import RunnableWithMessageHistory
+from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
+from pydantic import ValidationError
+
+from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context.errors import ModelMismatchError, QueryError
+from shared_context.integrations.langchain import (
+    ChatSharedLLM,
+    SharedContextChain,
+    SharedContextChatMessageHistory,
+    SharedContextRetriever,
+)
+
+DOCUMENTS = [
+    Document("The code of the safe is 4711. Only the porter knows it.", id="safe", metadata={"floor": 0}),
+    Document("The night shift starts at 22:15. It ends at 06:30.", id="shift", metadata={"floor": 1}),
+    Document("The password of the guest network is marigold.", id="network", metadata={"floor": 9}),
+]
+SAFE = {"input": "What is the code of the safe?"}
+NETWORK = {"input": "What is the password of the guest network?"}
+
+
+@pytest.fixture(scope="module")
+def store(model):
+    with SharedLLMContextStore(model, embedder=None) as store:
+        SharedContextRetriever.from_documents(DOCUMENTS, store=store)
+        yield store
+
+
+@pytest.fixture(scope="module")
+def chain(model, store):
+    return SharedContextChain.from_store(store, llm=ChatSharedLLM(model=model, max_tokens=12))
+
+
+def test_question_in_context_and_answer_out(chain):
+    result = chain.invoke(SAFE)
+    assert result.keys() == {"input", "context", "answer"}
+    assert result["input"] == SAFE["input"]
+    assert "4711" in result["answer"]
+    assert [passage.metadata["doc_id"] for passage in result["context"]][0] == "safe"
+    assert all(isinstance(passage, Document) for passage in result["context"])
+
+
+def test_what_is_found_is_injected_and_not_pasted(chain):
+    runs = RunCollectorCallbackHandler()
+    chain.invoke(SAFE, config={"callbacks": [runs]})
+    asked = runs.traced_runs[0].child_runs[-1]
+    assert "porter" not in str(asked.inputs)
+    message = asked.outputs["generations"][0][0]["message"]["kwargs"]
+    assert message["response_metadata"]["context_entries"] > 0
+
+
+def test_a_stream_yields_input_then_context_then_the_answer_in_pieces(chain):
+    chunks = list(chain.stream(SAFE))
+    assert chunks[0] == SAFE
+    assert chunks[1].keys() == {"context"}
+    assert all(chunk.keys() == {"answer"} for chunk in chunks[2:])
+    assert len(chunks) > 4
+    assert sum(chunks[1:], chunks[0]) == chain.invoke(SAFE)
+
+
+async def test_async_forms_give_the_same(chain):
+    expected = chain.invoke(SAFE)
+    assert await chain.ainvoke(SAFE) == expected
+    chunks = [chunk async for chunk in chain.astream(SAFE)]
+    assert [*chunks[0], *chunks[1], *chunks[2]] == ["input", "context", "answer"]
+    assert sum(chunks[1:], chunks[0]) == expected
+    assert [result["answer"] for result in await chain.abatch([SAFE, NETWORK])] == [
+        expected["answer"],
+        chain.invoke(NETWORK)["answer"],
+    ]
+
+
+def test_a_batch_keeps_questions_and_contexts_together(chain):
+    safe, network = chain.batch([SAFE, NETWORK])
+    assert "4711" in safe["answer"]
+    assert "marigold" in network["answer"]
+
+
+def test_it_composes(chain):
+    answer = {"input": RunnablePassthrough()} | chain | itemgetter("answer") | StrOutputParser()
+    assert "4711" in answer.invoke(SAFE["input"])
+    pieces = list((chain.pick("answer") | StrOutputParser()).stream(SAFE))
+    assert len(pieces) > 2
+    assert "4711" in "".join(pieces)
+
+
+def test_chat_history_is_read(chain):
+    history = [("human", "My dog is called Mustard."), ("ai", "Nice!")]
+    result = chain.invoke({"input": "What is my dog called?", "chat_history": history})
+    assert "Mustard" in result["answer"]
+    assert result["chat_history"] == history
+
+
+def test_other_keys_pass_through(chain):
+    given = {**SAFE, "user": 7, "answer": "an older one"}
+    result = chain.invoke(given, max_tokens=3)
+    assert result.keys() == {"input", "user", "context", "answer"}
+    chunks = list(chain.stream(given, max_tokens=3))
+    assert sum(chunks[1:], chunks[0]) == result
+
+
+def test_arguments_of_a_call_go_to_the_model(chain):
+    short = chain.invoke(SAFE, max_tokens=2)["answer"]
+    assert chain.invoke(SAFE)["answer"].startswith(short)
+    assert chain.bind(max_tokens=2).invoke(SAFE)["answer"] == short
+
+
+@pytest.mark.parametrize("call", ["invoke", "stream"])
+def test_runs_are_nested_and_carry_the_config(chain, call):
+    runs = RunCollectorCallbackHandler()
+    config = {"run_name": "porter", "tags": ["night"], "metadata": {"tenant": "west"}, "callbacks": [runs]}
+    list(getattr(chain, call)(SAFE, config=config))
+    root = runs.traced_runs[0]
+    assert (root.name, root.run_type, root.inputs) == ("porter", "chain", SAFE)
+    assert "4711" in root.outputs["answer"]
+    assert [(run.name, run.run_type) for run in root.child_runs] == [
+        ("SharedContextRetriever", "retriever"),
+        ("ChatSharedLLM", "llm"),
+    ]
+    for run in (root, *root.child_runs):
+        assert run.tags == ["night"]
+        assert run.extra["metadata"]["tenant"] == "west"
+
+
+async def test_events_name_every_step_and_every_token(chain):
+    events = [event async for event in chain.astream_events(SAFE, version="v2")]
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "on_chain_start"
+    assert kinds.index("on_retriever_end") < kinds.index("on_chat_model_start")
+    tokens = [event["data"]["chunk"].content for event in events if event["event"] == "on_chat_model_stream"]
+    assert "4711" in "".join(tokens)
+
+
+def test_a_passage_that_was_masked_on_the_way_is_not_injected(chain, store):
+    def mask(passages):
+        return [p.model_copy(update={"page_content": p.page_content.replace("4711", "[hidden]")}) for p in passages]
+
+    masked = SharedContextChain(store=store, retriever=chain.retriever | mask, llm=chain.llm)
+    assert "4711" in chain.invoke(SAFE)["answer"]
+    assert "4711" not in masked.invoke(SAFE)["answer"]
+
+
+def test_what_a_postprocessor_drops_is_not_injected_and_what_it_shortens_is_pasted(store, model):
+    def ask(postprocess):
+        retriever = SharedContextRetriever(store=store) | postprocess
+        chain = SharedContextChain(store=store, retriever=retriever, llm=ChatSharedLLM(model=model, max_tokens=2))
+        runs = RunCollectorCallbackHandler()
+        chain.invoke(SAFE, config={"callbacks": [runs]})
+        asked = runs.traced_runs[0].child_runs[-1]
+        message = asked.outputs["generations"][0][0]["message"]["kwargs"]
+        return str(asked.inputs), message["response_metadata"]["context_entries"]
+
+    everything = ask(lambda passages: passages)[1]
+    prompt, entries = ask(lambda passages: passages[:1])
+    assert 0 < entries < everything
+    prompt, entries = ask(lambda passages: [passages[0].model_copy(update={"page_content": "The code is"})])
+    assert entries == 0
+    assert "The code is" in prompt
+
+
+def test_another_retrievers_passages_are_pasted(chain, store):
+    other = RunnableLambda(lambda question: [Document("The code of the safe is 9205.")])
+    assert "9205" in SharedContextChain(store=store, retriever=other, llm=chain.llm).invoke(SAFE)["answer"]
+
+
+def test_where_nothing_is_found_the_model_answers_alone(store, model):
+    chain = SharedContextChain.from_store(store, filters={"floor": 77}, llm=ChatSharedLLM(model=model, max_tokens=4))
+    result = chain.invoke(SAFE)
+    assert result["context"] == []
+    assert result["answer"]
+
+
+def test_settings_of_the_retriever(store):
+    chain = SharedContextChain.from_store(store, k=1, filters={"floor": {"$gt": 0}})
+    assert [passage.metadata["doc_id"] for passage in chain.retriever.invoke(NETWORK["input"])] == ["network"]
+
+
+def test_from_documents_on_disk_and_again_from_the_store(model, tmp_path):
+    first = SharedContextChain.from_documents(DOCUMENTS, model=model, path=tmp_path / "house.ctx")
+    answer = first.invoke(SAFE, max_tokens=12)["answer"]
+    first.store.close()
+    with SharedLLMContextStore(model, tmp_path / "house.ctx") as store:
+        assert store.get("network").metadata == {"floor": 9}
+        assert SharedContextChain.from_store(store).invoke(SAFE, max_tokens=12)["answer"] == answer
+
+
+def test_a_wrong_setting_is_refused_before_anything_is_stored(store):
+    before = len(store)
+    with pytest.raises(ValidationError, match="buget"):
+        SharedContextChain.from_documents([Document("Another text.", id="another")], store=store, buget=512)
+    assert len(store) == before
+
+
+def test_the_store_takes_the_model_of_the_llm(model):
+    chain = SharedContextChain.from_documents(DOCUMENTS[:1], llm=ChatSharedLLM(model=model))
+    assert chain.store.model is model
+
+
+def test_another_model_than_the_stores_is_refused(store):
+    half = SharedLLMModel.from_pretrained("smollm2-135m-instruct", injection_layers=15)
+    with pytest.raises(ModelMismatchError, match="store.model"):
+        SharedContextChain.from_store(store, llm=ChatSharedLLM(model=half))
+
+
+@pytest.mark.parametrize("wrong", ["When?", {"question": "When?"}], ids=["text", "another key"])
+def test_input_of_another_form_is_refused(chain, wrong):
+    with pytest.raises(QueryError, match="'input'"):
+        chain.invoke(wrong)
+
+
+def test_a_message_is_a_question_too(chain):
+    assert "4711" in chain.invoke({"input": HumanMessage(SAFE["input"])})["answer"]
+
+
+@pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated")
+def test_with_message_history(chain, store):
+    remembering = RunnableWithMessageHistory(
+        chain,
+        lambda session: SharedContextChatMessageHistory(session, store),
+        input_messages_key="input",
+        history_messages_key="chat_history",
+        output_messages_key="answer",
+    )
+    config = {"configurable": {"session_id": "ada"}}
+    remembering.invoke({"input": "My dog is called Mustard."}, config=config)
+    pieces = list(remembering.stream({"input": "What is my dog called?"}, config=config))
+    assert "Mustard" in "".join(piece.get("answer", "") for piece in pieces)
+    history = SharedContextChatMessageHistory("ada", store)
+    assert [message.type for message in history.messages] == ["human", "ai", "human", "ai"]

@@ -1,0 +1,256 @@
+"""ChatSharedLLM: LangChain's conformance suites, and what a user of a chat model would notice."""
+
+import asyncio
+import json
+import threading
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shared_context import SharedLLMContextStore
+from shared_context.errors import ConfigError, QueryError, WindowExceededError
+from shared_context.integrations.langchain import ChatSharedLLM
+from shared_context.integrations.langchain.settings import load_model
+
+NAME = "smollm2-135m-instruct"
+SAFE = "The code of the safe is 4711. Only the porter knows it."
+SHIFT = "The night shift starts at 22:15. It ends at 06:30."
+QUESTION = "What is the code of the safe?"
+
+
+class TestStandardUnit(ChatModelUnitTests):
+    @property
+    def chat_model_class(self):
+        return ChatSharedLLM
+
+    @property
+    def chat_model_params(self):
+        return {"model": NAME}
+
+
+class TestStandardIntegration(ChatModelIntegrationTests):
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _another_model(cls, tmp_path_factory):
+        """A tiny model in a folder, for the tests that name another model in a call."""
+        folder = tmp_path_factory.mktemp("models") / "another-model"
+        tokenizer = load_model(NAME).tokenizer
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=2048,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        cls.another_model = str(folder)
+
+    @property
+    def chat_model_class(self):
+        return ChatSharedLLM
+
+    @property
+    def chat_model_params(self):
+        return {"model": NAME, "max_tokens": 8}
+
+    @property
+    def model_override_value(self):
+        return self.another_model
+
+    @property
+    def enable_vcr_tests(self):
+        return True  # there is no traffic to record: the test streams from the model itself
+
+
+@pytest.fixture(scope="module")
+def store(model):
+    with SharedLLMContextStore(model, embedder=None) as store:
+        store.add(SAFE, id="safe")
+        store.add(SHIFT, id="shift")
+        yield store
+
+
+@pytest.fixture(scope="module")
+def llm(model):
+    return ChatSharedLLM(model=model, max_tokens=12)
+
+
+class Tokens(BaseCallbackHandler):
+    def __init__(self):
+        self.tokens = []
+        self.invocation_params = None
+
+    def on_chat_model_start(self, serialized, messages, *, invocation_params, **kwargs):
+        self.invocation_params = invocation_params
+
+    def on_llm_new_token(self, token, **kwargs):
+        self.tokens.append(token)
+
+
+def test_the_answer_is_the_models(model, llm):
+    assert llm.invoke(QUESTION).content == model.generate(QUESTION, max_new_tokens=12)
+
+
+def test_pieces_of_a_stream_add_up_to_the_answer(llm):
+    chunks = list(llm.stream(QUESTION))
+    whole = llm.invoke(QUESTION)
+    streamed = sum(chunks[1:], chunks[0])
+    assert sum(bool(chunk.content) for chunk in chunks) > 2
+    assert streamed.content == whole.content
+    assert streamed.usage_metadata == whole.usage_metadata
+    assert streamed.response_metadata.keys() == whole.response_metadata.keys()
+    assert streamed.response_metadata["finish_reason"] == whole.response_metadata["finish_reason"]
+
+
+def test_leaving_a_stream_ends_the_generation(llm):
+    threads = threading.active_count()
+    stream = llm.stream("Tell me a very long story.", max_tokens=2000)
+    next(stream)
+    stream.close()
+    assert threading.active_count() == threads
+
+
+async def test_an_async_stream_leaves_the_event_loop_free_between_pieces(llm):
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counter = asyncio.create_task(count_turns())
+    seen = [turns async for chunk in llm.astream(QUESTION) if chunk.content]
+    counter.cancel()
+    assert len(seen) > 2
+    assert seen == sorted(set(seen))
+
+
+def test_a_batch_keeps_its_order(llm):
+    questions = ["Name a colour.", "What is 1 + 1?", "Say hello."]
+    answers = llm.batch(questions, max_tokens=5)
+    expected = [llm.invoke(question, max_tokens=5).content for question in questions]
+    assert [answer.content for answer in answers] == expected
+
+
+def test_a_selection_is_injected(llm, store):
+    with_context = llm.invoke(QUESTION, context=store.select(QUESTION))
+    assert "4711" in with_context.content
+    assert with_context.response_metadata["context_entries"] > 0
+    assert with_context.response_metadata["time_to_first_token"] > 0
+    usage = with_context.usage_metadata
+    assert usage["input_token_details"]["cache_read"] == with_context.response_metadata["context_entries"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert "4711" not in llm.invoke(QUESTION).content
+
+
+def test_a_bound_selection_serves_a_pipeline(llm, store):
+    prompt = ChatPromptTemplate([("human", "{question}")])
+    chain = prompt | llm.bind(context=store.select(QUESTION)) | StrOutputParser()
+    assert "4711" in chain.invoke({"question": QUESTION})
+    assert "4711" in "".join(chain.stream({"question": QUESTION}))
+
+
+def test_stop_strings_end_the_answer_and_are_not_part_of_it(llm):
+    message = "Repeat after me: one two three four"
+    whole = llm.invoke(message).content
+    word = whole.split()[2]
+    for stopped in (llm.invoke(message, stop=[word]), llm.model_copy(update={"stop": [word]}).invoke(message)):
+        assert stopped.content == whole[: whole.index(word)]
+        assert stopped.response_metadata["finish_reason"] == "stop"
+
+
+def test_a_call_overrides_the_settings(model):
+    llm = ChatSharedLLM(model=model, max_new_tokens=12)
+    for limit in ({"max_tokens": 3}, {"max_new_tokens": 3}):
+        answer = llm.invoke("Tell me a long story.", **limit)
+        assert answer.usage_metadata["output_tokens"] == 3
+        assert answer.response_metadata["finish_reason"] == "length"
+
+
+def test_a_seed_makes_sampling_repeatable(llm):
+    sampled = [llm.invoke("Invent a name.", temperature=1.5, seed=seed, max_tokens=6).content for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_earlier_turns_are_read(llm):
+    turns = [HumanMessage("My dog is called Mustard."), AIMessage("Nice!"), HumanMessage("What is my dog called?")]
+    assert "Mustard" in llm.invoke(turns).content
+
+
+def test_blocks_of_text_read_like_a_string(llm):
+    blocks = [SystemMessage("Be brief."), HumanMessage([{"type": "text", "text": QUESTION}])]
+    string = [SystemMessage("Be brief."), HumanMessage(QUESTION)]
+    assert llm.invoke(blocks, max_tokens=5).content == llm.invoke(string, max_tokens=5).content
+
+
+def test_an_image_is_refused(llm):
+    image = {"type": "image", "url": "https://example.com/cat.png"}
+    with pytest.raises(QueryError, match="'image'"):
+        llm.invoke([HumanMessage([{"type": "text", "text": "What is this?"}, image])])
+
+
+def test_callbacks_see_every_piece(llm):
+    handler = Tokens()
+    list(llm.stream(QUESTION, config={"callbacks": [handler]}))
+    answer = llm.invoke(QUESTION).content
+    assert "".join(handler.tokens) == answer
+    handler.tokens.clear()
+    ChatSharedLLM(model=llm.model, max_tokens=12, streaming=True).invoke(QUESTION, config={"callbacks": [handler]})
+    assert "".join(handler.tokens) == answer
+
+
+def test_usage_is_summed_by_model_name(model, llm):
+    usage = UsageMetadataCallbackHandler()
+    answers = llm.batch(["Say hello.", "Say goodbye."], config={"callbacks": [usage]}, max_tokens=3)
+    total = usage.usage_metadata[model.name]
+    assert total["output_tokens"] == sum(answer.usage_metadata["output_tokens"] for answer in answers)
+
+
+def test_a_trace_shows_what_was_injected_as_json(llm, store):
+    handler = Tokens()
+    llm.invoke(QUESTION, context=store.select(QUESTION), config={"callbacks": [handler]}, max_tokens=1)
+    context = json.loads(json.dumps(handler.invocation_params))["context"]
+    assert {passage["doc_id"]: passage["text"] for passage in context} == {"safe": SAFE, "shift": SHIFT}
+
+
+def test_a_cache_tells_contexts_apart(model, store):
+    llm = ChatSharedLLM(model=model, max_tokens=12, cache=InMemoryCache())
+    without = llm.invoke(QUESTION)
+    injected = llm.invoke(QUESTION, context=store.select(QUESTION))
+    other = llm.invoke(QUESTION, context=store.select(QUESTION, doc_ids=["shift"]))
+    assert len({without.content, injected.content, other.content}) == 3
+    again = llm.invoke(QUESTION, context=store.select(QUESTION))
+    assert again.content == injected.content
+    assert again.id == injected.id  # the stored message itself, not a new answer
+
+
+def test_what_does_not_fit_the_window_is_refused(llm):
+    with pytest.raises(WindowExceededError):
+        llm.invoke("word " * 9000)
+
+
+def test_an_unknown_option_is_refused(llm):
+    with pytest.raises(ConfigError, match="max_tokenz"):
+        llm.invoke("Hello", max_tokenz=3)
+
+
+def test_structured_output_is_not_pretended(llm):
+    with pytest.raises(NotImplementedError):
+        llm.with_structured_output({"title": "Answer", "type": "object", "properties": {}})
+
+
+def test_it_counts_and_declares_with_the_models_own_numbers(model, llm):
+    assert llm.get_num_tokens(SAFE) == model.count_tokens(SAFE)
+    assert llm.profile["max_input_tokens"] == model.context_window
+    assert llm.profile["tool_calling"] is False

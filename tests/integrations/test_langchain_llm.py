@@ -1,0 +1,98 @@
+"""SharedLLM: text in, text out."""
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.prompts import PromptTemplate
+
+from shared_context import SharedLLMContextStore
+from shared_context.errors import WindowExceededError
+from shared_context.integrations.langchain import SharedLLM
+
+QUESTION = "What is the code of the safe?"
+
+
+@pytest.fixture(scope="module")
+def store(model):
+    with SharedLLMContextStore(model, embedder=None) as store:
+        store.add("The code of the safe is 4711. Only the porter knows it.", id="safe")
+        yield store
+
+
+@pytest.fixture(scope="module")
+def llm(model):
+    return SharedLLM(model=model, max_tokens=12)
+
+
+def test_all_forms_give_the_models_answer(model, llm):
+    expected = model.generate(QUESTION, max_new_tokens=12)
+    assert llm.invoke(QUESTION) == expected
+    assert "".join(llm.stream(QUESTION)) == expected
+
+
+async def test_all_async_forms_give_the_same_answer(llm):
+    expected = llm.invoke(QUESTION)
+    assert await llm.ainvoke(QUESTION) == expected
+    assert "".join([piece async for piece in llm.astream(QUESTION)]) == expected
+    assert await llm.abatch([QUESTION]) == [expected]
+
+
+def test_a_batch_takes_a_context_for_each_prompt(llm, store):
+    selection = store.select(QUESTION)
+    without, injected = llm.batch([QUESTION, QUESTION], context=[None, selection])
+    assert "4711" not in without
+    assert "4711" in injected
+
+
+def test_a_context_serves_every_prompt_of_a_batch(llm, store):
+    answers = llm.batch([QUESTION, "Tell me the code of the safe."], context=store.select(QUESTION))
+    assert all("4711" in answer for answer in answers)
+
+
+def test_a_formatted_prompt_is_continued_as_it_stands(model):
+    llm = SharedLLM(model=model, max_tokens=3, formatted=True)
+    assert "Paris" in llm.invoke("The capital of France is")
+    assert "Paris" in "".join(llm.stream("The capital of France is"))
+
+
+def test_a_result_says_what_it_took(llm, store):
+    result = llm.generate([QUESTION], context=store.select(QUESTION))
+    info = result.generations[0][0].generation_info
+    assert info["context_entries"] > 0
+    assert info["finish_reason"] in ("stop", "length")
+    assert info["usage_metadata"]["output_tokens"] > 0
+
+
+def test_callbacks_see_every_piece(llm):
+    class Tokens(BaseCallbackHandler):
+        def __init__(self):
+            self.tokens = []
+
+        def on_llm_new_token(self, token, **kwargs):
+            self.tokens.append(token)
+
+    handler = Tokens()
+    pieces = list(llm.stream(QUESTION, config={"callbacks": [handler]}))
+    assert "".join(handler.tokens) == "".join(pieces)
+
+
+def test_a_cached_answer_is_never_another_calls(model, store):
+    llm = SharedLLM(model=model, max_tokens=12, cache=InMemoryCache())
+    without = llm.invoke(QUESTION)
+    assert "4711" in llm.invoke(QUESTION, context=store.select(QUESTION))
+    assert llm.invoke(QUESTION) == without
+    assert llm.invoke(QUESTION, max_tokens=2) != without
+
+
+def test_stop_and_prompt_template(llm):
+    chain = PromptTemplate.from_template("Repeat after me: {words}") | llm
+    whole = chain.invoke({"words": "one two three four"})
+    word = whole.split()[2]
+    assert (PromptTemplate.from_template("Repeat after me: {words}") | llm.bind(stop=[word])).invoke(
+        {"words": "one two three four"}
+    ) == whole[: whole.index(word)]
+
+
+def test_what_does_not_fit_the_window_is_refused(llm):
+    with pytest.raises(WindowExceededError):
+        llm.invoke("word " * 9000)
