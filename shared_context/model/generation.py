@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +64,14 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
+@dataclass
+class _Outcome:
+    """How a streamed generation ended."""
+
+    completion: Completion | None = None
+    error: BaseException | None = None
+
+
 class CompletionStream(Iterator[str]):
     """The pieces of an answer as they come; :attr:`completion` is the whole of it, once the last piece was taken.
 
@@ -83,21 +91,26 @@ class CompletionStream(Iterator[str]):
         clock: Clock,
         stop: Sequence[str],
     ):
-        self.completion: Completion | None = None
-        self._clock = clock
-        self._error: BaseException | None = None
-        self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._pieces = self._without_stop(stop)
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        outcome = _Outcome()
 
+        # The thread and the pieces know nothing of this object, so that dropping it is noticed at once.
         def run() -> None:
             try:
-                self.completion = generate(self._streamer)
+                outcome.completion = generate(streamer)
             except BaseException as error:  # handed to the reader's thread, which raises it
-                self._error = error
-                self._streamer.end()
+                outcome.error = error
+                streamer.end()
 
+        self._clock, self._outcome = clock, outcome
         self._thread = threading.Thread(target=run, name="shared-context-stream", daemon=True)
         self._thread.start()
+        self._pieces = _pieces(streamer, self._thread, outcome, stop)
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer and what it took; None until it is there."""
+        return self._outcome.completion
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -110,23 +123,24 @@ class CompletionStream(Iterator[str]):
     def __del__(self) -> None:
         self._clock.cancelled.set()
 
-    def _without_stop(self, stop: Sequence[str]) -> Iterator[str]:
-        # The end of what came may be the beginning of a stop string: that much is held back.
-        longest = max((len(s) for s in stop), default=1) - 1
-        held = ""
-        stopped = False
-        for piece in self._streamer:
-            held += piece
-            if stopped or not held:
-                continue
-            kept = cut_at_stop(held, stop)
-            stopped = len(kept) < len(held)
-            ready = kept if stopped else held[: len(held) - longest]
-            held = "" if stopped else held[len(ready) :]
-            if ready:
-                yield ready
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        if held and not stopped:
-            yield held
+
+def _pieces(streamer: Iterable[str], thread: threading.Thread, outcome: _Outcome, stop: Sequence[str]) -> Iterator[str]:
+    """What a streamer gives, up to the first stop string; the end that may begin one is held back."""
+    longest = max((len(s) for s in stop), default=1) - 1
+    held = ""
+    stopped = False
+    for piece in streamer:
+        held += piece
+        if stopped or not held:
+            continue
+        kept = cut_at_stop(held, stop)
+        stopped = len(kept) < len(held)
+        ready = kept if stopped else held[: len(held) - longest]
+        held = "" if stopped else held[len(ready) :]
+        if ready:
+            yield ready
+    thread.join()
+    if outcome.error is not None:
+        raise outcome.error
+    if held and not stopped:
+        yield held

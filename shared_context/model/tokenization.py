@@ -80,19 +80,19 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenizedText:
         tokenizer: a fast tokenizer (it must give offsets).
         text: any text, of any script and line ending; no lone surrogates.
     """
-    encoder = _encoder(tokenizer)
+    encoder = _Encoder.of(tokenizer)
     ids: list[np.ndarray] = []
     bounds = [np.zeros(1, dtype=np.int64)]
     offset = 0
     pieces = segments(text)
     for at in range(0, len(pieces), SEGMENTS_TOGETHER):
         together = pieces[at : at + SEGMENTS_TOGETHER]
-        for piece, encoding in zip(together, encoder.encode_batch(together, add_special_tokens=False), strict=True):
-            ids.append(np.array(encoding.ids, dtype=np.int32))
-            bounds.append(offset + _ends(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), len(piece)))
+        for piece, (piece_ids, spans) in zip(together, encoder.encode(together), strict=True):
+            ids.append(piece_ids)
+            bounds.append(offset + _ends(spans, len(piece)))
             offset += len(piece)
     joined = np.concatenate(bounds)
-    if len(joined) > 1:  # what a tokenizer drops from the last segment, if that is all of it
+    if len(joined) > 1:  # a tokenizer may drop all of the last segment
         joined[-1] = len(text)
     return TokenizedText(np.concatenate(ids), joined)
 
@@ -111,20 +111,58 @@ def _ends(spans: np.ndarray, length: int) -> np.ndarray:
     return np.append(starts, length)[: len(spans)]
 
 
-_encoders: WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer] = WeakKeyDictionary()
-
-
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the tokenizer's core to which special tokens are ordinary text.
+@dataclass(frozen=True)
+class _Encoder:
+    """A copy of a tokenizer's core to which special tokens are ordinary text.
 
     transformers' own switch for this is a state of the one core that all threads share: a prompt that is rendered
     while a document is tokenized would set it back.
+
+    Attributes:
+        core: the copy.
+        special: ids that no text may have, int64 [n].
     """
-    encoder = _encoders.get(tokenizer)
-    if encoder is None:
-        encoder = copy.deepcopy(tokenizer.backend_tokenizer)
-        encoder.encode_special_tokens = True
-        encoder.no_truncation()
-        encoder.no_padding()
-        _encoders[tokenizer] = encoder
-    return encoder
+
+    core: Tokenizer
+    special: np.ndarray
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> _Encoder:
+        """The tokenizer's copy, made once."""
+        encoder = _ENCODERS.get(tokenizer)
+        if encoder is None:
+            core = copy.deepcopy(tokenizer.backend_tokenizer)
+            core.encode_special_tokens = True
+            core.no_truncation()
+            core.no_padding()
+            special = {id for id, token in core.get_added_tokens_decoder().items() if token.special}
+            encoder = cls(core, np.array(sorted(special - {tokenizer.unk_token_id}), dtype=np.int64))
+            _ENCODERS[tokenizer] = encoder
+        return encoder
+
+    def encode(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each text its token ids, int32 [tokens], and the characters they came from, int64 [tokens, 2]."""
+        encoded = []
+        for text, encoding in zip(texts, self.core.encode_batch(texts, add_special_tokens=False), strict=True):
+            ids, spans = encoding.ids, encoding.offsets
+            if np.isin(ids, self.special).any():
+                ids, spans = self._spelled(text, ids, spans)
+            encoded.append((np.array(ids, dtype=np.int32), np.array(spans, dtype=np.int64).reshape(-1, 2)))
+        return encoded
+
+    def _spelled(
+        self, text: str, ids: list[int], spans: list[tuple[int, int]]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The same with special tokens spelled letter by letter: to a Unigram model they are words like any other."""
+        spelled: list[tuple[int, tuple[int, int]]] = []
+        for id, (start, end) in zip(ids, spans, strict=True):
+            if id not in self.special:
+                spelled.append((id, (start, end)))
+                continue
+            for at in range(start, end):
+                letters = self.core.encode(text[at], add_special_tokens=False).ids
+                spelled += [(letter, (at, at + 1)) for letter in letters]
+        return [id for id, _ in spelled], [span for _, span in spelled]
+
+
+_ENCODERS: WeakKeyDictionary[PreTrainedTokenizerBase, _Encoder] = WeakKeyDictionary()

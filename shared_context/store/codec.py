@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from safetensors.torch import load, save
 
+from shared_context.errors import UnsupportedModelError
 from shared_context.model.shared_llm import SharedLLMModel
 
 VOCABULARY_SAMPLE = 4096
@@ -22,19 +23,32 @@ class Codec:
 
     Attributes:
         mean: [hidden], float32.
-        projection: principal directions, [hidden, code_size], float32.
+        projection: principal directions, [hidden, size], float32.
     """
 
     mean: torch.Tensor
     projection: torch.Tensor
 
+    @property
+    def size(self) -> int:
+        """Dimensions of a code; fewer than were asked for where the model has fewer."""
+        return self.projection.shape[1]
+
     @classmethod
     def fit(cls, model: SharedLLMModel, code_size: int) -> Codec:
-        """The codec of a model; the same for every store that is made with it."""
+        """The codec of a model; the same for every store that is made with it.
+
+        Raises:
+            UnsupportedModelError: the model computes infinities or NaN.
+        """
         vocabulary = len(model.tokenizer)
         sample = min(VOCABULARY_SAMPLE, vocabulary, model.context_window)
         order = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(0))[:sample]
         states = model.compressor.query_states(order).float().cpu()
+        if not torch.isfinite(states).all():
+            raise UnsupportedModelError(
+                f"{model.name} computes infinities or NaN in {model.dtype}; load it with dtype='bfloat16' or 'float32'."
+            )
         mean = states.mean(dim=0)
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -42,7 +56,7 @@ class Codec:
         return cls(mean, directions.contiguous())
 
     def encode(self, states: torch.Tensor) -> torch.Tensor:
-        """Codes of unit length, float32 [tokens, code_size], of states [tokens, hidden]."""
+        """Codes of unit length, float32 [tokens, size], of states [tokens, hidden]."""
         codes = (states.float().cpu() - self.mean) @ self.projection
         return torch.nn.functional.normalize(codes, dim=-1)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from shared_context.errors import StoreFormatError
+from shared_context.errors import SharedContextError, StoreFormatError
 from shared_context.model.tokenization import TokenizedText
 
 Kind = Literal["document", "conversation"]
@@ -22,31 +23,46 @@ APPLICATION_ID = 0x5C0471E8
 """Marks the file as ours, in the header field that SQLite keeps for it."""
 VERSION = 1
 
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE documents (
-    key INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL,
-    id TEXT NOT NULL,
-    text TEXT NOT NULL,
-    metadata TEXT NOT NULL,
-    ids BLOB NOT NULL,
-    bounds BLOB NOT NULL,
-    codes BLOB NOT NULL,
-    scales BLOB NOT NULL,
-    states BLOB NOT NULL,
-    embeddings BLOB NOT NULL,
-    UNIQUE (kind, id)
-);
-CREATE TABLE messages (
-    conversation TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    message TEXT NOT NULL,
-    tokens INTEGER NOT NULL,
-    compressed INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (conversation, number)
-) WITHOUT ROWID;
-"""
+MAX_ROW_BYTES = 10**9
+"""What SQLite holds in one row, a document."""
+
+BUSY_SECONDS = 30.0
+"""How long a change waits for another process's."""
+CREATION_SECONDS = 1.0
+"""How long a file without tables may belong to another process that is about to write them."""
+
+# Small columns come first: SQLite reads a row from its beginning.
+SCHEMA = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE documents (
+        key INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL,
+        id TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        text TEXT NOT NULL,
+        ids BLOB NOT NULL,
+        bounds BLOB NOT NULL,
+        codes BLOB NOT NULL,
+        scales BLOB NOT NULL,
+        states BLOB NOT NULL,
+        embeddings BLOB NOT NULL,
+        UNIQUE (kind, id)
+    )""",
+    """CREATE TABLE messages (
+        conversation TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        message TEXT NOT NULL,
+        tokens INTEGER NOT NULL,
+        compressed INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (conversation, number)
+    ) WITHOUT ROWID""",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {VERSION}",
+)
+
+
+class StoreUnavailableError(SharedContextError, OSError):
+    """A store's file cannot be read or written now: the disk is full, it is locked, access is denied."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class NodeData:
     Attributes:
         codes: int8 [tokens, code_size].
         scales: float16 [tokens].
-        states: float16 [leaves, hidden], the one-layer state of each leaf's last token.
+        states: float16 [leaves, hidden], the one-layer state of each leaf's last token, scaled to unit length.
         embeddings: float32 [leaves, dimension]; no columns where there is no embedder.
     """
 
@@ -96,114 +112,117 @@ class Message:
 class Database:
     """The store's SQLite file.
 
+    Everything but :meth:`get_meta` is called inside of :meth:`snapshot` or :meth:`transaction`.
+
     Args:
-        folder: the store's folder, made if it is missing; None keeps the database in memory.
+        folder: the store's folder; None keeps the database in memory.
+        meta: values of the store as a whole that a new store begins with; None opens one that exists. If another
+            process makes a store in the folder at the same time, the first one's values hold for both.
 
     Raises:
         StoreFormatError: where the folder is something else, half written, damaged or of a newer format.
+        StoreUnavailableError: where it cannot be read or written now.
     """
 
-    def __init__(self, folder: Path | None):
-        self.folder = folder
-        self.is_new = folder is None or not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-        if folder is not None:
-            if folder.exists() and not folder.is_dir():
-                raise StoreFormatError(f"{folder} is a file; a store is a folder. Give another path.")
-            if not self.is_new and not (folder / FILE).exists():
-                raise StoreFormatError(f"{folder} holds no {FILE}, so it is not a store. Give an empty or new folder.")
-            folder.mkdir(parents=True, exist_ok=True)
-        name = str(folder / FILE) if folder is not None else ":memory:"
-        self._connection = sqlite3.connect(name, check_same_thread=False, isolation_level=None, timeout=30)
-        try:
-            if self.is_new:
-                self._create()
-            else:
+    def __init__(self, folder: Path | None, meta: Mapping[str, bytes] | None = None):
+        if meta is None and (folder is None or is_vacant(folder)):
+            raise StoreFormatError(f"{folder} holds no store: it is missing or empty. Check the path.")
+        self._place = _place(folder)
+        with _errors(self._place):
+            self._connection = _connect(folder)
+            try:
+                if meta is not None:
+                    self._create(meta)
                 self._check(folder)
-        except BaseException:
-            self._connection.close()
-            raise
+            except BaseException:
+                self._connection.close()
+                raise
 
-    def _create(self) -> None:
-        if self.folder is not None:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.executescript(
-            f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; "
-            f"{SCHEMA} COMMIT;"
+    def _create(self, meta: Mapping[str, bytes]) -> None:
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        # All at once, so that nobody ever meets a store without its meta.
+        with self.transaction():
+            if not self._tables():
+                for statement in SCHEMA:
+                    self._connection.execute(statement)
+                self._connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+
+    def _check(self, folder: Path | None) -> None:
+        deadline = time.monotonic() + CREATION_SECONDS
+        while not self._tables():
+            if time.monotonic() > deadline:
+                raise StoreFormatError(
+                    f"{folder} is a store whose making was cut off; it holds no documents. Delete the folder."
+                )
+            time.sleep(CREATION_SECONDS / 20)
+        application, version, page_size = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("application_id", "user_version", "page_size")
         )
-
-    def _check(self, folder: Path) -> None:
-        with self.errors():
-            application = self._connection.execute("PRAGMA application_id").fetchone()[0]
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            tables = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if not tables:
-                raise StoreFormatError(
-                    f"{folder} is a store whose making was cut off; it holds no documents. Delete the folder."
-                )
-            if application != APPLICATION_ID:
-                raise StoreFormatError(f"{folder / FILE} was made by another program. Give another path.")
-            if version > VERSION:
-                raise StoreFormatError(
-                    f"{folder} has store format {version}, and this version of shared-context reads up to {VERSION}. "
-                    "Upgrade shared-context."
-                )
-            if self.get_meta("codec") is None:
-                raise StoreFormatError(
-                    f"{folder} is a store whose making was cut off; it holds no documents. Delete the folder."
-                )
-
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Turn what SQLite says of a damaged file into StoreFormatError."""
-        try:
-            yield
-        except (sqlite3.OperationalError, sqlite3.IntegrityError, sqlite3.ProgrammingError):
-            raise
-        except sqlite3.DatabaseError as error:
-            place = self.folder / FILE if self.folder is not None else "the store"
+        if application != APPLICATION_ID:
+            raise StoreFormatError(f"{self._place} was made by another program. Give another path.")
+        if version > VERSION:
             raise StoreFormatError(
-                f"{place} is damaged or not a store ({error}). Restore it from a copy, or delete the folder and add "
-                "the documents again."
-            ) from error
+                f"{folder} has store format {version}, and this version of shared-context reads up to {VERSION}. "
+                "Upgrade shared-context."
+            )
+        # SQLite itself would read zeros for what is missing of the last page.
+        if folder is not None and (folder / FILE).stat().st_size % page_size:
+            raise _damaged(self._place, "it ends within a page")
+
+    def _tables(self) -> list[str]:
+        return [row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All that is written inside lands at its end, or nothing does."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
+        with _errors(self._place):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._rollback()
+                raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that is read inside is of one moment, whatever other processes write meanwhile."""
+        with _errors(self._place):
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._rollback()
+
+    def _rollback(self) -> None:
+        if self._connection.in_transaction:  # after some errors SQLite has rolled back already
             self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
     def data_version(self) -> int:
         """A number that changes when another process has written."""
         return self._connection.execute("PRAGMA data_version").fetchone()[0]
 
-    def get_meta(self, key: str) -> bytes | None:
+    def get_meta(self, key: str) -> bytes:
         """A value of the store as a whole."""
-        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
+        with _errors(self._place):
+            row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise _damaged(self._place, f"its {key} is missing")
+        return row[0]
 
-    def set_meta(self, key: str, value: bytes) -> None:
-        """Set a value of the store as a whole."""
-        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-
-    def insert(
-        self, kind: Kind, id: str, text: str, metadata: dict[str, Any], tokens: TokenizedText, nodes: NodeData
-    ) -> int:
+    def insert(self, entry: Entry, stored: StoredText, nodes: NodeData) -> int:
         """Add a document's row; returns its key, which no other row ever has."""
         cursor = self._connection.execute(
-            "INSERT INTO documents (kind, id, text, metadata, ids, bounds, codes, scales, states, embeddings) "
+            "INSERT INTO documents (kind, id, metadata, text, ids, bounds, codes, scales, states, embeddings) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                kind,
-                id,
-                text,
-                json.dumps(metadata, ensure_ascii=False),
-                tokens.ids.astype(np.int32).tobytes(),
-                tokens.bounds.astype(np.uint32).tobytes(),
+                entry.kind,
+                entry.id,
+                json.dumps(entry.metadata, ensure_ascii=False),
+                stored.text,
+                stored.tokens.ids.astype(np.int32).tobytes(),
+                stored.tokens.bounds.astype(np.uint32).tobytes(),
                 nodes.codes.tobytes(),
                 nodes.scales.tobytes(),
                 nodes.states.tobytes(),
@@ -212,9 +231,9 @@ class Database:
         )
         return cursor.lastrowid
 
-    def remove(self, keys: Iterable[int]) -> None:
-        """Delete rows."""
-        self._connection.executemany("DELETE FROM documents WHERE key = ?", [(key,) for key in keys])
+    def remove(self, key: int) -> None:
+        """Delete a document's row."""
+        self._connection.execute("DELETE FROM documents WHERE key = ?", (key,))
 
     def set_metadata(self, key: int, metadata: dict[str, Any]) -> None:
         """Replace a document's metadata."""
@@ -222,16 +241,10 @@ class Database:
             "UPDATE documents SET metadata = ? WHERE key = ?", (json.dumps(metadata, ensure_ascii=False), key)
         )
 
-    def keys(self) -> set[int]:
-        """Keys of all documents."""
-        return {row[0] for row in self._connection.execute("SELECT key FROM documents")}
-
-    def entry(self, key: int) -> Entry:
-        """A document's line in the catalogue."""
-        kind, id, metadata = self._connection.execute(
-            "SELECT kind, id, metadata FROM documents WHERE key = ?", (key,)
-        ).fetchone()
-        return Entry(kind, id, json.loads(metadata))
+    def catalogue(self) -> dict[int, Entry]:
+        """The lines of all documents by their keys, which rise in the order of adding."""
+        rows = self._connection.execute("SELECT key, kind, id, metadata FROM documents ORDER BY key")
+        return {key: Entry(kind, id, json.loads(metadata)) for key, kind, id, metadata in rows}
 
     def document(self, key: int) -> StoredText:
         """A document's text with its tokens."""
@@ -269,11 +282,12 @@ class Database:
         """Ids of the conversations that have messages."""
         return [row[0] for row in self._connection.execute("SELECT DISTINCT conversation FROM messages")]
 
-    def messages(self, conversation: str) -> list[Message]:
-        """A conversation's messages, oldest first."""
+    def messages(self, conversation: str, *, recent: bool = False) -> list[Message]:
+        """A conversation's messages, oldest first; all of them, or those that are not compressed."""
         rows = self._connection.execute(
-            "SELECT number, message, tokens, compressed FROM messages WHERE conversation = ? ORDER BY number",
-            (conversation,),
+            "SELECT number, message, tokens, compressed FROM messages WHERE conversation = ? AND compressed <= ? "
+            "ORDER BY number",
+            (conversation, 0 if recent else 1),
         )
         return [Message(number, json.loads(message), tokens, bool(old)) for number, message, tokens, old in rows]
 
@@ -297,16 +311,88 @@ class Database:
         self._connection.execute("DELETE FROM messages WHERE conversation = ?", (conversation,))
 
     def copy_to(self, folder: Path) -> None:
-        """Write the whole database into another, new folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        target = sqlite3.connect(folder / FILE)
-        try:
-            self._connection.backup(target)
-            target.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            target.execute("PRAGMA journal_mode = WAL")
-        finally:
-            target.close()
+        """Write the whole database into another folder, which :func:`is_vacant`."""
+        with _errors(_place(folder)), closing(_connect(folder)) as copy:
+            self._connection.backup(copy)
+            copy.execute("PRAGMA journal_mode = WAL")
 
     def close(self) -> None:
         """Close the file; nothing is written by closing."""
         self._connection.close()
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether a store can be made in a folder, because it is missing or empty; False where it holds one.
+
+    Raises:
+        StoreFormatError: it is no folder, or holds something else than a store.
+        StoreUnavailableError: it cannot be read.
+    """
+    with _access(folder):
+        if not folder.exists():
+            return True
+        if not folder.is_dir():
+            raise StoreFormatError(f"{folder} is a file; a store is a folder. Give another path.")
+        if not any(folder.iterdir()):
+            return True
+        if not (folder / FILE).is_file():
+            raise StoreFormatError(f"{folder} holds no {FILE}, so it is not a store. Give an empty or new folder.")
+        return False
+
+
+def _connect(folder: Path | None) -> sqlite3.Connection:
+    if folder is not None:
+        with _access(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    name = ":memory:" if folder is None else str(folder / FILE)
+    return sqlite3.connect(name, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS)
+
+
+@contextmanager
+def _access(folder: Path) -> Iterator[None]:
+    """Say in the library's own error what the file system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"The folder {folder} cannot be used ({error.strerror}). Check the path and the rights on it."
+        ) from error
+
+
+@contextmanager
+def _errors(place: str) -> Iterator[None]:
+    """Say in the library's own errors what SQLite refuses; what can only be a mistake in this library stays raw."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code is the plain one
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise _damaged(place, error) from error
+        if code not in _MENDS:
+            raise
+        raise StoreUnavailableError(f"{place} cannot be used now ({error}). {_MENDS[code]}") from error
+
+
+_WAIT = f"Another process has been writing to it for {BUSY_SECONDS:.0f} seconds; try again."
+_SPACE = "Nothing of this change was stored. Free some space or check the disk, and try again."
+_RIGHTS = "Give this process the right to read and write the folder and its files."
+_MENDS = {
+    sqlite3.SQLITE_BUSY: _WAIT,
+    sqlite3.SQLITE_LOCKED: _WAIT,
+    sqlite3.SQLITE_FULL: _SPACE,
+    sqlite3.SQLITE_IOERR: _SPACE,
+    sqlite3.SQLITE_CANTOPEN: _RIGHTS,
+    sqlite3.SQLITE_PERM: _RIGHTS,
+    sqlite3.SQLITE_READONLY: _RIGHTS,
+}
+
+
+def _damaged(place: str, reason: object) -> StoreFormatError:
+    return StoreFormatError(
+        f"{place} is damaged or not a store ({reason}). Restore it from a copy, or delete the folder and add the "
+        "documents again."
+    )
+
+
+def _place(folder: Path | None) -> str:
+    return "The store in memory" if folder is None else str(folder / FILE)

@@ -10,7 +10,7 @@ import math
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -61,7 +61,12 @@ Source: TypeAlias = str | os.PathLike[str] | Document | Iterable[str | os.PathLi
 
 
 def load_documents(
-    source: Source, *, id: str | None = None, metadata: Mapping[str, Any] | None = None, max_bytes: int
+    source: Source,
+    *,
+    id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    max_bytes: int,
+    stored: Container[str] = (),
 ) -> list[Document]:
     """Read and check everything that ``source`` stands for.
 
@@ -79,6 +84,7 @@ def load_documents(
         id: replaces the id of a single document.
         metadata: merged over the metadata of every document.
         max_bytes: largest document, in bytes of UTF-8.
+        stored: ids that are taken.
 
     Returns:
         Documents with an id, in the order given; metadata are plain JSON values, copied.
@@ -86,7 +92,7 @@ def load_documents(
     Raises:
         DocumentError: the one document given is refused, or none is found; says what, where and the mend.
         BatchError: several were given and some are refused; ``failures`` has the error of each, by id. An id that
-            appears twice is a DuplicateDocumentError of the later one.
+            appears twice is a DuplicateDocumentError of the later one, one that is taken is one too.
     """
     over = check_metadata(metadata, "metadata=") if metadata is not None else {}
     if id is not None:
@@ -102,15 +108,26 @@ def load_documents(
             document = check_document(document, max_bytes=max_bytes, name=f"document {label!r}")
             if document.id in documents:
                 raise _duplicate(document, documents[document.id])
+            if document.id in stored:
+                raise stored_already(document.id)
             documents[document.id] = Document(document.text, document.id, {**document.metadata, **over})
         except DocumentError as error:
             failures[label if label not in failures else f"#{position}"] = error
-    given_count = len(documents) + len(failures)
-    if failures and given_count == 1:
+    refuse(failures, len(documents) + len(failures))
+    return list(documents.values())
+
+
+def refuse(failures: Mapping[str, DocumentError], count: int) -> None:
+    """Raise what is wrong with some of ``count`` documents: the error of the only one, or a BatchError."""
+    if failures and count == 1:
         raise next(iter(failures.values()))
     if failures:
-        raise BatchError(_summary(failures, given_count), failures)
-    return list(documents.values())
+        raise BatchError(_summary(failures, count), failures)
+
+
+def stored_already(id: str) -> DuplicateDocumentError:
+    """The error of a document whose id is taken."""
+    return DuplicateDocumentError(f"a document with the id {id!r} is stored already: change it with update()")
 
 
 def check_document(document: Document, *, max_bytes: int, name: str = "the document") -> Document:

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from shared_context.errors import ModelNotFoundError
+from shared_context.errors import ConfigError, ModelNotFoundError
 from shared_context.model.pretrained import (
     cached_folder,
     find_weights,
@@ -88,6 +88,20 @@ class SentenceTransformerEmbedder:
             convert_to_numpy=True,
             normalize_embeddings=True,
         ).astype(np.float32, copy=False)
+
+
+def embed(embedder: Embedder, texts: list[str]) -> np.ndarray:
+    """What an embedder says of texts, float32 [texts, dimension].
+
+    Raises:
+        ConfigError: it is not what an Embedder must return.
+    """
+    embeddings = np.asarray(embedder.encode(texts), dtype=np.float32)
+    expected = (len(texts), embedder.dimension)
+    if embeddings.shape != expected or not np.isfinite(embeddings).all():
+        fault = f"an array of shape {embeddings.shape}" if embeddings.shape != expected else "infinities or NaN"
+        raise ConfigError(f"The embedder {embedder.name!r} gave {fault}; it must give finite numbers {expected}.")
+    return embeddings
 
 
 def load_default_embedder(device: str = "auto") -> SentenceTransformerEmbedder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,11 @@ from shared_context.kernels import quantize_codes
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.codec import Codec
-from shared_context.store.database import NodeData
-from shared_context.store.embedder import Embedder
+from shared_context.store.database import NodeData, StoredText
+from shared_context.store.embedder import Embedder, embed
 
 BATCH_TOKENS = 8192
-"""Tokens that pass the first layer together."""
+"""Tokens that pass the first layer together, prefixes and padding included."""
 
 
 @dataclass(frozen=True)
@@ -33,75 +33,93 @@ class Ingestion:
     tree: TreeConfig
 
     def __call__(
-        self, documents: Sequence[tuple[str, TokenizedText]], advance: Callable[[int], None] = lambda tokens: None
+        self, documents: Sequence[StoredText], advance: Callable[[int], None] = lambda tokens: None
     ) -> list[NodeData]:
-        """Node data of documents.
+        """Node data of documents, each of at least one token.
 
         Args:
             documents: texts with their tokens.
             advance: called with the number of tokens done, as they are done.
+
+        Raises:
+            ConfigError: the embedder gives something else than embeddings.
         """
-        pieces = [
-            (document, start)
-            for document, (_, tokens) in enumerate(documents)
-            for start in range(0, len(tokens), self.tree.chunk_size)
-        ]
-        # Chunks of like length run together, so that little of a batch is padding.
-        pieces.sort(key=lambda piece: min(len(documents[piece[0]][1]) - piece[1], self.tree.chunk_size))
-        together = max(1, BATCH_TOKENS // self.tree.chunk_size)
+        size = self.tree.chunk_size
+        chunks = {
+            (number, start): document.tokens.ids[start : start + size]
+            for number, document in enumerate(documents)
+            for start in range(0, len(document.tokens), size)
+        }
         done: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        for at in range(0, len(pieces), together):
-            batch = pieces[at : at + together]
-            ids = [documents[d][1].ids[start : start + self.tree.chunk_size] for d, start in batch]
-            states = self.model.compressor.first_layer_states([torch.from_numpy(i.astype(np.int64)) for i in ids])
-            for piece, chunk_states in zip(batch, states, strict=True):
-                done[piece] = self._encode(chunk_states)
+        for batch in self._batches(chunks):
+            ids = [torch.from_numpy(chunks[place].astype(np.int64)) for place in batch]
+            for place, states in zip(batch, self.model.compressor.first_layer_states(ids), strict=True):
+                done[place] = self._encode(states)
             advance(sum(map(len, ids)))
-        embeddings = self._embed(documents)
         nodes = []
-        for document, (_, tokens) in enumerate(documents):
-            parts = [done[document, start] for start in range(0, len(tokens), self.tree.chunk_size)]
+        for number, (document, embeddings) in enumerate(zip(documents, self._embed(documents), strict=True)):
+            parts = [done.pop((number, start)) for start in range(0, len(document.tokens), size)]
             codes, scales, last = (np.concatenate(part) for part in zip(*parts, strict=True))
-            nodes.append(NodeData(codes, scales, last, embeddings[document]))
+            nodes.append(NodeData(codes, scales, last, embeddings))
         return nodes
 
-    def extend(
-        self, text: str, tokens: TokenizedText, nodes: NodeData, more: str
-    ) -> tuple[str, TokenizedText, NodeData]:
+    def extend(self, document: StoredText, nodes: NodeData, more: StoredText) -> tuple[StoredText, NodeData]:
         """A document with text added at its end; only its last, unfinished chunk is computed again."""
-        whole, joined = text + more, tokens.followed_by(self.model.tokenize(more))
-        first = len(tokens) // self.tree.chunk_size * self.tree.chunk_size
+        text, tokens = document.text + more.text, document.tokens.followed_by(more.tokens)
+        first = len(document.tokens) // self.tree.chunk_size * self.tree.chunk_size
         leaf = first // self.tree.leaf_size
-        begin = int(joined.bounds[first])
-        tail = TokenizedText(joined.ids[first:], joined.bounds[first:] - begin)
-        (new,) = self([(whole[begin:], tail)])
-        return (
-            whole,
-            joined,
-            NodeData(
-                np.concatenate([nodes.codes[:first], new.codes]),
-                np.concatenate([nodes.scales[:first], new.scales]),
-                np.concatenate([nodes.states[:leaf], new.states]),
-                np.concatenate([nodes.embeddings[:leaf], new.embeddings]),
-            ),
+        begin = int(tokens.bounds[first])
+        tail = StoredText(text[begin:], TokenizedText(tokens.ids[first:], tokens.bounds[first:] - begin))
+        (new,) = self([tail])
+        whole = NodeData(
+            np.concatenate([nodes.codes[:first], new.codes]),
+            np.concatenate([nodes.scales[:first], new.scales]),
+            np.concatenate([nodes.states[:leaf], new.states]),
+            np.concatenate([nodes.embeddings[:leaf], new.embeddings]),
         )
+        return StoredText(text, tokens), whole
+
+    def nbytes(self, document: StoredText) -> int:
+        """Bytes that a document takes with its node data."""
+        tokens = len(document.tokens)
+        leaves = -(-tokens // self.tree.leaf_size)
+        dimension = self.embedder.dimension if self.embedder is not None else 0
+        of_leaf = 2 * self.model.hf_model.config.hidden_size + 4 * dimension
+        of_token = self.codec.size + 2 + 4 + 4  # a code and its scale, the id, the bound
+        return len(document.text.encode()) + tokens * of_token + leaves * of_leaf
+
+    def _batches(self, chunks: Mapping[tuple[int, int], np.ndarray]) -> Iterator[list[tuple[int, int]]]:
+        """Places of chunks that run together: those of like length, so that little of a batch is padding."""
+        prefix = len(self.model.prompt_format.prefix)
+        batch: list[tuple[int, int]] = []
+        for place in sorted(chunks, key=lambda place: len(chunks[place])):
+            if batch and (len(batch) + 1) * (prefix + len(chunks[place])) > BATCH_TOKENS:
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
 
     def _encode(self, states: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Codes, their scales, and the states at the last token of each leaf, of one chunk."""
         codes, scales = quantize_codes(self.codec.encode(states))
         size = self.tree.leaf_size
         ends = torch.arange(size, len(states) + size, size).clamp(max=len(states)) - 1
-        last = states[ends.to(states.device)].to("cpu", torch.float16)
-        return codes.numpy(), scales.numpy(), last.numpy()
+        # Only their direction counts, and at unit length float16 holds the states of any model.
+        last = torch.nn.functional.normalize(states[ends.to(states.device)].float(), dim=-1)
+        return codes.numpy(), scales.numpy(), last.to("cpu", torch.float16).numpy()
 
-    def _embed(self, documents: Sequence[tuple[str, TokenizedText]]) -> list[np.ndarray]:
+    def _embed(self, documents: Sequence[StoredText]) -> list[np.ndarray]:
         """Embeddings [leaves, dimension] of each document's leaves."""
         size = self.tree.leaf_size
         leaves = [
-            [text[slice(*tokens.characters(s, min(s + size, len(tokens))))] for s in range(0, len(tokens), size)]
-            for text, tokens in documents
+            [
+                document.text[slice(*document.tokens.characters(start, min(start + size, len(document.tokens))))]
+                for start in range(0, len(document.tokens), size)
+            ]
+            for document in documents
         ]
         if self.embedder is None:
             return [np.zeros((len(texts), 0), dtype=np.float32) for texts in leaves]
-        every = self.embedder.encode([text for texts in leaves for text in texts])
+        every = embed(self.embedder, [text for texts in leaves for text in texts])
         return np.split(every, np.cumsum([len(texts) for texts in leaves])[:-1])

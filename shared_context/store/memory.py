@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shared_context.config import require
+from shared_context.errors import DocumentError
+from shared_context.store.documents import check_id, check_metadata
 from shared_context.store.selection import Selection
 
 if TYPE_CHECKING:
@@ -21,17 +23,29 @@ class ConversationMemory:
         store: holds the conversation.
         id: names it, apart from the ids of documents.
         recent_tokens: tokens of the newest messages that stay verbatim; the last message always does.
+
+    Raises:
+        DocumentError: the id is no text of 1 to 512 characters.
     """
 
     def __init__(self, store: SharedLLMContextStore, id: str, *, recent_tokens: int = 1024):
         require(recent_tokens >= 0, "recent_tokens", recent_tokens, "must be 0 or more tokens")
-        self.id = id
+        self.id = check_id(id, "the conversation")
         self.recent_tokens = recent_tokens
         self._store = store
 
     def append(self, role: str, content: str, **extra: Any) -> None:
-        """Add a message; JSON values in ``extra`` are kept with it."""
-        self._store._append_message(self.id, {"role": role, "content": content, **extra}, self.recent_tokens)
+        """Add a message; JSON values in ``extra`` are kept with it.
+
+        Raises:
+            DocumentError: role or content is no text, or ``extra`` holds what JSON has not.
+        """
+        name = f"a message of conversation {self.id!r}"
+        message = check_metadata({"role": role, "content": content, **extra}, name)
+        for part in ("role", "content"):
+            if not isinstance(message[part], str):
+                raise DocumentError(f"{name}: its {part} is {message[part]!r}, expected a str")
+        self._store._append_message(self.id, message, self.recent_tokens)
 
     def messages(self) -> list[dict[str, Any]]:
         """All messages, oldest first."""
@@ -39,7 +53,7 @@ class ConversationMemory:
 
     def recent(self) -> list[dict[str, Any]]:
         """The messages that stay verbatim, oldest first."""
-        return [row.message for row in self._store._messages(self.id) if not row.compressed]
+        return [row.message for row in self._store._messages(self.id, recent=True)]
 
     def select(self, query: str, **options: Any) -> Selection:
         """What a query is shown of the compressed turns.

@@ -67,13 +67,9 @@ class NodeIndex:
         self._leaf_count = 0
         self._leaves: Leaves | None = None
 
-    def __contains__(self, key: int) -> bool:
-        return key in self._documents
-
-    @property
-    def keys(self) -> set[int]:
-        """Keys of the documents held."""
-        return set(self._documents)
+    def __len__(self) -> int:
+        """Documents held."""
+        return len(self._documents)
 
     @property
     def tokens(self) -> int:
@@ -112,8 +108,13 @@ class NodeIndex:
         """Inverse leaf frequency of tokens, ``ln((n + 1) / (n_t + 0.5))``, float32 [tokens]."""
         return torch.from_numpy(np.log((self._leaf_count + 1) / (self._frequency[token_ids] + 0.5))).float()
 
+    def chunks(self, keys: Iterable[int]) -> list[tuple[int, int]]:
+        """All chunks of documents: each one's document and its number in it."""
+        size = self._tree.chunk_size
+        return [(key, n) for key in keys for n in range(-(-len(self._documents[key].token_ids) // size))]
+
     def leaves(self) -> Leaves:
-        """All leaves; the arrays are joined again after a change."""
+        """All leaves of at least one document; the arrays are joined again after a change."""
         if self._leaves is None:
             self._leaves = self._join()
         return self._leaves

@@ -10,7 +10,7 @@ EXHAUSTIVE_LEAVES = 20_000
 """Up to here every leaf is compared; above, an inverted file keeps the search sub-linear."""
 
 PROBED_LISTS = 32
-"""Lists of the inverted file that a search reads."""
+"""Lists of the inverted file that a search reads first; it reads more where these hold too few documents."""
 
 
 class Prefilter:
@@ -25,25 +25,30 @@ class Prefilter:
 
         embeddings = np.ascontiguousarray(leaves.embeddings.numpy(), dtype=np.float32)
         count, dimension = embeddings.shape
+        self._lists = 0
         if count <= EXHAUSTIVE_LEAVES:
             self._index = faiss.IndexFlatIP(dimension)
         else:
-            lists = int(4 * np.sqrt(count))
-            self._index = faiss.index_factory(dimension, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+            self._lists = int(4 * np.sqrt(count))
+            self._index = faiss.index_factory(dimension, f"IVF{self._lists},Flat", faiss.METRIC_INNER_PRODUCT)
             # faiss wants 39 points per list to train on; more only take longer
-            sample = np.random.default_rng(0).permutation(count)[: 39 * lists]
+            sample = np.random.default_rng(0).permutation(count)[: 39 * self._lists]
             self._index.train(embeddings[np.sort(sample)])
-            self._index.nprobe = min(PROBED_LISTS, lists)
         self._index.add(embeddings)
         self._document = leaves.document
 
-    def documents(self, embedding: np.ndarray, count: int) -> np.ndarray:
-        """Keys of the ``count`` documents nearest to a query's embedding [dimension], fewer if there are fewer."""
-        total = self._index.ntotal
-        wanted = min(total, 4 * count)
+    def documents(self, embedding: np.ndarray, count: int) -> list[int]:
+        """Keys of the ``count`` documents nearest to a query's embedding [dimension], nearest first.
+
+        Only where the store has fewer documents are there fewer.
+        """
+        leaves, lists = self._index.ntotal, self._lists
+        wanted, probed = min(leaves, 4 * count), min(lists, PROBED_LISTS)
         while True:
+            if lists:
+                self._index.nprobe = probed
             found = self._index.search(embedding[None], wanted)[1][0]
             keys = list(dict.fromkeys(self._document[found[found >= 0]].tolist()))
-            if len(keys) >= count or wanted == total:
-                return np.array(keys[:count], dtype=np.int64)
-            wanted = min(total, 4 * wanted)
+            if len(keys) >= count or (wanted, probed) == (leaves, lists):
+                return keys[:count]
+            wanted, probed = min(leaves, 4 * wanted), min(lists, 4 * probed)

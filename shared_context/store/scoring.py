@@ -14,7 +14,7 @@ from shared_context.errors import ConfigError
 from shared_context.kernels import late_interaction_scores
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.codec import Codec
-from shared_context.store.embedder import Embedder
+from shared_context.store.embedder import Embedder, embed
 from shared_context.store.node_index import Leaves, NodeIndex
 
 
@@ -46,7 +46,7 @@ class Query:
                 "This store has no embedder, which the policies embedding and hybrid and the prefilter need. "
                 "Choose late_interaction, or make the store with embedder='auto'."
             )
-        return torch.from_numpy(self.embedder.encode([self.text])[0])
+        return torch.from_numpy(embed(self.embedder, [self.text])[0])
 
 
 def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,23 +29,39 @@ from shared_context.config import (
     require,
 )
 from shared_context.errors import (
-    BatchError,
     BudgetError,
     ConfigError,
+    DocumentError,
     DocumentNotFoundError,
-    DuplicateDocumentError,
     ModelMismatchError,
     QueryError,
+    SharedContextError,
     StoreClosedError,
     StoreFormatError,
 )
 from shared_context.kernels import ChunkKV
 from shared_context.model.shared_llm import SharedLLMModel
-from shared_context.model.tokenization import TokenizedText
 from shared_context.store.codec import Codec
-from shared_context.store.database import Database, Entry, Kind, Message, NodeData, StoredText
-from shared_context.store.documents import Document, Source, check_document, check_text, load_documents
-from shared_context.store.embedder import Embedder, load_default_embedder
+from shared_context.store.database import (
+    MAX_ROW_BYTES,
+    Database,
+    Entry,
+    Kind,
+    Message,
+    NodeData,
+    StoredText,
+    is_vacant,
+)
+from shared_context.store.documents import (
+    Document,
+    Source,
+    check_metadata,
+    check_text,
+    load_documents,
+    refuse,
+    stored_already,
+)
+from shared_context.store.embedder import DEFAULT_EMBEDDER, Embedder, load_default_embedder
 from shared_context.store.filters import compile_filter
 from shared_context.store.ingestion import Ingestion
 from shared_context.store.kv_cache import TieredKVCache
@@ -53,7 +71,7 @@ from shared_context.store.prefilter import Prefilter
 from shared_context.store.scoring import POLICIES, Query, with_neighbours
 from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
 from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
-from shared_context.tree.search import node_scores, smallest_leaf
+from shared_context.tree.search import node_scores, smallest_cut
 
 Progress = Callable[[int, int, str], None]
 """Called with how much is done, of how much, and what it is."""
@@ -86,8 +104,9 @@ class SharedLLMContextStore:
 
     Raises:
         StoreFormatError: where the folder is something else, half written or of a newer format.
+        StoreUnavailableError: where the folder cannot be read or written now.
         ModelMismatchError: where the store was made with another model or embedder; says which.
-        ConfigError: where ``config`` contradicts what the store was made with.
+        ConfigError: where ``config`` contradicts what the store was made with, or ``embedder`` is none.
 
     All methods may be called from several threads, and several processes may open one folder.
     """
@@ -100,20 +119,18 @@ class SharedLLMContextStore:
         config: StoreConfig | None = None,
         embedder: Embedder | Literal["auto"] | None = "auto",
     ):
+        known = embedder is None or embedder == "auto" or isinstance(embedder, Embedder)
+        require(known, "embedder", embedder, "must be 'auto', None or an object with name, dimension and encode()")
         self.model = model
         self.path = Path(path) if path is not None else None
+        self.embedder: Embedder | None = None
         self._lock = threading.RLock()
         self._closed = False
-        self._database = Database(self.path)
+        self._database = self._make(config, embedder) if path is None or is_vacant(self.path) else Database(self.path)
         try:
-            if self._database.is_new:
-                self.config = config or StoreConfig()
-                self.embedder = load_default_embedder() if embedder == "auto" else embedder
-                self._codec = Codec.fit(model, self.config.code_size)
-                self._write_meta()
-            else:
-                self.config, self.embedder = self._read_meta(config, embedder)
-                self._codec = Codec.from_bytes(self._database.get_meta("codec"))
+            # Read back even where it was just made: another process may have been faster.
+            self.config, self.embedder = self._read_meta(config, embedder)
+            self._codec = Codec.from_bytes(self._database.get_meta("codec"))
             cache = self.config.cache
             self._cache = TieredKVCache(
                 cache.memory_bytes,
@@ -128,24 +145,27 @@ class SharedLLMContextStore:
             self._texts: OrderedDict[int, StoredText] = OrderedDict()
             self._prefilter: tuple[Leaves, Prefilter] | None = None
             self._seen_version: int | None = None
-            self._refresh()
+            with self._database.snapshot():
+                self._refresh()
         except BaseException:
             self._database.close()
             raise
 
     # Opening and closing
 
-    def _write_meta(self) -> None:
+    def _make(self, config: StoreConfig | None, embedder: Embedder | Literal["auto"] | None) -> Database:
+        """A new store's database. What it needs is made first, so that a failure leaves no half-made store."""
+        config = config or StoreConfig()
+        self.embedder = load_default_embedder() if embedder == "auto" else embedder
         about = {
             "model": self.model.name,
             "fingerprint": self.model.fingerprint,
             "embedder": self.embedder.name if self.embedder is not None else None,
             "dimension": self.embedder.dimension if self.embedder is not None else 0,
-            "config": asdict(self.config),
+            "config": asdict(config),
         }
-        with self._database.transaction():
-            self._database.set_meta("about", json.dumps(about).encode())
-            self._database.set_meta("codec", self._codec.to_bytes())
+        codec = Codec.fit(self.model, config.code_size)
+        return Database(self.path, {"about": json.dumps(about).encode(), "codec": codec.to_bytes()})
 
     def _read_meta(
         self, config: StoreConfig | None, embedder: Embedder | Literal["auto"] | None
@@ -158,12 +178,13 @@ class SharedLLMContextStore:
                 "new store."
             )
         if embedder == "auto":
-            embedder = load_default_embedder() if about["embedder"] is not None else None
-        name = embedder.name if embedder is not None else None
-        if name != about["embedder"]:
+            embedder = self._own_embedder(about["embedder"])
+        name, dimension = (embedder.name, embedder.dimension) if embedder is not None else (None, 0)
+        if (name, dimension) != (about["embedder"], about["dimension"]):
             raise ModelMismatchError(
-                f"The store {self.path} was made with the embedder {about['embedder']} and cannot be opened with "
-                f"{name}. Pass its own embedder, or make a new store."
+                f"The store {self.path} was made with the embedder {about['embedder']} ({about['dimension']} "
+                f"dimensions) and cannot be opened with {name} ({dimension}). Pass its own embedder, or make a new "
+                "store."
             )
         values = about["config"]
         stored = StoreConfig(
@@ -175,6 +196,18 @@ class SharedLLMContextStore:
                 "Leave these settings out, or make a new store."
             )
         return config or stored, embedder
+
+    def _own_embedder(self, name: str | None) -> Embedder | None:
+        if name is None:
+            return None
+        if self.embedder is not None and self.embedder.name == name:
+            return self.embedder
+        if name == DEFAULT_EMBEDDER:
+            return load_default_embedder()
+        raise ModelMismatchError(
+            f"The store {self.path} was made with the embedder {name}, which cannot be loaded by its name alone. "
+            "Pass it with embedder=."
+        )
 
     def close(self) -> None:
         """Close the store's files. Everything added is stored already; closing twice does no harm."""
@@ -192,50 +225,71 @@ class SharedLLMContextStore:
         return f"SharedLLMContextStore({str(self.path) if self.path else 'in memory'!r}, {self.model.name!r})"
 
     @contextmanager
-    def _open(self) -> Iterator[None]:
-        """Every public method works inside: one thread at a time, on an open store, in step with other processes."""
+    def _locked(self) -> Iterator[None]:
         with self._lock:
             if self._closed:
                 raise StoreClosedError(f"{self!r} is closed; open it again.")
+            yield
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """What reads works inside: one thread at a time, on an open store, as it is at one moment."""
+        with self._locked(), self._database.snapshot():
             self._refresh()
             yield
 
     @contextmanager
     def _writing(self) -> Iterator[_Change]:
         """A change that lands whole or not at all."""
-        with self._open():
-            change = _Change([], [])
+        with self._locked():
+            change = _Change()
             with self._database.transaction():
                 self._refresh()
                 yield change
-            self._take_in(change)
+            for key in change.removed:
+                self._forget(key)
+            for key, (entry, stored, nodes) in change.added.items():
+                self._know(key, entry, stored.tokens.ids, nodes)
+            self._catalogue |= change.described
+            # Keys and values give away what the text said; they must not outlive it.
+            old = {name for ids in change.removed.values() for name in self._names(self._chunks(ids))}
+            if old:
+                tokens = (stored.tokens for _, stored, _ in change.added.values())
+                self._cache.discard(old.difference(*(self._names(self._chunks(t.ids)) for t in tokens)))
 
     def _refresh(self) -> None:
         """Take in what another process has committed since the last look."""
-        with self._database.errors():
-            version = self._database.data_version()
-            if version != self._seen_version:
-                here, there = set(self._catalogue), self._database.keys()
-                self._take_in(_Change(removed=sorted(here - there), added=sorted(there - here)))
-                for key in here & there:
-                    self._catalogue[key] = self._database.entry(key)
-                self._seen_version = version
+        version = self._database.data_version()
+        if version == self._seen_version:
+            return
+        catalogue = self._database.catalogue()
+        for key in self._catalogue.keys() - catalogue.keys():
+            self._forget(key)
+        for key in sorted(catalogue.keys() - self._catalogue.keys()):
+            of_document = catalogue[key].kind == "document"
+            ids, nodes = (self._database.token_ids(key), self._nodes(key)) if of_document else (None, None)
+            self._know(key, catalogue[key], ids, nodes)
+        self._catalogue = catalogue
+        self._seen_version = version
 
-    def _take_in(self, change: _Change) -> None:
-        for key in change.removed:
+    def _know(self, key: int, entry: Entry, ids: np.ndarray | None, nodes: NodeData | None) -> None:
+        """Take a document in; conversations are read when they are selected from."""
+        if entry.kind == "document":
+            self._index.add(key, ids, nodes)
+        self._catalogue[key] = entry
+        self._keys[entry.kind, entry.id] = key
+
+    def _forget(self, key: int) -> None:
+        entry = self._catalogue.pop(key)
+        if entry.kind == "document":
             self._index.remove(key)
-            entry = self._catalogue.pop(key)
-            del self._keys[entry.kind, entry.id]
-            self._texts.pop(key, None)
-        for key in change.added:
-            self._index.add(key, self._database.token_ids(key), self._nodes(key))
-            entry = self._catalogue[key] = self._database.entry(key)
-            self._keys[entry.kind, entry.id] = key
+        del self._keys[entry.kind, entry.id]
+        self._texts.pop(key, None)
 
     def _nodes(self, key: int) -> NodeData:
         dimension = self.embedder.dimension if self.embedder is not None else 0
         hidden = self.model.hf_model.config.hidden_size
-        return self._database.nodes(key, self.config.code_size, hidden, dimension)
+        return self._database.nodes(key, self._codec.size, hidden, dimension)
 
     def _text(self, key: int) -> StoredText:
         stored = self._texts.pop(key, None) or self._database.document(key)
@@ -270,16 +324,24 @@ class SharedLLMContextStore:
             DocumentError: the one document given is refused (empty, binary, not UTF-8, too large, id taken).
             BatchError: several were given and some are refused; ``failures`` has the error of each.
         """
-        documents = load_documents(source, id=id, metadata=metadata, max_bytes=self.config.max_document_bytes)
-        with self._open():
-            self._refuse_known(documents)
-        tokenized = [(d.text, self.model.tokenize(d.text)) for d in documents]
-        nodes = self._ingest(tokenized, progress)
+        documents = load_documents(
+            source, id=id, metadata=metadata, max_bytes=self.config.max_document_bytes, stored=self
+        )
+        texts: list[StoredText] = []
+        failures: dict[str, DocumentError] = {}
+        for document in documents:
+            try:
+                texts.append(self._tokenize(document.text, f"document {document.id!r}"))
+            except DocumentError as error:
+                failures[document.id] = error
+        refuse(failures, len(documents))
+        nodes = self._ingest(texts, progress)
         with self._writing() as change:
-            self._refuse_known(documents)
-            for document, (text, tokens), data in zip(documents, tokenized, nodes, strict=True):
-                key = self._database.insert("document", document.id, text, dict(document.metadata), tokens, data)
-                change.added.append(key)
+            # Another thread or process may have been faster.
+            taken = {d.id: stored_already(d.id) for d in documents if ("document", d.id) in self._keys}
+            refuse(taken, len(documents))
+            for document, stored, data in zip(documents, texts, nodes, strict=True):
+                self._insert(change, Entry("document", document.id, dict(document.metadata)), stored, data)
         return [d.id for d in documents]
 
     def update(self, id: str, text: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
@@ -289,22 +351,24 @@ class SharedLLMContextStore:
             DocumentNotFoundError: no document has this id.
             DocumentError: the new text or metadata cannot be stored; the document stays as it was.
         """
+        name = f"document {id!r}"
         old = self.get(id)
-        document = check_document(
-            Document(old.text if text is None else text, id, old.metadata if metadata is None else metadata),
-            max_bytes=self.config.max_document_bytes,
-            name=f"document {id!r}",
-        )
-        if document.text == old.text:
-            with self._writing():
-                key = self._key(id)
-                self._database.set_metadata(key, dict(document.metadata))
-                self._catalogue[key] = Entry("document", id, dict(document.metadata))
-            return
-        tokens = self.model.tokenize(document.text)
-        (nodes,) = self._ingest([(document.text, tokens)], None)
+        new = None
+        if text is not None and text != old.text:
+            check_text(text, max_bytes=self.config.max_document_bytes, name=name)
+            stored = self._tokenize(text, name)
+            new = stored, *self._ingest([stored], None)
+        if metadata is not None:
+            metadata = check_metadata(metadata, name)
         with self._writing() as change:
-            self._replace(change, "document", id, document.text, dict(document.metadata), tokens, nodes)
+            key = self._key(id)
+            entry = Entry("document", id, self._catalogue[key].metadata if metadata is None else metadata)
+            if new is not None:
+                self._remove(change, key)
+                self._insert(change, entry, *new)
+            elif metadata is not None:
+                self._database.set_metadata(key, metadata)
+                change.described[key] = entry
 
     def append(self, id: str, text: str) -> None:
         """Add text at the end of a document; only its last chunk is computed again.
@@ -313,13 +377,20 @@ class SharedLLMContextStore:
             DocumentNotFoundError: no document has this id.
             DocumentError: the text is empty, or the document would become too large.
         """
-        check_text(text, max_bytes=self.config.max_document_bytes, name=f"the text to append to {id!r}")
-        with self._writing() as change:
-            key = self._key(id)
-            old = self._text(key)
-            check_text(old.text + text, max_bytes=self.config.max_document_bytes, name=f"document {id!r}")
-            whole = self._ingestion.extend(old.text, old.tokens, self._nodes(key), text)
-            self._replace(change, "document", id, whole[0], self._catalogue[key].metadata, *whole[1:])
+        limit = self.config.max_document_bytes
+        check_text(text, max_bytes=limit, name=f"the text to append to {id!r}")
+        more = self._tokenize(text, f"the text to append to {id!r}")
+        while True:
+            with self._open():
+                key = self._key(id)
+                old, nodes = self._text(key), self._nodes(key)
+            check_text(old.text + text, max_bytes=limit, name=f"document {id!r}")
+            whole = self._extend(old, nodes, more, f"document {id!r}")
+            with self._writing() as change:
+                if self._key(id) == key:  # else another thread or process has replaced it meanwhile
+                    self._remove(change, key)
+                    self._insert(change, self._catalogue[key], *whole)
+                    return
 
     def delete(self, ids: str | Iterable[str]) -> None:
         """Delete documents, all of them or, where an id is unknown, none.
@@ -327,10 +398,9 @@ class SharedLLMContextStore:
         Raises:
             DocumentNotFoundError: an id is unknown.
         """
-        ids = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
         with self._writing() as change:
-            change.removed += [self._key(id) for id in ids]
-            self._database.remove(change.removed)
+            for key in dict.fromkeys(map(self._key, _as_list(ids))):
+                self._remove(change, key)
 
     def get(self, id: str) -> Document:
         """A document as it was stored.
@@ -340,16 +410,21 @@ class SharedLLMContextStore:
         """
         with self._open():
             key = self._key(id)
-            return Document(self._text(key).text, id, dict(self._catalogue[key].metadata))
+            return Document(self._text(key).text, id, copy.deepcopy(self._catalogue[key].metadata))
 
     def ids(self, filters: Mapping[str, Any] | None = None) -> list[str]:
-        """Ids of the documents that a filter lets through, in the order of their adding."""
+        """Ids of the documents that a filter lets through, in the order of their adding or last change of text."""
         passes = compile_filter(filters)
         with self._open():
             return [self._catalogue[key].id for key in self._documents() if passes(self._catalogue[key].metadata)]
 
     def __iter__(self) -> Iterator[Document]:
-        return (self.get(id) for id in self.ids())
+        for id in self.ids():
+            try:
+                document = self.get(id)
+            except DocumentNotFoundError:  # deleted since the iteration began
+                continue
+            yield document
 
     def __len__(self) -> int:
         with self._open():
@@ -361,33 +436,38 @@ class SharedLLMContextStore:
 
     def _documents(self) -> list[int]:
         """Keys of the documents, conversations left out."""
-        return sorted(key for key, entry in self._catalogue.items() if entry.kind == "document")
+        return [key for key, entry in self._catalogue.items() if entry.kind == "document"]
 
     def _key(self, id: str) -> int:
         key = self._keys.get(("document", id))
         if key is None:
-            raise DocumentNotFoundError(f"No document has the id {id!r}; the store holds {len(self._documents())}.")
+            raise DocumentNotFoundError(
+                f"No document has the id {id!r}; ids() lists the {len(self._documents())} known."
+            )
         return key
 
-    def _refuse_known(self, documents: Sequence[Document]) -> None:
-        known = {
-            d.id: DuplicateDocumentError(
-                f"A document with the id {d.id!r} is stored already; use update() to change it."
-            )
-            for d in documents
-            if ("document", d.id) in self._keys
-        }
-        if known and len(documents) == 1:
-            raise known[documents[0].id]
-        if known:
-            raise BatchError(
-                f"{len(known)} of {len(documents)} documents were refused, and none was stored: "
-                f"{', '.join(map(repr, list(known)[:5]))} {'is' if len(known) == 1 else 'are'} stored already.",
-                known,
+    def _tokenize(self, text: str, name: str) -> StoredText:
+        stored = StoredText(text, self.model.tokenize(text))
+        if len(stored.tokens) == 0:
+            raise DocumentError(f"{name} has no tokens: {self.model.name} reads nothing in it, leave it out")
+        self._check_size(stored, name)
+        return stored
+
+    def _check_size(self, stored: StoredText, name: str) -> None:
+        nbytes = self._ingestion.nbytes(stored)
+        if nbytes > MAX_ROW_BYTES:
+            raise DocumentError(
+                f"{name} is too large: its {len(stored.tokens):,} tokens and what is kept of them take {nbytes:,} "
+                f"bytes, the limit is {MAX_ROW_BYTES:,}; split it"
             )
 
-    def _ingest(self, documents: list, progress: Progress | None) -> list[NodeData]:
-        total, done = sum(len(tokens) for _, tokens in documents), 0
+    def _extend(self, old: StoredText, nodes: NodeData, more: StoredText, name: str) -> tuple[StoredText, NodeData]:
+        whole = self._ingestion.extend(old, nodes, more)
+        self._check_size(whole[0], name)
+        return whole
+
+    def _ingest(self, documents: Sequence[StoredText], progress: Progress | None) -> list[NodeData]:
+        total, done = sum(len(d.tokens) for d in documents), 0
         nodes: list[NodeData] = []
 
         def advance(tokens: int) -> None:
@@ -396,29 +476,22 @@ class SharedLLMContextStore:
             if progress is not None:
                 progress(done, total, "tokens")
 
-        group: list = []
-        for number, (text, tokens) in enumerate(documents, start=1):
-            group.append((text, tokens))
-            if sum(len(t) for _, t in group) >= INGEST_TOGETHER or number == len(documents):
+        group: list[StoredText] = []
+        waiting = 0
+        for number, document in enumerate(documents, start=1):
+            group.append(document)
+            waiting += len(document.tokens)
+            if waiting >= INGEST_TOGETHER or number == len(documents):
                 nodes += self._ingestion(group, advance)
-                group = []
+                group, waiting = [], 0
         return nodes
 
-    def _replace(
-        self,
-        change: _Change,
-        kind: Kind,
-        id: str,
-        text: str,
-        metadata: dict[str, Any],
-        tokens: TokenizedText,
-        nodes: NodeData,
-    ) -> None:
-        old = self._keys.get((kind, id))
-        if old is not None:
-            self._database.remove([old])
-            change.removed.append(old)
-        change.added.append(self._database.insert(kind, id, text, metadata, tokens, nodes))
+    def _insert(self, change: _Change, entry: Entry, stored: StoredText, nodes: NodeData) -> None:
+        change.added[self._database.insert(entry, stored, nodes)] = entry, stored, nodes
+
+    def _remove(self, change: _Change, key: int) -> None:
+        change.removed[key] = self._database.token_ids(key)
+        self._database.remove(key)
 
     # Queries
 
@@ -441,7 +514,7 @@ class SharedLLMContextStore:
         Args:
             query: a question; None only with ``search="split_and_search"`` or with ``ratio``.
             budget: KV entries at most; None is 1,024 for best_first and no limit otherwise.
-            ratio: show everything that may be considered at this one grain, without any search.
+            ratio: show everything that may be considered at this one grain, without any search or budget.
             policy: how nodes are scored; None is "hybrid", or "late_interaction" in a store without an embedder.
             search: "best_first" under the budget over all chunks, or the paper's "split_and_search" in each chunk.
             coarse: ratios of unopened nodes by level, root first; None is the configuration's (for split_and_search,
@@ -451,16 +524,18 @@ class SharedLLMContextStore:
             doc_ids: only these documents.
             prefilter: only so many documents, those nearest to the query by embedding.
 
+        Returns:
+            The selection; an empty one where no document may be considered.
+
         Raises:
             QueryError: the query is empty or longer than the model's window.
             BudgetError: the budget is not positive or holds not even the smallest cut.
             FilterError, DocumentNotFoundError, ConfigError: another argument is wrong.
         """
         with self._open():
-            keys = self._candidates(filters, doc_ids)
             return self._select(
-                query, keys, budget=budget, ratio=ratio, policy=policy, search=search, coarse=coarse, fine=fine,
-                prefilter=prefilter,
+                self._index, query, self._candidates(filters, doc_ids), budget=budget, ratio=ratio, policy=policy,
+                search=search, coarse=coarse, fine=fine, prefilter=prefilter,
             )  # fmt: skip
 
     def retrieve(
@@ -474,16 +549,19 @@ class SharedLLMContextStore:
         prefilter: int | None = None,
     ) -> list[SelectedNode]:
         """The ``k`` best leaves as text, best first, for any language model; arguments as in :meth:`select`."""
-        require(k >= 1, "k", k, "must be 1 or more")
+        _check_count("k", k, "passages")
         with self._open():
-            keys = self._candidates(filters, doc_ids)
-            scored = self._score(self._query(query), keys, self._policy(policy), prefilter, smooth=True)
+            asked, policy = self._query(query, self._index), self._policy(policy)
+            keys = self._nearest(asked, self._candidates(filters, doc_ids), prefilter)
+            if not keys:
+                return []
+            scored = self._score(self._index, asked, keys, policy, smooth=policy != "last_token")
             leaf_level = self.config.tree.height
             nodes = []
             for flat in np.argsort(-scored.leaves, axis=None, kind="stable")[:k]:
                 chunk, slot = divmod(int(flat), scored.leaves.shape[1])
                 if np.isfinite(scored.leaves[chunk, slot]):
-                    nodes += self._chunk(scored.rows[chunk], [Grained(Node(leaf_level, slot), 1)], scored, chunk).nodes
+                    nodes += self._scored_cut(scored, chunk, [Grained(Node(leaf_level, slot), 1)]).nodes
             return nodes
 
     def selection_from(self, spans: Iterable[Sequence[Any]], query: str | None = None) -> Selection:
@@ -503,7 +581,7 @@ class SharedLLMContextStore:
             shown: dict[tuple[int, int], dict[int, int]] = {}
             for doc_id, start, end, *rest in spans:
                 ratio = rest[0] if rest else 1
-                require(ratio >= 1, "ratio", ratio, "must be 1 or more")
+                _check_count("ratio", ratio, "tokens per KV entry")
                 key = self._key(doc_id)
                 stored = self._text(key)
                 inside = 0 <= start < end <= len(stored.text)
@@ -520,18 +598,22 @@ class SharedLLMContextStore:
             return Selection(chunks, self._encode, query=query, budget=None, policy=None)
 
     def warm(self, selection: Selection | None = None, *, progress: Progress | None = None) -> None:
-        """Compute keys and values now: those of a selection, or of all documents; as far as the cache has room."""
+        """Compute keys and values now: those of a selection, or those of all documents that the cache does not hold.
+
+        Of documents that take more than the cache's limit, the last ones stay.
+        """
         with self._open():
             if selection is not None:
-                token_ids = [chunk.token_ids for chunk in selection.chunks]
+                chunks = missing = [chunk.token_ids for chunk in selection.chunks]
             else:
-                size = self.config.tree.chunk_size
-                documents = [self._database.token_ids(key) for key in self._documents()]
-                token_ids = [ids[at : at + size] for ids in documents for at in range(0, len(ids), size)]
-            for at in range(0, len(token_ids), ENCODE_TOGETHER):
-                self._encode(token_ids[at : at + ENCODE_TOGETHER])
-                if progress is not None:
-                    progress(min(at + ENCODE_TOGETHER, len(token_ids)), len(token_ids), "chunks")
+                chunks = [c for key in self._documents() for c in self._chunks(self._database.token_ids(key))]
+                missing = [c for c, name in zip(chunks, self._names(chunks), strict=True) if name not in self._cache]
+        # Nobody has to wait for what follows: it may take minutes.
+        total = len(chunks)
+        for at in range(0, len(missing), ENCODE_TOGETHER):
+            self._encode(missing[at : at + ENCODE_TOGETHER])
+            if progress is not None:
+                progress(total - max(len(missing) - at - ENCODE_TOGETHER, 0), total, "chunks")
 
     def _policy(self, policy: Policy | None) -> Policy:
         if policy is None:
@@ -539,25 +621,57 @@ class SharedLLMContextStore:
         one_of("policy", policy, Policy)
         return policy
 
-    def _query(self, text: str) -> Query:
+    def _query(self, text: str, index: NodeIndex) -> Query:
         if not isinstance(text, str) or not text.strip():
             raise QueryError(f"The query {text!r} is empty; ask something.")
-        query = Query(text, self.model, self._codec, self.embedder, self._index)
-        if len(query.token_ids) > self.model.context_window:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
             raise QueryError(
-                f"The query has {len(query.token_ids)} tokens and {self.model.name} reads {self.model.context_window}; "
-                "shorten it, or add it as a document."
+                f"The query has a lone surrogate at character {error.start}, which no encoding can hold; decode the "
+                "text it came from with the right encoding, or replace the character."
+            ) from error
+        query = Query(text, self.model, self._codec, self.embedder, index)
+        tokens = len(query.token_ids)
+        if tokens == 0:
+            raise QueryError(f"{self.model.name} reads no token in the query {text!r}; ask in other words.")
+        if tokens > self.model.context_window:
+            raise QueryError(
+                f"The query has {tokens} tokens and {self.model.name} reads {self.model.context_window}; shorten it, "
+                "or add it as a document."
             )
         return query
 
     def _candidates(self, filters: Mapping[str, Any] | None, doc_ids: Iterable[str] | None) -> list[int]:
         """Keys of the documents that may be considered."""
         passes = compile_filter(filters)
-        keys = self._documents() if doc_ids is None else sorted({self._key(id) for id in doc_ids})
+        keys = self._documents() if doc_ids is None else sorted({self._key(id) for id in _as_list(doc_ids)})
         return [key for key in keys if passes(self._catalogue[key].metadata)]
+
+    def _nearest(self, query: Query | None, keys: list[int], count: int | None) -> list[int]:
+        """The ``count`` documents of those that may be considered which are nearest to the query; all where None."""
+        if count is None:
+            return keys
+        _check_count("prefilter", count, "documents")
+        if query is None:
+            raise ConfigError(f"prefilter={count}: without a query no document is nearer than another; leave it out.")
+        embedding = query.embedding
+        if len(keys) <= count:
+            return keys
+        leaves = self._index.leaves()
+        if len(keys) < len(self._index):
+            # What filters leave is usually few: their leaves are compared one by one.
+            rows = np.flatnonzero(np.isin(leaves.document, keys))
+            near = (leaves.embeddings[torch.from_numpy(rows)] @ embedding).numpy()
+            ordered = dict.fromkeys(leaves.document[rows[np.argsort(-near, kind="stable")]].tolist())
+            return sorted(list(ordered)[:count])
+        if self._prefilter is None or self._prefilter[0] is not leaves:
+            self._prefilter = (leaves, Prefilter(leaves))
+        return sorted(self._prefilter[1].documents(embedding.numpy(), count))
 
     def _select(
         self,
+        index: NodeIndex,
         text: str | None,
         keys: list[int],
         *,
@@ -570,40 +684,45 @@ class SharedLLMContextStore:
         prefilter: int | None = None,
     ) -> Selection:
         one_of("search", search, Search)
-        if budget is not None and budget < 1:
-            raise BudgetError(f"budget={budget}: must be 1 or more KV entries.")
+        policy = self._policy(policy)
+        if budget is not None:
+            _check_count("budget", budget, "KV entries", BudgetError)
+        if ratio is not None:
+            _check_count("ratio", ratio, "tokens per KV entry")
         tree = replace(
             self.config.tree,
             coarse=self.config.tree.coarse if coarse is None else tuple(coarse),
             fine=self.config.tree.fine if fine is None else fine,
         )
+        needs_no_query = ratio is not None or search == "split_and_search"
+        query = None if text is None and needs_no_query else self._query(text, index)
+        keys = self._nearest(query, keys, prefilter)
         if ratio is not None:
-            require(ratio >= 1, "ratio", ratio, "must be 1 or more")
-            leaves = self._index.leaves() if keys else None
-            rows = np.flatnonzero(np.isin(leaves.chunk_document, keys)) if keys else []
-            chunks = [self._chunk(row, [Grained(Node(0, 0), ratio)]) for row in rows]
+            chunks = [self._cut(key, number, [Grained(Node(0, 0), ratio)]) for key, number in index.chunks(keys)]
             return Selection(chunks, self._encode, query=text, budget=None, policy=None)
-        policy = self._policy(policy)
-        if search == "split_and_search":
-            scored = self._score(None if text is None else self._query(text), keys, policy, prefilter, smooth=False)
-            ratios = tree.coarse if any(tree.coarse) else paper_ratios(tree.height)
-            cuts = {
-                chunk: split_and_search(scored.trees[chunk], ratios, scored.similarity(chunk, policy))
-                for chunk in range(len(scored.trees))
-            }
-        else:
-            budget = DEFAULT_BUDGET if budget is None else budget
-            smooth = policy != "last_token"
-            scored = self._score(self._query(text), keys, policy, prefilter, smooth=smooth)
+        if search == "best_first" and budget is None:
+            budget = DEFAULT_BUDGET
+        if not keys:
+            return Selection([], self._encode, query=text, budget=budget, policy=policy)
+        if search == "best_first":
+            scored = self._score(index, query, keys, policy, smooth=policy != "last_token")
             cuts = expand_under_budget(scored.trees, scored.leaves, tree.coarse, tree.fine, budget)
-            if not cuts and scored.trees:
-                smallest = min(kv_entries(smallest_leaf(t), tree.fine) for t in scored.trees)
+            if not cuts:
+                smallest = min(smallest_cut(t, tree.coarse, tree.fine) for t in scored.trees)
                 raise BudgetError(
                     f"budget={budget} holds nothing: the smallest cut of these documents takes {smallest} KV entries. "
                     "Raise the budget, or make the store with smaller leaves (TreeConfig)."
                 )
-        chunks = [self._chunk(scored.rows[chunk], cut, scored, chunk) for chunk, cut in cuts.items()]
-        selection = Selection(chunks, self._encode, query=text, budget=budget, policy=policy)
+        else:
+            scored = self._score(index, query, keys, policy, smooth=False)
+            ratios = tree.coarse if any(tree.coarse) else paper_ratios(tree.height)
+            cuts = {}
+            for chunk, context_tree in enumerate(scored.trees):
+                similarity = None if query is None else scored.similarity(chunk, policy)
+                cut = split_and_search(context_tree, ratios, similarity)
+                cuts[chunk] = [grained for grained in cut if grained.ratio is not None]
+        chunks = [self._scored_cut(scored, chunk, cut) for chunk, cut in cuts.items() if cut]
+        selection = Selection(chunks, self._encode, query=text, budget=budget, policy=None if query is None else policy)
         if budget is not None and selection.kv_entries > budget:
             raise BudgetError(
                 f"budget={budget}: split-and-search shows a part of every chunk, {selection.kv_entries} KV entries "
@@ -612,52 +731,39 @@ class SharedLLMContextStore:
         return selection
 
     def _score(
-        self, query: Query | None, keys: list[int], policy: Policy, prefilter: int | None, *, smooth: bool
+        self, index: NodeIndex, query: Query | None, keys: list[int], policy: Policy, *, smooth: bool
     ) -> _Scored:
-        """Scores of all leaves of the candidate documents, arranged by chunk."""
-        tree = self.config.tree
-        per_chunk = 2**tree.height
-        if prefilter is not None:
-            require(prefilter >= 1, "prefilter", prefilter, "must be 1 or more documents")
-        if not keys:
-            return _Scored(np.zeros((0, per_chunk)), np.zeros(0, np.int64), [])
-        leaves = self._index.leaves()
-        if prefilter is not None and query is not None:
-            keys = self._nearest(query, leaves, keys, prefilter)
-        everything = len(keys) == len(self._catalogue)
-        rows = slice(None) if everything else torch.from_numpy(np.flatnonzero(np.isin(leaves.document, keys)))
-        index = np.arange(len(leaves)) if everything else rows.numpy()
-        scores = torch.zeros(len(index)) if query is None else POLICIES[policy](query, leaves, rows)
+        """Scores of all leaves of documents, arranged by chunk; zeros where there is no query."""
+        tree, leaves = self.config.tree, index.leaves()
+        everything = len(keys) == len(index)
+        rows = np.arange(len(leaves)) if everything else np.flatnonzero(np.isin(leaves.document, keys))
+        # All rows are taken as they lie; some of them are copied.
+        taken = slice(None) if everything else torch.from_numpy(rows)
+        scores = torch.zeros(len(rows)) if query is None else POLICIES[policy](query, leaves, taken)
         if smooth:
-            scores = with_neighbours(scores, leaves.document[index], self.config.neighbour_weight)
-        chunks, place = np.unique(leaves.chunk[index], return_inverse=True)
-        by_chunk = np.full((len(chunks), per_chunk), -np.inf)
-        by_chunk[place, leaves.slot[index]] = scores.numpy()
-        trees = [regular_tree(int(n), tree.chunk_size, tree.height) for n in leaves.chunk_length[chunks]]
-        return _Scored(by_chunk, chunks, trees)
+            scores = with_neighbours(scores, leaves.document[rows], self.config.neighbour_weight)
+        chunks, place = np.unique(leaves.chunk[rows], return_inverse=True)
+        by_chunk = np.full((len(chunks), 2**tree.height), -np.inf)
+        by_chunk[place, leaves.slot[rows]] = scores.numpy()
+        return _Scored(
+            by_chunk,
+            list(zip(leaves.chunk_document[chunks].tolist(), leaves.chunk_number[chunks].tolist(), strict=True)),
+            [regular_tree(length, tree.chunk_size, tree.height) for length in leaves.chunk_length[chunks].tolist()],
+        )
 
-    def _nearest(self, query: Query, leaves: Leaves, keys: list[int], count: int) -> list[int]:
-        embedding = query.embedding.numpy()
-        if self._prefilter is None or self._prefilter[0] is not leaves:
-            self._prefilter = (leaves, Prefilter(leaves))
-        allowed = set(keys)
-        if len(allowed) == len(self._catalogue):
-            return sorted(self._prefilter[1].documents(embedding, count).tolist())
-        # What filters leave is usually few: their leaves are compared one by one.
-        rows = np.flatnonzero(np.isin(leaves.document, keys))
-        near = (leaves.embeddings[torch.from_numpy(rows)] @ query.embedding).numpy()
-        ordered = dict.fromkeys(leaves.document[rows[np.argsort(-near, kind="stable")]].tolist())
-        return sorted(list(ordered)[:count])
-
-    def _chunk(self, row: int, cut: Sequence[Grained], scored: _Scored | None = None, chunk: int = 0) -> SelectedChunk:
-        leaves = self._index.leaves()
-        key, number = int(leaves.chunk_document[row]), int(leaves.chunk_number[row])
-        return self._cut(key, number, cut, None if scored is None else [level[chunk] for level in scored.levels])
+    def _scored_cut(self, scored: _Scored, chunk: int, cut: Sequence[Grained]) -> SelectedChunk:
+        return self._cut(*scored.places[chunk], cut, [level[chunk] for level in scored.levels])
 
     def _cut(
         self, key: int, number: int, cut: Sequence[Grained], scores: Sequence[np.ndarray] | None = None
     ) -> SelectedChunk:
-        """A chunk of a document with its cut, as the user and the decoder see it."""
+        """A chunk of a document with its cut, as the user and the decoder see it.
+
+        Args:
+            key, number: the document, and the chunk's place in it.
+            cut: the grained nodes that are shown, from left to right.
+            scores: of the chunk's nodes by level, root first; None where nothing was scored.
+        """
         tree, entry, stored = self.config.tree, self._catalogue[key], self._text(key)
         first = number * tree.chunk_size
         token_ids = stored.tokens.ids[first : first + tree.chunk_size]
@@ -677,24 +783,34 @@ class SharedLLMContextStore:
                     score=0.0 if scores is None else float(scores[node.level][node.index]),
                     token_count=end - start,
                     kv_entries=kv_entries(end - start, ratio),
-                    metadata=entry.metadata,
+                    metadata=copy.deepcopy(entry.metadata),
                 )
             )
         return SelectedChunk(token_ids, context_tree, tuple(cut), tuple(nodes))
 
+    def _chunks(self, token_ids: np.ndarray) -> list[np.ndarray]:
+        """A document's tokens chunk by chunk."""
+        size = self.config.tree.chunk_size
+        return [token_ids[at : at + size] for at in range(0, len(token_ids), size)]
+
+    def _names(self, chunks: Iterable[np.ndarray]) -> list[str]:
+        """Keys in the KV cache of chunks (token ids each)."""
+        identity = self.model.identity.encode()
+        return [hashlib.sha256(identity + ids.astype(np.int32).tobytes()).hexdigest() for ids in chunks]
+
     def _encode(self, chunks: Sequence[np.ndarray]) -> list[ChunkKV]:
         """Keys and values of chunks (token ids each), from the cache or computed now."""
-        identity = self.model.identity.encode()
-        names = [hashlib.sha256(identity + ids.astype(np.int32).tobytes()).hexdigest() for ids in chunks]
-        found = {name: self._cache.get(name) for name in names}
+        names = self._names(chunks)
+        found = {name: self._cache.get(name) for name in dict.fromkeys(names)}
         missing = {name: ids for name, ids in zip(names, chunks, strict=True) if found[name] is None}
         order = sorted(missing, key=lambda name: len(missing[name]))
         for at in range(0, len(order), ENCODE_TOGETHER):
             batch = order[at : at + ENCODE_TOGETHER]
             ids = [torch.from_numpy(missing[name].astype(np.int64)) for name in batch]
             for name, chunk_kv in zip(batch, self.model.compressor.encode(ids), strict=True):
-                self._cache.put(name, chunk_kv)
-                found[name] = chunk_kv
+                # As the cache would return it, so that the first answer is no other than the next.
+                found[name] = chunk_kv.quantized() if self.config.cache.quantize else chunk_kv
+                self._cache.put(name, found[name])
         return [found[name] for name in names]
 
     # Conversations
@@ -711,7 +827,7 @@ class SharedLLMContextStore:
     def _append_message(self, id: str, message: dict[str, Any], recent_tokens: int) -> None:
         with self._writing() as change:
             self._database.add_message(id, message, self.model.count_tokens(message["content"]))
-            recent = [row for row in self._database.messages(id) if not row.compressed]
+            recent = self._database.messages(id, recent=True)
             excess = sum(row.tokens for row in recent) - recent_tokens
             old = []
             for row in recent[:-1]:
@@ -725,38 +841,41 @@ class SharedLLMContextStore:
                 self._database.mark_compressed(id, [row.number for row in old])
 
     def _grow_conversation(self, change: _Change, id: str, text: str) -> None:
+        more = self._tokenize(text, f"conversation {id!r}")
         key = self._keys.get(("conversation", id))
         if key is None:
-            tokens = self.model.tokenize(text)
-            whole = (text, tokens, self._ingestion([(text, tokens)])[0])
+            whole = more, *self._ingestion([more])
         else:
-            old = self._text(key)
-            whole = self._ingestion.extend(old.text, old.tokens, self._nodes(key), text)
-        self._replace(change, "conversation", id, whole[0], {}, *whole[1:])
+            whole = self._extend(self._text(key), self._nodes(key), more, f"conversation {id!r}")
+            self._remove(change, key)
+        self._insert(change, Entry("conversation", id, {}), *whole)
 
-    def _messages(self, id: str) -> list[Message]:
+    def _messages(self, id: str, *, recent: bool = False) -> list[Message]:
         with self._open():
-            return self._database.messages(id)
+            return self._database.messages(id, recent=recent)
 
     def _select_conversation(self, id: str, query: str, **options: Any) -> Selection:
         with self._open():
+            # Its own index: no conversation weighs on the scores of another one, or of the documents.
+            index = NodeIndex(self.config.tree, self.model.hf_model.config.vocab_size)
             key = self._keys.get(("conversation", id))
-            return self._select(query, [] if key is None else [key], **options)
+            if key is not None:
+                index.add(key, self._text(key).tokens.ids, self._nodes(key))
+            return self._select(index, query, [] if key is None else [key], **options)
 
     def _clear_conversation(self, id: str) -> None:
         with self._writing() as change:
             self._database.clear_messages(id)
             key = self._keys.get(("conversation", id))
             if key is not None:
-                change.removed.append(key)
-                self._database.remove([key])
+                self._remove(change, key)
 
     # The whole store
 
     def stats(self) -> dict[str, Any]:
         """Sizes and counts, as JSON values; bytes where a name ends in ``bytes``."""
         with self._open():
-            leaves = self._index.leaves() if self._catalogue else None
+            leaves = self._index.leaves() if len(self._index) else None
             return {
                 "path": str(self.path) if self.path is not None else None,
                 "model": self.model.name,
@@ -778,22 +897,30 @@ class SharedLLMContextStore:
 
         Raises:
             StoreFormatError: the folder holds something already.
+            StoreUnavailableError: it cannot be written.
         """
         path = Path(path)
         with self._open():
             if self.path is not None and path.resolve() == self.path.resolve():
                 return
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise StoreFormatError(f"{path} exists and is not an empty folder; give a new one.")
+            if not is_vacant(path):
+                raise StoreFormatError(f"{path} holds a store already; give a new folder.")
             self._database.copy_to(path)
 
 
 @dataclass
 class _Change:
-    """Keys of the rows that a transaction has removed and added."""
+    """What a transaction does to the catalogue.
 
-    removed: list[int]
-    added: list[int]
+    Attributes:
+        removed: token ids of the documents that are gone, by their keys.
+        added: new documents by their keys.
+        described: documents that got other metadata.
+    """
+
+    removed: dict[int, np.ndarray] = field(default_factory=dict)
+    added: dict[int, tuple[Entry, StoredText, NodeData]] = field(default_factory=dict)
+    described: dict[int, Entry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -802,12 +929,12 @@ class _Scored:
 
     Attributes:
         leaves: [chunks, 2**height]; minus infinity where there is no leaf.
-        rows: each chunk's row in the index, [chunks].
+        places: each chunk's document, by its key, and its number in the document.
         trees: each chunk's context tree.
     """
 
     leaves: np.ndarray
-    rows: np.ndarray
+    places: list[tuple[int, int]]
     trees: list[ContextTree]
 
     @cached_property
@@ -836,3 +963,12 @@ class _Scored:
 def regular_tree(length: int, chunk_size: int, height: int) -> ContextTree:
     """The tree of a chunk; chunks of one length share it."""
     return ContextTree.regular(length, chunk_size, height)
+
+
+def _as_list(ids: str | Iterable[str]) -> list[str]:
+    return [ids] if isinstance(ids, str) else list(ids)
+
+
+def _check_count(setting: str, value: object, unit: str, error: type[SharedContextError] = ConfigError) -> None:
+    if not isinstance(value, Integral) or value < 1:
+        raise error(f"{setting}={value!r}: must be a whole number of {unit}, 1 or more.")

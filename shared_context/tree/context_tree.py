@@ -84,6 +84,11 @@ class ContextTree:
         """Tokens of the chunk."""
         return self.bounds[-1]
 
+    @cached_property
+    def smallest_leaf(self) -> int:
+        """Tokens of the smallest leaf that is not empty; 0 for an empty chunk."""
+        return min((end - start for start, end in pairwise(self.bounds) if end > start), default=0)
+
     def span(self, node: Node) -> tuple[int, int]:
         """First token of the node and the one after its last, counted from the start of the chunk."""
         step = 1 << (self.height - node.level)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from math import inf
 
 import numpy as np
 
@@ -53,14 +53,21 @@ def node_scores(leaf_scores: np.ndarray) -> list[np.ndarray]:
     """
     levels = [leaf_scores]
     while levels[0].shape[1] > 1:
-        below = levels[0]
-        levels.insert(0, below.reshape(len(below), -1, 2).max(axis=2))
+        levels.insert(0, np.maximum(levels[0][:, ::2], levels[0][:, 1::2]))
     return levels
 
 
-def smallest_leaf(tree: ContextTree) -> int:
-    """Tokens of the smallest leaf that is not empty; 0 for an empty chunk."""
-    return min((end - start for start, end in pairwise(tree.bounds) if end > start), default=0)
+def smallest_cut(tree: ContextTree, coarse: Sequence[int | None], fine: int) -> int:
+    """The smallest budget under which :func:`expand_under_budget` shows anything of a chunk.
+
+    That is the root or a pair of siblings at the first grain that ``coarse`` shows, or else one leaf at ``fine``.
+    """
+    level = next((level for level, ratio in enumerate(coarse) if ratio is not None), None)
+    if level is None:
+        return kv_entries(tree.smallest_leaf, fine)
+    together = [tree.level(0)] if level == 0 else [node.children for node in tree.level(level - 1)]
+    prices = [sum(kv_entries(tree.size(node), coarse[level]) for node in nodes) for nodes in together]
+    return min((price for price in prices if price > 0), default=0)
 
 
 def expand_under_budget(
@@ -79,7 +86,7 @@ def expand_under_budget(
 
     Args:
         trees: the tree of each chunk, all of one height.
-        leaf_scores: float [chunks, 2**height]; minus infinity where there is no leaf or it may not be chosen.
+        leaf_scores: float [chunks, 2**height]; minus infinity where there is no leaf or it may not be opened.
         coarse: for each level, root first, the ratio of an unopened node; None shows nothing of it.
         fine: the ratio of an opened leaf.
         budget: the most KV entries that all cuts together may hold.
@@ -93,19 +100,14 @@ def expand_under_budget(
     cuts: dict[int, dict[Node, int | None]] = {}
     left = budget
     root = Node(0, 0)
-    waiting = [(-float(scores[0][chunk, 0]), chunk, root) for chunk in np.flatnonzero(np.isfinite(scores[0][:, 0]))]
+    waiting = [(-score, chunk, root) for chunk, score in enumerate(scores[0][:, 0].tolist()) if score > -inf]
     heapify(waiting)
-
-    def push(chunk: int, node: Node) -> None:
-        score = scores[node.level][chunk, node.index]
-        if np.isfinite(score):
-            heappush(waiting, (-float(score), chunk, node))
 
     while waiting and left > 0:
         _, chunk, node = heappop(waiting)
         tree = trees[chunk]
         # Opening a node that shows nothing costs nothing: without this, a spent budget would still open all of them.
-        if only_leaves and kv_entries(smallest_leaf(tree), fine) > left:
+        if only_leaves and kv_entries(tree.smallest_leaf, fine) > left:
             continue
         if chunk not in cuts:
             price = kv_entries(tree.length, coarse[0])
@@ -123,10 +125,12 @@ def expand_under_budget(
         cut.update(opened)
         if node.level < height:
             for child in node.children:
-                push(chunk, child)
+                score = float(scores[child.level][chunk, child.index])
+                if score > -inf:
+                    heappush(waiting, (-score, chunk, child))
 
     shown = {
-        int(chunk): sorted(
+        chunk: sorted(
             (Grained(n, ratio) for n, ratio in cut.items() if kv_entries(trees[chunk].size(n), ratio)),
             key=lambda grained: trees[chunk].span(grained.node),
         )

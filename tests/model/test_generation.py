@@ -86,6 +86,15 @@ def test_a_closed_stream_stops_generating(model):
     assert stream.completion.completion_tokens < 400
 
 
+def test_a_dropped_stream_stops_generating(model):
+    stream = model.stream("Count to a thousand.", max_new_tokens=2000)
+    next(stream)
+    thread = next(t for t in threading.enumerate() if t.name == "shared-context-stream")
+    del stream
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
 def test_threads_get_the_answers_they_asked_for(model, selection):
     questions = [QUESTION, "Who is the harbour master?"]
     expected = [model.generate(q, context=selection, max_new_tokens=12) for q in questions]

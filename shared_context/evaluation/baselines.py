@@ -1,0 +1,114 @@
+"""Chunked RAG as LlamaIndex does it: what this library is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Any
+
+from llama_index.core import Document, VectorStoreIndex
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import NodeWithScore
+
+from shared_context import SharedLLMModel
+from shared_context.integrations.llamaindex import SharedLLM
+from shared_context.store.embedder import Embedder
+
+CHUNK_SIZE = 256
+"""Tokens of a chunk at most, counted by the model's own tokenizer."""
+
+CHUNK_OVERLAP = 20
+
+
+class StoreEmbedding(BaseEmbedding):
+    """A store's embedder as a LlamaIndex embedding, so that both sides embed with the same model."""
+
+    _embedder: Any = PrivateAttr()
+
+    def __init__(self, embedder: Embedder):
+        super().__init__(model_name=embedder.name)
+        self._embedder = embedder
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return self._embedder.encode(texts).tolist()
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+
+class ChunkedRAG:
+    """A VectorStoreIndex over chunks from a SentenceSplitter.
+
+    Args:
+        model: whose tokenizer counts, and which answers.
+        embedder: embeds chunks and questions.
+        documents: texts by id.
+    """
+
+    def __init__(self, model: SharedLLMModel, embedder: Embedder, documents: Mapping[str, str]):
+        self._model = model
+        splitter = SentenceSplitter(
+            chunk_size=CHUNK_SIZE,
+            chunk_overlap=CHUNK_OVERLAP,
+            tokenizer=lambda text: model.tokenizer(text, add_special_tokens=False)["input_ids"],
+        )
+        self.index = VectorStoreIndex.from_documents(
+            [Document(text=text, id_=id) for id, text in documents.items()],
+            embed_model=StoreEmbedding(embedder),
+            transformations=[splitter],
+        )
+        self._tokens = {id: model.count_tokens(node.text) for id, node in self.index.docstore.docs.items()}
+
+    def top(self, question: str, k: int) -> list[NodeWithScore]:
+        """The ``k`` best chunks, best first."""
+        return self.index.as_retriever(similarity_top_k=k).retrieve(question)
+
+    def within(self, question: str, tokens: int) -> list[NodeWithScore]:
+        """The best chunks, best first, that have no more than so many tokens together.
+
+        As in a store's selection, a chunk that does not fit any more is passed over for the next best that does.
+        """
+        chosen = []
+        for chunk in self.top(question, len(self._tokens)):
+            if self._tokens[chunk.node_id] <= tokens:
+                chosen.append(chunk)
+                tokens -= self._tokens[chunk.node_id]
+        return chosen
+
+    def most_within(self, question: str, tokens: int) -> int:
+        """The largest k for which the ``k`` best chunks have no more than so many tokens together, at least 1."""
+        ends = accumulate(self._tokens[chunk.node_id] for chunk in self.top(question, len(self._tokens)))
+        return max(1, sum(end <= tokens for end in ends))
+
+    def count_tokens(self, chunks: Iterable[NodeWithScore]) -> int:
+        """Tokens of chunks; what two of them overlap by is in the prompt twice and counts twice."""
+        return sum(self._tokens[chunk.node_id] for chunk in chunks)
+
+    def query_engine(self, llm: SharedLLM, k: int) -> RetrieverQueryEngine:
+        """A streaming query engine that pastes the ``k`` best chunks, in LlamaIndex's default response mode.
+
+        That mode, "compact", makes one call as long as the chunks fit the model's window.
+        """
+        return self.index.as_query_engine(llm=llm, similarity_top_k=k, streaming=True)
+
+
+def in_document_order(chunks: Iterable[NodeWithScore]) -> list[NodeWithScore]:
+    """Chunks as they follow each other in their documents, the documents as their best chunk ranks."""
+    ranks: dict[str | None, int] = {}
+    for chunk in chunks:
+        ranks.setdefault(chunk.node.ref_doc_id, len(ranks))
+    return sorted(chunks, key=lambda c: (ranks[c.node.ref_doc_id], c.node.start_char_idx))
+
+
+def pasted(chunks: Iterable[NodeWithScore]) -> str:
+    """Chunks as the text of a context, a blank line between them."""
+    return "\n\n".join(chunk.text for chunk in chunks)

@@ -1,0 +1,113 @@
+"""Time to first token: a warm store against chunked RAG, the same model in the same process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, median
+
+from llama_index.core import Document
+from llama_index.core.query_engine import RetrieverQueryEngine
+
+from shared_context import SharedLLMModel
+from shared_context.evaluation.baselines import ChunkedRAG
+from shared_context.evaluation.report import Report, Table, Target, model_setting, with_progress
+from shared_context.evaluation.squad import read_squad
+from shared_context.integrations.llamaindex import SharedContextIndex, SharedLLM
+from shared_context.store.embedder import load_default_embedder
+
+CONTEXT_TOKENS = (1024, 4096, 7800)
+
+WANTED = {1024: 8.0, 4096: 25.0, 7800: 45.0}
+"""How many times less than chunked RAG's the time has to be, by context tokens."""
+
+OURS, RAG = "query engine, injected", "query engine, chunked RAG"
+BARE, BARE_PASTED = "select and stream, injected", "stream, the same text pasted"
+
+
+def measure(
+    model: SharedLLMModel, data: str | Path, *, context_tokens: Sequence[int] = CONTEXT_TOKENS, runs: int = 5
+) -> Report:
+    """Seconds from a question to the first token of its streamed answer.
+
+    All ways take turns, question by question, after one question that is not counted. Answers are cut after one token,
+    because a streamer keeps a token back until the word it belongs to is complete.
+
+    Args:
+        model: answers; MiniLM embeds for both sides.
+        data: a file in SQuAD format, with more tokens than the largest context.
+        context_tokens: the sizes of context to compare at; the most that either side is given.
+        runs: questions that are counted.
+    """
+    squad = read_squad(data, unit="file")
+    ((id, text),) = squad.documents.items()
+    warm_up, *questions = (question.text for question in squad.sample(runs + 1))
+    embedder, llm = load_default_embedder(), SharedLLM(model=model, max_new_tokens=1)
+    rag = ChunkedRAG(model, embedder, squad.documents)
+    index = SharedContextIndex.from_documents([Document(text=text, id_=id)], llm=llm, embedder=embedder)
+    store = index.store
+    seconds: dict[tuple[int, str], list[float]] = {}
+    shown: dict[tuple[int, str], list[int]] = {}
+    for tokens in context_tokens:
+        engine = index.as_query_engine(streaming=True, budget=tokens)
+        for question in with_progress([warm_up, *questions], f"first token, {tokens} tokens"):
+            selection, top_k = store.select(question, budget=tokens), rag.most_within(question, tokens)
+            store.warm(selection)
+            pasting_engine = rag.query_engine(llm, top_k)
+            ways: dict[str, Callable[[], Iterable[str]]] = {
+                OURS: lambda q=question, e=engine: _answer(e, q),
+                RAG: lambda q=question, e=pasting_engine: _answer(e, q),
+                BARE: lambda q=question, n=tokens: model.stream(q, context=store.select(q, budget=n), max_new_tokens=1),
+                BARE_PASTED: lambda q=question, s=selection: model.stream(q, context=s.text, max_new_tokens=1),
+            }
+            for way, ask in ways.items():
+                taken = _seconds_to_first(ask)
+                if question is not warm_up:
+                    entries = rag.count_tokens(rag.top(question, top_k)) if way == RAG else selection.kv_entries
+                    seconds.setdefault((tokens, way), []).append(taken)
+                    shown.setdefault((tokens, way), []).append(entries)
+    store.close()
+    ratios = {
+        (tokens, ours): median(seconds[tokens, theirs]) / median(seconds[tokens, ours])
+        for tokens in context_tokens
+        for ours, theirs in ((OURS, RAG), (BARE, BARE_PASTED))
+    }
+    return Report(
+        "first-token",
+        {**model_setting(model), "document": model.count_tokens(text), "runs": runs},
+        [
+            Table(
+                "Seconds to the first token",
+                ("context", "way", "tokens shown", "median", "least", "most", "times faster"),
+                [
+                    (tokens, way, fmean(shown[tokens, way]), median(s), min(s), max(s), ratios.get((tokens, way)))
+                    for (tokens, way), s in seconds.items()
+                ],
+            )
+        ],
+        [
+            Target(f"times faster at {tokens} tokens", ratios[tokens, OURS], ">=", WANTED[tokens])
+            for tokens in context_tokens
+            if tokens in WANTED
+        ],
+        [
+            "Warm: the keys and values of what is selected are in the cache. Both query engines search, and stream "
+            "through LlamaIndex; the bare way without injection is spared the search. Both sides run the same model "
+            "object with the same attention, embedder and limits."
+        ],
+    )
+
+
+def _answer(engine: RetrieverQueryEngine, question: str) -> Iterable[str]:
+    return engine.query(question).response_gen
+
+
+def _seconds_to_first(ask: Callable[[], Iterable[str]]) -> float:
+    start = time.perf_counter()
+    pieces = iter(ask())
+    next(pieces, None)
+    seconds = time.perf_counter() - start
+    for _ in pieces:  # to the end, so that nothing runs beside the next measurement
+        pass
+    return seconds

@@ -1,0 +1,34 @@
+"""LlamaIndex: whole documents in, injected context instead of pasted chunks.
+
+``SharedContextIndex.from_documents(documents, llm=SharedLLM(model=model))`` stands where
+``VectorStoreIndex.from_documents(documents)`` stood; query engines, chat engines, postprocessors, filters, streaming,
+async, callbacks and instrumentation stay as they are. Everything here translates; the computing is the store's and the
+model's.
+"""
+
+try:
+    import llama_index.core  # noqa: F401
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] != "llama_index":
+        raise
+    raise ImportError(
+        "shared_context.integrations.llamaindex needs llama-index-core, which is not installed: "
+        "pip install shared-context[llamaindex]"
+    ) from missing
+
+from shared_context.integrations.llamaindex.chat_engine import SharedContextChatEngine
+from shared_context.integrations.llamaindex.index import SharedContextIndex
+from shared_context.integrations.llamaindex.llm import SharedLLM
+from shared_context.integrations.llamaindex.memory import SharedContextMemory, SharedContextMemoryBlock
+from shared_context.integrations.llamaindex.retriever import SharedContextRetriever
+from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer
+
+__all__ = [
+    "SharedContextChatEngine",
+    "SharedContextIndex",
+    "SharedContextMemory",
+    "SharedContextMemoryBlock",
+    "SharedContextRetriever",
+    "SharedContextSynthesizer",
+    "SharedLLM",
+]

@@ -1,0 +1,87 @@
+"""SharedContextChatEngine: a conversation over injected context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.chat_engine import CondensePlusContextChatEngine
+from llama_index.core.memory import BaseMemory
+from llama_index.core.prompts import ChatPromptTemplate
+from llama_index.core.schema import NodeWithScore, QueryType, TextNode
+
+from shared_context.integrations.llamaindex.llm import SharedLLM
+from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer
+
+if TYPE_CHECKING:
+    from shared_context import SharedLLMContextStore
+
+
+class SharedContextChatEngine(CondensePlusContextChatEngine):
+    """LlamaIndex's context chat engine, with the context injected instead of pasted into the system prompt.
+
+    ``chat``, ``stream_chat``, ``achat``, ``astream_chat``, ``reset`` and ``chat_history`` are the framework's. Where
+    nothing is retrieved it answers from the conversation.
+
+    Args:
+        retriever: what retrieves, usually a :class:`SharedContextRetriever`.
+        llm: a SharedLLM over the store's model.
+        memory: keeps the conversation.
+        store: the store whose KV are injected; the retriever's, if it has one.
+        kwargs: as in CondensePlusContextChatEngine: system_prompt, condense_prompt, skip_condense (retrieve for the
+            message as it stands instead of having the LLM rewrite it first), node_postprocessors, callback_manager.
+    """
+
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        llm: SharedLLM,
+        memory: BaseMemory,
+        *,
+        store: SharedLLMContextStore | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(retriever=retriever, llm=llm, memory=memory, **kwargs)
+        self._store = store if store is not None else retriever.store
+
+    def _get_response_synthesizer(
+        self, chat_history: list[ChatMessage], streaming: bool = False
+    ) -> SharedContextSynthesizer:
+        return _ChatSynthesizer(
+            self._store,
+            self._llm,
+            text_qa_template=ChatPromptTemplate(message_templates=self._conversation(chat_history)),
+            streaming=streaming,
+            callback_manager=self.callback_manager,
+        )
+
+    def _conversation(self, chat_history: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """System prompt, history and the place of the question, with at most one system message, at the start.
+
+        Memories bring system messages of their own (what was said long ago), and many chat templates take only one.
+        """
+        system = [self._system_prompt] if self._system_prompt else []
+        system += [message.content for message in chat_history if message.role == MessageRole.SYSTEM]
+        return [
+            *([ChatMessage(role=MessageRole.SYSTEM, content="\n\n".join(system))] if system else []),
+            *(message for message in chat_history if message.role != MessageRole.SYSTEM),
+            ChatMessage(role=MessageRole.USER, content="{query_str}"),
+        ]
+
+
+class _ChatSynthesizer(SharedContextSynthesizer):
+    """Answers without context too: in a conversation "thank you" is no question that needs a source."""
+
+    def synthesize(self, query: QueryType, nodes: list[NodeWithScore], *args: Any, **kwargs: Any) -> RESPONSE_TYPE:
+        return super().synthesize(query, nodes or [_NOTHING], *args, **kwargs)
+
+    async def asynthesize(
+        self, query: QueryType, nodes: list[NodeWithScore], *args: Any, **kwargs: Any
+    ) -> RESPONSE_TYPE:
+        return await super().asynthesize(query, nodes or [_NOTHING], *args, **kwargs)
+
+
+_NOTHING = NodeWithScore(node=TextNode(text=""))

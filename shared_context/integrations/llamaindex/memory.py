@@ -1,0 +1,172 @@
+"""Conversations in a store as LlamaIndex memory: recent turns word for word, old ones by what a question needs."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.memory import BaseMemory
+from llama_index.core.memory.memory import BaseMemoryBlock
+
+from shared_context.integrations.llamaindex.translate import role_of
+
+if TYPE_CHECKING:
+    from shared_context import Selection, SharedLLMContextStore
+    from shared_context.store.memory import ConversationMemory
+
+EARLIER = "Earlier in this conversation:\n\n"
+"""Begins the system message that brings back old turns."""
+
+
+class SharedContextMemory(BaseMemory):
+    """A conversation that a store keeps, for chat engines and agents with any LLM.
+
+    :meth:`get` returns the recent messages as they were, behind one system message with the passages of older turns
+    that the input needs. With a path under the store the conversation is there again when it is reopened.
+
+    Args:
+        store: keeps the conversation.
+        session_id: names it; the same id continues it. None begins a new one.
+        recent_tokens: tokens of the last messages that stay verbatim.
+        budget: the most tokens of older turns that :meth:`get` brings back; 0 brings back none.
+    """
+
+    session_id: str = Field(description="Names the conversation in its store.")
+    recent_tokens: int = Field(default=1024, gt=0, description="Tokens of the last messages that stay verbatim.")
+    budget: int = Field(default=512, ge=0, description="The most tokens of older turns that are brought back.")
+
+    _conversation: Any = PrivateAttr()
+
+    def __init__(self, store: SharedLLMContextStore, session_id: str | None = None, **fields: Any):
+        super().__init__(session_id=session_id or str(uuid.uuid4()), **fields)
+        self._conversation = store.conversation(self.session_id, recent_tokens=self.recent_tokens)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "SharedContextMemory"
+
+    @classmethod
+    def from_defaults(
+        cls,
+        store: SharedLLMContextStore,
+        session_id: str | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        **fields: Any,
+    ) -> SharedContextMemory:
+        """A memory; ``chat_history`` replaces what the conversation held."""
+        memory = cls(store, session_id, **fields)
+        if chat_history is not None:
+            memory.set(chat_history)
+        return memory
+
+    def get(self, input: str | ChatMessage | None = None, **kwargs: Any) -> list[ChatMessage]:
+        """Recent messages, and before them what the older ones say about ``input`` (else about the last question).
+
+        The verbatim part begins with a question; many chat templates and APIs take no answer or tool result without
+        what it answers, so one that stands alone after the older turns were compressed joins those.
+        """
+        recent = [_to_message(turn) for turn in self._conversation.recent()]
+        query = input.content if isinstance(input, ChatMessage) else input
+        selection = self.select(query or _last_question(recent))
+        openings = [n for n, message in enumerate(recent) if message.role in (MessageRole.USER, MessageRole.SYSTEM)]
+        begin = openings[0] if openings else 0
+        earlier = [selection.text] if selection else []
+        earlier += [message.content for message in recent[:begin] if message.content]
+        if not earlier:
+            return recent[begin:]
+        return [ChatMessage(role=MessageRole.SYSTEM, content=EARLIER + "\n\n".join(earlier)), *recent[begin:]]
+
+    def select(self, query: str) -> Selection | None:
+        """What the older turns hold for ``query``, for ``SharedLLM.chat(..., context=...)``; None if nothing."""
+        if not self.budget or not query.strip():
+            return None
+        return self._conversation.select(query, budget=self.budget) or None
+
+    def get_all(self) -> list[ChatMessage]:
+        """All messages, oldest first."""
+        return [_to_message(turn) for turn in self._conversation.messages()]
+
+    def put(self, message: ChatMessage) -> None:
+        """Add a message."""
+        _append(self._conversation, message)
+
+    def set(self, messages: list[ChatMessage]) -> None:
+        """Replace the conversation."""
+        self._conversation.clear()
+        self.put_messages(messages)
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._conversation.clear()
+
+
+class SharedContextMemoryBlock(BaseMemoryBlock[str]):
+    """Long-term memory of LlamaIndex's ``Memory``: keeps what falls out of its short-term window.
+
+    ``Memory.from_defaults(memory_blocks=[SharedContextMemoryBlock(store)])``; each session is a conversation of the
+    store. What comes back is the text of the passages that the last question needs, and the message that fell out
+    last.
+
+    Args:
+        store: keeps the messages.
+        name, description, priority, accept_short_term_memory: as in every memory block.
+        session_id: names the conversation where a call brings no session.
+        budget: the most tokens that are brought back.
+    """
+
+    name: str = Field(default="EarlierMessages", description="The name of the memory block.")
+    session_id: str = Field(default="memory", description="The conversation of calls that bring no session.")
+    budget: int = Field(default=512, gt=0, description="The most tokens that are brought back.")
+
+    _store: Any = PrivateAttr()
+
+    def __init__(self, store: SharedLLMContextStore, **fields: Any):
+        super().__init__(**fields)
+        self._store = store
+
+    def _conversation(self, session_id: str | None) -> ConversationMemory:
+        # Nothing is recent here: the recent messages are Memory's own.
+        return self._store.conversation(session_id or self.session_id, recent_tokens=0)
+
+    async def _aget(
+        self, messages: list[ChatMessage] | None = None, session_id: str | None = None, **block_kwargs: Any
+    ) -> str:
+        return await asyncio.to_thread(self._recall, _last_question(messages or []), session_id)
+
+    def _recall(self, query: str, session_id: str | None) -> str:
+        if not query.strip():
+            return ""
+        conversation = self._conversation(session_id)
+        # A conversation never compresses its last message; here that one is old too.
+        last = [turn["content"] for turn in conversation.recent()]
+        return "\n\n".join(filter(None, [conversation.select(query, budget=self.budget).text, *last]))
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        await asyncio.to_thread(self._keep, messages)
+
+    def _keep(self, messages: list[ChatMessage]) -> None:
+        for message in messages:
+            # Memory marks messages with their session; it is not part of what was said.
+            extra = dict(message.additional_kwargs)
+            session_id = extra.pop("session_id", None)
+            _append(self._conversation(session_id), message.model_copy(update={"additional_kwargs": extra}))
+
+
+def _last_question(messages: list[ChatMessage]) -> str:
+    questions = [message.content for message in messages if message.role == MessageRole.USER and message.content]
+    return questions[-1] if questions else ""
+
+
+def _append(conversation: ConversationMemory, message: ChatMessage) -> None:
+    """Keep a message whole; what is compressed and found again is its text."""
+    conversation.append(role_of(message), message.content or "", llamaindex=message.model_dump(mode="json"))
+
+
+def _to_message(turn: dict[str, Any]) -> ChatMessage:
+    # A turn without the extra was written by the library itself or by another framework's adapter.
+    if "llamaindex" in turn:
+        return ChatMessage.model_validate(turn["llamaindex"])
+    return ChatMessage(role=turn["role"], content=turn["content"])

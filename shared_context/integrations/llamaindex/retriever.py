@@ -1,0 +1,93 @@
+"""SharedContextRetriever: what a context store shows for a question, as LlamaIndex nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks.base import CallbackManager
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.vector_stores.types import MetadataFilters
+
+from shared_context.errors import ConfigError
+from shared_context.integrations.llamaindex.translate import READER_KEYS, runs_of_one_grain, to_filters, to_nodes
+
+if TYPE_CHECKING:
+    from shared_context import SharedLLMContextStore
+
+DEFAULT_BUDGET = 1024
+
+
+class SharedContextRetriever(BaseRetriever):
+    """Retrieves from a :class:`SharedLLMContextStore`, for :class:`SharedContextSynthesizer` or for any other LLM.
+
+    Nodes come best first, as from every retriever; each has its text, its place (``start_char_idx``,
+    ``end_char_idx``), its document (``ref_doc_id``) and the document's metadata. What a budget selects side by side
+    comes as one node, so that whoever reads it as text meets whole sentences.
+
+    Args:
+        store: the store.
+        budget: the most KV entries that all nodes together may hold; 1,024 unless
+            ``similarity_top_k`` is given.
+        similarity_top_k: retrieve this many passages instead of spending a budget.
+        policy: how passages are scored: "hybrid", "late_interaction", "embedding" or "last_token"; None leaves it to
+            the store.
+        filters: LlamaIndex's MetadataFilters, or the store's own filters as a dict.
+        doc_ids: retrieve only from these documents.
+        prefilter: score only this many documents, the best by embedding.
+        hidden_keys: metadata to keep out of prompts and embeddings, as ``excluded_llm_metadata_keys`` of a document
+            does; the default is what SimpleDirectoryReader excludes.
+        callback_manager, verbose: as in other retrievers.
+
+    Raises:
+        ConfigError: both ``budget`` and ``similarity_top_k``.
+        FilterError: ``filters`` cannot be translated.
+    """
+
+    def __init__(
+        self,
+        store: SharedLLMContextStore,
+        *,
+        budget: int | None = None,
+        similarity_top_k: int | None = None,
+        policy: str | None = None,
+        filters: MetadataFilters | dict[str, Any] | None = None,
+        doc_ids: Iterable[str] | None = None,
+        prefilter: int | None = None,
+        hidden_keys: Sequence[str] = READER_KEYS,
+        callback_manager: CallbackManager | None = None,
+        verbose: bool = False,
+    ):
+        if budget is not None and similarity_top_k is not None:
+            raise ConfigError(
+                f"budget={budget} and similarity_top_k={similarity_top_k}: both say how much to retrieve, drop one"
+            )
+        self._store = store
+        self._budget = budget if budget is not None else DEFAULT_BUDGET
+        self._top_k = similarity_top_k
+        self._scope = {
+            "policy": policy,
+            "filters": to_filters(filters),
+            "doc_ids": list(doc_ids) if doc_ids is not None else None,
+            "prefilter": prefilter,
+        }
+        self._hidden_keys = tuple(hidden_keys)
+        super().__init__(callback_manager=callback_manager, verbose=verbose)
+
+    @property
+    def store(self) -> SharedLLMContextStore:
+        """The store it retrieves from."""
+        return self._store
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        query = query_bundle.query_str
+        if self._top_k is not None:
+            runs = ([node] for node in self._store.retrieve(query, k=self._top_k, **self._scope))
+        else:
+            runs = runs_of_one_grain(self._store.select(query, budget=self._budget, **self._scope).passages)
+        return to_nodes(runs, self._hidden_keys)
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)

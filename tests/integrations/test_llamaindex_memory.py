@@ -1,0 +1,191 @@
+"""SharedContextMemory and SharedContextMemoryBlock, on the real default model."""
+
+import asyncio
+import json
+
+import pytest
+from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
+from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.core.llms import MockLLM
+from llama_index.core.memory import Memory
+
+from shared_context import SharedLLMContextStore
+from shared_context.integrations.llamaindex import (
+    SharedContextIndex,
+    SharedContextMemory,
+    SharedContextMemoryBlock,
+    SharedLLM,
+)
+
+PARROT = "My parrot is called Admiral and was born in Lisbon."
+QUESTION = "What is the name of my parrot?"
+
+
+@pytest.fixture
+def store(model):
+    with SharedLLMContextStore(model, embedder=None) as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def long_ago():
+    """A conversation whose first turn has long left a window of a hundred tokens."""
+    small_talk = [
+        ("The weather in the harbour was grey all week, and the ferry came late twice.", "That sounds tiresome."),
+        ("I repaired the fence behind the shed, and painted it with what was left in the tin.", "Well done."),
+        ("On Sunday we walked to the lighthouse and had soup in the small inn beside it.", "A lovely walk."),
+        ("The library closes early in winter, so I took four novels home at once.", "Enjoy your reading."),
+    ]
+    turns = [(PARROT, "A fine name for a parrot."), *small_talk]
+    return [ChatMessage(role=r, content=c) for turn in turns for r, c in zip(("user", "assistant"), turn, strict=True)]
+
+
+def text_of(messages):
+    return "\n".join(message.content or "" for message in messages)
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+def test_what_was_put_is_there_until_it_is_replaced_or_reset(store):
+    memory = SharedContextMemory.from_defaults(store, "ada")
+    hello = ChatMessage(role="user", content="Hello")
+    memory.put(hello)
+    assert memory.get() == memory.get_all() == [hello]
+    memory.set([ChatMessage(role="user", content="Good evening")])
+    assert text_of(memory.get_all()) == "Good evening"
+    memory.reset()
+    assert memory.get("Hello") == memory.get_all() == []
+
+
+def test_messages_come_back_whole(store):
+    memory = SharedContextMemory(store)
+    call = ToolCallBlock(tool_call_id="1", tool_name="clock", tool_kwargs={"zone": "UTC"})
+    messages = [
+        ChatMessage(role="user", content="What time is it?"),
+        ChatMessage(role="assistant", blocks=[TextBlock(text="Let me see."), call]),
+        ChatMessage(role="tool", content="noon", additional_kwargs={"tool_call_id": "1"}),
+        ChatMessage(role="assistant", blocks=[call]),
+    ]
+    memory.put_messages(messages)
+    assert memory.get_all() == messages
+
+
+def test_old_turns_come_back_when_they_are_asked_for(store, long_ago):
+    memory = SharedContextMemory.from_defaults(store, recent_tokens=100, budget=128, chat_history=long_ago)
+    assert memory.get_all() == long_ago
+    system, *recent = memory.get(QUESTION)
+    assert system.role == "system"
+    assert PARROT in system.content
+    assert recent == long_ago[-len(recent) :]
+    assert 0 < len(recent) < len(long_ago)
+    assert recent[0].role == "user", "an answer must not stand without its question"
+    assert memory.select(QUESTION).kv_entries <= 128
+    assert memory.get(ChatMessage(role="user", content=QUESTION))[0] == system
+    without = SharedContextMemory(store, memory.session_id, recent_tokens=100, budget=0)
+    assert PARROT not in text_of(without.get(QUESTION))
+    assert without.get(QUESTION)[-len(recent) :] == recent
+
+
+def test_any_llm_can_use_it(store, model, long_ago):
+    memory = SharedContextMemory.from_defaults(store, recent_tokens=100, budget=128, chat_history=long_ago)
+    llm = SharedLLM(model=model, max_new_tokens=12)
+    engine = SimpleChatEngine.from_defaults(llm=llm, memory=memory)
+    assert "Admiral" in str(engine.chat(QUESTION))
+    assert memory.get_all()[-2].content == QUESTION
+    echo = SimpleChatEngine.from_defaults(llm=MockLLM(), memory=memory)
+    assert PARROT in str(echo.chat("Tell me about the parrot."))
+    injected = llm.chat([ChatMessage(role="user", content=QUESTION)], context=memory.select(QUESTION))
+    assert injected.raw["usage"]["context_entries"] > 0
+
+
+def test_a_chat_over_documents_can_keep_its_conversation_in_the_same_store(store, model):
+    store.add("The ferry to the island leaves at nine.", id="ferry")
+    index = SharedContextIndex.from_store(store, SharedLLM(model=model, max_new_tokens=12))
+    engine = index.as_chat_engine(memory=SharedContextMemory(store, "ada"))
+    engine.chat("When does the ferry leave?")
+    assert [message.role for message in engine.chat_history] == ["user", "assistant"]
+    assert set(index.ref_doc_info) == {"ferry"}, "a conversation is no document"
+
+
+def test_sessions_are_kept_apart_and_found_again(model, tmp_path, long_ago):
+    with SharedLLMContextStore(model, tmp_path / "chats", embedder=None) as store:
+        ada = SharedContextMemory.from_defaults(store, "ada", recent_tokens=100, chat_history=long_ago)
+        SharedContextMemory(store, "bob").put(ChatMessage(role="user", content="Hello"))
+        written = json.loads(ada.to_json())
+    with SharedLLMContextStore(model, tmp_path / "chats", embedder=None) as store:
+        again = SharedContextMemory.from_dict(written, store=store)
+        assert again.get_all() == long_ago
+        assert PARROT in again.get(QUESTION)[0].content
+        assert text_of(SharedContextMemory(store, "bob").get(QUESTION)) == "Hello"
+    new, other = SharedContextMemory(store), SharedContextMemory(store)
+    assert new.session_id != other.session_id
+
+
+def test_it_can_be_awaited(store, long_ago):
+    async def converse():
+        memory = SharedContextMemory(store, recent_tokens=100)
+        await memory.aset(long_ago)
+        await memory.aput(ChatMessage(role="user", content=QUESTION))
+        found = await memory.aget(QUESTION)
+        await memory.areset()
+        return found, await memory.aget_all()
+
+    found, after = asyncio.run(converse())
+    assert PARROT in found[0].content
+    assert found[-1].content == QUESTION
+    assert after == []
+
+
+def test_turns_of_other_writers_are_read(store):
+    store.conversation("shared").append("user", "Written by the store itself.")
+    assert SharedContextMemory(store, "shared").get_all() == [
+        ChatMessage(role="user", content="Written by the store itself.")
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ memory block
+
+
+def overflowing(store, session_id=None):
+    return Memory.from_defaults(
+        session_id=session_id,
+        token_limit=140,
+        chat_history_token_ratio=0.7,
+        token_flush_size=40,
+        memory_blocks=[SharedContextMemoryBlock(store, budget=128)],
+    )
+
+
+def test_the_block_remembers_what_fell_out_of_the_window(store, long_ago):
+    memory = overflowing(store)
+    for message in long_ago:
+        memory.put(message)
+    assert PARROT not in text_of(memory.get_all()[-2:])
+    memory.put(ChatMessage(role="user", content=QUESTION))
+    messages = memory.get()
+    assert messages[0].role == "system"
+    assert PARROT in messages[0].content
+    assert "<EarlierMessages>" in messages[0].content
+    assert messages[-1].content == QUESTION
+
+
+def test_the_block_keeps_sessions_apart(store, long_ago):
+    first, second = overflowing(store, "first"), overflowing(store, "second")
+    for message in long_ago:
+        first.put(message.model_copy(deep=True))
+    for memory in (first, second):
+        memory.put(ChatMessage(role="user", content=QUESTION))
+    assert PARROT in text_of(first.get())
+    assert PARROT not in text_of(second.get())
+
+
+async def test_the_block_by_itself(store):
+    block = SharedContextMemoryBlock(store, name="Past", session_id="alone")
+    question = [ChatMessage(role="user", content=QUESTION)]
+    assert await block.aget(question) == ""
+    assert await block.aget([]) == ""
+    kept = ChatMessage(role="user", content=PARROT, additional_kwargs={"mood": "glad"})
+    await block.aput([kept, ChatMessage(role="assistant", content="Good to know.")])
+    assert PARROT in await block.aget(question)
+    assert store.conversations() == ["alone"]

@@ -1,0 +1,139 @@
+"""Keys and values may leave the cache at any time: that costs time, never an answer."""
+
+import shutil
+
+import pytest
+
+from shared_context import CacheConfig, StoreConfig, TreeConfig
+
+QUERY = "When does the last ferry to Holm leave on Sundays?"
+ANSWER = "at 17:30"
+TREE = TreeConfig(chunk_size=64, height=2)
+CHUNK_BYTES = 64 * 30 * 2 * 3 * 64 * 4
+"""The KV of a full chunk of the default model in float32; half of it in bfloat16."""
+
+
+@pytest.fixture
+def exact(filled, model) -> float:
+    """The answer's score when all is computed for the first time."""
+    return model.score(QUERY, ANSWER, context=filled.select(QUERY, budget=96))
+
+
+def test_the_score_is_the_same_from_memory_and_from_disk(filled, model, exact, open_store, path):
+    assert model.score(QUERY, ANSWER, context=filled.select(QUERY, budget=96)) == pytest.approx(exact, abs=1e-4)
+    filled.close()
+    again = open_store(path)
+    assert model.score(QUERY, ANSWER, context=again.select(QUERY, budget=96)) == pytest.approx(exact, abs=1e-4)
+    disk = again.stats()["kv_cache"]["disk"]
+    assert disk["hits"] > 0
+    assert disk["misses"] == 0
+
+
+def test_a_deleted_cache_folder_is_made_again(filled, model, exact, open_store, path):
+    selection = filled.select(QUERY, budget=96)
+    filled.close()
+    shutil.rmtree(path / "kv")
+    again = open_store(path)
+    assert model.score(QUERY, ANSWER, context=again.select(QUERY, budget=96)) == pytest.approx(exact, abs=0.02)
+    assert (path / "kv").is_dir()
+    shutil.rmtree(path / "kv")
+    assert model.score(QUERY, ANSWER, context=selection) == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        CacheConfig(memory_bytes=0, disk_bytes=0),
+        CacheConfig(memory_bytes=CHUNK_BYTES, disk_bytes=0),
+        CacheConfig(memory_bytes=0, disk_bytes=2 * CHUNK_BYTES),
+    ],
+    ids=["no cache", "room for a chunk or two", "on disk only"],
+)
+def test_a_cache_too_small_for_the_selection_gives_the_same_answer(filled, model, exact, open_store, path, cache):
+    filled.close()
+    shutil.rmtree(path / "kv")
+    small = open_store(path, config=StoreConfig(tree=TREE, cache=cache))
+    for _ in range(2):
+        assert model.score(QUERY, ANSWER, context=small.select(QUERY, budget=96)) == pytest.approx(exact, abs=0.02)
+    stats = small.stats()["kv_cache"]
+    assert stats["memory"]["bytes"] <= cache.memory_bytes
+    assert stats["disk"]["bytes"] <= cache.disk_bytes
+
+
+def test_int8_is_close_and_the_first_answer_is_no_other_than_the_next(filled, model, exact, open_store, path):
+    filled.close()
+    shutil.rmtree(path / "kv")
+    config = StoreConfig(tree=TREE, cache=CacheConfig(quantize=True))
+    store = open_store(path, config=config)
+    scores = [model.score(QUERY, ANSWER, context=store.select(QUERY, budget=96)) for _ in range(2)]
+    store.close()
+    again = open_store(path, config=config)
+    scores.append(model.score(QUERY, ANSWER, context=again.select(QUERY, budget=96)))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4) == pytest.approx(scores[2], abs=1e-4)
+    assert scores[0] == pytest.approx(exact, abs=0.1)
+    assert again.stats()["kv_cache"]["disk"]["hits"] > 0
+
+
+def test_nothing_is_computed_before_it_is_needed(filled):
+    assert filled.select(QUERY, budget=96)
+    cache = filled.stats()["kv_cache"]
+    assert (cache["memory"]["entries"], cache["disk"]["entries"]) == (0, 0)
+
+
+def test_warming_a_selection_computes_what_it_needs(filled, model):
+    selection = filled.select(QUERY, budget=64)
+    calls = []
+    filled.warm(selection, progress=lambda *call: calls.append(call))
+    chunks = len(selection.chunks)
+    assert filled.stats()["kv_cache"]["memory"]["entries"] == chunks
+    assert calls[-1] == (chunks, chunks, "chunks")
+    misses = filled.stats()["kv_cache"]["memory"]["misses"]
+    model.score(QUERY, ANSWER, context=selection)
+    assert filled.stats()["kv_cache"]["memory"]["misses"] == misses
+
+
+def test_warming_the_store_computes_all_chunks_once(filled):
+    chunks = filled.stats()["chunks"]
+    filled.warm(filled.select(QUERY, budget=64))
+    calls = []
+    filled.warm(progress=lambda *call: calls.append(call))
+    stats = filled.stats()["kv_cache"]
+    assert stats["disk"]["entries"] == stats["memory"]["entries"] == chunks
+    assert calls[-1] == (chunks, chunks, "chunks")
+    encode = filled.model.compressor.encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filled.model.compressor, "encode", lambda chunks: pytest.fail("computed again"))
+        filled.warm()
+        filled.select(None, ratio=1).key_values()
+    assert filled.model.compressor.encode == encode
+
+
+def test_a_selection_survives_the_deletion_of_its_document(filled, model, exact):
+    selection = filled.select(QUERY, budget=96)
+    text, nodes = selection.text, selection.nodes
+    filled.delete(filled.ids())
+    filled.add("Nothing of interest.", id="ferry")
+    assert (selection.text, selection.nodes) == (text, nodes)
+    assert model.score(QUERY, ANSWER, context=selection) == pytest.approx(exact, abs=0.02)
+
+
+def test_the_keys_and_values_of_a_deleted_document_are_deleted_too(filled, documents, path):
+    filled.warm()
+    chunks = filled.stats()["chunks"]
+    of_lamp = len(filled.select(None, ratio=1, doc_ids=["lamp"]).chunks)
+    filled.delete("lamp")
+    cache = filled.stats()["kv_cache"]
+    assert cache["disk"]["entries"] == cache["memory"]["entries"] == chunks - of_lamp
+    filled.update("ferry", "Closed.")
+    filled.delete("kitchen")
+    assert filled.stats()["kv_cache"]["disk"]["entries"] == 0
+    assert list((path / "kv").rglob("*.safetensors")) == []
+
+
+def test_appending_keeps_the_keys_and_values_of_whole_chunks(filled):
+    filled.warm()
+    whole = sum(len(c.token_ids) == 64 for c in filled.select(None, ratio=1, doc_ids=["ferry"]).chunks)
+    others = len(filled.select(None, ratio=1, doc_ids=["lamp", "kitchen"]).chunks)
+    filled.append("ferry", " No ferry on Good Friday.")
+    assert whole > 0
+    assert filled.stats()["kv_cache"]["disk"]["entries"] == others + whole

@@ -1,0 +1,349 @@
+"""The store's file: what is written lands whole, what is no store is refused, damage is found and named."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pytest
+
+from shared_context import errors
+from shared_context.model.tokenization import TokenizedText
+from shared_context.store import database
+from shared_context.store.database import FILE, Database, Entry, NodeData, StoredText, StoreUnavailableError, is_vacant
+
+META = {"about": b"{}", "codec": b"-"}
+HIDDEN, CODE, DIMENSION, LEAF = 8, 4, 6, 16
+
+
+def nodes(tokens: int, seed: int) -> NodeData:
+    random = np.random.default_rng(seed)
+    leaves = -(-tokens // LEAF)
+    return NodeData(
+        random.integers(-127, 128, (tokens, CODE), dtype=np.int8),
+        random.random(tokens).astype(np.float16),
+        random.random((leaves, HIDDEN)).astype(np.float16),
+        random.random((leaves, DIMENSION), dtype=np.float32),
+    )
+
+
+def text(tokens: int) -> StoredText:
+    ids = np.arange(tokens, dtype=np.int32) + 70_000
+    return StoredText("é\r\n" * tokens, TokenizedText(ids, np.arange(tokens + 1, dtype=np.int64) * 3))
+
+
+def insert(store: Database, id: str, tokens: int = 100, seed: int = 0) -> int:
+    with store.transaction():
+        return store.insert(Entry("document", id, {"id": id}), text(tokens), nodes(tokens, seed))
+
+
+def read_everything(folder: Path) -> dict[str, int]:
+    """Tokens of every document, all columns of which have been read."""
+    store = Database(folder)
+    try:
+        with store.snapshot():
+            found = {}
+            for key, entry in store.catalogue().items():
+                found[entry.id] = len(store.document(key).tokens)
+                store.nodes(key, CODE, HIDDEN, DIMENSION)
+            return found
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A store with two documents, closed."""
+    store = Database(tmp_path / "store", META)
+    insert(store, "one", 100)
+    insert(store, "two", 3000)
+    store.close()
+    return tmp_path / "store"
+
+
+def test_a_document_comes_back_as_it_was_written(tmp_path):
+    for place in (None, tmp_path / "store"):
+        store = Database(place, META)
+        key = insert(store, "one", 37, seed=3)
+        with store.snapshot():
+            assert store.catalogue() == {key: Entry("document", "one", {"id": "one"})}
+            stored, read, written = store.document(key), store.nodes(key, CODE, HIDDEN, DIMENSION), nodes(37, 3)
+            assert stored.text == text(37).text
+            np.testing.assert_array_equal(stored.tokens.ids, text(37).tokens.ids)
+            np.testing.assert_array_equal(stored.tokens.bounds, text(37).tokens.bounds)
+            np.testing.assert_array_equal(store.token_ids(key), text(37).tokens.ids)
+            for name in ("codes", "scales", "states", "embeddings"):
+                np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
+        store.close()
+
+
+def test_a_key_is_never_used_again(folder):
+    store = Database(folder)
+    with store.transaction():
+        last = max(store.catalogue())
+        store.remove(last)
+    assert insert(store, "three") > last
+    store.close()
+
+
+def test_an_error_in_a_transaction_undoes_all_of_it(folder):
+    store = Database(folder)
+    with pytest.raises(KeyError), store.transaction():
+        store.insert(Entry("document", "three", {}), text(5), nodes(5, 0))
+        raise KeyError
+    insert(store, "four")
+    store.close()
+    assert read_everything(folder) == {"one": 100, "two": 3000, "four": 100}
+
+
+def test_a_snapshot_is_of_one_moment_whatever_others_write(folder):
+    reader, writer = Database(folder), Database(folder)
+    with reader.snapshot():
+        before, version = reader.catalogue(), reader.data_version()
+        insert(writer, "three")
+        with writer.transaction():
+            writer.remove(min(before))
+        assert reader.catalogue() == before
+        assert reader.document(min(before)).text
+    with reader.snapshot():
+        assert reader.data_version() != version
+        assert [entry.id for entry in reader.catalogue().values()] == ["two", "three"]
+    reader.close()
+    writer.close()
+
+
+def test_a_copy_is_a_store_of_its_own(folder, tmp_path):
+    for place in (None, tmp_path / "another"):
+        store = Database(place, META)
+        insert(store, "one", 50)
+        target = tmp_path / f"copy of {place is None}"
+        store.copy_to(target)
+        insert(store, "two")
+        store.close()
+        assert read_everything(target) == {"one": 50}
+        connection = sqlite3.connect(target / FILE)
+        assert connection.execute("PRAGMA application_id").fetchone() == (database.APPLICATION_ID,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (database.VERSION,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        connection.close()
+
+
+def test_many_that_make_one_store_at_the_same_time_get_one_and_the_same(tmp_path):
+    threads = 6
+    barrier = Barrier(threads)
+
+    def make(number: int) -> list[bytes]:
+        found = []
+        for attempt in range(15):
+            folder = tmp_path / str(attempt)
+            barrier.wait()
+            vacant = is_vacant(folder)
+            store = Database(folder, {**META, "about": str(number).encode()}) if vacant else Database(folder)
+            found.append(store.get_meta("about"))
+            store.close()
+        return found
+
+    with ThreadPoolExecutor(threads) as pool:
+        seen = list(pool.map(make, range(threads)))
+    assert all(of_one == seen[0] for of_one in seen)
+
+
+KILLED = """
+    import sys
+    from pathlib import Path
+    import numpy as np
+    from shared_context.model.tokenization import TokenizedText
+    from shared_context.store.database import Database, Entry, NodeData, StoredText
+
+    store = Database(Path(sys.argv[1]))
+    with store.transaction():
+        for number in range(5):
+            nodes = NodeData(*(np.zeros((9, n), t) for n, t in ((4, "i1"), (1, "f2"), (8, "f2"), (6, "f4"))))
+            stored = StoredText("x" * 2_000_000, TokenizedText(np.zeros(9, "i4"), np.arange(10)))
+            store.insert(Entry("document", f"new {number}", {}), stored, nodes)
+        print("half done", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_a_process_killed_in_the_middle_of_a_change_leaves_nothing_of_it(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "half done\n"
+        process.kill()
+    assert read_everything(folder) == {"one": 100, "two": 3000}
+    store = Database(folder)
+    insert(store, "three")
+    store.close()
+    assert set(read_everything(folder)) == {"one", "two", "three"}
+
+
+# What is no store
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(errors.StoreFormatError) as caught:
+        read_everything(folder)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_or_empty_folder_is_vacant_and_holds_no_store(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing" / "too"):
+        assert is_vacant(folder)
+        assert "no store" in refused(folder)
+
+
+def test_a_file_is_no_store(tmp_path):
+    file = tmp_path / "handbook.md"
+    file.write_text("The handbook.")
+    assert "is a file" in refused(file)
+    assert file.read_text() == "The handbook."
+
+
+def test_a_folder_with_other_things_is_no_store_and_stays_as_it_is(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    assert "not a store" in refused(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_write_ahead_log_alone_is_no_store(folder):
+    (folder / FILE).rename(folder / f"{FILE}-wal")
+    assert "not a store" in refused(folder)
+
+
+def test_another_program_s_database_is_left_alone(tmp_path):
+    connection = sqlite3.connect(tmp_path / FILE)
+    connection.execute("CREATE TABLE meta (key, value)")
+    connection.close()
+    before = (tmp_path / FILE).read_bytes()
+    assert "another program" in refused(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_newer_format_is_refused_with_both_numbers(folder):
+    connection = sqlite3.connect(folder / FILE)
+    connection.execute(f"PRAGMA user_version = {database.VERSION + 6}")
+    connection.close()
+    message = refused(folder)
+    assert f"format {database.VERSION + 6}" in message
+    assert f"up to {database.VERSION}" in message
+    assert "Upgrade" in message
+
+
+def test_a_path_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreUnavailableError, match="cannot be used"):
+        Database(tmp_path / "file" / "store", META)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("left", [0, 1, 15, 16, 99, 100, 511, 512, 1000, 4095, 4096, 4097, 8192, 20_000, -4096, -1])
+def test_a_file_that_was_cut_off_is_refused(folder, left):
+    content = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(content[:left])
+    message = refused(folder)
+    assert "cut off" in message or "damaged" in message
+
+
+@pytest.mark.parametrize("table", ["sqlite_master", "documents"])
+def test_a_page_of_garbage_is_refused(folder, table):
+    connection = sqlite3.connect(folder / FILE)
+    pages = dict(connection.execute("SELECT name, rootpage FROM sqlite_master"))
+    connection.close()
+    content = bytearray((folder / FILE).read_bytes())
+    first = (pages.get(table, 1) - 1) * 4096
+    content[first : first + 40] = b"\xa5" * 40
+    (folder / FILE).write_bytes(content)
+    assert "damaged" in refused(folder)
+
+
+def test_a_log_that_was_cut_off_loses_no_change_that_came_before(folder, tmp_path):
+    store = Database(folder)
+    insert(store, "three")
+    log = (folder / f"{FILE}-wal").stat().st_size
+    insert(store, "four")
+    for left in (0, 100, log, log + 500):
+        copy = tmp_path / str(left)
+        shutil.copytree(folder, copy)
+        with (copy / f"{FILE}-wal").open("rb+") as file:
+            file.truncate(left)
+        expected = {"one", "two", "three"} if left >= log else {"one", "two"}
+        assert set(read_everything(copy)) == expected
+    store.close()
+
+
+def test_meta_that_is_missing_is_damage(folder):
+    store = Database(folder)
+    with pytest.raises(errors.StoreFormatError, match="its colour is missing"):
+        store.get_meta("colour")
+    store.close()
+
+
+# What may pass
+
+
+def test_a_file_that_another_process_writes_to_for_too_long_is_busy(folder, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    store = Database(folder)
+    blocker = sqlite3.connect(folder / FILE, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailableError, match="locked.*Another process"):
+        insert(store, "three")
+    with store.snapshot():
+        assert len(store.catalogue()) == 2
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    insert(store, "three")
+    store.close()
+    assert set(read_everything(folder)) == {"one", "two", "three"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
+def test_a_full_disk_stores_nothing_of_the_change_and_loses_nothing(folder):
+    code = """
+        import resource, sys
+        from pathlib import Path
+        import numpy as np
+        from shared_context import errors
+        from shared_context.model.tokenization import TokenizedText
+        from shared_context.store.database import Database, Entry, NodeData, StoredText, StoreUnavailableError
+
+        def insert(tokens):
+            nodes = NodeData(*(np.zeros((tokens, n), t) for n, t in ((4, "i1"), (1, "f2"), (8, "f2"), (6, "f4"))))
+            stored = StoredText("x" * tokens, TokenizedText(np.zeros(tokens, "i4"), np.arange(tokens + 1)))
+            with store.transaction():
+                store.insert(Entry("document", f"new {tokens}", {}), stored, nodes)
+
+        store = Database(Path(sys.argv[1]))
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limit[1]))
+        try:
+            insert(100_000)
+        except StoreUnavailableError as error:
+            print(error)
+        insert(10)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        insert(200_000)
+        store.close()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(folder)], capture_output=True, text=True, check=True
+    )
+    assert "Free some space" in done.stdout
+    store = Database(folder)
+    with store.snapshot():
+        assert [entry.id for entry in store.catalogue().values()] == ["one", "two", "new 10", "new 200000"]
+    store.close()

@@ -1,0 +1,469 @@
+"""Selecting and retrieving: budgets, grains, policies, filters, and whose text it is."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared_context import Document, StoreConfig, TreeConfig, errors
+from shared_context.config import paper_ratios
+from shared_context.tree import cut_rows
+
+QUERY = "When does the last ferry to Holm leave on Sundays?"
+POLICIES = ["hybrid", "late_interaction", "embedding", "last_token"]
+policies = pytest.mark.parametrize("policy", POLICIES)
+once = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def covered(selection, documents) -> dict[str, list[int]]:
+    """Characters shown of each document, in the order in which they are shown."""
+    texts = {d.id: d.text for d in documents}
+    found = {}
+    for node in selection.nodes:
+        assert node.text == texts[node.doc_id][node.start : node.end]
+        found.setdefault(node.doc_id, []).extend(range(node.start, node.end))
+    return found
+
+
+# What is found
+
+
+@pytest.mark.parametrize(
+    ("query", "doc_id", "answer"),
+    [
+        (QUERY, "ferry", "Sundays only the last one"),
+        ("Who is the keeper of the lamp?", "lamp", "Ada Quist"),
+        ("What do guests with an allergy to shellfish wear?", "kitchen", "blue ribbon"),
+        ("How much is it to take a bicycle?", "ferry", "12 crowns"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["hybrid", "late_interaction", "embedding"])
+def test_the_answer_is_in_a_small_selection(hybrid, query, doc_id, answer, policy):
+    selection = hybrid.select(query, budget=64, policy=policy)
+    assert doc_id in selection.doc_ids
+    assert answer in " ".join(selection.text.split())
+
+
+def test_the_best_policy_there_is_is_the_default(hybrid, filled):
+    assert hybrid.select(QUERY).policy == "hybrid"
+    assert filled.select(QUERY).policy == "late_interaction"
+
+
+@policies
+def test_nodes_are_in_document_order_with_exact_text(hybrid, documents, policy):
+    selection = hybrid.select(QUERY, budget=96, policy=policy)
+    assert 0 < selection.kv_entries <= 96
+    places = [(hybrid.ids().index(n.doc_id), n.start) for n in selection.nodes]
+    assert places == sorted(places)
+    assert all(len(set(shown)) == len(shown) for shown in covered(selection, documents).values())
+    assert all(n.level == 2 and n.ratio == 1 and n.kv_entries == n.token_count for n in selection.nodes)
+    assert all(np.isfinite(n.score) for n in selection.nodes)
+
+
+def test_the_text_joins_what_touches_and_parts_what_does_not(hybrid):
+    selection = hybrid.selection_from([("lamp", 0, 100), ("lamp", 230, 260), ("ferry", 0, 20)])
+    assert selection.text.count("\n\n") == 2
+    assert selection.doc_ids == ["lamp", "ferry"]
+
+
+def test_everything_at_one_grain(hybrid, documents):
+    for ratio in (1, 4, 1000):
+        selection = hybrid.select(QUERY, ratio=ratio, budget=5)
+        assert [sorted(c) for c in covered(selection, documents).values()] == [
+            list(range(len(d.text))) for d in documents
+        ]
+        assert all(
+            n.ratio == ratio and n.level == 0 and n.kv_entries == -(-n.token_count // ratio) for n in selection.nodes
+        )
+        assert selection.budget is None
+
+
+def test_everything_at_one_grain_needs_no_query(hybrid):
+    assert hybrid.select(None, ratio=8).kv_entries == hybrid.select(QUERY, ratio=8).kv_entries
+
+
+def test_everything_at_one_grain_keeps_to_filters_documents_and_the_prefilter(hybrid):
+    assert hybrid.select(None, ratio=8, filters={"place": "inn"}).doc_ids == ["kitchen"]
+    assert hybrid.select(None, ratio=8, doc_ids=["lamp"]).doc_ids == ["lamp"]
+    assert hybrid.select(QUERY, ratio=8, prefilter=1).doc_ids == ["ferry"]
+
+
+def test_the_default_budget_is_1024(hybrid):
+    selection = hybrid.select(QUERY)
+    assert selection.budget == 1024
+    assert selection.kv_entries == hybrid.select(None, ratio=1).kv_entries
+
+
+# Budgets
+
+
+@once
+@given(
+    budget=st.integers(1, 400),
+    coarse=st.one_of(st.none(), st.sampled_from([(None, 8, 4), (16, 8, 4), (None, None, 4), (3, 2, 1)])),
+    fine=st.integers(1, 4),
+    policy=st.sampled_from(POLICIES),
+)
+def test_the_budget_is_never_exceeded(hybrid, documents, budget, coarse, fine, policy):
+    try:
+        selection = hybrid.select(QUERY, budget=budget, coarse=coarse, fine=fine, policy=policy)
+    except errors.BudgetError:
+        assert budget < 16
+        return
+    assert 0 < selection.kv_entries <= budget
+    kv = sum(len(cut_rows(chunk.tree, chunk.cut)) for chunk in selection.chunks)
+    assert kv == selection.kv_entries
+    covered(selection, documents)
+
+
+def test_chunks_that_are_shown_coarsely_are_covered_exactly_once(hybrid, documents):
+    selection = hybrid.select(QUERY, budget=100, coarse=(16, 8, 4))
+    assert {n.ratio for n in selection.nodes} >= {1, 4}
+    for chunk in selection.chunks:
+        tokens = [t for node, _ in chunk.cut for t in range(*chunk.tree.span(node))]
+        assert tokens == list(range(len(chunk.token_ids)))
+
+
+@pytest.mark.parametrize("budget", [0, -1, -1000, 1.5, "64", float("nan")])
+def test_a_budget_that_is_no_positive_whole_number_is_refused(hybrid, budget):
+    for search in ("best_first", "split_and_search"):
+        with pytest.raises(errors.BudgetError, match="budget="):
+            hybrid.select(QUERY, budget=budget, search=search)
+
+
+def test_a_budget_below_the_smallest_cut_is_refused_with_the_one_that_is_not(hybrid):
+    for coarse in (None, (2, 2, 1), (None, 2, 1), (None, None, 1)):
+        with pytest.raises(errors.BudgetError, match="smallest cut") as caught:
+            hybrid.select(QUERY, budget=1, coarse=coarse)
+        enough = int(str(caught.value).split("takes ")[1].split()[0])
+        assert hybrid.select(QUERY, budget=enough, coarse=coarse)
+        with pytest.raises(errors.BudgetError):
+            hybrid.select(QUERY, budget=enough - 1, coarse=coarse)
+
+
+def test_numpy_integers_are_numbers(hybrid):
+    assert hybrid.select(QUERY, budget=np.int64(64)).kv_entries <= 64
+    assert len(hybrid.retrieve(QUERY, k=np.int32(2))) == 2
+
+
+# Split and search
+
+
+def test_split_and_search_shows_a_part_of_every_chunk(hybrid):
+    selection = hybrid.select(QUERY, search="split_and_search")
+    assert len(selection.chunks) == hybrid.stats()["chunks"]
+    assert {n.ratio for n in selection.nodes} <= {r for r in paper_ratios(2) if r}
+    for chunk in selection.chunks:
+        assert [t for node, _ in chunk.cut for t in range(*chunk.tree.span(node))] == list(range(len(chunk.token_ids)))
+
+
+def test_without_a_query_split_and_search_keeps_the_end_of_every_chunk_finest(hybrid):
+    selection = hybrid.select(None, search="split_and_search")
+    assert selection.policy is None
+    for chunk in selection.chunks:
+        ratios = [ratio for _, ratio in chunk.cut]
+        assert ratios == sorted(ratios, reverse=True)
+        assert ratios[-1] == 4
+
+
+@pytest.mark.parametrize("policy", ["late_interaction", "last_token"])
+def test_with_a_query_split_and_search_follows_it(hybrid, policy):
+    paths = {
+        tuple(g.node for chunk in hybrid.select(q, search="split_and_search", policy=policy).chunks for g in chunk.cut)
+        for q in (QUERY, "Who is the keeper of the lamp?", "soup of cod, leeks and barley", "the parrot Admiral")
+    }
+    assert len(paths) > 1
+
+
+def test_split_and_search_leaves_out_what_its_ratios_do_not_show(hybrid):
+    selection = hybrid.select(QUERY, search="split_and_search", coarse=(None, None, 2))
+    assert all(n.ratio == 2 and n.level == 2 for n in selection.nodes)
+    assert selection.kv_entries == sum(n.kv_entries for n in selection.nodes) > 0
+
+
+def test_split_and_search_over_a_budget_is_refused_with_the_number(hybrid):
+    needed = hybrid.select(QUERY, search="split_and_search").kv_entries
+    assert hybrid.select(QUERY, search="split_and_search", budget=needed).kv_entries == needed
+    with pytest.raises(errors.BudgetError, match=f"{needed} KV entries"):
+        hybrid.select(QUERY, search="split_and_search", budget=needed - 1)
+
+
+# Retrieving
+
+
+@policies
+def test_retrieve_gives_the_best_leaves_best_first(hybrid, documents, policy):
+    nodes = hybrid.retrieve(QUERY, k=4, policy=policy)
+    assert len(nodes) == 4
+    scores = [n.score for n in nodes]
+    assert scores == sorted(scores, reverse=True)
+    everything = hybrid.retrieve(QUERY, k=10_000, policy=policy)
+    assert everything[:4] == nodes
+    assert len(everything) == hybrid.stats()["leaves"]
+    texts = {d.id: d.text for d in documents}
+    assert all(n.text == texts[n.doc_id][n.start : n.end] for n in everything)
+
+
+@policies
+def test_retrieve_and_select_agree_on_what_is_best(hybrid, policy):
+    best = {(n.doc_id, n.start): n.score for n in hybrid.retrieve(QUERY, k=4, policy=policy)}
+    selected = {(n.doc_id, n.start): n.score for n in hybrid.select(QUERY, budget=64, policy=policy).nodes}
+    assert {place: selected[place] for place in best} == pytest.approx(best)
+
+
+# Which documents
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        (None, ["lamp", "ferry", "kitchen"]),
+        ({"place": "pier"}, ["lamp", "ferry"]),
+        ({"year": {"$lt": 1900}}, ["lamp"]),
+        ({"$or": [{"tags": {"$contains": "food"}}, {"year": 1874}]}, ["lamp", "kitchen"]),
+        ({"place": "moon"}, []),
+    ],
+)
+def test_filters_say_which_documents_are_seen(hybrid, filters, ids):
+    assert hybrid.ids(filters) == ids
+    assert set(hybrid.select(QUERY, filters=filters).doc_ids) == set(ids)
+    assert {n.doc_id for n in hybrid.retrieve(QUERY, k=100, filters=filters)} == set(ids)
+
+
+def test_filters_and_documents_and_the_prefilter_all_hold(hybrid):
+    assert hybrid.select(QUERY, doc_ids=["lamp", "kitchen"]).doc_ids == ["lamp", "kitchen"]
+    assert hybrid.select(QUERY, doc_ids="lamp").doc_ids == ["lamp"]
+    assert hybrid.select(QUERY, doc_ids=["lamp", "kitchen"], filters={"place": "pier"}).doc_ids == ["lamp"]
+    assert hybrid.select(QUERY, prefilter=1).doc_ids == ["ferry"]
+    assert hybrid.select(QUERY, prefilter=1, filters={"year": 1990}).doc_ids == ["ferry"]
+    assert hybrid.select("Who lights the lamp?", prefilter=1, filters={"year": 1990}).doc_ids != ["lamp"]
+    assert len(hybrid.select(QUERY, prefilter=2, doc_ids=["lamp", "kitchen"]).doc_ids) == 2
+    assert not hybrid.select(QUERY, doc_ids=[])
+    assert hybrid.retrieve(QUERY, doc_ids=[]) == []
+
+
+@pytest.mark.parametrize("prefilter", [3, 4, 10_000])
+def test_a_prefilter_of_more_documents_than_there_are_lets_all_through(hybrid, prefilter):
+    assert len(hybrid.select(QUERY, prefilter=prefilter).doc_ids) == 3
+
+
+def test_scores_are_of_the_documents_considered_and_no_others(hybrid, open_store, documents, embedder):
+    alone = open_store(config=hybrid.config, embedder=embedder)
+    alone.add(documents[1])
+    ours = hybrid.retrieve(QUERY, k=3, doc_ids=["ferry"], policy="embedding")
+    theirs = alone.retrieve(QUERY, k=3, policy="embedding")
+    assert [(n.start, n.text) for n in ours] == [(n.start, n.text) for n in theirs]
+
+
+def test_an_empty_store_gives_an_empty_selection(store, model):
+    selection = store.select(QUERY)
+    assert not selection
+    assert (len(selection), selection.kv_entries, selection.text, selection.nodes) == (0, 0, "", ())
+    assert not store.select(QUERY, search="split_and_search")
+    assert not store.select(None, ratio=8)
+    assert store.retrieve(QUERY) == []
+    assert model.generate("Say a word.", context=selection, max_new_tokens=2)
+
+
+# Wrong arguments
+
+
+@pytest.mark.parametrize("query", ["", "  \n", None, 5])
+def test_an_empty_query_is_refused(hybrid, store, query):
+    for asked in (hybrid, store):
+        with pytest.raises(errors.QueryError, match="empty"):
+            asked.select(query)
+        with pytest.raises(errors.QueryError, match="empty"):
+            asked.retrieve(query)
+
+
+def test_a_query_longer_than_the_window_is_refused_with_both_numbers(hybrid, model):
+    query = "why " * (model.context_window + 1)
+    with pytest.raises(errors.QueryError, match=f"reads {model.context_window}") as caught:
+        hybrid.select(query)
+    assert str(len(model.tokenize(query))) in str(caught.value)
+    with pytest.raises(errors.QueryError):
+        hybrid.retrieve(query)
+
+
+def test_a_query_with_a_lone_surrogate_is_refused(hybrid):
+    with pytest.raises(errors.QueryError, match="surrogate at character 4"):
+        hybrid.select("why \ud83d not")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"filters": {"year": {"$near": 1}}}, errors.FilterError, r"\$near"),
+        ({"filters": ["year"]}, errors.FilterError, "filters"),
+        ({"doc_ids": ["lamp", "nobody"]}, errors.DocumentNotFoundError, "nobody"),
+        ({"policy": "bm25"}, errors.ConfigError, "hybrid"),
+        ({"policy": "bm25", "ratio": 8}, errors.ConfigError, "hybrid"),
+        ({"search": "random"}, errors.ConfigError, "split_and_search"),
+        ({"ratio": 0}, errors.ConfigError, "ratio=0"),
+        ({"ratio": 2.5}, errors.ConfigError, "ratio=2.5"),
+        ({"prefilter": 0}, errors.ConfigError, "prefilter=0"),
+        ({"prefilter": "many"}, errors.ConfigError, "prefilter='many'"),
+        ({"coarse": (16, 8)}, errors.ConfigError, "coarse"),
+        ({"coarse": (16, 8, 0)}, errors.ConfigError, "coarse"),
+        ({"fine": 0}, errors.ConfigError, "fine"),
+    ],
+)
+def test_wrong_arguments_are_named(hybrid, arguments, error, match):
+    with pytest.raises(error, match=match):
+        hybrid.select(QUERY, **arguments)
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, "all"])
+def test_a_k_that_is_no_positive_whole_number_is_refused(hybrid, k):
+    with pytest.raises(errors.ConfigError, match="k="):
+        hybrid.retrieve(QUERY, k=k)
+
+
+def test_a_prefilter_needs_a_query_and_an_embedder(hybrid, filled):
+    with pytest.raises(errors.ConfigError, match="without a query"):
+        hybrid.select(None, ratio=8, prefilter=1)
+    for arguments in ({"prefilter": 1}, {"prefilter": 100}, {"policy": "embedding"}, {"policy": "hybrid"}):
+        with pytest.raises(errors.ConfigError, match="no embedder"):
+            filled.select(QUERY, **arguments)
+
+
+# Selections made otherwise
+
+
+@once
+@given(data=st.data())
+def test_a_selection_from_spans_covers_them_with_whole_leaves(hybrid, documents, data):
+    document = data.draw(st.sampled_from(documents))
+    start = data.draw(st.integers(0, len(document.text) - 1))
+    end = data.draw(st.integers(start + 1, len(document.text)))
+    selection = hybrid.selection_from([(document.id, start, end)])
+    shown = covered(selection, documents)[document.id]
+    assert set(range(start, end)) <= set(shown)
+    assert shown == sorted(set(shown))
+    edges = {n.start for n in hybrid.retrieve(QUERY, k=1000) if n.doc_id == document.id}
+    assert {n.start for n in selection.nodes} <= edges
+    assert sum(n.end > start and n.start < end for n in selection.nodes) >= len(selection) - 1
+
+
+def test_spans_may_overlap_and_the_finest_grain_wins(hybrid):
+    selection = hybrid.selection_from([("lamp", 0, 120, 8), ("lamp", 40, 60, 2), ("ferry", 0, 10)], query=QUERY)
+    assert [n.ratio for n in selection.nodes if n.doc_id == "lamp"].count(2) >= 1
+    assert {n.ratio for n in selection.nodes if n.doc_id == "lamp"} == {2, 8}
+    assert {n.ratio for n in selection.nodes if n.doc_id == "ferry"} == {1}
+    assert selection.query == QUERY
+    starts = [(n.doc_id, n.start) for n in selection.nodes]
+    assert len(starts) == len(set(starts))
+
+
+def test_a_whole_document_by_its_span_is_that_document_at_one_grain(hybrid, model, documents):
+    spans = hybrid.selection_from([(d.id, 0, len(d.text)) for d in documents])
+    whole = hybrid.select(None, ratio=1)
+    assert spans.kv_entries == whole.kv_entries
+    assert "".join(n.text for n in spans.nodes) == "".join(n.text for n in whole.nodes)
+    scores = [model.score(QUERY, "at 17:30", context=selection) for selection in (spans, whole)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.01)
+
+
+@pytest.mark.parametrize("span", [(0, 0), (5, 4), (-1, 5), (0, 10_000), (10_000, 10_001)])
+def test_a_span_outside_its_document_is_refused(hybrid, span):
+    with pytest.raises(errors.ConfigError, match="lamp"):
+        hybrid.selection_from([("lamp", *span)])
+
+
+def test_a_span_of_an_unknown_document_or_a_wrong_ratio_is_refused(hybrid):
+    with pytest.raises(errors.DocumentNotFoundError, match="nobody"):
+        hybrid.selection_from([("nobody", 0, 5)])
+    with pytest.raises(errors.ConfigError, match="ratio=0"):
+        hybrid.selection_from([("lamp", 0, 5, 0)])
+
+
+def test_no_spans_are_an_empty_selection(hybrid):
+    assert not hybrid.selection_from([])
+
+
+def test_a_subset_shows_only_the_nodes_kept(hybrid, model):
+    selection = hybrid.select(QUERY, budget=96)
+    kept = selection.subset(selection.nodes[::2])
+    assert kept.nodes == selection.nodes[::2]
+    assert kept.kv_entries == sum(n.kv_entries for n in selection.nodes[::2])
+    assert (kept.query, kept.budget, kept.policy) == (selection.query, selection.budget, selection.policy)
+    assert selection.subset(reversed(selection.nodes)).nodes == selection.nodes
+    assert not selection.subset([])
+    stranger = hybrid.selection_from([("lamp", 0, 5)])
+    assert selection.subset(stranger.nodes).nodes == () or stranger.nodes[0] in selection.nodes
+    same = hybrid.selection_from([(n.doc_id, n.start, n.end) for n in kept.nodes])
+    assert same.kv_entries == kept.kv_entries
+    scores = [model.score(QUERY, "at 17:30", context=s) for s in (kept, same)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.01)
+
+
+# Odd trees and embedders
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        TreeConfig(chunk_size=32, height=0),
+        TreeConfig(chunk_size=32, height=5),
+        TreeConfig(chunk_size=1, height=0),
+        TreeConfig(chunk_size=2048, height=3),
+        TreeConfig(chunk_size=64, height=2, coarse=(16, 8, 4), fine=2),
+    ],
+    ids=["no levels", "leaves of a token", "chunks of a token", "one chunk", "coarse"],
+)
+def test_trees_of_any_shape(open_store, documents, tree):
+    store = open_store(config=StoreConfig(tree=tree))
+    store.add(documents)
+    assert "".join(n.text for n in store.select(None, ratio=1).nodes) == "".join(d.text for d in documents)
+    selection = store.select(QUERY, budget=300)
+    assert 0 < selection.kv_entries <= 300
+    covered(selection, documents)
+    assert store.select(QUERY, search="split_and_search")
+    assert len(store.retrieve(QUERY, k=3)) == 3
+
+
+class OddEmbedder:
+    """Two letters counted, in whatever form ``give`` returns."""
+
+    name, dimension = "odd", 2
+
+    def __init__(self, give):
+        self.give = give
+
+    def encode(self, texts):
+        counts = np.array([[text.count("a"), text.count("e") + 1] for text in texts], dtype=np.float64)
+        return self.give(counts / np.linalg.norm(counts, axis=1, keepdims=True))
+
+
+def test_an_embedder_of_one_s_own_may_give_any_floats(open_store, documents):
+    stores = [open_store(embedder=OddEmbedder(give)) for give in (np.float32, np.float64, np.ndarray.tolist)]
+    for store in stores:
+        store.add(documents)
+    found = [store.retrieve("eee", k=5, policy="embedding") for store in stores]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    "give",
+    [lambda e: e[:, :1], lambda e: e[:-1] if len(e) > 1 else e[:0], lambda e: e * np.nan, lambda e: e / 0],
+    ids=["too narrow", "too few", "NaN", "infinite"],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
+def test_an_embedder_that_gives_something_else_is_named_and_nothing_is_stored(open_store, documents, give):
+    store = open_store(embedder=OddEmbedder(give))
+    with pytest.raises(errors.ConfigError, match="'odd'"):
+        store.add(documents)
+    assert len(store) == 0
+
+
+def test_what_is_no_embedder_is_refused(open_store):
+    with pytest.raises(errors.ConfigError, match="embedder='minilm'"):
+        open_store(embedder="minilm")
+
+
+def test_one_leaf_alone_is_found_by_every_policy(open_store, embedder):
+    store = open_store(embedder=embedder)
+    store.add(Document("Hello.", "one"))
+    for policy in POLICIES:
+        assert store.select("Hello?", policy=policy, budget=10).doc_ids == ["one"]
