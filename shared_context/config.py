@@ -111,6 +111,8 @@ class StoreConfig:
         code_size: dimensions of a token code; a code takes one byte per dimension and two for its scale.
         neighbour_weight: share of each neighbouring leaf's score that is added to a leaf's own, because an answer
             and what it is recognised by often lie on both sides of a leaf's edge. 0 scores every leaf alone.
+        floor: share of the best leaf's score, counted from the mean, below which no leaf is opened although the budget
+            would allow it. What a question does not need dilutes what it does: see docs/figures.md.
         max_document_bytes: larger documents are refused (bytes of UTF-8).
     """
 
@@ -118,11 +120,13 @@ class StoreConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     code_size: int = 64
     neighbour_weight: float = 0.2
+    floor: float = 0.4
     max_document_bytes: int = 32 * MIB
 
     def __post_init__(self) -> None:
         require(self.code_size >= 1, "code_size", self.code_size, "must be 1 or more dimensions")
         require(0 <= self.neighbour_weight <= 1, "neighbour_weight", self.neighbour_weight, "must lie between 0 and 1")
+        require(0 <= self.floor <= 1, "floor", self.floor, "must lie between 0 and 1")
         require(self.max_document_bytes >= 1, "max_document_bytes", self.max_document_bytes, "must be 1 byte or more")
 
     def fixed(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import dropwhile
+from itertools import accumulate, dropwhile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -158,4 +158,9 @@ class _Joined:
             [chunk for part in parts for chunk in part.chunks],
             [rows for part in parts for rows in part.rows],
             torch.cat([part.token_ids for part in parts]),
+            [
+                places + before
+                for part, before in zip(parts, accumulate((p.entries for p in parts), initial=0), strict=False)
+                for places in part.places
+            ],
         )

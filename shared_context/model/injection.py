@@ -27,6 +27,9 @@ class ContextKV:
     Attributes:
         chunks: the encodings of the chunks, in document order.
         rows: for each chunk the token positions that its cut keeps, [n_i].
+        places: for each kept token its place in the order in which the decoder reads them, [n_i], together 0 to
+            entries - 1; the last place is next to the prompt. None reads the chunks as they stand. Cross-attention
+            tells chunks apart, not tokens, and pays no heed to it.
         token_ids: the ids of the kept tokens, [entries]; the decoder computes nothing from them, but penalties on
             repetition count them.
     """
@@ -34,6 +37,7 @@ class ContextKV:
     chunks: Sequence[ChunkKV]
     rows: Sequence[torch.Tensor]
     token_ids: torch.Tensor
+    places: Sequence[torch.Tensor] | None = None
 
     @property
     def entries(self) -> int:
@@ -173,10 +177,8 @@ class PrefixInjection:
             # Padding is masked, but what is masked must still be a number.
             lower[:, :, row, :, : width - (context.entries if context is not None else 0)] = 0
             if context is not None:
-                deltas, at = [], prefix - sink
-                for rows in context.rows:
-                    deltas.append(torch.arange(at, at + len(rows), device=rows.device) - rows)
-                    at += len(rows)
+                places = context.places or torch.arange(context.entries).split([len(r) for r in context.rows])
+                deltas = [prefix + place - (sink + r) for place, r in zip(places, context.rows, strict=True)]
                 place = lower[:, :, row, :, width - context.entries : width]
                 assemble(context.chunks, context.rows, deltas, self.inv_freq, place)
         lower[:, :, :, :, width : width + prefix] = prefix_kv[:, : self.layers, None].to(dtype)

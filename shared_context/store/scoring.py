@@ -83,6 +83,20 @@ def standardize(scores: torch.Tensor) -> torch.Tensor:
     return (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-6)
 
 
+def above_floor(scores: np.ndarray, floor: float) -> np.ndarray:
+    """Scores in which leaves below a share of the best one are minus infinity, so that no search opens them.
+
+    Args:
+        scores: [chunks, leaves]; minus infinity where there is no leaf.
+        floor: the share, counted from the mean: at 0.4 a leaf must reach 40% of what the best is above it.
+    """
+    there = scores[np.isfinite(scores)]
+    if floor == 0 or not len(there):
+        return scores
+    mean = there.mean()
+    return np.where(scores >= mean + floor * (there.max() - mean), scores, -np.inf)
+
+
 def with_neighbours(scores: torch.Tensor, document: np.ndarray, weight: float) -> torch.Tensor:
     """Scores to which each leaf's neighbours in its document add ``weight`` of what they are above the mean.
 

@@ -144,9 +144,26 @@ class Selection:
         return Selection(chunks, self._encode, query=self.query, budget=self.budget, policy=self.policy)
 
     def key_values(self) -> ContextKV:
-        """The encodings of the chunks, from the cache or computed now, and the rows of them that are shown."""
+        """The encodings of the chunks, from the cache or computed now, and the rows of them that are shown.
+
+        Passages are read in the order of their scores, the most promising last, next to the question: a decoder uses
+        best what is near (see docs/figures.md). Within a passage the order is the document's.
+        """
         rows = [torch.tensor(chunk.rows()) for chunk in self.chunks]
         encodings = self._encode([chunk.token_ids for chunk in self.chunks])
         shown = [chunk.token_ids[r.numpy()] for chunk, r in zip(self.chunks, rows, strict=True)]
         token_ids = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *shown]).astype(np.int64))
-        return ContextKV(encodings, rows, token_ids)
+        return ContextKV(encodings, rows, token_ids, self._places())
+
+    def _places(self) -> list[torch.Tensor]:
+        """For each chunk the place of each kept row in the order of reading."""
+        starts: dict[SelectedNode, int] = {}
+        at = 0
+        for passage in sorted(self.passages, key=lambda nodes: max(node.score for node in nodes)):
+            for node in passage:
+                starts[node] = at
+                at += node.kv_entries
+        return [
+            torch.cat([torch.arange(starts[node], starts[node] + node.kv_entries) for node in chunk.nodes])
+            for chunk in self.chunks
+        ]

@@ -68,7 +68,7 @@ from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.memory import ConversationMemory
 from shared_context.store.node_index import Leaves, NodeIndex
 from shared_context.store.prefilter import Prefilter
-from shared_context.store.scoring import POLICIES, Query, with_neighbours
+from shared_context.store.scoring import POLICIES, Query, above_floor, with_neighbours
 from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
 from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
 from shared_context.tree.search import node_scores, smallest_cut
@@ -398,8 +398,9 @@ class SharedLLMContextStore:
         Raises:
             DocumentNotFoundError: an id is unknown.
         """
+        ids = _as_list(ids)
         with self._writing() as change:
-            for key in dict.fromkeys(map(self._key, _as_list(ids))):
+            for key in dict.fromkeys(map(self._key, ids)):
                 self._remove(change, key)
 
     def get(self, id: str) -> Document:
@@ -505,6 +506,7 @@ class SharedLLMContextStore:
         search: Search = "best_first",
         coarse: Sequence[int | None] | None = None,
         fine: int | None = None,
+        floor: float | None = None,
         filters: Mapping[str, Any] | None = None,
         doc_ids: Iterable[str] | None = None,
         prefilter: int | None = None,
@@ -520,6 +522,8 @@ class SharedLLMContextStore:
             coarse: ratios of unopened nodes by level, root first; None is the configuration's (for split_and_search,
                 where that shows nothing, the paper's).
             fine: ratio of opened leaves; None is the configuration's.
+            floor: share of the best leaf's score below which best_first opens none; 0 spends the whole budget, None
+                is the configuration's. Without effect where the budget holds all that may be considered.
             filters: of metadata, see :func:`~shared_context.store.filters.compile_filter`.
             doc_ids: only these documents.
             prefilter: only so many documents, those nearest to the query by embedding.
@@ -532,10 +536,11 @@ class SharedLLMContextStore:
             BudgetError: the budget is not positive or holds not even the smallest cut.
             FilterError, DocumentNotFoundError, ConfigError: another argument is wrong.
         """
+        doc_ids = _as_list(doc_ids)
         with self._open():
             return self._select(
                 self._index, query, self._candidates(filters, doc_ids), budget=budget, ratio=ratio, policy=policy,
-                search=search, coarse=coarse, fine=fine, prefilter=prefilter,
+                search=search, coarse=coarse, fine=fine, floor=floor, prefilter=prefilter,
             )  # fmt: skip
 
     def retrieve(
@@ -550,6 +555,7 @@ class SharedLLMContextStore:
     ) -> list[SelectedNode]:
         """The ``k`` best leaves as text, best first, for any language model; arguments as in :meth:`select`."""
         _check_count("k", k, "passages")
+        doc_ids = _as_list(doc_ids)
         with self._open():
             asked, policy = self._query(query, self._index), self._policy(policy)
             keys = self._nearest(asked, self._candidates(filters, doc_ids), prefilter)
@@ -568,8 +574,9 @@ class SharedLLMContextStore:
         """The selection of given characters, whole leaves of which are shown.
 
         Args:
-            spans: ``(doc_id, start, end)`` or ``(doc_id, start, end, ratio)``; characters, and the ratio at which
-                their leaves are shown (1 where it is left out; the finest where spans overlap).
+            spans: ``(doc_id, start, end, ratio, score)``, of which ratio and score may be left out: characters, the
+                ratio at which their leaves are shown (1; the finest where spans overlap), and how promising they are
+                (0; the highest where spans overlap).
             query: what the selection is for.
 
         Raises:
@@ -577,10 +584,11 @@ class SharedLLMContextStore:
             ConfigError: a span lies outside its document.
         """
         tree = self.config.tree
+        spans = list(spans)
         with self._open():
-            shown: dict[tuple[int, int], dict[int, int]] = {}
+            shown: dict[tuple[int, int], dict[int, tuple[int, float]]] = {}
             for doc_id, start, end, *rest in spans:
-                ratio = rest[0] if rest else 1
+                ratio, score = (*rest, *(1, 0.0)[len(rest) :])
                 _check_count("ratio", ratio, "tokens per KV entry")
                 key = self._key(doc_id)
                 stored = self._text(key)
@@ -590,11 +598,13 @@ class SharedLLMContextStore:
                 for leaf in range(first // tree.leaf_size, -(-last // tree.leaf_size)):
                     chunk, slot = divmod(leaf, 2**tree.height)
                     slots = shown.setdefault((key, chunk), {})
-                    slots[slot] = min(ratio, slots.get(slot, ratio))
-            chunks = [
-                self._cut(key, number, [Grained(Node(tree.height, slot), r) for slot, r in sorted(slots.items())])
-                for (key, number), slots in sorted(shown.items())
-            ]
+                    before = slots.get(slot, (ratio, score))
+                    slots[slot] = min(ratio, before[0]), max(score, before[1])
+            chunks = []
+            for (key, number), slots in sorted(shown.items()):
+                cut = [Grained(Node(tree.height, slot), ratio) for slot, (ratio, _) in sorted(slots.items())]
+                scores = {tree.height: {slot: score for slot, (_, score) in slots.items()}}
+                chunks.append(self._cut(key, number, cut, scores))
             return Selection(chunks, self._encode, query=query, budget=None, policy=None)
 
     def warm(self, selection: Selection | None = None, *, progress: Progress | None = None) -> None:
@@ -642,10 +652,10 @@ class SharedLLMContextStore:
             )
         return query
 
-    def _candidates(self, filters: Mapping[str, Any] | None, doc_ids: Iterable[str] | None) -> list[int]:
+    def _candidates(self, filters: Mapping[str, Any] | None, doc_ids: list[str] | None) -> list[int]:
         """Keys of the documents that may be considered."""
         passes = compile_filter(filters)
-        keys = self._documents() if doc_ids is None else sorted({self._key(id) for id in _as_list(doc_ids)})
+        keys = self._documents() if doc_ids is None else sorted(set(map(self._key, doc_ids)))
         return [key for key in keys if passes(self._catalogue[key].metadata)]
 
     def _nearest(self, query: Query | None, keys: list[int], count: int | None) -> list[int]:
@@ -681,6 +691,7 @@ class SharedLLMContextStore:
         search: Search = "best_first",
         coarse: Sequence[int | None] | None = None,
         fine: int | None = None,
+        floor: float | None = None,
         prefilter: int | None = None,
     ) -> Selection:
         one_of("search", search, Search)
@@ -694,6 +705,7 @@ class SharedLLMContextStore:
             coarse=self.config.tree.coarse if coarse is None else tuple(coarse),
             fine=self.config.tree.fine if fine is None else fine,
         )
+        floor = replace(self.config, floor=self.config.floor if floor is None else floor).floor
         needs_no_query = ratio is not None or search == "split_and_search"
         query = None if text is None and needs_no_query else self._query(text, index)
         keys = self._nearest(query, keys, prefilter)
@@ -706,7 +718,13 @@ class SharedLLMContextStore:
             return Selection([], self._encode, query=text, budget=budget, policy=policy)
         if search == "best_first":
             scored = self._score(index, query, keys, policy, smooth=policy != "last_token")
-            cuts = expand_under_budget(scored.trees, scored.leaves, tree.coarse, tree.fine, budget)
+            worth_opening = scored.leaves
+            if sum(kv_entries(t.length, tree.fine) for t in scored.trees) > budget:
+                worth_opening = above_floor(scored.leaves, floor)
+            # Where nothing that is worth it fits, what does fit is better than nothing.
+            cuts = expand_under_budget(
+                scored.trees, worth_opening, tree.coarse, tree.fine, budget
+            ) or expand_under_budget(scored.trees, scored.leaves, tree.coarse, tree.fine, budget)
             if not cuts:
                 smallest = min(smallest_cut(t, tree.coarse, tree.fine) for t in scored.trees)
                 raise BudgetError(
@@ -965,7 +983,10 @@ def regular_tree(length: int, chunk_size: int, height: int) -> ContextTree:
     return ContextTree.regular(length, chunk_size, height)
 
 
-def _as_list(ids: str | Iterable[str]) -> list[str]:
+def _as_list(ids: str | Iterable[str] | None) -> list[str] | None:
+    """Ids given as one, several or none; read outside the lock, for they may come from the store itself."""
+    if ids is None:
+        return None
     return [ids] if isinstance(ids, str) else list(ids)
 
 

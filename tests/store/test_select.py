@@ -146,6 +146,40 @@ def test_numpy_integers_are_numbers(hybrid):
     assert len(hybrid.retrieve(QUERY, k=np.int32(2))) == 2
 
 
+# The floor
+
+
+def test_below_the_floor_nothing_is_opened(hybrid):
+    whole = {(n.doc_id, n.start): n.score for n in hybrid.retrieve(QUERY, k=1000)}
+    mean, best = np.mean(list(whole.values())), max(whole.values())
+    shown = None
+    for floor in (0.0, 0.2, 0.5, 0.9, 1.0):
+        selection = hybrid.select(QUERY, budget=128, floor=floor)
+        scores = {(n.doc_id, n.start): n.score for n in selection.nodes}
+        assert scores
+        if floor > 0:
+            assert min(scores.values()) >= mean + floor * (best - mean) - 1e-6
+        assert shown is None or set(scores) <= shown
+        shown = set(scores)
+    assert len(shown) == 1
+
+
+def test_the_floor_is_without_effect_where_the_budget_holds_everything(hybrid):
+    assert hybrid.select(QUERY, budget=10_000, floor=1.0).nodes == hybrid.select(QUERY, budget=10_000, floor=0.0).nodes
+
+
+@once
+@given(budget=st.integers(1, 64), floor=st.floats(0, 1), policy=st.sampled_from(POLICIES))
+def test_the_floor_refuses_no_budget_that_holds_something(hybrid, budget, floor, policy):
+    try:
+        expected = hybrid.select(QUERY, budget=budget, policy=policy, floor=0.0)
+    except errors.BudgetError:
+        with pytest.raises(errors.BudgetError):
+            hybrid.select(QUERY, budget=budget, policy=policy, floor=floor)
+        return
+    assert 0 < hybrid.select(QUERY, budget=budget, policy=policy, floor=floor).kv_entries <= expected.kv_entries
+
+
 # Split and search
 
 
@@ -307,6 +341,8 @@ def test_a_query_with_a_lone_surrogate_is_refused(hybrid):
         ({"coarse": (16, 8)}, errors.ConfigError, "coarse"),
         ({"coarse": (16, 8, 0)}, errors.ConfigError, "coarse"),
         ({"fine": 0}, errors.ConfigError, "fine"),
+        ({"floor": -0.1}, errors.ConfigError, "floor=-0.1"),
+        ({"floor": 1.5}, errors.ConfigError, "floor=1.5"),
     ],
 )
 def test_wrong_arguments_are_named(hybrid, arguments, error, match):

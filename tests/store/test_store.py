@@ -182,6 +182,17 @@ def test_deleting_while_iterating(filled):
     assert len(filled) == 0
 
 
+def test_arguments_may_come_from_the_store_itself(filled):
+    whole = filled.selection_from((document.id, 0, len(document.text)) for document in filled)
+    assert whole.kv_entries == filled.stats()["tokens"]
+    assert filled.select(QUERY, doc_ids=(document.id for document in filled if "lamp" in document.text))
+    assert filled.retrieve(QUERY, doc_ids=(document.id for document in filled))
+    filled.add(Document(document.text, f"copy of {document.id}") for document in filled)
+    assert len(filled) == 6
+    filled.delete(document.id for document in filled)
+    assert len(filled) == 0
+
+
 def test_a_document_deleted_during_an_iteration_is_passed_over(filled):
     seen = []
     for document in filled:

@@ -9,8 +9,8 @@ from langchain_core.documents import Document as LangChainDocument
 
 from shared_context import Document, SelectedNode, Selection, SharedLLMContextStore
 
-Span = tuple[str, int, int, int]
-"""Document id, start and end in characters, ratio."""
+Span = tuple[str, int, int, int, float]
+"""Document id, start and end in characters, ratio, score."""
 
 
 def to_store(documents: Iterable[LangChainDocument]) -> list[Document]:
@@ -51,10 +51,10 @@ def divide(
     the way (masked, shortened) is not: its KV would still say what the change took out.
 
     Returns:
-        Spans to inject, without doubles, and the passages to paste, both in the order given.
+        Spans to inject, without doubles and scored by their rank, and the passages to paste, both in the order given.
     """
     texts: dict[str, str] = {}
-    spans: dict[Span, None] = {}
+    spans: dict[tuple[str, int, int, int], None] = {}
     foreign = []
     for passage in passages:
         where = passage.metadata
@@ -65,7 +65,8 @@ def divide(
             spans[(doc_id, start, end, where.get("ratio", 1))] = None
         else:
             foreign.append(passage)
-    return list(spans), foreign
+    # The order is a reranker's last word, where the scores may still be the retriever's.
+    return [(*span, -float(rank)) for rank, span in enumerate(spans)], foreign
 
 
 def describe(context: Any) -> Any:

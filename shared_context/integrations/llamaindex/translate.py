@@ -120,8 +120,8 @@ def _to_node(run: Sequence[SelectedNode], hidden_keys: Sequence[str]) -> NodeWit
     )
 
 
-Span = tuple[str, int, int, int]
-"""Document id, start and end in characters, ratio."""
+Span = tuple[str, int, int, int, float]
+"""Document id, start and end in characters, ratio, score."""
 
 
 def divide(nodes: Iterable[NodeWithScore], store: SharedLLMContextStore) -> tuple[list[Span], list[NodeWithScore]]:
@@ -132,10 +132,10 @@ def divide(nodes: Iterable[NodeWithScore], store: SharedLLMContextStore) -> tupl
     way (masked, reworded) is not: its KV would still say what the change took out.
 
     Returns:
-        Spans to inject, without doubles, and the nodes to paste, both in the order given.
+        Spans to inject, without doubles and scored by their rank, and the nodes to paste, both in the order given.
     """
     texts: dict[str, str] = {}
-    spans: dict[Span, None] = {}
+    spans: dict[tuple[str, int, int, int], None] = {}
     foreign = []
     for scored in nodes:
         node, source = scored.node, scored.node.source_node
@@ -149,7 +149,8 @@ def divide(nodes: Iterable[NodeWithScore], store: SharedLLMContextStore) -> tupl
             spans[(source.node_id, place, place + len(node.text), source.metadata.get(_GRAIN, 1))] = None
         else:
             foreign.append(scored)
-    return list(spans), foreign
+    # The order is a reranker's last word, where the scores may still be the retriever's.
+    return [(*span, -float(rank)) for rank, span in enumerate(spans)], foreign
 
 
 # ------------------------------------------------------------------------------------------------------------ filters
