@@ -19,6 +19,42 @@ LEAVES = 8
 
 
 @triton.jit
+def _look(
+    high,
+    low,
+    best,
+    undefined,
+    codes,
+    scales,
+    here,
+    tokens,
+    code_size,
+    codes_token,
+    codes_code,
+    scales_token,
+    CODE: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """The best similarity so far of each word, after the leaf's tokens ``here``, and which words met a NaN."""
+    code = tl.arange(0, CODE)
+    within = here < tokens
+    tile = tl.load(
+        codes + here[None, :] * codes_token + code[:, None] * codes_code,
+        mask=within[None, :] & (code < code_size)[:, None],
+        other=0,
+    ).to(DOT)
+    similarity = tl.dot(high, tile)
+    similarity = tl.dot(low, tile, similarity)
+    if HAS_SCALES:
+        scale = tl.load(scales + here * scales_token, mask=within, other=0.0)
+        similarity *= scale.to(tl.float32)[None, :]
+    undefined |= tl.max((similarity != similarity).to(tl.int32), axis=1)  # a maximum drops NaN
+    similarity = tl.where(within[None, :], similarity, float("-inf"))
+    return tl.maximum(best, tl.max(similarity, axis=1)), undefined
+
+
+@triton.jit
 def leaf_scores_kernel(
     query,  # float32 [queries, words, code_size], contiguous
     weights,  # float32 [queries, words], contiguous
@@ -40,11 +76,12 @@ def leaf_scores_kernel(
     TOKENS: tl.constexpr,
     CODE: tl.constexpr,
     LEAVES: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
     HAS_SCALES: tl.constexpr,
     HAS_LEAVES: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Scores of LEAVES leaves for one query.
+    """Scores of LEAVES leaves for one query; ONE_BLOCK where a leaf has no more than TOKENS tokens.
 
     Queries run fastest over the grid: programs that are in flight together read the same codes, all but the first
     from the cache. The query is split into two bfloat16 that add up to 16 bits of it, so that the tensor cores
@@ -67,25 +104,21 @@ def leaf_scores_kernel(
         if HAS_LEAVES:
             leaf = tl.load(leaves + place, mask=inside, other=0)
         tokens = tl.where(inside, leaf_size, 0)
+        of_leaf = codes + leaf * codes_leaf
+        scale_of_leaf = scales + leaf * scales_leaf
         best = tl.full([WORDS], float("-inf"), tl.float32)
         undefined = tl.full([WORDS], 0, tl.int32)
-        for start in range(0, leaf_size, TOKENS):
-            here = start + token
-            within = here < tokens
-            tile = tl.load(
-                codes + leaf * codes_leaf + here[None, :] * codes_token + code[:, None] * codes_code,
-                mask=within[None, :] & (code < code_size)[:, None],
-                other=0,
-            ).to(DOT)
-            similarity = tl.dot(high, tile)
-            similarity = tl.dot(low, tile, similarity)
-            if HAS_SCALES:
-                scale = tl.load(scales + leaf * scales_leaf + here * scales_token, mask=within, other=0.0)
-                similarity *= scale.to(tl.float32)[None, :]
-            # a maximum drops NaN
-            undefined |= tl.max((similarity != similarity).to(tl.int32), axis=1)
-            similarity = tl.where(within[None, :], similarity, float("-inf"))
-            best = tl.maximum(best, tl.max(similarity, axis=1))
+        if ONE_BLOCK:  # then the loop over leaves is the innermost, whose loads Triton overlaps
+            best, undefined = _look(
+                high, low, best, undefined, of_leaf, scale_of_leaf, token, tokens, code_size,
+                codes_token, codes_code, scales_token, CODE, HAS_SCALES, DOT,
+            )  # fmt: skip
+        else:
+            for start in range(0, leaf_size, TOKENS):
+                best, undefined = _look(
+                    high, low, best, undefined, of_leaf, scale_of_leaf, start + token, tokens, code_size,
+                    codes_token, codes_code, scales_token, CODE, HAS_SCALES, DOT,
+                )  # fmt: skip
         score = tl.sum(tl.where(undefined > 0, float("nan"), best) * weight, axis=0)
         tl.store(out + row.to(tl.int64) * count + place, score, mask=inside)
 
@@ -128,6 +161,7 @@ def leaf_scores_triton(
             TOKENS=max(16, min(MAX_TOKENS, triton.next_power_of_2(leaf_size))),
             CODE=max(16, triton.next_power_of_2(code_size)),
             LEAVES=LEAVES,
+            ONE_BLOCK=leaf_size <= MAX_TOKENS,
             HAS_SCALES=scales is not None,
             HAS_LEAVES=leaves is not None,
             # the interpreter multiplies the bits of bfloat16 as if they were integers
@@ -152,12 +186,11 @@ def node_scores_kernel(
     leaf = tl.arange(0, 2**HEIGHT)[None, :]
     level = tl.load(leaf_scores + chunk * 2**HEIGHT + leaf, mask=chunk < chunks, other=0.0)
     tl.store(out + chunk * nodes + (2**HEIGHT - 1) + leaf, level, mask=chunk < chunks)
-    for above in tl.static_range(HEIGHT):
-        width: tl.constexpr = 2 ** (HEIGHT - above - 1)
-        left, right = tl.split(tl.reshape(level, (CHUNKS, width, 2)))
+    for below in tl.static_range(HEIGHT):
+        left, right = tl.split(tl.reshape(level, (CHUNKS, 2 ** (HEIGHT - below - 1), 2)))
         level = tl.maximum(left, right, propagate_nan=tl.PropagateNan.ALL)
-        node = tl.arange(0, width)[None, :]
-        tl.store(out + chunk * nodes + (width - 1) + node, level, mask=chunk < chunks)
+        node = tl.arange(0, 2 ** (HEIGHT - below - 1))[None, :]
+        tl.store(out + chunk * nodes + (2 ** (HEIGHT - below - 1) - 1) + node, level, mask=chunk < chunks)
 
 
 def node_scores_triton(leaf_scores: torch.Tensor) -> torch.Tensor:
