@@ -55,7 +55,7 @@ def _copy_and_turn(
     for chunk, taken in zip(chunks, rows, strict=True):
         kv = chunk.data[:, :, :, evenly_spaced(taken)]
         if chunk.scale is not None:
-            kv = kv * chunk.scale
+            kv = kv.float().mul_(chunk.scale)  # two passes, each vectorised, which int8 times float32 is not
         out[:, :, :, at : at + len(taken)] = kv
         at += len(taken)
     # float64, because an error of the angle grows with the delta and every layer would inherit it
