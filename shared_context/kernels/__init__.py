@@ -5,6 +5,7 @@
 
 from shared_context.kernels.kv_assembly import ChunkKV, assemble, assemble_reference, rotate_keys
 from shared_context.kernels.late_interaction import late_interaction_scores, node_scores, quantize_codes
+from shared_context.kernels.split_and_search import split_and_search
 
 __all__ = [
     "ChunkKV",
@@ -14,4 +15,5 @@ __all__ = [
     "node_scores",
     "quantize_codes",
     "rotate_keys",
+    "split_and_search",
 ]

@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 
 from shared_context.kernels.kv_assembly.triton_kernel import assembly_kernel, entries_of_a_program
 from shared_context.kernels.late_interaction.triton_kernel import LEAVES, leaf_scores_kernel, node_scores_kernel
+from shared_context.kernels.split_and_search.triton_kernel import split_and_search_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -86,6 +87,14 @@ def variants() -> Iterator[Variant]:
         {"leaf_scores": "*fp32", "out": "*fp32"},
         {"HEIGHT": 3, "CHUNKS": 64},
     )
+    for hidden, channels in ((576, 1024), (4096, 1024)):
+        yield Variant(
+            f"split-and-search, {hidden} channels",
+            split_and_search_kernel,
+            {"query": "*fp32", "states": "*fp16", "first": "*i64", "count": "*i64", "out": "*i64"}
+            | {"hidden": "i32:16", "states_leaf": "i32:16"},
+            {"HEIGHT": 3, "CHANNELS": channels, "states_channel": 1},
+        )
     for element, head_dim, half in (("bf16", 64, 32), ("i8", 128, 64), ("bf16", 96, 24)):
         yield Variant(
             f"KV assembly, {element}, heads of {head_dim}, {2 * half} turned",
