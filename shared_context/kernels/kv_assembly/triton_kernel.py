@@ -106,10 +106,10 @@ def assemble_triton(
     Chunks elsewhere are moved there first, only the rows that were chosen. Rows must lie within their chunks.
     """
     device, half, head_dim = out.device, inv_freq.numel(), out.shape[-1]
-    held = [_brought(chunk, taken, device) for chunk, taken in zip(chunks, rows, strict=True)]
-    chosen = torch.cat([taken.to(device, torch.int32, non_blocking=True) for _, taken in held])
-    if not len(chosen):
+    held = [_brought(chunk, taken, device) for chunk, taken in zip(chunks, rows, strict=True) if len(taken)]
+    if not held:
         return
+    chosen = torch.cat([taken.to(device, torch.int32, non_blocking=True) for _, taken in held])
     target = out if out.stride(-1) == 1 else torch.empty_like(out, memory_format=torch.contiguous_format)
     # float64, because an error of the angle grows with the delta and every layer would inherit it
     delta = torch.cat([d.to(device, non_blocking=True) for d in deltas])
