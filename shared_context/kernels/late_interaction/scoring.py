@@ -7,7 +7,11 @@ import torch
 from shared_context.kernels.late_interaction.naive import late_interaction_scores_naive, node_scores_naive
 
 BLOCK_TOKENS = 1 << 13
-"""Tokens scored at a time on a processor: unpacked to float32 they fit its cache, and are enough for its threads."""
+"""Tokens scored at a time by each thread of a processor.
+
+Unpacked to float32 they about fit a core's cache; fewer would make the threads wait for each other more often, which
+costs most where other programs keep the cores busy.
+"""
 
 
 def quantize_codes(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,7 +129,7 @@ def _blockwise(
     queries, words, code_size = query.shape
     leaf_size = codes.shape[1]
     count = len(codes) if leaves is None else len(leaves)
-    block = min(max(1, BLOCK_TOKENS // leaf_size), count)
+    block = min(max(1, BLOCK_TOKENS * torch.get_num_threads() // leaf_size), count)
     flat = query.reshape(queries * words, code_size)
     new = {"dtype": torch.float32, "device": codes.device}
     tokens = torch.empty((block * leaf_size, code_size), **new)
