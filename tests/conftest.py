@@ -1,11 +1,16 @@
 """Fixtures that every test may use: the embedded default model, loaded once, and the sample handbook."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from shared_context import SharedLLMContextStore, SharedLLMModel
+# Without a GPU, kernels run in Triton's interpreter; it is chosen when triton is first imported, as transformers does.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from shared_context import SharedLLMContextStore, SharedLLMModel  # noqa: E402
 
 HANDBOOK = Path(__file__).parent.parent / "examples" / "data" / "handbook.md"
 

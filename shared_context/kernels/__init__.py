@@ -1,6 +1,19 @@
-"""Kernels: one folder each, every fast version beside its plain-PyTorch reference."""
+"""Kernels: one folder each, every fast version beside its plain-PyTorch reference.
+
+``triton`` is imported only when a kernel is launched; without it, and without a GPU, PyTorch does the work.
+"""
 
 from shared_context.kernels.kv_assembly import ChunkKV, assemble, assemble_reference, rotate_keys
-from shared_context.kernels.late_interaction import late_interaction_scores, quantize_codes
+from shared_context.kernels.late_interaction import late_interaction_scores, node_scores, quantize_codes
+from shared_context.kernels.split_and_search import split_and_search
 
-__all__ = ["ChunkKV", "assemble", "assemble_reference", "late_interaction_scores", "quantize_codes", "rotate_keys"]
+__all__ = [
+    "ChunkKV",
+    "assemble",
+    "assemble_reference",
+    "late_interaction_scores",
+    "node_scores",
+    "quantize_codes",
+    "rotate_keys",
+    "split_and_search",
+]

@@ -52,7 +52,10 @@ class Query:
 def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
     """Max-similarity of each query token over the leaf's tokens, weighted by inverse leaf frequency, summed."""
     weights = query.index.weights(query.token_ids)
-    return late_interaction_scores(query.codec.encode(query.states), weights, leaves.codes[rows], leaves.scales[rows])
+    chosen = None if isinstance(rows, slice) else rows
+    return late_interaction_scores(
+        query.codec.encode(query.states), weights, leaves.codes, leaves.scales, leaves=chosen
+    )
 
 
 def embedding(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:

@@ -10,7 +10,18 @@ from shared_context.kernels import ChunkKV, assemble, assemble_reference, rotate
 LAYERS, HEADS, HEAD_DIM = 3, 2, 16
 INV_FREQ = 1.0 / 10000 ** (torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
 PARTIAL = INV_FREQ[:5]
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning:triton")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def with_triton(chunks, rows, deltas, inv_freq, out):
+    triton_kernel = pytest.importorskip("shared_context.kernels.kv_assembly.triton_kernel")
+    place = out.cuda() if torch.cuda.is_available() else out
+    triton_kernel.assemble_triton(chunks, rows, deltas, inv_freq, place)
+    out.copy_(place)
+
+
+PATHS = [assemble, with_triton]
 
 
 def chunk(tokens: int, dtype: torch.dtype, seed: int) -> ChunkKV:
@@ -56,25 +67,27 @@ def test_assembly_is_what_one_number_at_a_time_gives(lengths, stride, dtype, qua
     rows = [torch.randperm(n, generator=random)[: max(1, n // stride)].sort().values for n in lengths]
     deltas = [torch.randint(-8000, 8000, (len(r),), generator=random) for r in rows]
     expected = naive(chunks, rows, deltas, inv_freq)
-    for function in (assemble, assemble_reference):
+    for function in (assemble, assemble_reference, with_triton):
         found = assembled(function, chunks, rows, deltas, inv_freq, dtype)
         error = (found.double() - expected).abs().max() / expected.abs().max()
         assert error < TOLERANCE[dtype], function.__name__
 
 
-def test_it_writes_into_a_view_and_nowhere_else():
+@pytest.mark.parametrize("path", PATHS)
+def test_it_writes_into_a_view_and_nowhere_else(path):
     room = torch.full((2, LAYERS, 1, HEADS, 20, HEAD_DIM), 7.0)
     source = chunk(6, torch.float32, 0)
-    assemble([source], [torch.arange(6)], [torch.zeros(6, dtype=torch.long)], INV_FREQ, room[:, :, 0, :, 4:10])
+    path([source], [torch.arange(6)], [torch.zeros(6, dtype=torch.long)], INV_FREQ, room[:, :, 0, :, 4:10])
     assert torch.equal(room[:, :, 0, :, 4:10], source.data)
     assert (room[..., :4, :] == 7).all()
     assert (room[..., 10:, :] == 7).all()
 
 
-def test_the_encodings_are_left_as_they_are():
+@pytest.mark.parametrize("path", PATHS)
+def test_the_encodings_are_left_as_they_are(path):
     source = chunk(6, torch.float32, 0)
     before = source.data.clone()
-    assembled(assemble, [source], [torch.arange(6)], [torch.full((6,), 9)], INV_FREQ, torch.float32)
+    assembled(path, [source], [torch.arange(6)], [torch.full((6,), 9)], INV_FREQ, torch.float32)
     assert torch.equal(source.data, before)
 
 
@@ -82,13 +95,71 @@ def test_nothing_selected_writes_nothing():
     assemble([], [], [], INV_FREQ, torch.empty(2, LAYERS, HEADS, 0, HEAD_DIM))
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_chunk_of_which_nothing_is_taken_is_passed_over(path):
+    chunks, none = [chunk(6, torch.float32, seed) for seed in range(2)], torch.empty(0, dtype=torch.long)
+    rows, deltas = [none, torch.arange(6)], [none, torch.zeros(6, dtype=torch.long)]
+    assert torch.equal(assembled(path, chunks, rows, deltas, INV_FREQ, torch.float32), chunks[1].data)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_int8_chunks_stand_beside_others(path):
+    chunks = [chunk(9, torch.bfloat16, 0), chunk(70, torch.bfloat16, 1).quantized(), chunk(3, torch.bfloat16, 2)]
+    rows = [torch.arange(0, c.tokens, 2) for c in chunks]
+    deltas = [torch.full((len(r),), 100 * i) for i, r in enumerate(rows)]
+    expected = naive(chunks, rows, deltas, INV_FREQ)
+    found = assembled(path, chunks, rows, deltas, INV_FREQ, torch.bfloat16)
+    assert (found.double() - expected).abs().max() / expected.abs().max() < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("head_dim, half", [(8, 4), (64, 32), (80, 10), (96, 48), (128, 64), (256, 32)])
+@pytest.mark.parametrize("quantize", [False, True])
+def test_heads_of_every_size(path, head_dim, half, quantize):
+    random = torch.Generator().manual_seed(head_dim)
+    source = ChunkKV(torch.randn((2, 2, 3, 45, head_dim), generator=random))
+    source = source.quantized() if quantize else source
+    inv_freq = 1.0 / 10000 ** (torch.arange(half) / half)
+    rows, deltas = [torch.arange(4, 45, 3)], [torch.randint(-(10**6), 10**6, (14,), generator=random)]
+    out = torch.empty((2, 2, 3, 14, head_dim))
+    path([source], rows, deltas, inv_freq, out)
+    assert (out.double() - naive([source], rows, deltas, inv_freq)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_tensors_need_not_be_contiguous(path):
+    whole = chunk(12, torch.float32, 0).data
+    sources = [
+        ChunkKV(whole[:, :, :, 1::2]),
+        ChunkKV(whole.transpose(2, 3).contiguous().transpose(2, 3)),
+        ChunkKV(whole.mT.contiguous().mT),
+    ]
+    rows = [torch.arange(0, c.tokens, 2) for c in sources]
+    deltas = [torch.full((len(r),), 5) for r in rows]
+    expected = naive(sources, rows, deltas, INV_FREQ)
+    room = torch.zeros((2, LAYERS, HEADS, HEAD_DIM, sum(map(len, rows))))
+    path(sources, rows, deltas, INV_FREQ, room.mT)
+    assert (room.mT.double() - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_stays_in_its_own_row(value):
+def test_what_is_not_finite_stays_in_its_own_row(path, value):
     source = chunk(6, torch.float32, 0)
     source.data[:, :, :, 2] = value
-    moved = assembled(assemble, [source], [torch.arange(6)], [torch.full((6,), 3)], INV_FREQ, torch.float32)
+    moved = assembled(path, [source], [torch.arange(6)], [torch.full((6,), 3)], INV_FREQ, torch.float32)
     finite = torch.isfinite(moved).all(dim=-1).all(dim=2).all(dim=1).all(dim=0)
     assert finite.tolist() == [True, True, False, True, True, True]
+
+
+def test_inference_mode_and_compile_change_nothing():
+    source, rows, deltas = chunk(6, torch.float32, 0), torch.arange(6), torch.full((6,), 3)
+    expected = assembled(assemble, [source], [rows], [deltas], INV_FREQ, torch.float32)
+    with torch.inference_mode():
+        assert torch.equal(assembled(assemble, [source], [rows], [deltas], INV_FREQ, torch.float32), expected)
+    compiled = torch.compile(assemble, backend="eager")
+    found = assembled(compiled, [source], [rows], [deltas], INV_FREQ, torch.float32)
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_rotations_add_up():

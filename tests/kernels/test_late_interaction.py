@@ -1,14 +1,38 @@
-"""Late-interaction scores against the formula, one similarity at a time."""
+"""Late-interaction scores against the formula in float64: the path of processors, and Triton's kernel."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared_context.kernels import late_interaction_scores, quantize_codes
+from shared_context.kernels import late_interaction_scores, node_scores, quantize_codes
+from shared_context.kernels.late_interaction import late_interaction_scores_naive, node_scores_naive
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning:triton")
 
 
-def naive(query, weights, codes, scales):
-    unpacked = codes.double() * scales.double()[..., None]
+def with_triton(query, weights, codes, scales, *, leaves=None):
+    triton_kernel = pytest.importorskip("shared_context.kernels.late_interaction.triton_kernel")
+    many = query.unsqueeze(0) if query.ndim == 2 else query
+    scores = triton_kernel.leaf_scores_triton(many, weights.view(many.shape[:2]), codes, scales, leaves)
+    return scores[0] if query.ndim == 2 else scores
+
+
+PATHS = [late_interaction_scores, with_triton]
+
+
+def example(leaves, leaf_size, size, words, *, queries=None, dtype=torch.int8, seed=0, device="cpu"):
+    random = torch.Generator().manual_seed(seed)
+    tokens = torch.randn((leaves, leaf_size, size), generator=random)
+    codes, scales = quantize_codes(tokens) if dtype == torch.int8 else (tokens.to(dtype), None)
+    many = () if queries is None else (queries,)
+    query = torch.nn.functional.normalize(torch.randn((*many, words, size), generator=random), dim=-1)
+    weights = torch.rand((*many, words), generator=random)
+    return [x if x is None else x.to(device) for x in (query, weights, codes, scales)]
+
+
+def one_by_one(query, weights, codes, scales):
+    unpacked = codes.double() * (1 if scales is None else scales.double()[..., None])
     return torch.tensor(
         [
             sum(float(w) * max(float(q.double() @ t) for t in leaf) for q, w in zip(query, weights, strict=True))
@@ -18,37 +42,146 @@ def naive(query, weights, codes, scales):
     )
 
 
+def in_float64(query, weights, codes, scales, *, leaves=None):
+    return late_interaction_scores_naive(query.double(), weights.double(), codes, scales, leaves=leaves)
+
+
+def assert_close(found, expected, codes_norm=8.0):
+    """float32 up to the bits that a query split in two bfloat16 keeps, relative to the norms that were multiplied."""
+    assert found.dtype == torch.float32
+    assert found.shape == expected.shape
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4 * codes_norm)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     leaves=st.integers(1, 5), leaf_size=st.integers(1, 9), words=st.integers(1, 4), size=st.integers(1, 70),
     seed=st.integers(0, 1000),
 )  # fmt: skip
-def test_scores_are_those_of_the_formula(leaves, leaf_size, words, size, seed):
-    random = torch.Generator().manual_seed(seed)
-    codes, scales = quantize_codes(torch.randn((leaves, leaf_size, size), generator=random))
-    query, weights = torch.randn((words, size), generator=random), torch.rand(words, generator=random)
-    found = late_interaction_scores(query, weights, codes, scales)
-    assert torch.allclose(found.double(), naive(query, weights, codes, scales), rtol=1e-4, atol=1e-4)
+def test_the_reference_is_the_formula_one_similarity_at_a_time(leaves, leaf_size, words, size, seed):
+    arguments = example(leaves, leaf_size, size, words, seed=seed)
+    assert torch.allclose(in_float64(*arguments), one_by_one(*arguments), rtol=1e-12)
 
 
-def test_many_leaves_are_scored_as_few_are():
-    random = torch.Generator().manual_seed(0)
-    codes, scales = quantize_codes(torch.randn((1300, 4, 8), generator=random))
-    query, weights = torch.randn((3, 8), generator=random), torch.ones(3)
+@pytest.mark.parametrize(
+    "path, dtype",
+    [(path, dtype) for path in PATHS for dtype in (torch.int8, torch.bfloat16)]
+    + [(late_interaction_scores, torch.float32), (late_interaction_scores, torch.float16)],
+)
+@pytest.mark.parametrize(
+    "leaves, leaf_size, size, words, queries",
+    [
+        (1, 1, 1, 1, None),
+        (1, 1, 64, 1, 2),
+        (9, 128, 64, 12, None),
+        (8, 128, 64, 16, 3),
+        (3, 127, 64, 17, None),
+        (17, 16, 96, 5, None),
+        (2, 300, 33, 3, 2),
+        (2, 8, 64, 130, None),
+        (3, 7, 100, 70, 2),
+    ],
+    ids=str,
+)
+def test_scores_over_a_table_of_shapes(path, dtype, leaves, leaf_size, size, words, queries, device):
+    for seed in range(2):
+        arguments = example(leaves, leaf_size, size, words, queries=queries, dtype=dtype, seed=seed, device=device)
+        assert_close(path(*arguments), in_float64(*arguments), words**0.5 * 8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    leaves=st.integers(1, 20), leaf_size=st.integers(1, 40), size=st.integers(1, 80), words=st.integers(1, 20),
+    queries=st.one_of(st.none(), st.integers(1, 3)), dtype=st.sampled_from([torch.int8, torch.bfloat16]),
+    seed=st.integers(0, 1000), data=st.data(),
+)  # fmt: skip
+def test_scores_of_any_shape_and_any_leaves(leaves, leaf_size, size, words, queries, dtype, seed, data, device):
+    arguments = example(leaves, leaf_size, size, words, queries=queries, dtype=dtype, seed=seed, device=device)
+    chosen = data.draw(st.one_of(st.none(), st.lists(st.integers(0, leaves - 1), min_size=1, max_size=30)))
+    chosen = None if chosen is None else torch.tensor(chosen, device=device)
+    expected = in_float64(*arguments, leaves=chosen)
+    for path in PATHS:
+        assert_close(path(*arguments, leaves=chosen), expected, words**0.5 * 8)
+
+
+def test_many_leaves_are_scored_as_few_are(device):
+    query, weights, codes, scales = example(5000, 4, 8, 3, device=device)
     together = late_interaction_scores(query, weights, codes, scales)
-    apart = torch.cat(
-        [late_interaction_scores(query, weights, codes[i : i + 1], scales[i : i + 1]) for i in range(1300)]
-    )
-    assert torch.allclose(together, apart, atol=1e-5)
+    parts = [
+        late_interaction_scores(query, weights, c, s) for c, s in zip(codes.split(9), scales.split(9), strict=True)
+    ]
+    assert torch.allclose(together, torch.cat(parts), atol=1e-5)
 
 
-def test_repeating_a_token_of_a_leaf_changes_nothing():
-    codes, scales = quantize_codes(torch.randn((2, 3, 8), generator=torch.Generator().manual_seed(0)))
+@pytest.mark.parametrize("path", PATHS)
+def test_repeating_a_token_of_a_leaf_changes_nothing(path, device):
+    query, weights, codes, scales = example(2, 3, 8, 2, device=device)
     longer = torch.cat([codes, codes[:, -1:]], dim=1), torch.cat([scales, scales[:, -1:]], dim=1)
-    query, weights = torch.eye(8)[:2], torch.ones(2)
-    assert torch.equal(
-        late_interaction_scores(query, weights, codes, scales), late_interaction_scores(query, weights, *longer)
-    )
+    assert torch.allclose(path(query, weights, codes, scales), path(query, weights, *longer), atol=1e-6)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_tensors_need_not_be_contiguous(path, device):
+    query, weights, codes, scales = example(6, 10, 24, 4, queries=2, device=device)
+    expected = in_float64(query, weights, codes[::2], scales[::2])
+    apart = query.mT.contiguous().mT, weights.T.contiguous().T
+    for strided in (codes[::2], codes.mT.contiguous().mT[::2]):
+        assert_close(path(*apart, strided, scales.T.contiguous().T[::2]), expected)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("where", ["codes", "scales"])
+def test_nan_makes_the_score_of_its_leaf_nan_and_of_no_other(path, where, device):
+    dtype = torch.int8 if where == "scales" else torch.bfloat16
+    query, weights, codes, scales = example(20, 10, 16, 3, dtype=dtype, device=device)
+    (codes if where == "codes" else scales)[7, 4] = torch.nan
+    found = path(query, weights, codes, scales)
+    assert found.isnan().nonzero().flatten().tolist() == [7]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_infinity_stays_in_its_leaf(path, device):
+    query, weights, codes, scales = example(20, 10, 16, 3, dtype=torch.bfloat16, device=device)
+    expected = in_float64(query, weights, codes, scales)
+    codes[7, 4] = torch.inf
+    found = path(query, weights, codes, scales)
+    assert not found[7].isfinite()
+    others = torch.arange(20, device=device) != 7
+    assert_close(found[others], expected[others])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_query_that_is_not_finite_gives_no_finite_score(path, value, device):
+    query, weights, codes, scales = example(5, 10, 16, 3, device=device)
+    query[1, 2] = value
+    assert not path(query, weights, codes, scales).isfinite().any()
+
+
+def test_nothing_to_score_gives_nothing():
+    query, weights, codes, scales = example(4, 10, 16, 3)
+    none = torch.empty(0, dtype=torch.long)
+    assert late_interaction_scores(query, weights, codes, scales, leaves=none).shape == (0,)
+    assert late_interaction_scores(query, weights, codes[:0], scales[:0]).shape == (0,)
+    assert torch.equal(late_interaction_scores(query[:0], weights[:0], codes, scales), torch.zeros(4))
+    assert late_interaction_scores(query[None, :, :][:0], weights[None][:0], codes, scales).shape == (0, 4)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    query, weights, codes, scales = example(4, 10, 16, 3)
+    for wrong in ((query[:, :5], weights, codes, scales), (query, weights[:2], codes, scales),
+                  (query, weights, codes, scales[:3]), (query, weights, codes[:, :0], scales[:, :0])):  # fmt: skip
+        with pytest.raises(ValueError, match="expected"):
+            late_interaction_scores(*wrong)
+
+
+def test_inference_mode_and_compile_change_nothing():
+    arguments = example(40, 16, 16, 3)
+    expected = late_interaction_scores(*arguments)
+    with torch.inference_mode():
+        assert torch.equal(late_interaction_scores(*arguments), expected)
+    compiled = torch.compile(late_interaction_scores, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(*arguments), expected, atol=1e-5)
 
 
 def test_quantized_codes_keep_the_direction():
@@ -56,3 +189,16 @@ def test_quantized_codes_keep_the_direction():
     packed, scales = quantize_codes(codes)
     assert torch.nn.functional.cosine_similarity(packed * scales.float()[:, None], codes).min() > 0.999
     assert torch.equal(quantize_codes(torch.zeros(2, 4))[0], torch.zeros(2, 4, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("height", [0, 1, 3, 6])
+@pytest.mark.parametrize("chunks", [1, 13, 600])
+def test_a_node_is_as_good_as_its_best_leaf(height, chunks, device):
+    leaf_scores = torch.randn((chunks, 2**height), generator=torch.Generator().manual_seed(0)).to(device)
+    leaf_scores[chunks // 2, -1] = torch.nan
+    leaf_scores[chunks // 3] = -torch.inf
+    expected = [leaf_scores.view(chunks, 2**w, -1).amax(dim=2) for w in range(height + 1)]
+    triton_kernel = pytest.importorskip("shared_context.kernels.late_interaction.triton_kernel")
+    for function in (node_scores, node_scores_naive, triton_kernel.node_scores_triton):
+        assert torch.equal(function(leaf_scores).nan_to_num(7), torch.cat(expected, dim=1).nan_to_num(7))
+    assert node_scores(leaf_scores[:0]).shape == (0, 2 ** (height + 1) - 1)

@@ -1,0 +1,152 @@
+"""Late interaction: every query token looks for its most similar token in a leaf."""
+
+from __future__ import annotations
+
+import torch
+
+from shared_context.kernels.late_interaction.naive import late_interaction_scores_naive, node_scores_naive
+
+BLOCK_TOKENS = 1 << 13
+"""Tokens scored at a time by each thread of a processor.
+
+Unpacked to float32 they about fit a core's cache; fewer would make the threads wait for each other more often, which
+costs most where other programs keep the cores busy.
+"""
+
+
+def quantize_codes(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 codes with one scale per token.
+
+    Args:
+        codes: [..., code_size], any float dtype.
+
+    Returns:
+        int8 [..., code_size] and float16 scales [...], so that ``codes ~ int8 * scale``.
+    """
+    scale = (codes.float().abs().amax(dim=-1) / 127).clamp(min=torch.finfo(torch.float16).tiny).half()
+    return (codes.float() / scale.float()[..., None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def late_interaction_scores(
+    query: torch.Tensor,
+    weights: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor | None,
+    *,
+    leaves: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Score of each leaf: ``sum_q weights[q] * max_t <query[q], codes[leaf, t]> * scales[leaf, t]``.
+
+    One pass over the codes, which are not copied; the similarities are never all in memory. Triton on CUDA and HIP
+    for int8 and bfloat16 codes, blocks of leaves in PyTorch elsewhere; under ``torch.compile`` the formula itself.
+
+    Args:
+        query: codes of the query's tokens, float32 [query_tokens, code_size], or [queries, query_tokens, code_size]
+            for many at a time (shorter ones padded with any token of weight 0).
+        weights: weight of each query token, float32, the shape of ``query`` without its last axis.
+        codes: int8, bfloat16, float16 or float32 [all_leaves, leaf_size, code_size], on the device of ``query``; a
+            leaf with fewer tokens repeats its last one, which leaves the maximum as it is.
+        scales: float16 or float32 [all_leaves, leaf_size]; None is 1 everywhere.
+        leaves: rows of ``codes`` to score, int64 [leaves], in any order; None scores all.
+
+    Returns:
+        float32 [leaves] or [queries, leaves]. A score is NaN where its formula meets a NaN, whatever other leaves
+        hold; infinite codes or queries may give NaN instead of infinity.
+
+    Raises:
+        ValueError: shapes do not fit together.
+    """
+    _check(query, weights, codes, scales, leaves)
+    if torch.compiler.is_compiling():
+        return late_interaction_scores_naive(query, weights, codes, scales, leaves=leaves)
+    count = len(codes) if leaves is None else len(leaves)
+    many, code_size = query.unsqueeze(0) if query.ndim == 2 else query, query.shape[-1]
+    empty = 0 in (count, many.shape[0], many.shape[1], code_size)
+    if empty:
+        scores = torch.zeros((len(many), count), device=codes.device)
+    elif codes.is_cuda and codes.dtype in (torch.int8, torch.bfloat16):
+        from shared_context.kernels.late_interaction.triton_kernel import leaf_scores_triton
+
+        scores = leaf_scores_triton(many.float(), weights.float(), codes, scales, leaves)
+    else:
+        scores = _blockwise(many.float(), weights.view(many.shape[:2]).float(), codes, scales, leaves)
+    return scores[0] if query.ndim == 2 else scores
+
+
+def node_scores(leaf_scores: torch.Tensor) -> torch.Tensor:
+    """Scores of all nodes from those of the leaves: an inner node is as good as its best leaf.
+
+    Args:
+        leaf_scores: float32 [chunks, 2**height]; minus infinity where there is no leaf.
+
+    Returns:
+        float32 [chunks, 2**(height + 1) - 1], level by level, root first: node ``(w, k)`` is at ``2**w - 1 + k``.
+        NaN where a leaf below is NaN.
+    """
+    if leaf_scores.is_cuda and leaf_scores.numel() and not torch.compiler.is_compiling():
+        from shared_context.kernels.late_interaction.triton_kernel import node_scores_triton
+
+        return node_scores_triton(leaf_scores)
+    return node_scores_naive(leaf_scores)
+
+
+def _check(
+    query: torch.Tensor,
+    weights: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor | None,
+    leaves: torch.Tensor | None,
+) -> None:
+    fits = (
+        query.ndim in (2, 3)
+        and weights.shape == query.shape[:-1]
+        and codes.ndim == 3
+        and codes.shape[1] > 0
+        and codes.shape[2] == query.shape[-1]
+        and (scales is None or scales.shape == codes.shape[:2])
+        and (leaves is None or leaves.ndim == 1)
+    )
+    if not fits:
+        given = (tuple(x.shape) if x is not None else None for x in (query, weights, codes, scales, leaves))
+        raise ValueError(
+            "query {}, weights {}, codes {}, scales {}, leaves {}: expected [(queries,) words, size], "
+            "[(queries,) words], [all, leaf_size, size], [all, leaf_size] and [leaves]".format(*given)
+        )
+
+
+def _blockwise(
+    query: torch.Tensor,
+    weights: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor | None,
+    leaves: torch.Tensor | None,
+) -> torch.Tensor:
+    """Scores [queries, leaves], a block of leaves after the other, in the same memory.
+
+    Similarities stand as [words, tokens], not transposed: a leaf's tokens then lie side by side, and the maximum over
+    them is read once, in order. Buffers are made once, because fresh memory costs a page fault every 4 KB.
+    """
+    queries, words, code_size = query.shape
+    leaf_size = codes.shape[1]
+    count = len(codes) if leaves is None else len(leaves)
+    block = min(max(1, BLOCK_TOKENS * torch.get_num_threads() // leaf_size), count)
+    flat = query.reshape(queries * words, code_size)
+    new = {"dtype": torch.float32, "device": codes.device}
+    tokens = torch.empty((block * leaf_size, code_size), **new)
+    similarity = torch.empty((len(flat) * block * leaf_size), **new)
+    best = torch.empty((len(flat), count), **new)
+    chosen = None if leaves is None else torch.empty((block, *codes.shape[1:]), dtype=codes.dtype, device=codes.device)
+    for start in range(0, count, block):
+        end = min(start + block, count)
+        size = end - start
+        taken = slice(start, end) if leaves is None else leaves[start:end]
+        packed = codes[taken] if chosen is None else torch.index_select(codes, 0, taken, out=chosen[:size])
+        unpacked = tokens[: size * leaf_size]
+        unpacked.view(size, leaf_size, code_size).copy_(packed)
+        found = similarity[: len(flat) * size * leaf_size].view(len(flat), size * leaf_size)
+        torch.mm(flat, unpacked.T, out=found)
+        found = found.view(len(flat), size, leaf_size)
+        if scales is not None:
+            found.mul_(scales[taken].float())
+        torch.amax(found, dim=2, out=best[:, start:end])
+    return torch.einsum("qwl,qw->ql", best.view(queries, words, count), weights)
