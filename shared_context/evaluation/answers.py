@@ -98,7 +98,12 @@ def _contexts(
         INJECTED: selection,
         PASTED: selection.text,
         GOLD: squad.documents[question.document][slice(*question.paragraph)],
-        WRONG: store.select(other.text, budget=BUDGET, doc_ids=elsewhere),
+        WRONG: store.select(
+            other.text,
+            budget=max(selection.kv_entries, store.config.tree.leaf_size),
+            floor=0.0,  # as many tokens as the right one
+            doc_ids=elsewhere,
+        ),
     }
 
 

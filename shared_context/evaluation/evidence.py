@@ -22,6 +22,7 @@ WANTED = {256: 0.90, 512: 0.94, 1024: 0.985}
 """Recall that the hybrid policy has to reach."""
 
 RAG = "chunked RAG"
+DEFAULT = "hybrid, with the default floor"
 
 Shown = Callable[[str, int], tuple[list[Span], int]]
 """What a question is shown under a budget: the characters, and how many tokens they are."""
@@ -43,7 +44,9 @@ def measure(model: SharedLLMModel, data: str | Path, *, limit: int | None = None
     rag = ChunkedRAG(model, embedder, squad.documents)
     with SharedLLMContextStore(model, embedder=embedder) as store:
         store.add(text, id=id)
-        ways = {policy: _selection(store, policy) for policy in get_args(Policy)}
+        # Without the floor, so that all are shown the same number of tokens; the floor has a row of its own.
+        ways = {policy: _selection(store, policy, floor=0.0) for policy in get_args(Policy)}
+        ways[DEFAULT] = _selection(store, "hybrid", floor=None)
         ways[RAG] = _chunks(rag)
         hits: dict[tuple[str, int], list[bool]] = {(way, budget): [] for way in ways for budget in BUDGETS}
         tokens: dict[tuple[str, int], list[int]] = {key: [] for key in hits}
@@ -78,9 +81,9 @@ def measure(model: SharedLLMModel, data: str | Path, *, limit: int | None = None
     )
 
 
-def _selection(store: SharedLLMContextStore, policy: Policy) -> Shown:
+def _selection(store: SharedLLMContextStore, policy: Policy, floor: float | None) -> Shown:
     def shown(question: str, budget: int) -> tuple[list[Span], int]:
-        nodes = store.select(question, budget=budget, policy=policy).nodes
+        nodes = store.select(question, budget=budget, policy=policy, floor=floor).nodes
         return [(node.start, node.end) for node in nodes], sum(node.token_count for node in nodes)
 
     return shown

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from llama_index.core import Document
 from llama_index.core.query_engine import RetrieverQueryEngine
 
-from shared_context import SharedLLMModel
+from shared_context import SharedLLMModel, StoreConfig
 from shared_context.evaluation.baselines import ChunkedRAG
 from shared_context.evaluation.report import Report, Table, Target, model_setting, with_progress
 from shared_context.evaluation.squad import read_squad
@@ -45,7 +45,10 @@ def measure(
     warm_up, *questions = (question.text for question in squad.sample(runs + 1))
     embedder, llm = load_default_embedder(), SharedLLM(model=model, max_new_tokens=1)
     rag = ChunkedRAG(model, embedder, squad.documents)
-    index = SharedContextIndex.from_documents([Document(text=text, id_=id)], llm=llm, embedder=embedder)
+    # Without a floor the whole budget is spent, so that both sides are given the same number of tokens.
+    index = SharedContextIndex.from_documents(
+        [Document(text=text, id_=id)], llm=llm, embedder=embedder, config=StoreConfig(floor=0.0)
+    )
     store = index.store
     seconds: dict[tuple[int, str], list[float]] = {}
     shown: dict[tuple[int, str], list[int]] = {}

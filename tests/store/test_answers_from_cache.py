@@ -1,14 +1,14 @@
 """Keys and values may leave the cache at any time: that costs time, never an answer."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from shared_context import CacheConfig, StoreConfig, TreeConfig
+from shared_context import CacheConfig
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
 ANSWER = "at 17:30"
-TREE = TreeConfig(chunk_size=64, height=2)
 CHUNK_BYTES = 64 * 30 * 2 * 3 * 64 * 4
 """The KV of a full chunk of the default model in float32; half of it in bfloat16."""
 
@@ -52,7 +52,7 @@ def test_a_deleted_cache_folder_is_made_again(filled, model, exact, open_store, 
 def test_a_cache_too_small_for_the_selection_gives_the_same_answer(filled, model, exact, open_store, path, cache):
     filled.close()
     shutil.rmtree(path / "kv")
-    small = open_store(path, config=StoreConfig(tree=TREE, cache=cache))
+    small = open_store(path, config=replace(filled.config, cache=cache))
     for _ in range(2):
         assert model.score(QUERY, ANSWER, context=small.select(QUERY, budget=96)) == pytest.approx(exact, abs=0.02)
     stats = small.stats()["kv_cache"]
@@ -63,7 +63,7 @@ def test_a_cache_too_small_for_the_selection_gives_the_same_answer(filled, model
 def test_int8_is_close_and_the_first_answer_is_no_other_than_the_next(filled, model, exact, open_store, path):
     filled.close()
     shutil.rmtree(path / "kv")
-    config = StoreConfig(tree=TREE, cache=CacheConfig(quantize=True))
+    config = replace(filled.config, cache=CacheConfig(quantize=True))
     store = open_store(path, config=config)
     scores = [model.score(QUERY, ANSWER, context=store.select(QUERY, budget=96)) for _ in range(2)]
     store.close()
