@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -64,10 +65,36 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
+class Worker:
+    """One thread that does what it is given, in turn, for as long as the process lives.
+
+    A thread's first parallel operation makes threads of its own to share the work with, which costs as much as half of
+    the time to the first token; a stream that came with a new thread would pay it every time.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def do(self, task: Callable[[], None]) -> None:
+        """Do ``task``, which must not raise, when the ones before it are done."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="shared-context-stream", daemon=True)
+                self._thread.start()
+        self._tasks.put(task)
+
+    def _run(self) -> None:
+        while True:
+            self._tasks.get()()
+
+
 @dataclass
 class _Outcome:
     """How a streamed generation ended."""
 
+    done: threading.Event = field(default_factory=threading.Event)
     completion: Completion | None = None
     error: BaseException | None = None
 
@@ -75,17 +102,19 @@ class _Outcome:
 class CompletionStream(Iterator[str]):
     """The pieces of an answer as they come; :attr:`completion` is the whole of it, once the last piece was taken.
 
-    The answer is generated in a thread of its own. Closing the stream, or dropping it, ends the generation.
+    The answer is generated in another thread. Closing the stream, or dropping it, ends the generation.
 
     Args:
+        worker: the thread.
         tokenizer: the model's.
-        generate: called in the thread with a streamer; returns the completion.
+        generate: called there with a streamer; returns the completion.
         clock: the generation's clock, which can cancel it.
         stop: stop strings, which are never part of a piece.
     """
 
     def __init__(
         self,
+        worker: Worker,
         tokenizer: PreTrainedTokenizerBase,
         generate: Callable[[TextIteratorStreamer], Completion],
         clock: Clock,
@@ -101,11 +130,12 @@ class CompletionStream(Iterator[str]):
             except BaseException as error:  # handed to the reader's thread, which raises it
                 outcome.error = error
                 streamer.end()
+            finally:
+                outcome.done.set()
 
         self._clock, self._outcome = clock, outcome
-        self._thread = threading.Thread(target=run, name="shared-context-stream", daemon=True)
-        self._thread.start()
-        self._pieces = _pieces(streamer, self._thread, outcome, stop)
+        self._pieces = _pieces(streamer, outcome, stop)
+        worker.do(run)
 
     @property
     def completion(self) -> Completion | None:
@@ -118,13 +148,13 @@ class CompletionStream(Iterator[str]):
     def close(self) -> None:
         """End the generation at its next token."""
         self._clock.cancelled.set()
-        self._thread.join()
+        self._outcome.done.wait()
 
     def __del__(self) -> None:
         self._clock.cancelled.set()
 
 
-def _pieces(streamer: Iterable[str], thread: threading.Thread, outcome: _Outcome, stop: Sequence[str]) -> Iterator[str]:
+def _pieces(streamer: Iterable[str], outcome: _Outcome, stop: Sequence[str]) -> Iterator[str]:
     """What a streamer gives, up to the first stop string; the end that may begin one is held back."""
     longest = max((len(s) for s in stop), default=1) - 1
     held = ""
@@ -139,7 +169,7 @@ def _pieces(streamer: Iterable[str], thread: threading.Thread, outcome: _Outcome
         held = "" if stopped else held[len(ready) :]
         if ready:
             yield ready
-    thread.join()
+    outcome.done.wait()
     if outcome.error is not None:
         raise outcome.error
     if held and not stopped:

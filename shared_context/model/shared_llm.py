@@ -27,7 +27,7 @@ from shared_context.config import InjectionKind, one_of, require
 from shared_context.errors import ConfigError, QueryError, UnsupportedModelError, WindowExceededError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.compressor import Compressor, bottom_layers
-from shared_context.model.generation import Clock, Completion, CompletionStream, cut_at_stop
+from shared_context.model.generation import Clock, Completion, CompletionStream, Worker, cut_at_stop
 from shared_context.model.identity import fingerprint
 from shared_context.model.injection import ATTENTION, ContextKV, CrossAttentionInjection, PrefixInjection
 from shared_context.model.pretrained import DEFAULT_MODEL, resolve_model
@@ -118,6 +118,7 @@ class SharedLLMModel:
         self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
         # Hooks and the random state belong to the whole process, so one generation runs at a time.
         self._lock = threading.RLock()
+        self._worker = Worker()
 
     @classmethod
     def from_pretrained(
@@ -320,7 +321,7 @@ class SharedLLMModel:
         def run(streamer: TextIteratorStreamer) -> Completion:
             return self._run(requests, settings, stop, seed, clock, streamer)[0]
 
-        return CompletionStream(self.tokenizer, run, clock, stop)
+        return CompletionStream(self._worker, self.tokenizer, run, clock, stop)
 
     @torch.inference_mode()
     def score(

@@ -87,12 +87,13 @@ def test_a_closed_stream_stops_generating(model):
 
 
 def test_a_dropped_stream_stops_generating(model):
-    stream = model.stream("Count to a thousand.", max_new_tokens=2000)
-    next(stream)
-    thread = next(t for t in threading.enumerate() if t.name == "shared-context-stream")
-    del stream
-    thread.join(timeout=10)
-    assert not thread.is_alive()
+    dropped = model.stream("Count to a thousand.", max_new_tokens=2000)
+    next(dropped)
+    del dropped
+    # Streams take turns: this one could not begin before the other had ended.
+    stream = model.stream("Say hello.", max_new_tokens=1)
+    list(stream)
+    assert stream.completion.time_to_first_token < 30
 
 
 def test_threads_get_the_answers_they_asked_for(model, selection):
