@@ -28,6 +28,9 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP)  ## compress a long document, ask it questions through LlamaIndex and LangChain
 	@$(BIN)/python examples/demo.py
 
+# One thread each: the tests run models in several threads and processes, whose own threads would wait for each other.
+test test-slow: export OMP_NUM_THREADS := 1
+
 test: $(STAMP)  ## every test but the slow ones
 	@$(BIN)/python -m pytest -m "not slow"
 
