@@ -20,8 +20,8 @@ from shared_context.integrations.langchain import ChatSharedLLM
 HANDBOOK = Path(__file__).parent / "data" / "handbook.md"
 QUESTIONS = [
     "How warm is the drying room kept?",
-    "What colour of slip do two people fill in to exchange shifts?",
-    "How many trips does a trainee pilot make with a licensed one?",
+    "How much did the page torn out of the lock-keeper's log cost the Authority?",
+    "In which town is the closest recompression chamber?",
 ]
 PROMPT = """You are an assistant for question-answering tasks. Use the following pieces of retrieved context to answer \
 the question. If you don't know the answer, just say that you don't know. Use three sentences maximum and keep the \

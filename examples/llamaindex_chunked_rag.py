@@ -14,8 +14,8 @@ from shared_context.integrations.llamaindex import SharedLLM
 HANDBOOK = Path(__file__).parent / "data" / "handbook.md"
 QUESTIONS = [
     "How warm is the drying room kept?",
-    "What colour of slip do two people fill in to exchange shifts?",
-    "How many trips does a trainee pilot make with a licensed one?",
+    "How much did the page torn out of the lock-keeper's log cost the Authority?",
+    "In which town is the closest recompression chamber?",
 ]
 
 Settings.llm = SharedLLM(model="smollm2-135m-instruct", max_new_tokens=48, stop=["\n"])

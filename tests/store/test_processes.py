@@ -195,6 +195,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
 def test_a_process_killed_while_it_adds_leaves_whole_batches(filled, open_store, path, documents):
     filled.close()
