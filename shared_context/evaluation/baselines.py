@@ -59,7 +59,7 @@ class ChunkedRAG:
         splitter = SentenceSplitter(
             chunk_size=CHUNK_SIZE,
             chunk_overlap=CHUNK_OVERLAP,
-            tokenizer=lambda text: model.tokenizer(text, add_special_tokens=False)["input_ids"],
+            tokenizer=lambda text: model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
         )
         self.index = VectorStoreIndex.from_documents(
             [Document(text=text, id_=id) for id, text in documents.items()],

@@ -61,7 +61,7 @@ def measure(model: SharedLLMModel, data: str | Path, *, limit: int | None = None
     columns = ("", *(f"{budget} tokens" for budget in BUDGETS))
     return Report(
         "evidence",
-        {**model_setting(model), "document": model.count_tokens(text), "questions": len(questions)},
+        {**model_setting(model), "document": len(model.tokenize(text)), "questions": len(questions)},
         [
             Table("Share of questions whose answer is shown", columns, _by_way(ways, recall)),
             Table("Tokens shown, mean", columns, _by_way(ways, {key: fmean(counts) for key, counts in tokens.items()})),

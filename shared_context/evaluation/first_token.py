@@ -78,7 +78,7 @@ def measure(
     }
     return Report(
         "first-token",
-        {**model_setting(model), "document": model.count_tokens(text), "runs": runs},
+        {**model_setting(model), "document": len(model.tokenize(text)), "runs": runs},
         [
             Table(
                 "Seconds to the first token",

@@ -86,6 +86,10 @@ def standardize(scores: torch.Tensor) -> torch.Tensor:
     return (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-6)
 
 
+FLOOR_LEAVES = 32
+"""Among fewer leaves the mean says too little of what a question does not need, and there is no floor."""
+
+
 def above_floor(scores: np.ndarray, floor: float) -> np.ndarray:
     """Scores in which leaves below a share of the best one are minus infinity, so that no search opens them.
 
@@ -94,7 +98,7 @@ def above_floor(scores: np.ndarray, floor: float) -> np.ndarray:
         floor: the share, counted from the mean: at 0.4 a leaf must reach 40% of what the best is above it.
     """
     there = scores[np.isfinite(scores)]
-    if floor == 0 or not len(there):
+    if floor == 0 or len(there) < FLOOR_LEAVES:
         return scores
     mean = there.mean()
     return np.where(scores >= mean + floor * (there.max() - mean), scores, -np.inf)

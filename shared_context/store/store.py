@@ -523,7 +523,7 @@ class SharedLLMContextStore:
                 where that shows nothing, the paper's).
             fine: ratio of opened leaves; None is the configuration's.
             floor: share of the best leaf's score below which best_first opens none; 0 spends the whole budget, None
-                is the configuration's. Without effect where the budget holds all that may be considered.
+                is the configuration's. Without effect among few leaves, or where the budget holds all of them.
             filters: of metadata, see :func:`~shared_context.store.filters.compile_filter`.
             doc_ids: only these documents.
             prefilter: only so many documents, those nearest to the query by embedding.
@@ -700,6 +700,8 @@ class SharedLLMContextStore:
             _check_count("budget", budget, "KV entries", BudgetError)
         if ratio is not None:
             _check_count("ratio", ratio, "tokens per KV entry")
+        floor = self.config.floor if floor is None else floor
+        require(0 <= floor <= 1, "floor", floor, "must lie between 0 and 1")
         tree = replace(
             self.config.tree,
             coarse=self.config.tree.coarse if coarse is None else tuple(coarse),

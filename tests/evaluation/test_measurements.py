@@ -21,17 +21,19 @@ def by_first_column(table):
 def test_evidence_grows_with_the_budget_and_the_first_layers_cosine_finds_least(model):
     report = evidence.measure(model, QUESTIONS, limit=10)
     recall, shown = (by_first_column(table) for table in report.tables[:2])
-    assert list(recall) == ["hybrid", "late_interaction", "embedding", "last_token", "chunked RAG"]
-    assert recall["chunked RAG"][0] is None  # no chunk of 256 tokens fits 128
+    assert list(recall) == ["hybrid", "late_interaction", "embedding", "last_token", evidence.DEFAULT, evidence.RAG]
+    assert recall[evidence.RAG][0] is None  # no chunk of 256 tokens fits 128
     for way, shares in recall.items():
         known = [share for share in shares if share is not None]
         assert known == sorted(known), way
     assert recall["hybrid"][-1] > recall["last_token"][-1]
     for way, tokens in shown.items():
         assert all(t is None or t <= budget for t, budget in zip(tokens, evidence.BUDGETS, strict=True)), way
+    assert shown[evidence.DEFAULT][-1] < shown["hybrid"][-1]
     assert report.setting["questions"] == 10
 
 
+@pytest.mark.slow
 def test_answers_are_likelier_with_the_right_context_than_with_a_wrong_one_or_none(model):
     report = answers.measure(model, QUESTIONS, limit=3)
     mean = {name: nll for name, (nll, _) in by_first_column(report.tables[0]).items()}
@@ -44,6 +46,7 @@ def test_answers_are_likelier_with_the_right_context_than_with_a_wrong_one_or_no
     assert low <= difference <= high
 
 
+@pytest.mark.slow
 def test_first_token_is_timed_for_both_sides_over_contexts_of_like_size(model):
     report = first_token.measure(model, QUESTIONS, context_tokens=[512], runs=2)
     (table,) = report.tables
@@ -64,6 +67,7 @@ def test_ingest_says_what_is_extrapolated(model):
     assert report.notes == ["Windows of 1,024: extrapolated from the first 2,048 tokens."]
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_processes_of_their_own():
     report = memory.measure(DEFAULT_MODEL, TEXT, tokens=4096, cache_mib=32, questions=1)
     peaks = [peak for _, peak in report.tables[0].rows]
