@@ -48,7 +48,9 @@ def results() -> Console:
 
 def messages() -> Console:
     """The console for everything else: stderr."""
-    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+    return Console(
+        stderr=True, width=None if sys.stderr.isatty() else 10_000, markup=False, highlight=False, emoji=False
+    )
 
 
 def complain(text: str) -> None:

@@ -700,8 +700,6 @@ class SharedLLMContextStore:
             _check_count("budget", budget, "KV entries", BudgetError)
         if ratio is not None:
             _check_count("ratio", ratio, "tokens per KV entry")
-        floor = self.config.floor if floor is None else floor
-        require(0 <= floor <= 1, "floor", floor, "must lie between 0 and 1")
         tree = replace(
             self.config.tree,
             coarse=self.config.tree.coarse if coarse is None else tuple(coarse),

@@ -149,21 +149,6 @@ def test_numpy_integers_are_numbers(hybrid):
 # The floor
 
 
-def test_below_the_floor_nothing_is_opened(hybrid):
-    whole = {(n.doc_id, n.start): n.score for n in hybrid.retrieve(QUERY, k=1000)}
-    mean, best = np.mean(list(whole.values())), max(whole.values())
-    shown = None
-    for floor in (0.0, 0.2, 0.5, 0.9, 1.0):
-        selection = hybrid.select(QUERY, budget=128, floor=floor)
-        scores = {(n.doc_id, n.start): n.score for n in selection.nodes}
-        assert scores
-        if floor > 0:
-            assert min(scores.values()) >= mean + floor * (best - mean) - 1e-6
-        assert shown is None or set(scores) <= shown
-        shown = set(scores)
-    assert len(shown) == 1
-
-
 def test_the_floor_is_without_effect_where_the_budget_holds_everything(hybrid):
     assert hybrid.select(QUERY, budget=10_000, floor=1.0).nodes == hybrid.select(QUERY, budget=10_000, floor=0.0).nodes
 
