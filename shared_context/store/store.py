@@ -79,7 +79,7 @@ Progress = Callable[[int, int, str], None]
 DEFAULT_BUDGET = 1024
 """KV entries of a selection where no budget is given."""
 
-ENCODE_TOGETHER = 4
+ENCODE_TOGETHER = 1
 """Chunks that are encoded as one batch."""
 
 INGEST_TOGETHER = 1 << 16
