@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from shared_context.kernels import ChunkKV
+from shared_context.model.cache import RoomyLayer
 
 
 class LowerModel:
@@ -51,11 +52,19 @@ class LowerModel:
         Returns:
             [2, layers, batch, kv_heads, tokens, head_dim].
         """
-        cache = DynamicCache()
-        self._model(input_ids=ids, position_ids=position_ids, past_key_values=cache, use_cache=True)
-        return torch.stack(
-            [torch.stack([layer.keys for layer in cache.layers]), torch.stack([layer.values for layer in cache.layers])]
-        )
+        settings = {"input_ids": ids, "position_ids": position_ids, "use_cache": True}
+        if torch.is_grad_enabled():  # which pass through no memory that is written in place
+            cache = DynamicCache()
+            self._model(**settings, past_key_values=cache)
+            keys, values = ([getattr(layer, part) for layer in cache.layers] for part in ("keys", "values"))
+            return torch.stack([torch.stack(keys), torch.stack(values)])
+        config = self._model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (2, self.layers, len(ids), config.num_key_value_heads, ids.shape[1], head_dim)
+        # Every layer writes where its part is to be: stacking them afterwards would take the memory twice.
+        room = torch.empty(shape, dtype=self._model.dtype, device=ids.device)
+        self._model(**settings, past_key_values=Cache(layers=[RoomyLayer(part, 0) for part in room.unbind(1)]))
+        return room
 
 
 def bottom_layers(model: PreTrainedModel, layers: int) -> LowerModel:

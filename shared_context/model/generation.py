@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 
 @dataclass(frozen=True)
@@ -23,8 +30,8 @@ class Completion:
         prompt_tokens: tokens of the prompt that were read as text, pasted context included.
         context_entries: injected KV entries per layer.
         completion_tokens: tokens generated.
-        time_to_first_token: seconds from the call to the first token.
-        seconds: from the call to the last token.
+        time_to_first_token: seconds from the call, or the first piece of a stream being asked for, to the first token.
+        seconds: from the same moment to the last token; of a stream, the reader's own time between pieces included.
     """
 
     text: str
@@ -37,17 +44,15 @@ class Completion:
 
 
 class Clock(StoppingCriteria):
-    """Notes when the first token was there; never stops the generation by itself, unless it is told to.
+    """Notes when the first token was there; never stops the generation.
 
     Attributes:
         first_token: seconds from the clock's making to the first token.
-        cancelled: set to end the generation at the next token.
     """
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self.first_token: float | None = None
-        self.cancelled = threading.Event()
 
     def elapsed(self) -> float:
         """Seconds since the clock was made."""
@@ -56,7 +61,60 @@ class Clock(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
         if self.first_token is None:
             self.first_token = self.elapsed()
-        return torch.full((len(input_ids),), self.cancelled.is_set(), dtype=torch.bool, device=input_ids.device)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def one_by_one(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    generator: torch.Generator | None = None,
+    **model_kwargs: Any,
+) -> Iterator[torch.Tensor]:
+    """The ids so far, [1, length], after each new token, which is computed when it is asked for.
+
+    What transformers' ``generate(custom_generate=...)`` calls with everything prepared, in place of its own sampling
+    loop, which would not give control back until the last token. It computes in the thread that asks: a thread of its
+    own would bring a second set of OpenMP threads into the process, and then both sets sleep where one would spin,
+    which makes every step half as slow again.
+
+    Args:
+        generator: the source of chance; None is torch's global one.
+        **model_kwargs: hold the cache as ``past_key_values``; one row needs no padding, so there is no mask.
+    """
+    cache: Cache = model_kwargs["past_key_values"]
+    while True:
+        known = cache.get_seq_length()
+        positions = torch.arange(known, input_ids.shape[1], device=input_ids.device)[None]
+        out = model(input_ids[:, known:], position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        scores = logits_processor(input_ids, out.logits[:, -1].float())
+        if generation_config.do_sample:
+            token = torch.multinomial(scores.softmax(-1), 1, generator=generator)
+        else:
+            token = scores.argmax(-1, keepdim=True)
+        input_ids = torch.cat([input_ids, token], dim=-1)
+        ended = stopping_criteria(input_ids, scores).all()
+        yield input_ids
+        if ended:
+            return
+
+
+class Words(TextStreamer):
+    """Turns tokens into text as soon as whole words are there."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self._ready = ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._ready += text
+
+    def take(self) -> str:
+        """The text that was not taken yet."""
+        ready, self._ready = self._ready, ""
+        return ready
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -65,112 +123,47 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-class Worker:
-    """One thread that does what it is given, in turn, for as long as the process lives.
-
-    A thread's first parallel operation makes threads of its own to share the work with, which costs as much as half of
-    the time to the first token; a stream that came with a new thread would pay it every time.
-    """
-
-    def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-
-    def do(self, task: Callable[[], None]) -> None:
-        """Do ``task``, which must not raise, when the ones before it are done."""
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="shared-context-stream", daemon=True)
-                self._thread.start()
-        self._tasks.put(task)
-
-    def _run(self) -> None:
-        while True:
-            self._tasks.get()()
-
-
-@dataclass
-class _Outcome:
-    """How a streamed generation ended."""
-
-    done: threading.Event = field(default_factory=threading.Event)
-    completion: Completion | None = None
-    error: BaseException | None = None
+def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """The pieces of a text up to its first stop string; an end that may begin one is held back."""
+    longest = max((len(s) for s in stop), default=1) - 1
+    held = ""
+    for piece in pieces:
+        held += piece
+        kept = cut_at_stop(held, stop)
+        if len(kept) < len(held):
+            if kept:
+                yield kept
+            return
+        ready = held[: len(held) - longest]
+        held = held[len(ready) :]
+        if ready:
+            yield ready
+    if held:
+        yield held
 
 
 class CompletionStream(Iterator[str]):
-    """The pieces of an answer as they come; :attr:`completion` is the whole of it, once the last piece was taken.
+    """The pieces of an answer, each computed when it is asked for, by any thread, one at a time.
 
-    The answer is generated in another thread. Closing the stream, or dropping it, ends the generation.
+    Closing the stream, or dropping it, ends the generation. Other generations may run between two pieces.
 
     Args:
-        worker: the thread.
-        tokenizer: the model's.
-        generate: called there with a streamer; returns the completion.
-        clock: the generation's clock, which can cancel it.
-        stop: stop strings, which are never part of a piece.
+        generate: makes the pieces; puts the completion into the list that it is given, however it ends.
     """
 
-    def __init__(
-        self,
-        worker: Worker,
-        tokenizer: PreTrainedTokenizerBase,
-        generate: Callable[[TextIteratorStreamer], Completion],
-        clock: Clock,
-        stop: Sequence[str],
-    ):
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        outcome = _Outcome()
-
-        # The thread and the pieces know nothing of this object, so that dropping it is noticed at once.
-        def run() -> None:
-            try:
-                outcome.completion = generate(streamer)
-            except BaseException as error:  # handed to the reader's thread, which raises it
-                outcome.error = error
-                streamer.end()
-            finally:
-                outcome.done.set()
-
-        self._clock, self._outcome = clock, outcome
-        self._pieces = _pieces(streamer, outcome, stop)
-        worker.do(run)
+    def __init__(self, generate: Callable[[list[Completion]], Generator[str]]):
+        # The pieces know nothing of this object, so that dropping it ends them at once.
+        self._completion: list[Completion] = []
+        self._pieces = generate(self._completion)
 
     @property
     def completion(self) -> Completion | None:
-        """The whole answer and what it took; None until it is there."""
-        return self._outcome.completion
+        """The answer up to where it was read and what it took; None before its end or :meth:`close`."""
+        return self._completion[0] if self._completion else None
 
     def __next__(self) -> str:
         return next(self._pieces)
 
     def close(self) -> None:
-        """End the generation at its next token."""
-        self._clock.cancelled.set()
-        self._outcome.done.wait()
-
-    def __del__(self) -> None:
-        self._clock.cancelled.set()
-
-
-def _pieces(streamer: Iterable[str], outcome: _Outcome, stop: Sequence[str]) -> Iterator[str]:
-    """What a streamer gives, up to the first stop string; the end that may begin one is held back."""
-    longest = max((len(s) for s in stop), default=1) - 1
-    held = ""
-    stopped = False
-    for piece in streamer:
-        held += piece
-        if stopped or not held:
-            continue
-        kept = cut_at_stop(held, stop)
-        stopped = len(kept) < len(held)
-        ready = kept if stopped else held[: len(held) - longest]
-        held = "" if stopped else held[len(ready) :]
-        if ready:
-            yield ready
-    outcome.done.wait()
-    if outcome.error is not None:
-        raise outcome.error
-    if held and not stopped:
-        yield held
+        """End the generation; what was not computed yet never is."""
+        self._pieces.close()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from torch.utils.hooks import RemovableHandle
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from shared_context.kernels import ChunkKV, assemble, rotate_keys
+from shared_context.model.cache import RoomyCache, RoomyLayer
 
 ATTENTION = "shared_context"
 """The name under which this library's attention is registered with transformers."""
@@ -101,35 +103,6 @@ AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, additive_mask)
 
 
-class RoomyLayer(DynamicLayer):
-    """A cache layer with room behind its entries, so that a step writes its few keys instead of copying all.
-
-    Args:
-        room: [2, batch, kv_heads, capacity, head_dim]; its first ``length`` entries are the keys and values so far.
-        length: entries in use.
-    """
-
-    def __init__(self, room: torch.Tensor, length: int):
-        super().__init__()
-        self.dtype, self.device = room.dtype, room.device
-        self._room, self._length = room, length
-        self.keys, self.values = room[0, :, :, :length], room[1, :, :, :length]
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        end = self.keys.shape[-2] + key_states.shape[-2]
-        # Beam search and cropping replace the tensors; then they are no longer views of the room.
-        in_place = self.keys.data_ptr() == self._room.data_ptr() and len(self.keys) == self._room.shape[1]
-        if not in_place or end > self._room.shape[-2]:
-            return super().update(key_states, value_states, *args, **kwargs)
-        start = self.keys.shape[-2]
-        self._room[0, :, :, start:end], self._room[1, :, :, start:end] = key_states, value_states
-        self.keys, self.values = self._room[0, :, :, :end], self._room[1, :, :, :end]
-        return self.keys, self.values
-
-
 class PrefixInjection:
     """Injected KV join the softmax of the decoder's own self-attention, in the bottom M layers.
 
@@ -154,10 +127,8 @@ class PrefixInjection:
 
     def cache(
         self, contexts: Sequence[ContextKV | None], prefix_kv: torch.Tensor, sink: int, room: int, dtype: torch.dtype
-    ) -> Cache:
+    ) -> RoomyCache:
         """The decoder's cache, filled for a batch: the context's columns, padded on the left, then the prefix's.
-
-        The next call may use the same memory, so a cache lives only until then.
 
         Keys take contiguous positions behind the prefix, so that a selection stays inside the trained window however
         long its documents are.
@@ -172,7 +143,9 @@ class PrefixInjection:
         _, total_layers, kv_heads, prefix, head_dim = prefix_kv.shape
         width = max((c.entries for c in contexts if c is not None), default=0)
         batch, device = len(contexts), prefix_kv.device
-        lower = self._room((2, self.layers, batch, kv_heads, width + prefix + room, head_dim), dtype, device)
+        shape = (2, self.layers, batch, kv_heads, width + prefix + room, head_dim)
+        memory = self._take_memory(math.prod(shape), dtype, device)
+        lower = memory[: math.prod(shape)].view(shape)
         for row, context in enumerate(contexts):
             # Padding is masked, but what is masked must still be a number.
             lower[:, :, row, :, : width - (context.entries if context is not None else 0)] = 0
@@ -188,20 +161,23 @@ class PrefixInjection:
         )
         upper[:, :, :, :, :prefix] = prefix_kv[:, self.layers :, None].to(dtype)
         layers += [RoomyLayer(upper[:, i], prefix) for i in range(total_layers - self.layers)]
-        return Cache(layers=layers)
+        return RoomyCache(layers, partial(self._keep_memory, memory))
 
-    def _room(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Memory for a cache, with anything in it; on a processor the same memory every time.
+    def _take_memory(self, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """At least so many elements, with anything in them; on a processor those of an earlier cache.
 
         Fresh memory costs a page fault every 4 KB there, a fifth of the time to the first token. Accelerators have an
         allocator that keeps memory by itself.
         """
-        size = math.prod(shape)
-        if device.type != "cpu":
-            return torch.empty(shape, dtype=dtype, device=device)
-        if self._memory is None or self._memory.numel() < size or self._memory.dtype != dtype:
-            self._memory = torch.empty(size, dtype=dtype)
-        return self._memory[:size].view(shape)
+        kept, self._memory = self._memory, None
+        if kept is not None and kept.numel() >= size and (kept.dtype, kept.device) == (dtype, device):
+            return kept
+        return torch.empty(size, dtype=dtype, device=device)
+
+    def _keep_memory(self, memory: torch.Tensor) -> None:
+        kept = self._memory
+        if memory.device.type == "cpu" and (kept is None or kept.numel() < memory.numel()):
+            self._memory = memory
 
 
 class CrossAttention(nn.Module):
@@ -290,9 +266,10 @@ class CrossAttentionInjection(nn.Module):
             if own is not None:  # Phi-3 keeps q, k and v in one projection
                 cross.q_proj.weight.data.copy_(own.weight.data)
 
-    @contextmanager
-    def installed(self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int) -> Iterator[None]:
-        """Inject the contexts into every forward pass of ``model`` while entered.
+    def installed(
+        self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int
+    ) -> AbstractContextManager[None]:
+        """Inject the contexts into every forward pass of ``model`` while entered, which may be again and again.
 
         Args:
             model: the whole causal language model.
@@ -300,39 +277,8 @@ class CrossAttentionInjection(nn.Module):
             sink: tokens in front of each chunk while it was encoded.
         """
         if all(c is None for c in contexts):
-            yield
-            return
-        kv, mask, position = self._gather(contexts, sink, model)
-        handles = []
-        for index, layer in enumerate(model.base_model.layers[: self.layers]):
-            residual: dict[str, torch.Tensor] = {}
-
-            def keep_input(_: nn.Module, args: tuple, kwargs: dict, residual: dict = residual) -> None:
-                residual["states"] = args[0] if args else kwargs["hidden_states"]
-
-            def add_cross(
-                _: nn.Module, args: tuple, output: object, index: int = index, residual: dict = residual
-            ) -> object:
-                first = output[0] if isinstance(output, tuple) else output
-                states = residual.pop("states") + first
-                # beams and several answers per question repeat the rows of the batch
-                times = len(states) // mask.shape[0]
-                added = first + self.attentions[index](
-                    states,
-                    *(kv[part, index].repeat_interleave(times, 0) for part in (0, 1)),
-                    mask.repeat_interleave(times, 0),
-                    position.repeat_interleave(times, 0),
-                    self.inv_freq,
-                )
-                return (added, *output[1:]) if isinstance(output, tuple) else added
-
-            handles.append(layer.register_forward_pre_hook(keep_input, with_kwargs=True))
-            handles.append(attention_output(layer).register_forward_hook(add_cross))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            return nullcontext()
+        return CrossAttentionHooks(self, model, *self._gather(contexts, sink, model))
 
     def _gather(
         self, contexts: Sequence[ContextKV | None], sink: int, model: PreTrainedModel
@@ -352,6 +298,63 @@ class CrossAttentionInjection(nn.Module):
                 mask[row, : context.entries] = True
         position = torch.tensor([len(c.chunks) if c is not None else 0 for c in contexts], device=model.device)
         return kv, mask, position
+
+
+class CrossAttentionHooks(AbstractContextManager[None]):
+    """While entered, every forward pass of the model attends to a batch's contexts in its bottom layers.
+
+    Args:
+        injection: whose modules are used.
+        model: the whole causal language model.
+        kv, mask, position: what all layers are given, see :class:`CrossAttention`; ``kv`` is [2, M, ...].
+    """
+
+    def __init__(
+        self,
+        injection: CrossAttentionInjection,
+        model: PreTrainedModel,
+        kv: torch.Tensor,
+        mask: torch.Tensor,
+        position: torch.Tensor,
+    ):
+        self._layers = list(zip(injection.attentions, model.base_model.layers, kv.unbind(1), strict=False))
+        self._mask, self._position, self._inv_freq = mask, position, injection.inv_freq
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        for cross, layer, kv in self._layers:
+            residual: dict[str, torch.Tensor] = {}
+
+            def keep_input(_: nn.Module, args: tuple, kwargs: dict, residual: dict = residual) -> None:
+                residual["states"] = args[0] if args else kwargs["hidden_states"]
+
+            def add_cross(
+                _: nn.Module,
+                args: tuple,
+                output: object,
+                cross: CrossAttention = cross,
+                kv: torch.Tensor = kv,
+                residual: dict = residual,
+            ) -> object:
+                first = output[0] if isinstance(output, tuple) else output
+                states = residual.pop("states") + first
+                # beams and several answers per question repeat the rows of the batch
+                times = len(states) // len(self._mask)
+                added = first + cross(
+                    states,
+                    *kv.repeat_interleave(times, 1),
+                    self._mask.repeat_interleave(times, 0),
+                    self._position.repeat_interleave(times, 0),
+                    self._inv_freq,
+                )
+                return (added, *output[1:]) if isinstance(output, tuple) else added
+
+            self._handles.append(layer.register_forward_pre_hook(keep_input, with_kwargs=True))
+            self._handles.append(attention_output(layer).register_forward_hook(add_cross))
+
+    def __exit__(self, *raised: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
 
 def attention_output(layer: nn.Module) -> nn.Module:

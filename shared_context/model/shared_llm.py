@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -20,14 +21,24 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TextIteratorStreamer,
+    StoppingCriteria,
+    StopStringCriteria,
 )
 
 from shared_context.config import InjectionKind, one_of, require
 from shared_context.errors import ConfigError, QueryError, UnsupportedModelError, WindowExceededError
 from shared_context.model.adapter import Adapter, AdapterConfig
+from shared_context.model.cache import RoomyCache
 from shared_context.model.compressor import Compressor, bottom_layers
-from shared_context.model.generation import Clock, Completion, CompletionStream, Worker, cut_at_stop
+from shared_context.model.generation import (
+    Clock,
+    Completion,
+    CompletionStream,
+    Words,
+    cut_at_stop,
+    one_by_one,
+    until_stop,
+)
 from shared_context.model.identity import fingerprint
 from shared_context.model.injection import ATTENTION, ContextKV, CrossAttentionInjection, PrefixInjection
 from shared_context.model.pretrained import DEFAULT_MODEL, resolve_model
@@ -118,7 +129,6 @@ class SharedLLMModel:
         self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
         # Hooks and the random state belong to the whole process, so one generation runs at a time.
         self._lock = threading.RLock()
-        self._worker = Worker()
 
     @classmethod
     def from_pretrained(
@@ -279,7 +289,7 @@ class SharedLLMModel:
             QueryError: where a prompt is empty.
         """
         stop = _as_stop(stop)
-        settings = self._settings(max_new_tokens, temperature, top_p, top_k, stop, generation_options)
+        settings = self._settings(max_new_tokens, temperature, top_p, top_k, generation_options)
         single, requests = self._requests(prompt, context, formatted, max_new_tokens)
         require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more prompts")
         # A batch shares the columns of its prefix, so only prompts with the same one run together.
@@ -291,7 +301,7 @@ class SharedLLMModel:
         for group in alike.values():
             for start in range(0, len(group), batch_size):
                 batch = group[start : start + batch_size]
-                completions = self._run([requests[i] for i in batch], settings, stop, seed, Clock())
+                completions = self._run([requests[i] for i in batch], settings, stop, seed)
                 answers |= {i: completions[n * several : (n + 1) * several] for n, i in enumerate(batch)}
         completions = [completion for i in range(len(requests)) for completion in answers[i]]
         return completions[0] if single and several == 1 else completions
@@ -310,18 +320,19 @@ class SharedLLMModel:
         formatted: bool = False,
         **generation_options: Any,
     ) -> CompletionStream:
-        """Answer one prompt piece by piece; takes and raises what :meth:`complete` does."""
+        """Answer one prompt piece by piece; takes and raises what :meth:`complete` does.
+
+        What is wrong with the call is raised here; nothing is computed before the first piece is asked for.
+        """
         stop = _as_stop(stop)
-        settings = self._settings(max_new_tokens, temperature, top_p, top_k, stop, generation_options)
+        settings = self._settings(max_new_tokens, temperature, top_p, top_k, generation_options)
         single, requests = self._requests(prompt, context, formatted, max_new_tokens)
         if not single:
             raise ConfigError(f"stream() takes one prompt, not a batch of {len(requests)}; use generate().")
-        clock = Clock()
-
-        def run(streamer: TextIteratorStreamer) -> Completion:
-            return self._run(requests, settings, stop, seed, clock, streamer)[0]
-
-        return CompletionStream(self._worker, self.tokenizer, run, clock, stop)
+        for option in ("num_beams", "num_return_sequences"):
+            given = getattr(settings, option)
+            require(given in (None, 1), option, given, "a stream has one answer; use complete()")
+        return CompletionStream(partial(self._streamed, requests[0], settings, stop, seed))
 
     @torch.inference_mode()
     def score(
@@ -360,6 +371,7 @@ class SharedLLMModel:
             positions = (inputs["attention_mask"].cumsum(-1) - 1)[:, past:]
             with injected:
                 out = self.hf_model(input_ids=ids[:, past:], position_ids=positions, **inputs)
+            _release(inputs)
         return out.logits[0, -len(prompt.suffix) :]
 
     def check_window(
@@ -423,7 +435,6 @@ class SharedLLMModel:
         temperature: float,
         top_p: float | None,
         top_k: int | None,
-        stop: Sequence[str],
         options: dict[str, Any],
     ) -> GenerationConfig:
         require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be 1 or more tokens")
@@ -437,11 +448,13 @@ class SharedLLMModel:
         end = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
         ends = end if isinstance(end, list) else [end]
         padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else ends[0]
-        if stop:
-            sampling["stop_strings"] = list(stop)
         return GenerationConfig(
             **{"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding, **sampling, **options}
         )
+
+    def _criteria(self, clock: Clock, stop: Sequence[str]) -> list[StoppingCriteria]:
+        # GenerationConfig's own stop_strings are lost on the way to one_by_one.
+        return [clock, StopStringCriteria(self.tokenizer, list(stop))] if stop else [clock]
 
     def _run(
         self,
@@ -449,10 +462,9 @@ class SharedLLMModel:
         settings: GenerationConfig,
         stop: Sequence[str],
         seed: int | None,
-        clock: Clock,
-        streamer: TextIteratorStreamer | None = None,
     ) -> list[Completion]:
         """One batch through transformers' ``generate``."""
+        clock = Clock()
         with self._lock, torch.inference_mode():
             inputs, injected = self._inputs(requests, settings.max_new_tokens)
             several = max(settings.num_beams or 1, settings.num_return_sequences or 1)
@@ -465,33 +477,78 @@ class SharedLLMModel:
                 ids = self.hf_model.generate(
                     **inputs,
                     generation_config=settings,
-                    tokenizer=self.tokenizer,
-                    stopping_criteria=[clock],
-                    streamer=streamer,
+                    stopping_criteria=self._criteria(clock, stop),
                 )
+            _release(inputs)
+        answers = ids[:, inputs["input_ids"].shape[1] :].tolist()
+        each = len(answers) // len(requests)
+        return [
+            self._completion(requests[row // each], answer, settings, stop, clock) for row, answer in enumerate(answers)
+        ]
+
+    def _streamed(
+        self,
+        request: _Request,
+        settings: GenerationConfig,
+        stop: Sequence[str],
+        seed: int | None,
+        completion: list[Completion],
+    ) -> Generator[str]:
+        """The pieces of one answer; the lock and torch's modes are left between them, for others to compute."""
+        clock, words = Clock(), Words(self.tokenizer)
+        with self._lock, torch.inference_mode():
+            inputs, injected = self._inputs([request], settings.max_new_tokens)
+            chance = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+            tokens = self.hf_model.generate(
+                **inputs,
+                generation_config=settings,
+                stopping_criteria=self._criteria(clock, stop),
+                custom_generate=partial(one_by_one, generator=chance),
+            )
+        answer: list[int] = []
+
+        def pieces() -> Generator[str]:
+            while True:
+                with self._lock, torch.inference_mode(), injected:
+                    ids = next(tokens, None)
+                if ids is None:
+                    break
+                answer.append(ids[0, -1].item())
+                words.put(ids[0, -1:])
+                yield words.take()
+            words.end()
+            yield words.take()
+
+        try:
+            yield from until_stop(pieces(), stop)
+        finally:
+            _release(inputs)
+            completion.append(self._completion(request, answer, settings, stop, clock))
+
+    def _completion(
+        self, request: _Request, answer: list[int], settings: GenerationConfig, stop: Sequence[str], clock: Clock
+    ) -> Completion:
+        """What came of a request.
+
+        Args:
+            answer: the new token ids, which may go on with padding after the one that ended it.
+        """
         seconds = clock.elapsed()
-        answers = ids[:, inputs["input_ids"].shape[1] :]
         end = settings.eos_token_id
         ends = set(end if isinstance(end, list) else [end])
-        completions = []
-        for row, answer in enumerate(answers.tolist()):
-            request = requests[row // (len(answers) // len(requests))]
-            length = next((i for i, token in enumerate(answer) if token in ends), len(answer))
-            text = self.tokenizer.decode(answer[:length], skip_special_tokens=True)
-            shown = cut_at_stop(text, stop)
-            stopped = length < len(answer) or len(shown) < len(text) or clock.cancelled.is_set()
-            completions.append(
-                Completion(
-                    text=shown,
-                    finish_reason="stop" if stopped or length < settings.max_new_tokens else "length",
-                    prompt_tokens=len(request.prompt),
-                    context_entries=request.context_entries,
-                    completion_tokens=length,
-                    time_to_first_token=clock.first_token or seconds,
-                    seconds=seconds,
-                )
-            )
-        return completions
+        length = next((i for i, token in enumerate(answer) if token in ends), len(answer))
+        text = self.tokenizer.decode(answer[:length], skip_special_tokens=True)
+        shown = cut_at_stop(text, stop)
+        stopped = length < len(answer) or len(shown) < len(text) or length < settings.max_new_tokens
+        return Completion(
+            text=shown,
+            finish_reason="stop" if stopped else "length",
+            prompt_tokens=len(request.prompt),
+            context_entries=request.context_entries,
+            completion_tokens=length,
+            time_to_first_token=clock.first_token or seconds,
+            seconds=seconds,
+        )
 
     def _score(self, request: _Request, answer: Sequence[int]) -> float:
         # The last token of the prompt predicts the first of the answer.
@@ -541,6 +598,13 @@ class SharedLLMModel:
         while len(self._prefixes) > PREFIXES_KEPT:
             self._prefixes.popitem(last=False)
         return kv
+
+
+def _release(inputs: dict[str, Any]) -> None:
+    """Give back what a generation's cache borrowed."""
+    cache = inputs["past_key_values"]
+    if isinstance(cache, RoomyCache):
+        cache.release()
 
 
 def _as_stop(stop: str | Sequence[str] | None) -> list[str]:

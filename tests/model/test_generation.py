@@ -86,13 +86,18 @@ def test_a_closed_stream_stops_generating(model):
     assert stream.completion.completion_tokens < 400
 
 
-def test_a_dropped_stream_stops_generating(model):
-    dropped = model.stream("Count to a thousand.", max_new_tokens=2000)
-    next(dropped)
-    outcome = dropped._outcome
-    del dropped
-    outcome.done.wait()
-    assert outcome.completion.completion_tokens < 2000
+def test_streams_and_answers_take_turns(model, selection):
+    questions = [QUESTION, "Who is the harbour master?"]
+    expected = [model.generate(q, context=selection, max_new_tokens=12) for q in questions]
+    first, second = (model.stream(q, context=selection, max_new_tokens=12) for q in questions)
+    begun = next(first), next(second)
+    assert model.generate(QUESTION, context=selection, max_new_tokens=12) == expected[0]
+    assert [begun[0] + "".join(first), begun[1] + "".join(second)] == expected
+
+
+def test_a_stream_samples_what_the_whole_answer_samples(model):
+    options = {"max_new_tokens": 12, "temperature": 1.5, "seed": 3}
+    assert "".join(model.stream("Tell me a story.", **options)) == model.generate("Tell me a story.", **options)
 
 
 def test_threads_get_the_answers_they_asked_for(model, selection):
@@ -141,3 +146,8 @@ def test_a_failure_in_a_stream_reaches_its_reader(model, selection, monkeypatch)
     monkeypatch.setattr(model.hf_model, "generate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(model.stream(QUESTION, context=selection))
+
+
+def test_a_stream_has_one_answer(model):
+    with pytest.raises(ConfigError, match="num_beams=2"):
+        model.stream(QUESTION, num_beams=2)

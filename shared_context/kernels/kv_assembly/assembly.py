@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from shared_context.kernels.kv_assembly.chunk_kv import ChunkKV
 from shared_context.kernels.kv_assembly.reference import assemble_reference
+
+SHORTEST_RUN = 8
+"""Rows of an evenly spaced run, on average, from which on slices are copied faster than rows are gathered."""
 
 
 def assemble(
@@ -53,11 +57,12 @@ def _copy_and_turn(
 ) -> None:
     at = 0
     for chunk, taken in zip(chunks, rows, strict=True):
-        kv = chunk.data[:, :, :, evenly_spaced(taken)]
-        if chunk.scale is not None:
-            kv = kv.float().mul_(chunk.scale)  # two passes, each vectorised, which int8 times float32 is not
-        out[:, :, :, at : at + len(taken)] = kv
-        at += len(taken)
+        for run in evenly_spaced(taken):
+            kv = chunk.data[:, :, :, run]
+            if chunk.scale is not None:
+                kv = kv.float().mul_(chunk.scale)  # two passes, each vectorised, which int8 times float32 is not
+            out[:, :, :, at : at + kv.shape[3]] = kv
+            at += kv.shape[3]
     # float64, because an error of the angle grows with the delta and every layer would inherit it
     angle = torch.cat(list(deltas)).to(torch.float64)[:, None] * inv_freq.to("cpu", torch.float64)
     cos, sin = (f.to(out.device, torch.float32) for f in (angle.cos(), angle.sin()))
@@ -70,11 +75,21 @@ def _copy_and_turn(
         second.copy_(turned[1])
 
 
-def evenly_spaced(rows: torch.Tensor) -> slice | torch.Tensor:
-    """Rows as a slice where they are evenly spaced, which spares the gather; as they are otherwise."""
-    if not len(rows):
-        return slice(0)
-    first, last = int(rows[0]), int(rows[-1])
-    step = int(rows[1]) - first if len(rows) > 1 else 1
-    evenly = step > 0 and last - first == step * (len(rows) - 1) and bool((rows.diff() == step).all())
-    return slice(first, last + 1, step) if evenly else rows
+def evenly_spaced(rows: torch.Tensor) -> list[slice] | list[torch.Tensor]:
+    """Rows as slices, one for each run that is evenly spaced: copying a slice takes a third of the time of a gather.
+
+    Rows that hardly ever are evenly spaced come back as they are, the only entry of the list.
+    """
+    step = np.diff(rows.numpy(force=True))
+    # the rows at which a run of equal steps ends
+    ends = np.append(np.flatnonzero(np.diff(step)) + 1, len(rows) - 1).tolist()
+    if len(ends) * SHORTEST_RUN > len(rows):
+        return [rows]
+    runs, first, numbers = [], 0, rows.tolist()
+    for end in ends:
+        # The step to the first row of the next run is a run of its own, with nothing left in it.
+        if end > first or end == len(rows) - 1 == first:
+            stride = int(step[first]) if end > first else 1
+            runs.append(slice(numbers[first], numbers[end] + 1, stride))
+            first = end + 1
+    return runs

@@ -1,0 +1,57 @@
+"""A decoder's cache whose layers have room: nothing is copied when entries join."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer with room behind its entries, so that a step writes its few keys instead of copying all.
+
+    Args:
+        room: [2, batch, kv_heads, capacity, head_dim]; its first ``length`` entries are the keys and values so far.
+        length: entries in use.
+    """
+
+    def __init__(self, room: torch.Tensor, length: int):
+        super().__init__()
+        self.dtype, self.device = room.dtype, room.device
+        self._room = room
+        self.keys, self.values = room[0, :, :, :length], room[1, :, :, :length]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self.keys.shape[-2] + key_states.shape[-2]
+        # Beam search and cropping replace the tensors; then they are no longer views of the room.
+        at_home = self.keys.numel() == 0 or self.keys.data_ptr() == self._room.data_ptr()
+        in_place = at_home and len(self.keys) == self._room.shape[1]
+        if not in_place or end > self._room.shape[-2]:
+            return super().update(key_states, value_states, *args, **kwargs)
+        start = self.keys.shape[-2]
+        self._room[0, :, :, start:end], self._room[1, :, :, start:end] = key_states, value_states
+        self.keys, self.values = self._room[0, :, :, :end], self._room[1, :, :, :end]
+        return self.keys, self.values
+
+
+class RoomyCache(Cache):
+    """A cache of :class:`RoomyLayer`, in memory that can be given back.
+
+    Args:
+        layers: the layers, the lowest first.
+        give_back: called once the cache is not used any more.
+    """
+
+    def __init__(self, layers: Sequence[RoomyLayer], give_back: Callable[[], None]):
+        super().__init__(layers=list(layers))
+        self._give_back = give_back
+
+    def release(self) -> None:
+        """Let others use the memory; the cache is empty from now on."""
+        self.layers = []
+        self._give_back()
