@@ -12,7 +12,7 @@ Message = dict[str, str]
 
 SYSTEM_PROMPT = "You are a helpful assistant. Answer from the context, in as few words as possible."
 CONTEXT_HEADER = "Context:\n"
-CONTEXT_FOOTER = "\n\n"
+CONTEXT_FOOTER = "\n\nQuestion: "
 
 # Marks the context's place while the chat template is rendered: a private-use character that no template touches.
 PLACE = "\ue0c7"
@@ -84,7 +84,9 @@ class PromptFormat:
 
     def _plain(self, messages: Sequence[Message]) -> str:
         names = {"system": "", "user": "Question: ", "assistant": "Answer: "}
-        text = "\n\n".join(f"{names.get(m['role'], '')}{m['content']}" for m in messages)
+        # Behind a context the question is named already.
+        named = ((m["content"].startswith(CONTEXT_HEADER), m) for m in messages)
+        text = "\n\n".join(f"{'' if with_it else names.get(m['role'], '')}{m['content']}" for with_it, m in named)
         start = self._tokenizer.bos_token if self._tokenizer.bos_token_id is not None else ""
         return f"{start}{text}\n\nAnswer:"
 

@@ -16,6 +16,8 @@ from shared_context.store.database import NodeData
 class Leaves:
     """The leaves of a store as arrays, one row per leaf, in the order of documents and of their text.
 
+    Tensors are where queries are compared, NumPy's arrays in main memory.
+
     Attributes:
         codes: int8 [leaves, leaf_size, code_size]; a short leaf repeats its last token.
         scales: float16 [leaves, leaf_size].
@@ -58,10 +60,12 @@ class NodeIndex:
     Args:
         tree: the shape of the trees.
         vocabulary: size of the model's vocabulary, for token frequencies.
+        device: where queries are compared.
     """
 
-    def __init__(self, tree: TreeConfig, vocabulary: int):
+    def __init__(self, tree: TreeConfig, vocabulary: int, device: torch.device | str = "cpu"):
         self._tree = tree
+        self._device = device
         self._documents: dict[int, _Document] = {}
         self._frequency = np.zeros(vocabulary, dtype=np.int64)
         self._leaf_count = 0
@@ -133,7 +137,7 @@ class NodeIndex:
         number = _ranges(per_document)
         first_chunk = np.cumsum(chunks) - chunks
         joined = {
-            name: torch.cat([getattr(d, name) for d in documents])
+            name: torch.cat([getattr(d, name).to(self._device) for d in documents])
             for name in ("codes", "scales", "states", "embeddings")
         }
         # The documents' own arrays become views of the joined ones, so that nothing is held twice.

@@ -23,7 +23,7 @@ class Prefilter:
     def __init__(self, leaves: Leaves):
         import faiss  # loaded where it is used: most stores never ask for it
 
-        embeddings = np.ascontiguousarray(leaves.embeddings.numpy(), dtype=np.float32)
+        embeddings = np.ascontiguousarray(leaves.embeddings.numpy(force=True), dtype=np.float32)
         count, dimension = embeddings.shape
         self._lists = 0
         if count <= EXHAUSTIVE_LEAVES:

@@ -11,7 +11,7 @@ import torch
 
 from shared_context.config import Policy
 from shared_context.errors import ConfigError
-from shared_context.kernels import late_interaction_scores
+from shared_context.kernels import late_interaction_scores, node_scores
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.codec import Codec
 from shared_context.store.embedder import Embedder, embed
@@ -51,21 +51,20 @@ class Query:
 
 def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
     """Max-similarity of each query token over the leaf's tokens, weighted by inverse leaf frequency, summed."""
-    weights = query.index.weights(query.token_ids)
-    chosen = None if isinstance(rows, slice) else rows
-    return late_interaction_scores(
-        query.codec.encode(query.states), weights, leaves.codes, leaves.scales, leaves=chosen
-    )
+    codes, weights = query.codec.encode(query.states), query.index.weights(query.token_ids)
+    device, chosen = leaves.codes.device, None if isinstance(rows, slice) else rows
+    return late_interaction_scores(codes.to(device), weights.to(device), leaves.codes, leaves.scales, leaves=chosen)
 
 
 def embedding(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
     """Cosine of the leaf's embedding with the query's."""
-    return leaves.embeddings[rows] @ query.embedding
+    return leaves.embeddings[rows] @ query.embedding.to(leaves.embeddings.device)
 
 
 def last_token(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
     """Cosine of the last tokens' hidden states after one layer (arXiv 2603.04759)."""
-    return torch.nn.functional.cosine_similarity(leaves.states[rows].float(), query.states[-1:], dim=-1)
+    asked = query.states[-1:].to(leaves.states.device)
+    return torch.nn.functional.cosine_similarity(leaves.states[rows].float(), asked, dim=-1)
 
 
 def hybrid(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
@@ -90,18 +89,28 @@ FLOOR_LEAVES = 32
 """Among fewer leaves the mean says too little of what a question does not need, and there is no floor."""
 
 
-def above_floor(scores: np.ndarray, floor: float) -> np.ndarray:
+def above_floor(scores: torch.Tensor, floor: float) -> torch.Tensor:
     """Scores in which leaves below a share of the best one are minus infinity, so that no search opens them.
 
     Args:
         scores: [chunks, leaves]; minus infinity where there is no leaf.
         floor: the share, counted from the mean: at 0.4 a leaf must reach 40% of what the best is above it.
     """
-    there = scores[np.isfinite(scores)]
+    there = scores[scores.isfinite()]
     if floor == 0 or len(there) < FLOOR_LEAVES:
         return scores
     mean = there.mean()
-    return np.where(scores >= mean + floor * (there.max() - mean), scores, -np.inf)
+    return scores.masked_fill(scores < mean + floor * (there.max() - mean), -torch.inf)
+
+
+def by_level(leaf_scores: torch.Tensor) -> list[np.ndarray]:
+    """Scores of the nodes of every level, root first: an inner node is as good as its best leaf.
+
+    Args:
+        leaf_scores: [chunks, 2**height]; minus infinity where there is no leaf.
+    """
+    nodes = node_scores(leaf_scores).numpy(force=True)
+    return [nodes[:, 2**level - 1 : 2 ** (level + 1) - 1] for level in range(leaf_scores.shape[1].bit_length())]
 
 
 def with_neighbours(scores: torch.Tensor, document: np.ndarray, weight: float) -> torch.Tensor:
@@ -113,7 +122,7 @@ def with_neighbours(scores: torch.Tensor, document: np.ndarray, weight: float) -
         weight: share of a neighbour's score.
     """
     above = (scores - scores.mean()) * weight
-    same = torch.from_numpy(document[1:] == document[:-1])
+    same = torch.from_numpy(document[1:] == document[:-1]).to(scores.device)
     smoothed = scores.clone()
     smoothed[1:] += above[:-1] * same
     smoothed[:-1] += above[1:] * same

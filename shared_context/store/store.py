@@ -40,6 +40,7 @@ from shared_context.errors import (
     StoreFormatError,
 )
 from shared_context.kernels import ChunkKV
+from shared_context.kernels import split_and_search as preserved_cuts
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.codec import Codec
 from shared_context.store.database import (
@@ -68,10 +69,10 @@ from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.memory import ConversationMemory
 from shared_context.store.node_index import Leaves, NodeIndex
 from shared_context.store.prefilter import Prefilter
-from shared_context.store.scoring import POLICIES, Query, above_floor, with_neighbours
+from shared_context.store.scoring import POLICIES, Query, above_floor, by_level, with_neighbours
 from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
 from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
-from shared_context.tree.search import node_scores, smallest_cut
+from shared_context.tree.search import smallest_cut
 
 Progress = Callable[[int, int, str], None]
 """Called with how much is done, of how much, and what it is."""
@@ -138,7 +139,7 @@ class SharedLLMContextStore:
                 cache.disk_bytes,
                 quantize=cache.quantize,
             )
-            self._index = NodeIndex(self.config.tree, model.hf_model.config.vocab_size)
+            self._index = NodeIndex(self.config.tree, model.hf_model.config.vocab_size, model.device)
             self._ingestion = Ingestion(model, self._codec, self.embedder, self.config.tree)
             self._catalogue: dict[int, Entry] = {}
             self._keys: dict[tuple[Kind, str], int] = {}
@@ -564,9 +565,10 @@ class SharedLLMContextStore:
             scored = self._score(self._index, asked, keys, policy, smooth=policy != "last_token")
             leaf_level = self.config.tree.height
             nodes = []
-            for flat in np.argsort(-scored.leaves, axis=None, kind="stable")[:k]:
-                chunk, slot = divmod(int(flat), scored.leaves.shape[1])
-                if np.isfinite(scored.leaves[chunk, slot]):
+            of_leaves = scored.levels[leaf_level]
+            for flat in np.argsort(-of_leaves, axis=None, kind="stable")[:k]:
+                chunk, slot = divmod(int(flat), of_leaves.shape[1])
+                if np.isfinite(of_leaves[chunk, slot]):
                     nodes += self._scored_cut(scored, chunk, [Grained(Node(leaf_level, slot), 1)]).nodes
             return nodes
 
@@ -672,7 +674,7 @@ class SharedLLMContextStore:
         if len(keys) < len(self._index):
             # What filters leave is usually few: their leaves are compared one by one.
             rows = np.flatnonzero(np.isin(leaves.document, keys))
-            near = (leaves.embeddings[torch.from_numpy(rows)] @ embedding).numpy()
+            near = POLICIES["embedding"](query, leaves, torch.from_numpy(rows)).numpy(force=True)
             ordered = dict.fromkeys(leaves.document[rows[np.argsort(-near, kind="stable")]].tolist())
             return sorted(list(ordered)[:count])
         if self._prefilter is None or self._prefilter[0] is not leaves:
@@ -718,13 +720,13 @@ class SharedLLMContextStore:
             return Selection([], self._encode, query=text, budget=budget, policy=policy)
         if search == "best_first":
             scored = self._score(index, query, keys, policy, smooth=policy != "last_token")
-            worth_opening = scored.leaves
+            worth_opening = scored.levels
             if sum(kv_entries(t.length, tree.fine) for t in scored.trees) > budget:
-                worth_opening = above_floor(scored.leaves, floor)
+                worth_opening = by_level(above_floor(scored.leaves, floor))
             # Where nothing that is worth it fits, what does fit is better than nothing.
             cuts = expand_under_budget(
                 scored.trees, worth_opening, tree.coarse, tree.fine, budget
-            ) or expand_under_budget(scored.trees, scored.leaves, tree.coarse, tree.fine, budget)
+            ) or expand_under_budget(scored.trees, scored.levels, tree.coarse, tree.fine, budget)
             if not cuts:
                 smallest = min(smallest_cut(t, tree.coarse, tree.fine) for t in scored.trees)
                 raise BudgetError(
@@ -734,10 +736,14 @@ class SharedLLMContextStore:
         else:
             scored = self._score(index, query, keys, policy, smooth=False)
             ratios = tree.coarse if any(tree.coarse) else paper_ratios(tree.height)
+            paths = scored.paths(query.states[-1]) if query is not None and policy == "last_token" else None
             cuts = {}
             for chunk, context_tree in enumerate(scored.trees):
-                similarity = None if query is None else scored.similarity(chunk, policy)
-                cut = split_and_search(context_tree, ratios, similarity)
+                if paths is not None:
+                    cut = [Grained(node, ratios[node.level]) for node in sorted(paths[chunk], key=context_tree.span)]
+                else:
+                    similarity = None if query is None else scored.similarity(chunk)
+                    cut = split_and_search(context_tree, ratios, similarity)
                 cuts[chunk] = [grained for grained in cut if grained.ratio is not None]
         chunks = [self._scored_cut(scored, chunk, cut) for chunk, cut in cuts.items() if cut]
         selection = Selection(chunks, self._encode, query=text, budget=budget, policy=None if query is None else policy)
@@ -756,17 +762,22 @@ class SharedLLMContextStore:
         everything = len(keys) == len(index)
         rows = np.arange(len(leaves)) if everything else np.flatnonzero(np.isin(leaves.document, keys))
         # All rows are taken as they lie; some of them are copied.
-        taken = slice(None) if everything else torch.from_numpy(rows)
-        scores = torch.zeros(len(rows)) if query is None else POLICIES[policy](query, leaves, taken)
+        taken = slice(None) if everything else torch.from_numpy(rows).to(leaves.codes.device)
+        if query is None:
+            scores = torch.zeros(len(rows), device=leaves.codes.device)
+        else:
+            scores = POLICIES[policy](query, leaves, taken)
         if smooth:
             scores = with_neighbours(scores, leaves.document[rows], self.config.neighbour_weight)
-        chunks, place = np.unique(leaves.chunk[rows], return_inverse=True)
-        by_chunk = np.full((len(chunks), 2**tree.height), -np.inf)
-        by_chunk[place, leaves.slot[rows]] = scores.numpy()
+        chunks, first, place = np.unique(leaves.chunk[rows], return_index=True, return_inverse=True)
+        by_chunk = scores.new_full((len(chunks), 2**tree.height), -torch.inf)
+        by_chunk[torch.from_numpy(place), torch.from_numpy(leaves.slot[rows])] = scores
         return _Scored(
             by_chunk,
             list(zip(leaves.chunk_document[chunks].tolist(), leaves.chunk_number[chunks].tolist(), strict=True)),
             [regular_tree(length, tree.chunk_size, tree.height) for length in leaves.chunk_length[chunks].tolist()],
+            leaves.states,
+            rows[first],
         )
 
     def _scored_cut(self, scored: _Scored, chunk: int, cut: Sequence[Grained]) -> SelectedChunk:
@@ -875,7 +886,7 @@ class SharedLLMContextStore:
     def _select_conversation(self, id: str, query: str, **options: Any) -> Selection:
         with self._open():
             # Its own index: no conversation weighs on the scores of another one, or of the documents.
-            index = NodeIndex(self.config.tree, self.model.hf_model.config.vocab_size)
+            index = NodeIndex(self.config.tree, self.model.hf_model.config.vocab_size, self.model.device)
             key = self._keys.get(("conversation", id))
             if key is not None:
                 index.add(key, self._text(key).tokens.ids, self._nodes(key))
@@ -949,32 +960,35 @@ class _Scored:
         leaves: [chunks, 2**height]; minus infinity where there is no leaf.
         places: each chunk's document, by its key, and its number in the document.
         trees: each chunk's context tree.
+        states: last hidden states of all leaves of the index, [all leaves, hidden].
+        first: row of each chunk's first leaf in ``states``, [chunks].
     """
 
-    leaves: np.ndarray
+    leaves: torch.Tensor
     places: list[tuple[int, int]]
     trees: list[ContextTree]
+    states: torch.Tensor
+    first: np.ndarray
 
     @cached_property
     def levels(self) -> list[np.ndarray]:
         """Scores of the nodes of every level, root first."""
-        return node_scores(self.leaves)
+        return by_level(self.leaves)
 
-    def similarity(self, chunk: int, policy: Policy) -> Callable[[Node], float]:
-        """How similar a node of a chunk is to the query.
+    def similarity(self, chunk: int) -> Callable[[Node], float]:
+        """How promising a node of a chunk is: as good as its best leaf."""
+        return lambda node: float(self.levels[node.level][chunk, node.index])
 
-        The paper compares the node's last token; of the other policies a node is as good as its best leaf.
+    def paths(self, query: torch.Tensor) -> list[list[Node]]:
+        """The paper's preserved cut of every chunk, which compares last tokens.
+
+        Args:
+            query: hidden state of the query's last token, [hidden].
         """
-        if policy != "last_token":
-            return lambda node: float(self.levels[node.level][chunk, node.index])
-        tree = self.trees[chunk]
-
-        def of_last_leaf(node: Node) -> float:
-            leaves = 1 << (tree.height - node.level)
-            inside = self.leaves[chunk, node.index * leaves : (node.index + 1) * leaves]
-            return float(inside[np.isfinite(inside)][-1])
-
-        return of_last_leaf
+        device, height = self.states.device, self.leaves.shape[1].bit_length() - 1
+        first, count = torch.from_numpy(self.first).to(device), self.leaves.isfinite().sum(dim=1)
+        nodes = preserved_cuts(query.to(device), self.states, first, count, height).tolist()
+        return [[Node(n.bit_length() - 1, n - (1 << n.bit_length() - 1)) for n in path if n] for path in nodes]
 
 
 @lru_cache(maxsize=4096)

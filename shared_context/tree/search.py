@@ -42,21 +42,6 @@ def split_and_search(
     return [Grained(node, ratios[node.level]) for node in sorted(cut, key=tree.span)]
 
 
-def node_scores(leaf_scores: np.ndarray) -> list[np.ndarray]:
-    """Scores of all nodes from those of the leaves: an inner node is as good as its best leaf.
-
-    Args:
-        leaf_scores: float [chunks, 2**height]; minus infinity where there is no leaf.
-
-    Returns:
-        One array per level, root first, level ``w`` of shape [chunks, 2**w].
-    """
-    levels = [leaf_scores]
-    while levels[0].shape[1] > 1:
-        levels.insert(0, np.maximum(levels[0][:, ::2], levels[0][:, 1::2]))
-    return levels
-
-
 def smallest_cut(tree: ContextTree, coarse: Sequence[int | None], fine: int) -> int:
     """The smallest budget under which :func:`expand_under_budget` shows anything of a chunk.
 
@@ -72,7 +57,7 @@ def smallest_cut(tree: ContextTree, coarse: Sequence[int | None], fine: int) -> 
 
 def expand_under_budget(
     trees: Sequence[ContextTree],
-    leaf_scores: np.ndarray,
+    scores: Sequence[np.ndarray],
     coarse: Sequence[int | None],
     fine: int,
     budget: int,
@@ -86,7 +71,8 @@ def expand_under_budget(
 
     Args:
         trees: the tree of each chunk, all of one height.
-        leaf_scores: float [chunks, 2**height]; minus infinity where there is no leaf or it may not be opened.
+        scores: of the nodes of every level, root first, level ``w`` float [chunks, 2**w]; minus infinity where there
+            is no node or none of its leaves may be opened.
         coarse: for each level, root first, the ratio of an unopened node; None shows nothing of it.
         fine: the ratio of an opened leaf.
         budget: the most KV entries that all cuts together may hold.
@@ -94,7 +80,6 @@ def expand_under_budget(
     Returns:
         By chunk, the nodes of its cut from left to right. Chunks and nodes of which nothing is shown are missing.
     """
-    scores = node_scores(leaf_scores)
     height = len(scores) - 1
     only_leaves = all(ratio is None for ratio in coarse)
     cuts: dict[int, dict[Node, int | None]] = {}

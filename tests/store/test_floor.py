@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from shared_context import SharedLLMContextStore, StoreConfig
 from shared_context.errors import ConfigError
@@ -27,10 +28,10 @@ def test_the_default_is_the_configurations(model, handbook_store):
 
 
 def test_few_leaves_have_no_floor(handbook_store):
-    scores = np.linspace(0, 1, FLOOR_LEAVES - 1)[None]
+    scores = torch.linspace(0, 1, FLOOR_LEAVES - 1)[None]
     assert above_floor(scores, 0.9) is scores
-    enough = np.linspace(0, 1, FLOOR_LEAVES)[None]
-    assert np.isneginf(above_floor(enough, 0.9)).sum() > FLOOR_LEAVES / 2
+    enough = torch.linspace(0, 1, FLOOR_LEAVES)[None]
+    assert above_floor(enough, 0.9).isneginf().sum() > FLOOR_LEAVES / 2
 
 
 def test_a_floor_outside_its_range_is_refused():

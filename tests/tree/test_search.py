@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared_context.config import paper_ratios
 from shared_context.tree import ContextTree, Grained, Node, cut_rows, expand_under_budget, kv_entries, split_and_search
-from shared_context.tree.search import node_scores, smallest_cut
+from shared_context.tree.search import smallest_cut
 
 HEIGHT = 3
 NOTHING = (None,) * (HEIGHT + 1)
@@ -42,6 +42,14 @@ def forest(seed: int, *, equal: bool = False) -> tuple[list[ContextTree], np.nda
                 scores[row, leaf.index] = random.choice([random.gauss(0, 1), random.randint(-1, 1)])
         trees.append(tree)
     return trees, scores
+
+
+def node_scores(leaf_scores: np.ndarray) -> list[np.ndarray]:
+    """By level, root first: an inner node is as good as its best leaf."""
+    levels = [leaf_scores]
+    while levels[0].shape[1] > 1:
+        levels.insert(0, np.maximum(levels[0][:, ::2], levels[0][:, 1::2]))
+    return levels
 
 
 def entries(trees, cuts) -> int:
@@ -108,23 +116,14 @@ def test_the_empty_end_of_a_short_chunk_is_never_entered():
 # Expansion
 
 
-def test_an_inner_node_is_as_good_as_its_best_leaf():
-    levels = node_scores(np.array([[0.0, 3.0, -np.inf, 1.0], [-np.inf] * 4]))
-    assert [level.tolist() for level in levels] == [
-        [[3.0], [-np.inf]],
-        [[3.0, 1.0], [-np.inf, -np.inf]],
-        [[0.0, 3.0, -np.inf, 1.0], [-np.inf] * 4],
-    ]
-
-
 def test_no_chunks_give_no_cuts():
-    assert expand_under_budget([], np.zeros((0, 8)), NOTHING, 1, 1000) == {}
+    assert expand_under_budget([], node_scores(np.zeros((0, 8))), NOTHING, 1, 1000) == {}
 
 
 @given(seeds, coarse_ratios, st.integers(1, 16), budgets)
 def test_the_budget_is_never_exceeded(seed, coarse, fine, budget):
     trees, scores = forest(seed)
-    cuts = expand_under_budget(trees, scores, coarse, fine, budget)
+    cuts = expand_under_budget(trees, node_scores(scores), coarse, fine, budget)
     assert entries(trees, cuts) <= budget
     assert sum(len(cut_rows(trees[chunk], cut)) for chunk, cut in cuts.items()) == entries(trees, cuts)
 
@@ -132,13 +131,13 @@ def test_the_budget_is_never_exceeded(seed, coarse, fine, budget):
 @given(seeds, st.lists(st.one_of(st.none(), st.integers(1, 64)), min_size=4, max_size=4), st.integers(1, 16), budgets)
 def test_the_budget_holds_for_any_ratios_even_senseless_ones(seed, coarse, fine, budget):
     trees, scores = forest(seed)
-    assert entries(trees, expand_under_budget(trees, scores, coarse, fine, budget)) <= budget
+    assert entries(trees, expand_under_budget(trees, node_scores(scores), coarse, fine, budget)) <= budget
 
 
 @given(seeds, coarse_ratios, st.integers(1, 16), budgets)
 def test_cuts_are_in_order_and_show_no_token_twice(seed, coarse, fine, budget):
     trees, scores = forest(seed)
-    cuts = expand_under_budget(trees, scores, coarse, fine, budget)
+    cuts = expand_under_budget(trees, node_scores(scores), coarse, fine, budget)
     assert list(cuts) == sorted(cuts)
     for chunk, cut in cuts.items():
         shown = tokens_shown(trees[chunk], cut)
@@ -150,7 +149,7 @@ def test_cuts_are_in_order_and_show_no_token_twice(seed, coarse, fine, budget):
 def test_where_no_level_is_hidden_a_shown_chunk_is_covered_exactly_once(seed, coarse, fine, budget):
     trees, scores = forest(seed)
     for hidden_root in (coarse, [None, *coarse[1:]]):
-        for chunk, cut in expand_under_budget(trees, scores, hidden_root, fine, budget).items():
+        for chunk, cut in expand_under_budget(trees, node_scores(scores), hidden_root, fine, budget).items():
             assert tokens_shown(trees[chunk], cut) == list(range(trees[chunk].length))
 
 
@@ -159,7 +158,7 @@ def test_leaves_of_minus_infinity_are_never_opened(seed, coarse, budget):
     trees, scores = forest(seed)
     fine = 3  # no coarse ratio below is 3, so this grain marks an opened leaf
     coarse = [None if ratio is None else ratio * 4 for ratio in coarse]
-    for chunk, cut in expand_under_budget(trees, scores, coarse, fine, budget).items():
+    for chunk, cut in expand_under_budget(trees, node_scores(scores), coarse, fine, budget).items():
         opened = [node for node, ratio in cut if ratio == fine]
         assert all(node.level == HEIGHT and scores[chunk, node.index] > -np.inf for node in opened)
 
@@ -181,7 +180,7 @@ def test_where_nothing_coarse_is_shown_the_best_leaves_are_taken(seed, fine, bud
     trees, scores = forest(seed)
     # Ties are broken by the place among the nodes waiting, which is no promise: here there are none.
     scores = scores + np.arange(scores.size).reshape(scores.shape) * 1e-6
-    cuts = expand_under_budget(trees, scores, NOTHING, fine, budget)
+    cuts = expand_under_budget(trees, node_scores(scores), NOTHING, fine, budget)
     assert {(c, node.index) for c, cut in cuts.items() for node, _ in cut} == best_leaves(trees, scores, fine, budget)
     assert all(node.level == HEIGHT and ratio == fine for cut in cuts.values() for node, ratio in cut)
 
@@ -189,14 +188,14 @@ def test_where_nothing_coarse_is_shown_the_best_leaves_are_taken(seed, fine, bud
 @given(seeds, budgets, st.integers(0, 200))
 def test_with_equal_leaves_a_higher_budget_only_adds_to_what_is_shown(seed, budget, more):
     trees, scores = forest(seed, equal=True)
-    small, large = (expand_under_budget(trees, scores, NOTHING, 1, b) for b in (budget, budget + more))
+    small, large = (expand_under_budget(trees, node_scores(scores), NOTHING, 1, b) for b in (budget, budget + more))
     assert all(set(cut) <= set(large[chunk]) for chunk, cut in small.items())
 
 
 @given(seeds, coarse_ratios, st.integers(1, 16))
 def test_a_budget_for_everything_opens_everything_that_may_be(seed, coarse, fine):
     trees, scores = forest(seed)
-    cuts = expand_under_budget(trees, scores, coarse, fine, 10**6)
+    cuts = expand_under_budget(trees, node_scores(scores), coarse, fine, 10**6)
     opened = {(c, node.index) for c, cut in cuts.items() for node, _ in cut if node.level == HEIGHT}
     assert opened >= {(int(c), int(i)) for c, i in zip(*np.nonzero(scores > -np.inf), strict=True)}
 
@@ -206,9 +205,9 @@ def test_the_smallest_cut_is_where_showing_something_begins(seed, coarse, fine):
     trees, scores = forest(seed, equal=True)
     if trees:
         smallest = min(smallest_cut(tree, coarse, fine) for tree in trees)
-        assert expand_under_budget(trees, scores, coarse, fine, smallest)
+        assert expand_under_budget(trees, node_scores(scores), coarse, fine, smallest)
         if smallest > 1:
-            assert not expand_under_budget(trees, scores, coarse, fine, smallest - 1)
+            assert not expand_under_budget(trees, node_scores(scores), coarse, fine, smallest - 1)
 
 
 @given(length=st.one_of(st.just(128), st.integers(1, 128)), seed=seeds)
@@ -221,7 +220,7 @@ def test_it_generalises_split_and_search(length, seed):
     levels = node_scores(scores)
     paper = split_and_search(tree, PAPER, lambda node: float(levels[node.level][0, node.index]))
     rows = cut_rows(tree, paper)
-    cuts = expand_under_budget([tree], scores, PAPER, PAPER[-1], len(rows))
+    cuts = expand_under_budget([tree], node_scores(scores), PAPER, PAPER[-1], len(rows))
     assert cut_rows(tree, cuts[0]) == rows
     if length == 128:  # in a shorter one the budget may be spent before a chain of only children is walked down
         assert cuts == {0: paper}
@@ -231,15 +230,15 @@ def test_a_node_that_does_not_fit_is_passed_over_for_the_next_best_that_does():
     trees = [ContextTree.regular(128, 128, HEIGHT), ContextTree.regular(5, 128, HEIGHT)]
     scores = np.full((2, 8), -np.inf)
     scores[0, 0], scores[1, 0] = 2.0, 1.0
-    assert expand_under_budget(trees, scores, NOTHING, 1, 15) == {1: [Grained(Node(3, 0), 1)]}
-    assert set(expand_under_budget(trees, scores, NOTHING, 1, 16)) == {0}
+    assert expand_under_budget(trees, node_scores(scores), NOTHING, 1, 15) == {1: [Grained(Node(3, 0), 1)]}
+    assert set(expand_under_budget(trees, node_scores(scores), NOTHING, 1, 16)) == {0}
 
 
 def test_siblings_of_what_is_opened_stay_coarse_and_what_is_left_over_stays_out():
     trees = [ContextTree.regular(128, 128, HEIGHT)] * 2
     scores = np.zeros((2, 8))
     scores[0, 5] = 1.0
-    cuts = expand_under_budget(trees, scores, (32, 16, 8, 4), 1, 4 + 4 + 4 + 4 + 12)
+    cuts = expand_under_budget(trees, node_scores(scores), (32, 16, 8, 4), 1, 4 + 4 + 4 + 4 + 12)
     assert cuts == {
         0: [
             Grained(Node(1, 0), 16),
@@ -255,4 +254,4 @@ def test_a_leaf_of_any_height_is_opened_first(score):
     trees = [ContextTree.regular(128, 128, HEIGHT)] * 3
     scores = np.zeros((3, 8))
     scores[1, 6] = score
-    assert expand_under_budget(trees, scores, NOTHING, 1, 16) == {1: [Grained(Node(3, 6), 1)]}
+    assert expand_under_budget(trees, node_scores(scores), NOTHING, 1, 16) == {1: [Grained(Node(3, 6), 1)]}
