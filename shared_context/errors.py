@@ -82,3 +82,7 @@ class StoreFormatError(SharedContextError, ValueError):
 
 class StoreClosedError(SharedContextError, ValueError):
     """The store was closed and can no longer be used."""
+
+
+class StoreUnavailableError(SharedContextError, OSError):
+    """A store's file cannot be read or written now: the disk is full, it is locked, access is denied."""

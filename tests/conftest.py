@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Without a GPU, kernels run in Triton's interpreter; it is chosen when triton is first imported, as transformers does.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from shared_context import SharedLLMContextStore, SharedLLMModel  # noqa: E402
+
+# How long an example of a property test takes says how busy the machine is, and nothing else.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 HANDBOOK = Path(__file__).parent.parent / "examples" / "data" / "handbook.md"
 

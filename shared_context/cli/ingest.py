@@ -101,13 +101,13 @@ def _config(chunk_size: int | None) -> StoreConfig | None:
 
 def _read(paths: Sequence[Path], metadata: Mapping[str, Any] | None, max_bytes: int) -> tuple[list[Document], Failures]:
     """All documents under the paths that can be stored, and why others cannot. Before a model is loaded."""
-    from shared_context.store.documents import _text_files, load_documents
+    from shared_context.store.documents import load_documents, text_files
 
     documents: dict[str, Document] = {}
     failures: Failures = {}
     for path in paths:
         try:
-            files = _text_files(path) if path.is_dir() else [path]
+            files = text_files(path) if path.is_dir() else [path]
         except DocumentError as error:
             failures[str(path)] = error
             continue

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shared_context.errors import SharedContextError, StoreFormatError
+from shared_context.errors import StoreFormatError, StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
 
 Kind = Literal["document", "conversation"]
@@ -59,10 +59,6 @@ SCHEMA = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {VERSION}",
 )
-
-
-class StoreUnavailableError(SharedContextError, OSError):
-    """A store's file cannot be read or written now: the disk is full, it is locked, access is denied."""
 
 
 @dataclass(frozen=True)

@@ -300,10 +300,15 @@ def _files(given: str | os.PathLike[str], id: str | None) -> list[_Given]:
         raise DocumentError(f"{_clip(name)} is neither a regular file nor a folder: read it and pass its text")
     if id is not None:
         raise DocumentError(f"id={id!r} names one document, but {_clip(name)} is a folder: leave id out")
-    return [_File(path) for path in _text_files(Path(name))]
+    return [_File(path) for path in text_files(Path(name))]
 
 
-def _text_files(folder: Path) -> list[Path]:
+def text_files(folder: Path) -> list[Path]:
+    """The text files of a folder and of those below it, hidden ones left out.
+
+    Raises:
+        DocumentError: there is none, or a folder cannot be read.
+    """
     found: list[Path] = []
 
     def refuse(error: OSError) -> None:

@@ -20,7 +20,7 @@ def test_describes_its_tensors(dtype):
     assert chunk_kv.quantized().nbytes == 2 * 3 * 2 * 5 * 8 + 2 * 3 * 2 * 8 * 4
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), tokens=st.integers(1, 40), exponent=st.integers(-30, 30))
 def test_int8_errs_by_at_most_half_a_step_of_the_channel(seed, tokens, exponent):
     data = random_data(tokens, seed=seed, magnitude=10.0**exponent)

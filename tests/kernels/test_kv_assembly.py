@@ -51,7 +51,7 @@ def naive(chunks, rows, deltas, inv_freq):
     return torch.stack(columns, dim=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     stride=st.integers(1, 9),

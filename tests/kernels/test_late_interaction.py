@@ -53,7 +53,7 @@ def assert_close(found, expected, codes_norm=8.0):
     assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4 * codes_norm)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     leaves=st.integers(1, 5), leaf_size=st.integers(1, 9), words=st.integers(1, 4), size=st.integers(1, 70),
     seed=st.integers(0, 1000),
@@ -89,7 +89,7 @@ def test_scores_over_a_table_of_shapes(path, dtype, leaves, leaf_size, size, wor
         assert_close(path(*arguments), in_float64(*arguments), words**0.5 * 8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     leaves=st.integers(1, 20), leaf_size=st.integers(1, 40), size=st.integers(1, 80), words=st.integers(1, 20),
     queries=st.one_of(st.none(), st.integers(1, 3)), dtype=st.sampled_from([torch.int8, torch.bfloat16]),

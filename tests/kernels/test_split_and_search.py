@@ -46,7 +46,7 @@ def one_by_one(query, states, first, count, height):
     return cuts
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=st.integers(0, 4), hidden=st.integers(1, 40), seed=st.integers(0, 1000), data=st.data())
 def test_every_tree_is_cut_as_it_is_alone(height, hidden, seed, data, device):
     counts = data.draw(st.lists(st.integers(0, 2**height), min_size=1, max_size=5).filter(any))

@@ -129,7 +129,7 @@ def test_the_texts_of_all_spans_join_up_to_the_document(tokenizers, kind, name):
 
 @kinds
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_spans_of_any_text_are_exact(tokenizers, kind, text):
     assert_spans_are_exact(text, tokenize(tokenizers[kind], text))
 
@@ -140,7 +140,7 @@ def test_spans_of_any_text_are_exact(tokenizers, kind, text):
         max_size=40,
     ).map("".join)
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_default_tokenizer_loses_nothing(tokenizers, text):
     tokens = tokenize(tokenizers["default"], text)
     assert tokenizers["default"].decode(tokens.ids) == text
@@ -225,7 +225,6 @@ def test_a_text_of_which_the_tokenizer_reads_nothing_has_no_tokens(tokenizers, k
 
 
 @given(text=st.text(st.sampled_from("ab \r\n😀")), size=st.integers(1, 12))
-@settings(deadline=None)
 def test_segments_join_up_to_the_text_and_keep_to_their_size(text, size):
     pieces = segments(text, size)
     assert "".join(pieces) == text
@@ -241,7 +240,7 @@ def test_segments_end_behind_a_line_else_before_a_space_else_anywhere():
 
 @kinds
 @given(text=st.text(st.sampled_from("ab th e\r\n😀é👩\u200d\x01"), min_size=1), size=st.integers(1, 9))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_spans_are_exact_across_the_borders_of_segments(tokenizers, kind, text, size):
     pieces = segments(text, size)
     with pytest.MonkeyPatch.context() as patch:
@@ -271,7 +270,7 @@ def test_a_long_line_without_any_space_is_tokenized_whole(tokenizers):
 
 @kinds
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60), data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_token_span_covers_the_characters_asked_for_and_is_the_smallest(tokenizers, kind, text, data):
     tokens = tokenize(tokenizers[kind], text)
     if len(tokens) == 0:

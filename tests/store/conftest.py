@@ -11,14 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from shared_context import Document, SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
 from shared_context.store.embedder import Embedder, load_default_embedder
-
-# How long an example takes says how busy the machine is, and nothing else.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 CONFIG = StoreConfig(tree=TreeConfig(chunk_size=64, height=2), floor=0.0)
 """Leaves of 16 tokens: a sentence or so. Budgets are spent whole."""

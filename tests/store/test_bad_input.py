@@ -19,8 +19,9 @@ from shared_context import (
     TreeConfig,
     errors,
 )
+from shared_context.errors import StoreUnavailableError
 from shared_context.model.injection import ATTENTION
-from shared_context.store.database import FILE, StoreUnavailableError
+from shared_context.store.database import FILE
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
 

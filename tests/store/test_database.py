@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from shared_context import errors
+from shared_context.errors import StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import database
-from shared_context.store.database import FILE, Database, Entry, NodeData, StoredText, StoreUnavailableError, is_vacant
+from shared_context.store.database import FILE, Database, Entry, NodeData, StoredText, is_vacant
 
 META = {"about": b"{}", "codec": b"-"}
 HIDDEN, CODE, DIMENSION, LEAF = 8, 4, 6, 16
@@ -319,7 +320,8 @@ def test_a_full_disk_stores_nothing_of_the_change_and_loses_nothing(folder):
         import numpy as np
         from shared_context import errors
         from shared_context.model.tokenization import TokenizedText
-        from shared_context.store.database import Database, Entry, NodeData, StoredText, StoreUnavailableError
+        from shared_context.errors import StoreUnavailableError
+        from shared_context.store.database import Database, Entry, NodeData, StoredText
 
         def insert(tokens):
             nodes = NodeData(*(np.zeros((tokens, n), t) for n, t in ((4, "i1"), (1, "f2"), (8, "f2"), (6, "f4"))))

@@ -86,7 +86,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(operations, st.integers(0, 20))
 def test_memory_behaves_as_a_list_in_order_of_use(steps, limit):
     cache = TieredKVCache(limit * TOKEN_BYTES)
@@ -213,7 +213,7 @@ def test_what_memory_uses_stays_on_disk(tmp_path):
     assert held(TieredKVCache(0, tmp_path), "abcdef") == ["a", "e", "f"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=20), limit=st.integers(0, 60))
 def test_the_disk_never_exceeds_its_limit(tmp_path_factory, sizes, limit):
     folder = tmp_path_factory.mktemp("kv")
@@ -298,7 +298,7 @@ def test_a_damaged_file_is_a_miss_and_goes(tmp_path, damage, quantize, caplog):
     assert cache.get(key_of("a")) is not None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_no_flipped_bit_goes_unnoticed(tmp_path_factory, at, bit):
     folder = tmp_path_factory.mktemp("kv")

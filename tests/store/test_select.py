@@ -12,7 +12,7 @@ from shared_context.tree import cut_rows
 QUERY = "When does the last ferry to Holm leave on Sundays?"
 POLICIES = ["hybrid", "late_interaction", "embedding", "last_token"]
 policies = pytest.mark.parametrize("policy", POLICIES)
-once = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+once = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def covered(selection, documents) -> dict[str, list[int]]:
