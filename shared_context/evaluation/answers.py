@@ -1,124 +1,269 @@
-"""Answers: how likely the model finds the gold answer, by what it is shown and how."""
+"""Answers: how likely the model finds the gold answer and what it says, by what it is shown and how."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from shared_context import Selection, SharedLLMContextStore, SharedLLMModel
-from shared_context.evaluation.baselines import ChunkedRAG, in_document_order, pasted
-from shared_context.evaluation.metrics import paired_difference
-from shared_context.evaluation.report import Report, Table, Target, model_setting, with_progress
-from shared_context.evaluation.squad import Question, Squad, read_squad
+import numpy as np
+
+from shared_context import Document, SharedLLMContextStore, SharedLLMModel
+from shared_context.errors import WindowExceededError
+from shared_context.evaluation.contexts import (
+    ADAPTER,
+    CONTROL,
+    INJECTED,
+    PastedChunks,
+    Shown,
+    pasted_baselines,
+    shown_contexts,
+)
+from shared_context.evaluation.ledger import Ledger
+from shared_context.evaluation.metrics import (
+    containment,
+    exact_match,
+    f1,
+    mean_with_interval,
+    paired_difference,
+    verdict,
+)
+from shared_context.evaluation.questions import Question, QuestionSet, read_questions
+from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting
 from shared_context.store.embedder import load_default_embedder
 
-BUDGET = 1024
-"""KV entries of a selection."""
+BUDGETS = (256, 1024)
+"""KV entries of a selection, and tokens of pasted chunks."""
 
-TOP_K = 4
-"""Chunks of chunked RAG, 256 tokens each: as much as the budget."""
+ANSWER_TOKENS = 24
 
-NONE = "no context"
-RAG_BEST_FIRST = "chunked RAG, top 4 chunks as text, best first"
-RAG_IN_ORDER = "chunked RAG, top 4 chunks as text, document order"
-RAG_ONE = "chunked RAG, top chunk as text"
-INJECTED = "selection, injected"
-PASTED = "selection, its text pasted"
-FULL = "selection without the floor, injected"
-GOLD = "gold paragraph as text"
-WRONG = "control: selection for another question, injected"
+TOGETHER = 16
+"""Questions that are answered as one batch."""
 
 
-def measure(model: SharedLLMModel, data: str | Path, *, limit: int | None = None) -> Report:
-    """Mean negative log-likelihood (nats per token) of the gold answer under several contexts, in the same prompt.
+def measure(
+    model: SharedLLMModel,
+    data: str | Path,
+    *,
+    adapted: SharedLLMModel | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    budgets: Sequence[int] = BUDGETS,
+    all_settings: bool = False,
+    resume: str | Path | None = None,
+) -> Report:
+    """Likelihood of the gold answer, and the answers given, under several contexts in the same prompt.
 
-    Every article is one document. The control is a selection for another question, over the documents that do not
-    hold the answer, of as many tokens: what the injected selection gains over it came through the context.
+    Every way has its control: the same way with the context of another question, from documents that do not hold the
+    answer, of as many tokens. What a way gains over its control came through the context.
 
     Args:
-        model: answers; MiniLM embeds for both sides.
-        data: a file in SQuAD format.
-        limit: only so many of its questions.
+        model: answers; MiniLM embeds for all.
+        data: questions; every article or file is one document, every paragraph where there is one article only.
+        adapted: the same model with a trained adapter, to be measured beside it.
+        limit: only so many questions, drawn at random.
+        seed: of the drawing and of the intervals.
+        budgets: KV entries or tokens shown at most.
+        all_settings: try the baselines' other settings as well, which takes several times as long.
+        resume: a file that keeps results as they come and from which a run that was stopped goes on.
     """
-    squad = _several_documents(data)
-    questions, embedder = squad.sample(limit), load_default_embedder()
-    rag = ChunkedRAG(model, embedder, squad.documents)
-    scores: dict[str, list[float]] = {}
-    shown: dict[str, list[int]] = {}
-    with SharedLLMContextStore(model, embedder=embedder) as store:
-        for id, text in squad.documents.items():
-            store.add(text, id=id)
-        for number, question in enumerate(with_progress(questions, "answers")):
-            other = questions[(number + len(questions) // 2) % len(questions)]
-            for name, context in _contexts(store, rag, squad, question, other).items():
-                scores.setdefault(name, []).append(model.score(question.text, question.answer, context=context))
-                shown.setdefault(name, []).append(_tokens(model, context))
+    asked = _several_documents(data)
+    embedder = load_default_embedder()
+    ledger = Ledger(
+        resume,
+        {
+            "measurement": "answers",
+            "data": asked.identity,
+            "model": model.identity,
+            "adapter": adapted.identity if adapted is not None else None,
+            "embedder": embedder.name,
+            "budgets": budgets,
+            "all settings": all_settings,
+        },
+    )
+    not_run: dict[str, str] = {}
+    chosen = asked.sample(limit, seed)
+    readers = {"": model} if adapted is None else {"": model, ADAPTER: adapted}
+    stores = {suffix: SharedLLMContextStore(reader, embedder=embedder) for suffix, reader in readers.items()}
+    try:
+        for store in stores.values():
+            store.add([Document(text, id) for id, text in asked.documents.items()])
+        baselines = pasted_baselines(model, embedder, asked, all_settings, not_run)
+        results = ledger.results(
+            [asked.key(question) for question in chosen],
+            lambda keys: _results([asked.by_key(key) for key in keys], asked, stores, baselines, budgets, all_settings),
+            together=TOGETHER,
+            what="answers",
+        )
+    finally:
+        for store in stores.values():
+            store.close()
+    setting = {
+        **model_setting(model),
+        "embedder": embedder.name,
+        "documents": len(asked.documents),
+        "questions": len(chosen),
+        "of": len(asked.questions),
+        "seed": seed,
+    }
+    return _report(setting, results, [question.answers for question in chosen], budgets, not_run, seed)
 
-    mean = {name: fmean(nll) for name, nll in scores.items()}
-    rag_at_best = min(RAG_BEST_FIRST, RAG_IN_ORDER, key=mean.__getitem__)
-    pairs = [
-        (INJECTED, rag_at_best), (INJECTED, RAG_ONE), (INJECTED, PASTED), (PASTED, rag_at_best), (FULL, rag_at_best),
-        (INJECTED, NONE), (INJECTED, WRONG),
-    ]  # fmt: skip
-    differences = {pair: paired_difference(scores[pair[0]], scores[pair[1]]) for pair in pairs}
+
+def _several_documents(data: str | Path) -> QuestionSet:
+    """Articles as documents, or paragraphs where there is one article only."""
+    asked = read_questions(data, "article")
+    return asked if len(asked.documents) > 1 else read_questions(data, "paragraph")
+
+
+def _results(
+    questions: Sequence[Question],
+    asked: QuestionSet,
+    stores: Mapping[str, SharedLLMContextStore],
+    baselines: Mapping[str, tuple[PastedChunks, int | None]],
+    budgets: Sequence[int],
+    all_settings: bool,
+) -> list[dict[str, Any]]:
+    """For each question and key: the likelihood, the tokens shown and, of what is no control, the answer."""
+    results: list[dict[str, Any]] = [{} for _ in questions]
+    to_answer: dict[str, list[tuple[int, Shown]]] = {}
+    for number, question in enumerate(questions):
+        for shown in shown_contexts(question, asked, stores, baselines, budgets, all_settings=all_settings):
+            try:
+                nll = shown.model.score(question.text, question.answers[0], context=shown.context)
+                shown.model.check_window(question.text, context=shown.context, max_new_tokens=ANSWER_TOKENS)
+            except WindowExceededError:
+                continue
+            results[number][shown.key] = {"nll": nll, "tokens": shown.tokens}
+            if not shown.is_control:
+                to_answer.setdefault(shown.key, []).append((number, shown))
+    # The same way for all questions at once: its prompts are about as long, so that a batch has little padding.
+    for key, several in to_answer.items():
+        answers = several[0][1].model.generate(
+            [questions[number].text for number, _ in several],
+            context=[shown.context for _, shown in several],
+            max_new_tokens=ANSWER_TOKENS,
+            batch_size=TOGETHER,
+        )
+        for (number, _), answer in zip(several, answers, strict=True):
+            results[number][key]["answer"] = answer
+    return results
+
+
+# ---- the report
+
+METRICS = {"exact match": exact_match, "F1": f1, "containment": containment}
+
+
+def _report(
+    setting: dict[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    gold: Sequence[tuple[str, ...]],
+    budgets: Sequence[int],
+    not_run: dict[str, str],
+    seed: int,
+) -> Report:
+    keys = list(dict.fromkeys(key for result in results for key in result))
+    for key in list(keys):
+        missing = sum(key not in result for result in results)
+        if missing:
+            keys.remove(key)
+            not_run[_title(key)] = f"for {missing} of {len(results)} questions it does not fit the model's window"
+    nll = {key: [result[key]["nll"] for result in results] for key in keys}
+    tokens = {key: fmean(result[key]["tokens"] for result in results) for key in keys}
+    answered = [key for key in keys if not key.startswith(CONTROL)]
+    quality = {
+        (name, key): [metric(r[key]["answer"], g) for r, g in zip(results, gold, strict=True)]
+        for key in answered
+        for name, metric in METRICS.items()
+    }
+
+    def curves(values: Mapping[str, Sequence[float]], keys: Sequence[str]) -> list[Series]:
+        ways = list(dict.fromkeys(key.partition("|")[0] for key in keys))
+        return [
+            Series(way, [_point(n, values[key], seed) for n in budgets for key in (f"{way}|{n}", way) if key in values])
+            for way in ways
+        ]
+
+    gains = [
+        (n, _title(other), tokens[other], gain.mean, gain.low, gain.high, verdict(gain, more_is_better=False))
+        for n in budgets
+        for other in answered
+        if f"{INJECTED}|{n}" in nll and other != f"{INJECTED}|{n}" and other.partition("|")[2] in ("", str(n))
+        for gain in [paired_difference(nll[f"{INJECTED}|{n}"], nll[other], seed=seed)]
+    ]
+    against_control = [
+        (_title(key), fmean(nll[key]), fmean(nll[CONTROL + key]), gain.mean, gain.low, gain.high)
+        for key in answered
+        if CONTROL + key in nll
+        for gain in [paired_difference(nll[key], nll[CONTROL + key], seed=seed)]
+    ]
+    parts = [
+        Lines(
+            "Negative log-likelihood of the gold answer: less is better",
+            "KV entries or tokens allowed",
+            "nats per token, mean",
+            curves(nll, keys),
+            log_x=True,
+        ),
+        *(
+            Lines(
+                f"Answers, {name}: more is better",
+                "KV entries or tokens allowed",
+                "mean over questions",
+                curves({key: quality[name, key] for key in answered}, answered),
+                log_x=True,
+            )
+            for name in METRICS
+        ),
+        Table(
+            "All ways; 95% interval over questions",
+            ("context", "tokens shown", "NLL", "from", "to", *METRICS),
+            [
+                (
+                    _title(key),
+                    tokens[key],
+                    interval.mean,
+                    interval.low,
+                    interval.high,
+                    *(fmean(quality[name, key]) if key in answered else None for name in METRICS),
+                )
+                for key in keys
+                for interval in [mean_with_interval(nll[key], seed=seed)]
+            ],
+        ),
+        Table(
+            f"NLL of {INJECTED} minus that of others, paired, 95% interval over questions",
+            ("budget", "others", "tokens they show", "difference", "from", "to", f"{INJECTED} is"),
+            gains,
+        ),
+        Table(
+            "NLL with the right context minus that with a wrong one, paired, 95% interval over questions",
+            ("context", "right", "wrong", "difference", "from", "to"),
+            against_control,
+        ),
+    ]
     return Report(
         "answers",
-        {**model_setting(model), "documents": len(squad.documents), "questions": len(questions), "budget": BUDGET},
-        [
-            Table(
-                "Negative log-likelihood of the gold answer, nats per token",
-                ("context", "mean NLL", "tokens shown"),
-                [(name, mean[name], fmean(shown[name])) for name in mean],
-            ),
-            Table(
-                "Differences, 95% interval over questions (below zero: the first is better)",
-                ("first", "minus", "difference", "from", "to"),
-                [(*pair, d.mean, d.low, d.high) for pair, d in differences.items()],
-            ),
-        ],
-        [
-            Target("mean NLL, injected, against chunked RAG at its best", mean[INJECTED], "<=", mean[rag_at_best]),
-            Target("injected minus control, upper end", differences[INJECTED, WRONG].high, "<=", 0.0),
-        ],
-        [
-            "Chunked RAG at its best: the better of the two orders of its four chunks, known only afterwards. The "
-            f"selection may hold {BUDGET:,} KV entries and leaves out what is far below its best leaf; without the "
-            "floor it spends them all."
+        setting,
+        parts,
+        not_run=not_run,
+        notes=[
+            "What has no budget of its own is drawn as a level line. The question's own document is what retrieval "
+            "would have to find first: nobody else is told which document it is. Controls show as many tokens of other "
+            "documents, chosen for another question; of them only the likelihood is measured.",
+            "A selection may leave out what is far below its best leaf (StoreConfig.floor); without the floor it "
+            "spends the whole budget. All ways use the same prompt, and pasted text stands where the injected "
+            "selection does.",
         ],
     )
 
 
-def _several_documents(data: str | Path) -> Squad:
-    """The articles of a file as its documents, or its paragraphs if it has one article only."""
-    squad = read_squad(data, unit="article")
-    return squad if len(squad.documents) > 1 else read_squad(data, unit="paragraph")
+def _title(key: str) -> str:
+    way, _, budget = key.partition("|")
+    return f"{way}, {int(budget):,}" if budget else way
 
 
-def _contexts(
-    store: SharedLLMContextStore, rag: ChunkedRAG, squad: Squad, question: Question, other: Question
-) -> dict[str, Selection | str | None]:
-    chunks = rag.top(question.text, TOP_K)
-    selection = store.select(question.text, budget=BUDGET)
-    elsewhere = [id for id in squad.documents if id != question.document]
-    return {
-        NONE: None,
-        RAG_BEST_FIRST: pasted(chunks),
-        RAG_IN_ORDER: pasted(in_document_order(chunks)),
-        RAG_ONE: pasted(chunks[:1]),
-        INJECTED: selection,
-        PASTED: selection.text,
-        FULL: store.select(question.text, budget=BUDGET, floor=0.0),
-        GOLD: squad.documents[question.document][slice(*question.paragraph)],
-        WRONG: store.select(
-            other.text,
-            budget=max(selection.kv_entries, store.config.tree.leaf_size),
-            floor=0.0,
-            doc_ids=elsewhere,
-        ),
-    }
-
-
-def _tokens(model: SharedLLMModel, context: Selection | str | None) -> int:
-    if isinstance(context, Selection):
-        return context.kv_entries
-    return 0 if context is None else model.count_tokens(context)
+def _point(x: int, values: Sequence[float], seed: int) -> Point:
+    interval = mean_with_interval(np.asarray(values), seed=seed)
+    return Point(x, interval.mean, interval.low, interval.high)

@@ -1,16 +1,19 @@
-"""Chunked RAG as LlamaIndex does it: what this library is measured against."""
+"""What this library is measured against: retrieval over chunks as LlamaIndex does it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 from llama_index.core import Document, VectorStoreIndex
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore
 
 from shared_context import SharedLLMModel
@@ -21,6 +24,8 @@ CHUNK_SIZE = 256
 """Tokens of a chunk at most, counted by the model's own tokenizer."""
 
 CHUNK_OVERLAP = 20
+
+Ranking = Literal["vector", "bm25", "fusion by rank", "fusion by score"]
 
 
 class StoreEmbedding(BaseEmbedding):
@@ -52,13 +57,22 @@ class ChunkedRAG:
         model: whose tokenizer counts, and which answers.
         embedder: embeds chunks and questions.
         documents: texts by id.
+        chunk_size, chunk_overlap: tokens.
     """
 
-    def __init__(self, model: SharedLLMModel, embedder: Embedder, documents: Mapping[str, str]):
-        self._model = model
+    def __init__(
+        self,
+        model: SharedLLMModel,
+        embedder: Embedder,
+        documents: Mapping[str, str],
+        *,
+        chunk_size: int = CHUNK_SIZE,
+        chunk_overlap: int = CHUNK_OVERLAP,
+    ):
+        self.chunk_size, self.chunk_overlap = chunk_size, chunk_overlap
         splitter = SentenceSplitter(
-            chunk_size=CHUNK_SIZE,
-            chunk_overlap=CHUNK_OVERLAP,
+            chunk_size=chunk_size,
+            chunk_overlap=chunk_overlap,
             tokenizer=lambda text: model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
         )
         self.index = VectorStoreIndex.from_documents(
@@ -68,17 +82,46 @@ class ChunkedRAG:
         )
         self._tokens = {id: model.count_tokens(node.text) for id, node in self.index.docstore.docs.items()}
 
+    def __len__(self) -> int:
+        return len(self._tokens)
+
     def top(self, question: str, k: int) -> list[NodeWithScore]:
         """The ``k`` best chunks, best first."""
         return self.index.as_retriever(similarity_top_k=k).retrieve(question)
 
-    def within(self, question: str, tokens: int) -> list[NodeWithScore]:
-        """The best chunks, best first, that have no more than so many tokens together.
+    def retriever(self, ranking: Ranking, fused: int | None = None) -> BaseRetriever:
+        """A retriever of all chunks that the ranking has.
+
+        Args:
+            ranking: by embedding, by BM25, or by a fusion of both, which takes the question as it is.
+            fused: chunks that each side of a fusion brings; None is all.
+
+        Raises:
+            ImportError: BM25 is not installed.
+        """
+        depth = len(self) if fused is None else min(fused, len(self))
+        if ranking == "vector":
+            return self.index.as_retriever(similarity_top_k=depth)
+        if ranking == "bm25":
+            from llama_index.retrievers.bm25 import BM25Retriever  # an extra that the other baselines do without
+
+            return BM25Retriever.from_defaults(docstore=self.index.docstore, similarity_top_k=depth)
+        return QueryFusionRetriever(
+            [self.retriever("vector", fused), self.retriever("bm25", fused)],
+            llm=MockLLM(),  # never asked: the one query is the question itself
+            mode="reciprocal_rerank" if ranking == "fusion by rank" else "relative_score",
+            similarity_top_k=2 * depth,
+            num_queries=1,
+            use_async=False,
+        )
+
+    def within(self, ranked: Iterable[NodeWithScore], tokens: int) -> list[NodeWithScore]:
+        """The best of ranked chunks, best first, that have no more than so many tokens together.
 
         As in a store's selection, a chunk that does not fit any more is passed over for the next best that does.
         """
         chosen = []
-        for chunk in self.top(question, len(self._tokens)):
+        for chunk in ranked:
             if self._tokens[chunk.node_id] <= tokens:
                 chosen.append(chunk)
                 tokens -= self._tokens[chunk.node_id]
@@ -86,7 +129,7 @@ class ChunkedRAG:
 
     def most_within(self, question: str, tokens: int) -> int:
         """The largest k for which the ``k`` best chunks have no more than so many tokens together, at least 1."""
-        ends = accumulate(self._tokens[chunk.node_id] for chunk in self.top(question, len(self._tokens)))
+        ends = accumulate(self._tokens[chunk.node_id] for chunk in self.top(question, len(self)))
         return max(1, sum(end <= tokens for end in ends))
 
     def count_tokens(self, chunks: Iterable[NodeWithScore]) -> int:

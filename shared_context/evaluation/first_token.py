@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, median
 
 from llama_index.core import Document
@@ -12,8 +11,17 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 
 from shared_context import SharedLLMModel, StoreConfig
 from shared_context.evaluation.baselines import ChunkedRAG
-from shared_context.evaluation.report import Report, Table, Target, model_setting, with_progress
-from shared_context.evaluation.squad import read_squad
+from shared_context.evaluation.questions import QuestionSet
+from shared_context.evaluation.report import (
+    Lines,
+    Point,
+    Report,
+    Series,
+    Table,
+    Target,
+    model_setting,
+    with_progress,
+)
 from shared_context.integrations.llamaindex import SharedContextIndex, SharedLLM
 from shared_context.store.embedder import load_default_embedder
 
@@ -27,7 +35,7 @@ BARE, BARE_PASTED = "select and stream, injected", "stream, the same text pasted
 
 
 def measure(
-    model: SharedLLMModel, data: str | Path, *, context_tokens: Sequence[int] = CONTEXT_TOKENS, runs: int = 5
+    model: SharedLLMModel, asked: QuestionSet, *, context_tokens: Sequence[int] = CONTEXT_TOKENS, runs: int = 5
 ) -> Report:
     """Seconds from a question to the first token of its streamed answer.
 
@@ -36,18 +44,19 @@ def measure(
 
     Args:
         model: answers; MiniLM embeds for both sides.
-        data: a file in SQuAD format, with more tokens than the largest context.
+        asked: questions, over documents of more tokens than the largest context.
         context_tokens: the sizes of context to compare at; the most that either side is given.
         runs: questions that are counted.
     """
-    squad = read_squad(data, unit="file")
-    ((id, text),) = squad.documents.items()
-    warm_up, *questions = (question.text for question in squad.sample(runs + 1))
+    warm_up, *questions = (question.text for question in asked.sample(runs + 1))
     embedder, llm = load_default_embedder(), SharedLLM(model=model, max_new_tokens=1)
-    rag = ChunkedRAG(model, embedder, squad.documents)
+    rag = ChunkedRAG(model, embedder, asked.documents)
     # Without a floor the whole budget is spent, so that both sides are given the same number of tokens.
     index = SharedContextIndex.from_documents(
-        [Document(text=text, id_=id)], llm=llm, embedder=embedder, config=StoreConfig(floor=0.0)
+        [Document(text=text, id_=id) for id, text in asked.documents.items()],
+        llm=llm,
+        embedder=embedder,
+        config=StoreConfig(floor=0.0),
     )
     store = index.store
     seconds: dict[tuple[int, str], list[float]] = {}
@@ -70,6 +79,7 @@ def measure(
                     entries = rag.count_tokens(rag.top(question, top_k)) if way == RAG else selection.kv_entries
                     seconds.setdefault((tokens, way), []).append(taken)
                     shown.setdefault((tokens, way), []).append(entries)
+    document_tokens = store.stats()["tokens"]
     store.close()
     ratios = {
         (tokens, ours): median(seconds[tokens, theirs]) / median(seconds[tokens, ours])
@@ -78,8 +88,16 @@ def measure(
     }
     return Report(
         "first-token",
-        {**model_setting(model), "document": len(model.tokenize(text)), "runs": runs},
+        {**model_setting(model), "tokens of documents": document_tokens, "runs": runs},
         [
+            Lines(
+                "Time to first token, median",
+                "context tokens",
+                "seconds",
+                [_line(way, seconds) for way in (OURS, RAG, BARE, BARE_PASTED)],
+                log_x=True,
+                log_y=True,
+            ),
             Table(
                 "Seconds to the first token",
                 ("context", "way", "tokens shown", "median", "least", "most", "times faster"),
@@ -87,19 +105,23 @@ def measure(
                     (tokens, way, fmean(shown[tokens, way]), median(s), min(s), max(s), ratios.get((tokens, way)))
                     for (tokens, way), s in seconds.items()
                 ],
-            )
+            ),
         ],
         [
             Target(f"times faster at {tokens} tokens", ratios[tokens, OURS], ">=", WANTED[tokens])
             for tokens in context_tokens
             if tokens in WANTED
         ],
-        [
+        notes=[
             "Warm: the keys and values of what is selected are in the cache. Both query engines search, and stream "
             "through LlamaIndex; the bare way without injection is spared the search. Both sides run the same model "
             "object with the same attention, embedder and limits."
         ],
     )
+
+
+def _line(way: str, seconds: Mapping[tuple[int, str], Sequence[float]]) -> Series:
+    return Series(way, [Point(n, median(s), min(s), max(s)) for (n, of), s in seconds.items() if of == way])
 
 
 def _answer(engine: RetrieverQueryEngine, question: str) -> Iterable[str]:

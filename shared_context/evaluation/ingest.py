@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ WANTED = 4.0
 """How many times faster than a prefill in the model's own window lazy ingest has to be."""
 
 
-def measure(model: SharedLLMModel, data: str | Path, *, tokens: int = TOKENS, limit: int | None = None) -> Report:
+def measure(model: SharedLLMModel, text: str, *, tokens: int = TOKENS, limit: int | None = None) -> Report:
     """Seconds to ingest a document lazily, and to prefill the same tokens with the whole model.
 
     The prefill reads the tokens in windows, each by itself, which is generous to it: attention over the whole document
@@ -27,11 +26,11 @@ def measure(model: SharedLLMModel, data: str | Path, *, tokens: int = TOKENS, li
 
     Args:
         model: ingests and prefills; MiniLM embeds the leaves.
-        data: a text file, whose sections are repeated up to ``tokens`` tokens.
+        text: Markdown, whose sections are repeated up to ``tokens`` tokens.
         tokens: of the document.
         limit: prefill only so many windows of each size and extrapolate to the rest; the report says so.
     """
-    text = repeat_to(model, Path(data).read_text(encoding="utf-8"), tokens)
+    text = repeat_to(model, text, tokens)
     with SharedLLMContextStore(model, embedder=load_default_embedder()) as store:
         store.add("Words to warm up with.", id="warm-up")
         start = time.perf_counter()
@@ -59,7 +58,7 @@ def measure(model: SharedLLMModel, data: str | Path, *, tokens: int = TOKENS, li
             )
         ],
         [Target("times faster than a prefill in the model's own window", ratios[0], ">=", WANTED)],
-        notes,
+        notes=notes,
     )
 
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def measure(
-    model: str, data: str | Path, *, tokens: int = TOKENS, cache_mib: int = CACHE_MIB, questions: int = QUESTIONS
+    model: str, text: str, *, tokens: int = TOKENS, cache_mib: int = CACHE_MIB, questions: int = QUESTIONS
 ) -> Report:
     """Peak resident memory with the library, and of the same models reading a full window of pasted text.
 
@@ -36,14 +36,13 @@ def measure(
 
     Args:
         model: name or folder of the model, which each process loads anew.
-        data: a text file, whose sections are repeated up to ``tokens`` tokens.
+        text: Markdown, whose sections are repeated up to ``tokens`` tokens.
         tokens: of the document.
         cache_mib: limit of the KV cache, MiB.
         questions: asked of the document.
     """
-    text = Path(data).read_text(encoding="utf-8")
-    plain, full_kv, setting = _in_process(_plain, model, text, tokens)
-    peaks = _in_process(_with_store, model, text, tokens, cache_mib, questions)
+    plain, full_kv, setting = in_own_process(_plain, model, text, tokens)
+    peaks = in_own_process(_with_store, model, text, tokens, cache_mib, questions)
     *_, last = peaks.values()
     return Report(
         "memory",
@@ -61,7 +60,9 @@ def measure(
             ),
         ],
         [Target("peak in MiB, against models and cache limit", _mib(last), "<=", _mib(plain) + cache_mib)],
-        ["What the models need: the peak of a process that loads both models and answers over a full window of text."],
+        notes=[
+            "What the models need: the peak of a process that loads both models and answers over a full window of text."
+        ],
     )
 
 
@@ -97,7 +98,7 @@ def _plain(name: str, text: str, tokens: int) -> tuple[int, int, dict[str, str |
     return peak, one_token.nbytes * tokens, model_setting(model)
 
 
-def _in_process(function: Callable[..., T], *args: object) -> T:
+def in_own_process(function: Callable[..., T], *args: object) -> T:
     """The function's result, computed in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()

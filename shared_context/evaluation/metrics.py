@@ -1,50 +1,109 @@
-"""What is computed from single results: span recall, and differences with their confidence intervals."""
+"""What is computed from single results: span recall, likeness of answers, and means with their confidence intervals."""
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-Span = tuple[int, int]
+from shared_context.evaluation.questions import Span
+
+RESAMPLES = 10_000
+"""How often questions are drawn anew, with replacement, for an interval."""
 
 
 def holds_a_span(shown: Iterable[Span], wanted: Iterable[Span]) -> bool:
     """Whether one of the wanted spans lies, from its first character to its last, inside the shown text.
 
     Args:
-        shown: spans of one document, ``[start, end)``, in any order; those that touch or overlap count as one.
-        wanted: spans of the same document.
+        shown: in any order; those of one document that touch or overlap count as one.
+        wanted: any one of them is enough.
     """
     runs: list[Span] = []
-    for start, end in sorted(shown):
-        if runs and start <= runs[-1][1]:
-            runs[-1] = (runs[-1][0], max(end, runs[-1][1]))
+    for span in sorted(shown, key=lambda s: (s.document, s.start)):
+        if runs and runs[-1].document == span.document and span.start <= runs[-1].end:
+            runs[-1] = Span(span.document, runs[-1].start, max(span.end, runs[-1].end))
         else:
-            runs.append((start, end))
-    return any(run[0] <= start and end <= run[1] for start, end in wanted for run in runs)
+            runs.append(span)
+    return any(
+        run.document == span.document and run.start <= span.start and span.end <= run.end
+        for span in wanted
+        for run in runs
+    )
+
+
+# ---- answers, compared as SQuAD's evaluation compares them
+
+
+def normalized(text: str) -> str:
+    """Lower case without punctuation, articles and superfluous blanks."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact_match(answer: str, gold: Sequence[str]) -> float:
+    """1 where the answer is a gold one, else 0."""
+    return float(normalized(answer) in {normalized(one) for one in gold})
+
+
+def containment(answer: str, gold: Sequence[str]) -> float:
+    """1 where a gold answer stands in the answer, word for word, else 0."""
+    words = f" {normalized(answer)} "
+    return float(any(f" {normalized(one)} " in words for one in gold if normalized(one)))
+
+
+def f1(answer: str, gold: Sequence[str]) -> float:
+    """F1 of the words, against the gold answer that fits best."""
+    return max((_f1(normalized(answer).split(), normalized(one).split()) for one in gold), default=0.0)
+
+
+def _f1(answer: list[str], gold: list[str]) -> float:
+    common = sum((Counter(answer) & Counter(gold)).values())
+    return 2 * common / (len(answer) + len(gold)) if common else 0.0
+
+
+# ---- means over questions
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A mean paired difference with its confidence interval."""
+class Mean:
+    """A mean with its confidence interval."""
 
     mean: float
     low: float
     high: float
 
 
-def paired_difference(
-    first: Sequence[float], second: Sequence[float], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Difference:
-    """Mean of ``first - second`` over the same questions, with a percentile bootstrap interval.
+def mean_with_interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> Mean:
+    """Mean over questions with a percentile bootstrap interval.
+
+    Args:
+        values: one number per question.
+        level: share of the resampled means that the interval holds.
+        seed: of the drawing.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if len(values) == 0:
+        raise ValueError("no results; a mean needs at least one")
+    values = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(values, len(values)).mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Mean(float(values.mean()), float(low), float(high))
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float], *, level: float = 0.95, seed: int = 0) -> Mean:
+    """Mean of ``first - second`` over the same questions, as :func:`mean_with_interval` gives it.
 
     Args:
         first, second: one number per question, in the same order.
-        level: share of the resampled means that the interval holds.
-        resamples: how often the questions are drawn anew, with replacement.
-        seed: of the drawing.
+        level, seed: of the interval.
 
     Raises:
         ValueError: the two differ in length or are empty.
@@ -52,7 +111,11 @@ def paired_difference(
     if len(first) != len(second) or len(first) == 0:
         raise ValueError(f"{len(first)} and {len(second)} results; a paired difference needs as many, at least one")
     differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = [rng.choice(differences, len(differences)).mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Difference(float(differences.mean()), float(low), float(high))
+    return mean_with_interval(differences, level=level, seed=seed)
+
+
+def verdict(difference: Mean, *, more_is_better: bool = True) -> str:
+    """What a difference says of its first side: better or worse, or neither where the interval holds 0."""
+    if difference.low <= 0 <= difference.high:
+        return "not told apart"
+    return "better" if (difference.mean > 0) is more_is_better else "worse"

@@ -1,0 +1,88 @@
+"""`shared-context bench`: what the library takes in time, memory and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shared_context.cli import output
+from shared_context.cli.evaluate import DataArgument, EvalModelOption, HtmlFileOption, JsonFileOption, finish, load
+
+if TYPE_CHECKING:
+    from shared_context.evaluation.report import Report
+
+app = typer.Typer(
+    cls=output.Commands,
+    help="Measure time, memory and bytes against the frameworks, on this machine.",
+    epilog=output.EXIT_CODES,
+    no_args_is_help=True,
+)
+
+
+class Figure(StrEnum):
+    """What can be measured."""
+
+    first_token = "first-token"
+    decoding = "decoding"
+    ingest = "ingest"
+    storage = "storage"
+    memory = "memory"
+    growth = "growth"
+
+
+@app.callback()
+def bench() -> None:
+    """Measure time, memory and bytes against the frameworks, on this machine."""
+
+
+@app.command(epilog=output.EXIT_CODES)
+def latency(
+    data: DataArgument,
+    only: Annotated[
+        list[Figure] | None, typer.Option("--only", help="Only this; may be given several times. By default all.")
+    ] = None,
+    model: EvalModelOption = None,
+    context_tokens: Annotated[
+        list[int] | None,
+        typer.Option("--context-tokens", help="Of first-token and decoding; several. [1024, 4096 and 7800]"),
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", help="Questions counted in each place; medians are over these.")] = 5,
+    tokens: Annotated[int, typer.Option("--tokens", help="Of the long document of ingest and memory.")] = 131_072,
+    windows: Annotated[
+        int | None,
+        typer.Option("--windows", help="Of ingest: prefill so many windows only; the rest is extrapolated."),
+    ] = 3,
+    cache_mib: Annotated[int, typer.Option("--cache-mib", help="Of memory: the limit of the KV cache.")] = 256,
+    documents: Annotated[
+        list[int] | None,
+        typer.Option("--documents", help="Of growth: sizes of the store; several. [100, 1000 and 10000]"),
+    ] = None,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """Time to first token, tokens per second, ingest, bytes stored, peak memory, and growth with the store.
+
+    What is compared takes turns in one process. Nothing else should run on the machine meanwhile.
+    """
+    from shared_context.evaluation import decoding, first_token, growth, ingest, memory, storage
+    from shared_context.evaluation.questions import read_questions
+
+    asked = read_questions(data)
+    texts, questions = list(asked.documents.values()), [question.text for question in asked.questions]
+    text = "\n\n".join(texts)
+    reader = load(model)
+    sizes = tuple(sorted(context_tokens)) if context_tokens else first_token.CONTEXT_TOKENS
+    figures: dict[Figure, Callable[[], Report]] = {
+        Figure.first_token: lambda: first_token.measure(reader, asked, context_tokens=sizes, runs=runs),
+        Figure.decoding: lambda: decoding.measure(reader, asked, context_tokens=sizes, runs=runs),
+        Figure.ingest: lambda: ingest.measure(reader, text, tokens=tokens, limit=windows),
+        Figure.storage: lambda: storage.measure(reader, text, tokens=[n for n in storage.TOKENS if n <= tokens]),
+        Figure.memory: lambda: memory.measure(reader.name, text, tokens=tokens, cache_mib=cache_mib),
+        Figure.growth: lambda: growth.measure(
+            reader.name, texts, questions, documents=documents or growth.DOCUMENTS, runs=runs
+        ),
+    }
+    finish([measure() for figure, measure in figures.items() if not only or figure in only], json_file, html_file)

@@ -1,0 +1,138 @@
+"""`shared-context eval`: what questions find and how they are answered, against what people use otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from shared_context.cli import output, session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shared_context.evaluation.report import Report
+
+app = typer.Typer(
+    cls=output.Commands,
+    help="Measure what is found and answered, on data of your own, against chunked RAG, BM25 and their fusion.",
+    epilog=output.EXIT_CODES,
+    no_args_is_help=True,
+)
+
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="Questions: SQuAD-format JSON; JSONL with question, answers and passage or passages; or a folder of text "
+        "files with a questions.jsonl (question, answers and, where known, document).",
+        show_default=False,
+    ),
+]
+EvalModelOption = Annotated[
+    str | None, typer.Option("--model", help="Name or folder of the model; the default model if left out.")
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only N questions, drawn at random.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn; the same seed, the same result.")]
+JsonFileOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the results to FILE too, as JSON.")
+]
+HtmlFileOption = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots and tables to FILE too.")
+]
+ResumeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume", metavar="FILE", help="Keep results in FILE as they come; started again, go on where it was stopped."
+    ),
+]
+
+
+@app.command(epilog=output.EXIT_CODES)
+def retrieval(
+    data: DataArgument,
+    model: EvalModelOption = None,
+    unit: Annotated[
+        Literal["file", "article", "paragraph"],
+        typer.Option("--unit", help="What of SQuAD or JSONL becomes one document."),
+    ] = "file",
+    tokens: Annotated[
+        list[int] | None, typer.Option("--tokens", help="Tokens shown; may be given several times. [128 to 4096]")
+    ] = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    resume: ResumeOption = None,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """Does what a question is shown hold the answer? Recall by tokens shown, for every policy and baseline."""
+    from shared_context.evaluation import retrieval as measurement
+
+    reader = load(model)
+    shown = tuple(sorted(tokens)) if tokens else measurement.TOKENS
+    report = measurement.measure(reader, data, unit=unit, limit=limit, seed=seed, tokens=shown, resume=resume)
+    finish([report], json_file, html_file)
+
+
+@app.command(epilog=output.EXIT_CODES)
+def answers(
+    data: DataArgument,
+    model: EvalModelOption = None,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", metavar="FOLDER", help="Measure the model with this adapter as well.")
+    ] = None,
+    budget: Annotated[
+        list[int] | None,
+        typer.Option("--budget", help="KV entries or tokens shown; may be given several times. [256 and 1024]"),
+    ] = None,
+    all_settings: Annotated[
+        bool, typer.Option("--all-settings", help="Try the baselines' other settings too; takes several times as long.")
+    ] = False,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    resume: ResumeOption = None,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """How likely is the gold answer, and what is answered? Each way with a wrong context as its control."""
+    from shared_context import SharedLLMModel
+    from shared_context.evaluation import answers as measurement
+
+    reader = load(model)
+    adapted = SharedLLMModel.from_pretrained(reader.name, adapter=adapter) if adapter is not None else None
+    report = measurement.measure(
+        reader,
+        data,
+        adapted=adapted,
+        limit=limit,
+        seed=seed,
+        budgets=tuple(sorted(budget)) if budget else measurement.BUDGETS,
+        all_settings=all_settings,
+        resume=resume,
+    )
+    finish([report], json_file, html_file)
+
+
+def load(name: str | None):
+    """The model named, or the default one."""
+    from shared_context.model.pretrained import DEFAULT_MODEL
+
+    output.silence_libraries()
+    return session.load_model(name or DEFAULT_MODEL)
+
+
+def finish(reports: Sequence[Report], json_file: Path | None, html_file: Path | None) -> None:
+    """Print reports, and write them where that is wanted."""
+    import json
+
+    for report in reports:
+        print(report.markdown(), flush=True)
+    if json_file is not None:
+        content = json.dumps({"reports": [report.as_json() for report in reports]}, indent=1)
+        json_file.write_text(content + "\n", encoding="utf-8")
+    if html_file is not None:
+        from shared_context.evaluation.page import page
+
+        title = ", ".join(report.name for report in reports)
+        html_file.write_text(page(f"shared-context: {title}", reports), encoding="utf-8")

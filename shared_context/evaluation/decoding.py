@@ -1,0 +1,70 @@
+"""Decoding: tokens per second after the first one, over an injected selection and over the same text pasted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, median
+
+from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context.evaluation.questions import QuestionSet
+from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting, with_progress
+from shared_context.store.embedder import load_default_embedder
+
+CONTEXT_TOKENS = (1024, 4096, 7800)
+ANSWER_TOKENS = 32
+
+INJECTED, PASTED = "selection, injected", "the same text, pasted"
+
+
+def measure(
+    model: SharedLLMModel, asked: QuestionSet, *, context_tokens: Sequence[int] = CONTEXT_TOKENS, runs: int = 5
+) -> Report:
+    """Tokens per second of an answer, the first token left out.
+
+    Both ways take turns in one process, question by question, after one question that is not counted.
+
+    Args:
+        model: answers; MiniLM embeds.
+        asked: questions, over documents of more tokens than the largest context.
+        context_tokens: KV entries shown at most.
+        runs: questions that are counted.
+    """
+    warm_up, *questions = (question.text for question in asked.sample(runs + 1))
+    speeds: dict[tuple[int, str], list[float]] = {}
+    shown: dict[int, list[int]] = {}
+    with SharedLLMContextStore(model, embedder=load_default_embedder()) as store:
+        for id, text in asked.documents.items():
+            store.add(text, id=id)
+        for tokens in context_tokens:
+            for question in with_progress([warm_up, *questions], f"decoding, {tokens} tokens"):
+                selection = store.select(question, budget=tokens, floor=0.0)
+                for way, context in (INJECTED, selection), (PASTED, selection.text):
+                    # An answer that ended by itself would be too short to time.
+                    done = model.complete(
+                        question, context=context, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS
+                    )
+                    if question is not warm_up:
+                        taken = done.seconds - done.time_to_first_token
+                        speeds.setdefault((tokens, way), []).append((done.completion_tokens - 1) / taken)
+                        shown.setdefault(tokens, []).append(selection.kv_entries)
+    return Report(
+        "decoding",
+        {**model_setting(model), "answer tokens": ANSWER_TOKENS, "runs": runs},
+        [
+            Lines(
+                "Tokens per second after the first, median",
+                "context tokens",
+                "tokens per second",
+                [
+                    Series(way, [Point(n, median(s), min(s), max(s)) for (n, of), s in speeds.items() if of == way])
+                    for way in (INJECTED, PASTED)
+                ],
+                log_x=True,
+            ),
+            Table(
+                "Tokens per second after the first",
+                ("context", "way", "tokens shown", "median", "least", "most"),
+                [(n, way, fmean(shown[n]), median(s), min(s), max(s)) for (n, way), s in speeds.items()],
+            ),
+        ],
+    )

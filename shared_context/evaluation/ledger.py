@@ -1,0 +1,75 @@
+"""Results kept as they come, so that a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared_context.errors import ConfigError
+from shared_context.evaluation.report import with_progress
+
+
+class Ledger:
+    """Results by key, one line of JSON each; the first line holds the settings that they belong to.
+
+    Args:
+        path: the file, made where there is none; None keeps nothing.
+        settings: what the results depend on, as JSON values.
+
+    Raises:
+        ConfigError: the file is something else, or its results belong to other settings; says which.
+    """
+
+    def __init__(self, path: str | Path | None, settings: Mapping[str, Any]):
+        self._path = Path(path) if path is not None else None
+        self._results: dict[str, Any] = {}
+        if self._path is None:
+            return
+        settings = json.loads(json.dumps(dict(settings)))
+        if not self._path.exists() or self._path.stat().st_size == 0:
+            self._write({"settings": settings})
+            return
+        self._read(settings)
+
+    def results(
+        self, keys: Sequence[str], compute: Callable[[list[str]], Iterable[Any]], *, together: int = 1, what: str
+    ) -> list[Any]:
+        """The results of these keys, JSON values: known already, or computed now and kept.
+
+        Args:
+            keys: one for each result.
+            compute: the results of some keys, in their order.
+            together: how many are computed, and kept, at a time.
+            what: what the progress bar says.
+        """
+        missing = [key for key in dict.fromkeys(keys) if key not in self._results]
+        for at in with_progress(range(0, len(missing), together), what):
+            now = missing[at : at + together]
+            for key, result in zip(now, compute(now), strict=True):
+                # Through JSON, so that a result is the same whether it was just computed or read back.
+                self._results[key] = json.loads(json.dumps(result))
+                if self._path is not None:
+                    self._write({"key": key, "result": self._results[key]})
+        return [self._results[key] for key in keys]
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _read(self, settings: dict[str, Any]) -> None:
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            first, *rows = [json.loads(line) for line in whole.splitlines()]
+            known, results = first["settings"], {row["key"]: row["result"] for row in rows}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"--resume {self._path}: it is no state of a run; name another file") from error
+        differ = sorted(name for name in known.keys() | settings.keys() if known.get(name) != settings.get(name))
+        if differ:
+            changes = "; ".join(f"{name} was {known.get(name)!r} and is {settings.get(name)!r}" for name in differ)
+            raise ConfigError(f"--resume {self._path}: begun with other settings ({changes}); name another file")
+        if len(whole) < len(content):  # the run was stopped while it wrote
+            self._path.write_bytes(whole)
+        self._results = results
