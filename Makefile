@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint figures clean
+.PHONY: help setup demo test test-slow lint report clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +40,17 @@ test-slow: $(STAMP)  ## every test
 lint: $(STAMP)  ## ruff: style, imports, likely bugs
 	@$(BIN)/ruff check .
 
-figures: $(STAMP)  ## measure again what docs/figures.md reports
-	@$(BIN)/python -m shared_context.evaluation
+QUESTIONS := examples/data/handbook-questions.json
+MEASURED := retrieval answers needle latency
+
+report: $(STAMP)  ## measure on the sample data and make build/report.html, in about half an hour
+	@mkdir -p build
+	$(BIN)/shared-context eval retrieval $(QUESTIONS) --json build/retrieval.json
+	$(BIN)/shared-context eval answers $(QUESTIONS) --json build/answers.json
+	$(BIN)/shared-context eval needle examples/data/handbook.md --trials 1 --json build/needle.json
+	$(BIN)/shared-context bench latency $(QUESTIONS) --runs 3 --tokens 32768 --documents 100 --documents 1000 \
+		--json build/latency.json
+	$(BIN)/shared-context report --together $(MEASURED:%=build/%.json) --html build/report.html
 
 clean:  ## remove the environment and everything else that was generated here
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -12,6 +12,7 @@ from shared_context.cli import output, session
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shared_context import SharedLLMModel
     from shared_context.evaluation.report import Report
 
 app = typer.Typer(
@@ -114,7 +115,35 @@ def answers(
     finish([report], json_file, html_file)
 
 
-def load(name: str | None):
+@app.command(epilog=output.EXIT_CODES)
+def needle(
+    text: Annotated[
+        Path,
+        typer.Argument(metavar="TEXT", help="A text file whose sections make the haystacks.", show_default=False),
+    ],
+    model: EvalModelOption = None,
+    length: Annotated[
+        list[int] | None, typer.Option("--length", help="Tokens of a haystack; several. [1024, 4096 and 16384]")
+    ] = None,
+    trials: Annotated[int, typer.Option("--trials", help="Haystacks for each task, length and depth.")] = 2,
+    budget: Annotated[int, typer.Option("--budget", help="KV entries of a selection.")] = 256,
+    seed: SeedOption = 0,
+    resume: ResumeOption = None,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """Is a needle found and named, by depth and length? Single, several keys or values, key-value, variables."""
+    from shared_context.evaluation import needle as measurement
+
+    haystack = text.read_text(encoding="utf-8")
+    lengths = tuple(sorted(length)) if length else measurement.LENGTHS
+    report = measurement.measure(
+        load(model), haystack, lengths=lengths, trials=trials, budget=budget, seed=seed, resume=resume
+    )
+    finish([report], json_file, html_file)
+
+
+def load(name: str | None) -> SharedLLMModel:
     """The model named, or the default one."""
     from shared_context.model.pretrained import DEFAULT_MODEL
 

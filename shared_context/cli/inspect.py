@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,11 +24,10 @@ from shared_context.cli.options import (
     StoreArgument,
     parse_filters,
 )
+from shared_context.store.seen import Grain, Part, as_html, parts_of, summary
 
 if TYPE_CHECKING:
-    from shared_context import Document, SelectedNode, Selection
-
-Grain = Literal["fine", "coarse", "unseen"]
+    from shared_context import Document, Selection
 
 STYLES: dict[Grain, str] = {"fine": "bold green", "coarse": "dim yellow", "unseen": "bright_black"}
 MARKS: dict[Grain, tuple[str, str]] = {"fine": ("\u27e6", "\u27e7"), "coarse": ("\u27e8", "\u27e9"), "unseen": ("", "")}
@@ -37,22 +35,6 @@ ASCII_MARKS: dict[Grain, tuple[str, str]] = {"fine": ("[[", "]]"), "coarse": ("(
 
 EDGE = 120
 """Characters that stay at each end of a long unseen part."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """A part of a document and how it is seen.
-
-    Attributes:
-        start, end: characters.
-        grain: finely, coarsely or not at all.
-        node: the node that is seen there; None where nothing is.
-    """
-
-    start: int
-    end: int
-    grain: Grain
-    node: SelectedNode | None = None
 
 
 def inspect(
@@ -98,7 +80,7 @@ def inspect(
             output.nothing_found(path, wanted)
         documents = asked_for or [store.get(id) for id in selection.doc_ids]
         fine = store.config.tree.fine
-    seen = [(d, spans(len(d.text), (n for n in selection.nodes if n.doc_id == d.id), fine)) for d in documents]
+    seen = [(d, parts_of(len(d.text), (n for n in selection.nodes if n.doc_id == d.id), fine)) for d in documents]
     if as_json:
         output.print_json(_as_dict(selection, seen, full))
     elif html_file is not None:
@@ -106,27 +88,6 @@ def inspect(
         output.messages().print(f"wrote {html_file}", soft_wrap=True)
     else:
         _print(selection, seen, full)
-
-
-def spans(length: int, nodes: Iterable[SelectedNode], fine: int) -> list[Span]:
-    """A document of `length` characters cut up, without gaps, by the nodes that are seen of it.
-
-    Args:
-        nodes: of this document, in its order. Where a character lies on the edge of two, the first has it.
-        fine: the largest ratio that counts as fine.
-    """
-    parts: list[Span] = []
-    at = 0
-    for node in nodes:
-        if node.start > at:
-            parts.append(Span(at, node.start, "unseen"))
-        start = max(at, node.start)
-        if node.end > start:
-            parts.append(Span(start, node.end, "fine" if node.ratio <= fine else "coarse", node))
-            at = node.end
-    if at < length:
-        parts.append(Span(at, length, "unseen"))
-    return parts
 
 
 def _parse_ratios(text: str | None) -> tuple[int | None, ...] | None:
@@ -138,26 +99,17 @@ def _parse_ratios(text: str | None) -> tuple[int | None, ...] | None:
         raise typer.BadParameter(f"{text!r} is not a list such as none,16,8,4.", param_hint="--coarse") from error
 
 
-def _stretches(parts: Sequence[Span]) -> Iterator[tuple[Grain, int, int]]:
+def _stretches(parts: Sequence[Part]) -> Iterator[tuple[Grain, int, int]]:
     """Grain, start and end of runs of parts with one grain."""
     for grain, run in groupby(parts, key=lambda part: part.grain):
         run = list(run)
         yield grain, run[0].start, run[-1].end
 
 
-def _summary(document: Document, parts: Sequence[Span]) -> str:
-    counts = {grain: sum(part.end - part.start for part in parts if part.grain == grain) for grain in STYLES}
-    entries = sum(part.node.kv_entries for part in parts if part.node is not None)
-    return (
-        f"{counts['fine']:,} of {len(document.text):,} characters finely, {counts['coarse']:,} coarsely; "
-        f"{entries:,} KV entries"
-    )
-
-
 # ---- terminal
 
 
-def _print(selection: Selection, seen: Sequence[tuple[Document, list[Span]]], full: bool) -> None:
+def _print(selection: Selection, seen: Sequence[tuple[Document, list[Part]]], full: bool) -> None:
     console = output.results()
     marks = _marks(console)
     legend = Text("Seen: ")
@@ -167,7 +119,7 @@ def _print(selection: Selection, seen: Sequence[tuple[Document, list[Span]]], fu
     legend.append(f"{selection.kv_entries:,} KV entries of {selection.budget:,}, {selection.policy}")
     console.print(legend, soft_wrap=True)
     for document, parts in seen:
-        title = Text.assemble((output.printable(document.id), "bold cyan"), f"  {_summary(document, parts)}")
+        title = Text.assemble((output.printable(document.id), "bold cyan"), f"  {summary(document.text, parts)}")
         console.print("\n", title, "\n", sep="", soft_wrap=True)
         body = Text()
         for grain, start, end in _stretches(parts):
@@ -198,8 +150,8 @@ def _elided(text: str) -> str:
 # ---- programs
 
 
-def _as_dict(selection: Selection, seen: Sequence[tuple[Document, list[Span]]], full: bool) -> dict[str, Any]:
-    def span(document: Document, part: Span) -> dict[str, Any]:
+def _as_dict(selection: Selection, seen: Sequence[tuple[Document, list[Part]]], full: bool) -> dict[str, Any]:
+    def span(document: Document, part: Part) -> dict[str, Any]:
         node = part.node
         return {
             "start": part.start,
@@ -238,34 +190,15 @@ _PAGE = """<!doctype html>
 <style>
 :root {{ color-scheme: light dark }}
 body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
-pre {{ font: inherit; white-space: pre-wrap; overflow-wrap: anywhere }}
-.fine {{ background: #b7ebc6; color: #06280f; font-weight: 600 }}
-.coarse {{ background: #f7ecc0; color: #5c4a08; font-style: italic }}
-.unseen {{ color: #8a8a8a }}
 </style>
 <h1>{question}</h1>
-<p>Seen: <span class="fine">finely</span> <span class="coarse">coarsely</span> <span class="unseen">not at all</span>.
-{figures}</p>
 {documents}
 </html>
 """
 
 
-def _page(selection: Selection, seen: Sequence[tuple[Document, list[Span]]]) -> str:
-    """A page of its own: no script, nothing fetched. A part's tooltip has the ratio and the score of its node."""
-
-    def part_of(document: Document, part: Span) -> str:
-        node = part.node
-        title = f' title="ratio {node.ratio}, score {node.score:.2f}"' if node is not None else ""
-        return f'<span class="{part.grain}"{title}>{html.escape(document.text[part.start : part.end])}</span>'
-
-    sections = (
-        f'<h2>{html.escape(document.id)}</h2>\n<p>{_summary(document, parts)}</p>\n<pre dir="auto">'
-        f"{''.join(part_of(document, part) for part in parts)}</pre>"
-        for document, parts in seen
-    )
-    return _PAGE.format(
-        question=html.escape(selection.query),
-        figures=f"{selection.kv_entries:,} KV entries of {selection.budget:,}, policy {selection.policy}.",
-        documents="\n".join(sections),
-    )
+def _page(selection: Selection, seen: Sequence[tuple[Document, list[Part]]]) -> str:
+    """A page of its own: no script, nothing fetched."""
+    figures = f"{selection.kv_entries:,} KV entries of {selection.budget:,}, policy {selection.policy}."
+    documents = as_html(figures, ((document.id, document.text, parts) for document, parts in seen))
+    return _PAGE.format(question=html.escape(selection.query), documents=documents)

@@ -199,12 +199,18 @@ def _report(
         for gain in [paired_difference(nll[key], nll[CONTROL + key], seed=seed)]
     ]
     parts = [
-        Lines(
-            "Negative log-likelihood of the gold answer: less is better",
-            "KV entries or tokens allowed",
-            "nats per token, mean",
-            curves(nll, keys),
-            log_x=True,
+        *(
+            Lines(
+                f"Negative log-likelihood of the gold answer, {of}: less is better",
+                "KV entries or tokens allowed",
+                "nats per token, mean",
+                curves(nll, some),
+                log_x=True,
+            )
+            for of, some in (
+                ("with the right context", answered),
+                ("with a wrong one, the control", [key for key in keys if key not in answered]),
+            )
         ),
         *(
             Lines(

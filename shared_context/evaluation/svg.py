@@ -119,13 +119,13 @@ class _Axis:
             low, high = math.log10(low), math.log10(high)
         elif not tight and 0 <= low < 0.6 * high:
             low = 0.0
+        if low == high:
+            low, high = low - 0.5, high + 0.5
         self._step = 1.0 if self._log else _round_step(high - low)
         if not tight:
             low = math.floor(low / self._step + 1e-9) * self._step
             high = math.ceil(high / self._step - 1e-9) * self._step
         self._low, self._high = low, high
-        if self._high - self._low < 1e-12:
-            self._low, self._high = self._low - 0.5, self._high + 0.5
         inset = 16 if tight else 0
         self._begin, self._end = begin + inset, end - inset
 
@@ -182,7 +182,8 @@ def _point(number: int, name: str, point: Point, plot: Lines, at_x: float, y: Ca
 
 
 def _shape(number: int, x: float, y: float) -> str:
-    kind, css = number % SHAPES, f'class="mark c{number % COLOURS}"'
+    # Lines that share a colour share neither shape nor dashes.
+    kind, css = (number + number // COLOURS) % SHAPES, f'class="mark c{number % COLOURS}"'
     if kind == 0:
         return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
     corners = {
@@ -199,7 +200,6 @@ def _shape(number: int, x: float, y: float) -> str:
 
 
 def _dash(number: int) -> str:
-    # Lines that share a colour do not share their dashes.
     dash = DASHES[(number + number // COLOURS) % len(DASHES)]
     return f'stroke-dasharray="{dash}"' if dash else ""
 

@@ -11,6 +11,7 @@ import torch
 
 from shared_context.kernels import ChunkKV
 from shared_context.model.injection import ContextKV
+from shared_context.store.seen import as_html, parts_of
 from shared_context.tree import ContextTree, Grained, cut_rows
 
 
@@ -51,12 +52,14 @@ class SelectedChunk:
         tree: the chunk's context tree.
         cut: the grained nodes that are shown, from left to right.
         nodes: the same as the user sees them.
+        text: of the whole document, for showing the nodes where they stand.
     """
 
     token_ids: np.ndarray
     tree: ContextTree
     cut: tuple[Grained, ...]
     nodes: tuple[SelectedNode, ...]
+    text: str = field(repr=False)
 
     def rows(self) -> list[int]:
         """Token positions in the chunk that are shown."""
@@ -128,6 +131,16 @@ class Selection:
         allowed = "" if self.budget is None else f" of {self.budget}"
         return f"Selection({len(self)} nodes of {len(self.doc_ids)} documents, {self.kv_entries}{allowed} KV entries)"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: each document with what is seen of it finely (ratio 1), coarsely and not at all."""
+        texts = {chunk.nodes[0].doc_id: chunk.text for chunk in self.chunks}
+        seen = (
+            (id, text, parts_of(len(text), (n for n in self.nodes if n.doc_id == id))) for id, text in texts.items()
+        )
+        allowed = "" if self.budget is None else f" of {self.budget:,}"
+        asked = "" if self.query is None else f"{self.query} "
+        return as_html(f"{asked}{self.kv_entries:,} KV entries{allowed}, policy {self.policy or 'none'}.", seen)
+
     def subset(self, nodes: Iterable[SelectedNode]) -> Selection:
         """The selection of some of these nodes only, still in document order.
 
@@ -140,7 +153,7 @@ class Selection:
             kept = [(g, n) for g, n in zip(chunk.cut, chunk.nodes, strict=True) if n in wanted]
             if kept:
                 cut, shown = zip(*kept, strict=True)
-                chunks.append(SelectedChunk(chunk.token_ids, chunk.tree, cut, shown))
+                chunks.append(SelectedChunk(chunk.token_ids, chunk.tree, cut, shown, chunk.text))
         return Selection(chunks, self._encode, query=self.query, budget=self.budget, policy=self.policy)
 
     def key_values(self) -> ContextKV:

@@ -815,7 +815,7 @@ class SharedLLMContextStore:
                     metadata=copy.deepcopy(entry.metadata),
                 )
             )
-        return SelectedChunk(token_ids, context_tree, tuple(cut), tuple(nodes))
+        return SelectedChunk(token_ids, context_tree, tuple(cut), tuple(nodes), stored.text)
 
     def _chunks(self, token_ids: np.ndarray) -> list[np.ndarray]:
         """A document's tokens chunk by chunk."""

@@ -3,18 +3,16 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from shared_context import __version__
-from shared_context.cli.inspect import spans
 from shared_context.cli.main import app
 from shared_context.cli.options import parse_filters, parse_metadata
 
-COMMANDS = ["ingest", "ask", "chat", "inspect", "stats", "models"]
+COMMANDS = ["ingest", "ask", "chat", "inspect", "stats", "models", "report", "eval", "bench"]
 
 
 def run(*args):
@@ -175,30 +173,3 @@ def test_models_lists_one_default():
     assert all(model["downloaded"] == (model["folder"] is not None) for model in listed)
     shown = run("models").stdout
     assert all(model["name"] in shown for model in listed)
-
-
-# ---- what inspect cuts a document into
-
-
-@dataclass
-class Node:
-    start: int
-    end: int
-    ratio: int = 1
-
-
-@pytest.mark.parametrize(
-    "nodes, expected",
-    [
-        ([], [(0, 10, "unseen")]),
-        ([Node(0, 10)], [(0, 10, "fine")]),
-        ([Node(2, 4), Node(4, 6, ratio=8)], [(0, 2, "unseen"), (2, 4, "fine"), (4, 6, "coarse"), (6, 10, "unseen")]),
-        ([Node(0, 4), Node(3, 6), Node(5, 6)], [(0, 4, "fine"), (4, 6, "fine"), (6, 10, "unseen")]),
-    ],
-)
-def test_spans_cover_a_document_once(nodes, expected):
-    assert [(part.start, part.end, part.grain) for part in spans(10, nodes, fine=1)] == expected
-
-
-def test_the_finest_grain_of_a_store_counts_as_fine():
-    assert [part.grain for part in spans(9, [Node(0, 4, ratio=2), Node(4, 9, ratio=4)], fine=2)] == ["fine", "coarse"]

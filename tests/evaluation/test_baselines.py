@@ -40,10 +40,26 @@ def test_best_chunk_answers_the_question(rag):
 
 @pytest.mark.parametrize("budget", [256, 512, 1024])
 def test_chunks_within_a_budget_use_it_as_far_as_chunks_can(rag, budget):
-    chunks = rag.within(QUESTION, budget)
+    chunks = rag.within(rag.top(QUESTION, len(rag)), budget)
     assert budget - CHUNK_SIZE < rag.count_tokens(chunks) <= budget
     assert chunks[0].node_id == rag.top(QUESTION, 1)[0].node_id
     assert [c.score for c in chunks] == sorted((c.score for c in chunks), reverse=True)
+
+
+@pytest.mark.parametrize("ranking", ["vector", "bm25", "fusion by rank", "fusion by score"])
+def test_every_ranking_finds_the_answer_and_no_chunk_twice(rag, ranking):
+    ranked = rag.retriever(ranking, fused=10).retrieve(QUESTION)
+    assert any("21:47" in chunk.text for chunk in ranked[:6])
+    ids = [chunk.node_id for chunk in ranked]
+    assert len(ids) == len(set(ids)) <= 20
+    assert len(rag.retriever(ranking).retrieve(QUESTION)) >= len(ids)
+
+
+def test_a_fusion_is_led_by_what_both_sides_find(rag):
+    sides = [{c.node_id for c in rag.retriever(side, 3).retrieve(QUESTION)} for side in ("vector", "bm25")]
+    both = sides[0] & sides[1]
+    fused = [chunk.node_id for chunk in rag.retriever("fusion by rank", 3).retrieve(QUESTION)]
+    assert both and set(fused[: len(both)]) == both
 
 
 def test_as_many_best_chunks_as_a_budget_holds(rag):

@@ -1,55 +1,26 @@
-"""Every measurement on a tiny input: that it runs, and that its controls come out on the right side."""
-
-import json
-from pathlib import Path
+"""Time, memory and bytes on tiny inputs: that each is measured, for all sides, and says what it extrapolates."""
 
 import pytest
 
-from shared_context.evaluation import answers, evidence, first_token, ingest, memory
-from shared_context.evaluation.__main__ import main
+from shared_context.evaluation import decoding, first_token, growth, ingest, memory, storage
 from shared_context.evaluation.long_text import repeat_to
+from shared_context.evaluation.questions import read_questions
+from shared_context.evaluation.report import Lines
 from shared_context.model.pretrained import DEFAULT_MODEL
 
-DATA = Path(__file__).parents[2] / "examples" / "data"
-QUESTIONS, TEXT = DATA / "handbook-questions.json", DATA / "handbook.md"
+
+def tables(report):
+    return {table.title: table for table in report.tables()}
 
 
 def by_first_column(table):
     return {row[0]: row[1:] for row in table.rows}
 
 
-def test_evidence_grows_with_the_budget_and_the_first_layers_cosine_finds_least(model):
-    report = evidence.measure(model, QUESTIONS, limit=10)
-    recall, shown = (by_first_column(table) for table in report.tables[:2])
-    assert list(recall) == ["hybrid", "late_interaction", "embedding", "last_token", evidence.DEFAULT, evidence.RAG]
-    assert recall[evidence.RAG][0] is None  # no chunk of 256 tokens fits 128
-    for way, shares in recall.items():
-        known = [share for share in shares if share is not None]
-        assert known == sorted(known), way
-    assert recall["hybrid"][-1] > recall["last_token"][-1]
-    for way, tokens in shown.items():
-        assert all(t is None or t <= budget for t, budget in zip(tokens, evidence.BUDGETS, strict=True)), way
-    assert shown[evidence.DEFAULT][-1] < shown["hybrid"][-1]
-    assert report.setting["questions"] == 10
-
-
 @pytest.mark.slow
-def test_answers_are_likelier_with_the_right_context_than_with_a_wrong_one_or_none(model):
-    report = answers.measure(model, QUESTIONS, limit=3)
-    mean = {name: nll for name, (nll, _) in by_first_column(report.tables[0]).items()}
-    assert mean[answers.GOLD] < mean[answers.NONE]
-    assert mean[answers.INJECTED] < mean[answers.NONE]
-    assert mean[answers.INJECTED] < mean[answers.WRONG]
-    differences = {row[:2]: row[2:] for row in report.tables[1].rows}
-    difference, low, high = differences[answers.INJECTED, answers.WRONG]
-    assert difference == pytest.approx(mean[answers.INJECTED] - mean[answers.WRONG])
-    assert low <= difference <= high
-
-
-@pytest.mark.slow
-def test_first_token_is_timed_for_both_sides_over_contexts_of_like_size(model):
-    report = first_token.measure(model, QUESTIONS, context_tokens=[512], runs=2)
-    (table,) = report.tables
+def test_first_token_is_timed_for_both_sides_over_contexts_of_like_size(model, handbook_questions):
+    report = first_token.measure(model, handbook_questions, context_tokens=[512], runs=2)
+    table = tables(report)["Seconds to the first token"]
     rows = {row[1]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     assert list(rows) == [first_token.OURS, first_token.RAG, first_token.BARE, first_token.BARE_PASTED]
     for row in rows.values():
@@ -57,25 +28,64 @@ def test_first_token_is_timed_for_both_sides_over_contexts_of_like_size(model):
         assert 0 < row["least"] <= row["median"] <= row["most"]
     faster = rows[first_token.RAG]["median"] / rows[first_token.OURS]["median"]
     assert rows[first_token.OURS]["times faster"] == pytest.approx(faster)
+    (plot,) = [part for part in report.parts if isinstance(part, Lines)]
+    assert {line.name: line.points[0].y for line in plot.series} == {way: row["median"] for way, row in rows.items()}
     assert report.targets == []  # none is set for 512 tokens
 
 
-def test_ingest_says_what_is_extrapolated(model):
-    report = ingest.measure(model, TEXT, tokens=4096, limit=2)
-    rows = by_first_column(report.tables[0])
+@pytest.mark.slow
+def test_decoding_is_timed_for_both_sides(model, few_questions):
+    report = decoding.measure(model, read_questions(few_questions), context_tokens=[256], runs=1)
+    rows = {row[1]: row for row in tables(report)["Tokens per second after the first"].rows}
+    assert list(rows) == [decoding.INJECTED, decoding.PASTED]
+    assert all(128 < row[2] <= 256 and 0 < row[4] <= row[3] <= row[5] for row in rows.values())
+
+
+def test_ingest_says_what_is_extrapolated(model, handbook):
+    report = ingest.measure(model, handbook, tokens=4096, limit=1)
+    rows = by_first_column(tables(report)["Seconds"])
     assert list(rows) == ["ingest, lazily", "prefill in windows of 8,192", "prefill in windows of 1,024"]
-    assert report.notes == ["Windows of 1,024: extrapolated from the first 2,048 tokens."]
+    assert report.notes == ["Windows of 1,024: extrapolated from the first 1,024 tokens."]
+
+
+def test_storage_counts_bytes_by_length(model, handbook):
+    report = storage.measure(model, handbook, tokens=[512, 2048])
+    size, _, kv = (part.table() for part in report.parts)
+    assert size.columns[1:] == ("512", "2,048")
+    assert all(64 < each < 1000 for each in size.rows[0][1:])  # a code alone takes 64 bytes a token
+    kept = by_first_column(kv)
+    assert kept["as computed"] == (23_040.0,)  # 30 layers of 3 KV heads of 64 numbers, two bytes each, twice
+    assert 0.5 < kept["int8"][0] / 23_040 < 0.6
 
 
 @pytest.mark.slow
-def test_memory_is_measured_in_processes_of_their_own():
-    report = memory.measure(DEFAULT_MODEL, TEXT, tokens=4096, cache_mib=32, questions=1)
-    peaks = [peak for _, peak in report.tables[0].rows]
+def test_memory_is_measured_in_processes_of_their_own(handbook):
+    report = memory.measure(DEFAULT_MODEL, handbook, tokens=4096, cache_mib=32, questions=1)
+    peaks = [peak for _, peak in tables(report)["Peak resident memory"].rows]
     assert peaks == sorted(peaks)  # a peak never falls
     assert peaks[0] > 200  # MiB; the model's weights alone are more
-    compared = by_first_column(report.tables[1])
+    compared = by_first_column(tables(report)["For comparison"])
     assert compared["full KV of 4,096 tokens, were it kept"] == (90,)  # 23,040 bytes a token
     assert report.targets[0].value == peaks[-1]
+
+
+@pytest.mark.slow
+def test_growth_measures_both_ways_at_each_size_and_fits_slopes(handbook):
+    questions = ["Who draws up the rosters?", "When does the night shift begin?"]
+    report = growth.measure(DEFAULT_MODEL, [handbook], questions, documents=[20, 60], runs=2)
+    rows = tables(report)["Selections"].rows
+    assert [(row[0], row[2]) for row in rows] == [
+        (size, way) for size in (20, 60) for way in (growth.ALL, growth.PREFILTERED)
+    ]
+    assert all(0 < least <= median <= most for *_, median, least, most in rows)
+    assert len(tables(report)["Fitted slopes on log scales: 1 is linear, less is sub-linear"].rows) == 3
+    assert len(report.targets) == 1
+
+
+def test_slope_is_the_exponent_of_a_power_law():
+    assert growth.slope([100, 1000, 10_000], [1.0, 10.0, 100.0]) == pytest.approx(1.0)
+    assert growth.slope([100, 10_000], [2.0, 20.0]) == pytest.approx(0.5)
+    assert growth.slope([100], [2.0]) is None
 
 
 def test_repeated_text_has_the_length_and_no_section_twice(model, handbook):
@@ -84,19 +94,3 @@ def test_repeated_text_has_the_length_and_no_section_twice(model, handbook):
     headings = [line for line in text.splitlines() if line.startswith("# Part ")]
     assert len(headings) == len(set(headings)) > 100
     assert len(model.tokenize(repeat_to(model, "no heading at all", 500))) == pytest.approx(500, abs=5)
-
-
-def test_command_prints_tables_and_writes_json(tmp_path, capsys):
-    file = tmp_path / "ingest.json"
-    assert main(["ingest", "--tokens", "1024", "--limit", "1", "--json", str(file)]) == 0
-    printed = capsys.readouterr().out
-    assert "## ingest" in printed
-    assert "**Targets**" in printed
-    assert json.loads(file.read_text())["name"] == "ingest"
-
-
-def test_command_names_what_is_wrong_with_a_file(tmp_path, capsys):
-    assert main(["evidence", "--data", str(TEXT)]) == 1
-    assert "handbook.md is not in SQuAD format" in capsys.readouterr().err
-    assert main(["evidence", "--data", str(tmp_path / "missing.json")]) == 1
-    assert "missing.json" in capsys.readouterr().err

@@ -1,8 +1,21 @@
-"""Span recall and paired differences."""
+"""Span recall, likeness of answers, intervals and paired differences."""
 
 import pytest
 
-from shared_context.evaluation.metrics import holds_a_span, paired_difference
+from shared_context.evaluation.metrics import (
+    containment,
+    exact_match,
+    f1,
+    holds_a_span,
+    mean_with_interval,
+    paired_difference,
+    verdict,
+)
+from shared_context.evaluation.questions import Span
+
+
+def spans(document, pairs):
+    return [Span(document, start, end) for start, end in pairs]
 
 
 @pytest.mark.parametrize(
@@ -20,7 +33,43 @@ from shared_context.evaluation.metrics import holds_a_span, paired_difference
     ],
 )
 def test_an_answer_is_found_only_where_it_is_shown_whole(shown, wanted, held):
-    assert holds_a_span(shown, wanted) is held
+    assert holds_a_span(spans("d", shown), spans("d", wanted)) is held
+    assert not holds_a_span(spans("another", shown), spans("d", wanted))
+
+
+def test_the_end_of_one_document_does_not_touch_the_beginning_of_another():
+    assert not holds_a_span([Span("a", 0, 5), Span("b", 5, 10)], [Span("a", 3, 7), Span("b", 3, 7)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "exact", "contained", "words"),
+    [
+        ("The Eiffel Tower.", ["eiffel tower"], 1, 1, 1.0),
+        ("It is the Eiffel Tower", ["Eiffel Tower"], 0, 1, 2 / 3),
+        ("a tower", ["Eiffel Tower", "towers"], 0, 0, 2 / 3),
+        ("It opens with 192.", ["92"], 0, 0, 0.0),
+        ("", ["92"], 0, 0, 0.0),
+    ],
+)
+def test_answers_are_compared_as_squad_does(answer, gold, exact, contained, words):
+    assert exact_match(answer, gold) == exact
+    assert containment(answer, gold) == contained
+    assert f1(answer, gold) == pytest.approx(words)
+
+
+def test_mean_with_its_interval():
+    mean = mean_with_interval([1.0, 2.0, 3.0] * 30)
+    assert mean.mean == 2.0
+    assert mean.low < 2.0 < mean.high
+    assert mean_with_interval([5.0]).low == 5.0
+    with pytest.raises(ValueError, match="at least one"):
+        mean_with_interval([])
+
+
+def test_a_verdict_needs_an_interval_without_zero():
+    assert verdict(paired_difference([1.0] * 9, [0.0] * 9)) == "better"
+    assert verdict(paired_difference([1.0] * 9, [0.0] * 9), more_is_better=False) == "worse"
+    assert verdict(paired_difference([0.0, 1.0] * 9, [1.0, 0.0] * 9)) == "not told apart"
 
 
 def test_difference_of_paired_results_is_sharp_where_unpaired_ones_would_not_be():

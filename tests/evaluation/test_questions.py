@@ -1,12 +1,13 @@
-"""Reading SQuAD files: documents, and answers exactly where they stand in them."""
+"""Reading question sets: documents, and answers exactly where they stand in them."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
-from shared_context.errors import DocumentError
-from shared_context.evaluation.squad import read_squad
+from shared_context.errors import ConfigError, DocumentError
+from shared_context.evaluation.questions import read_questions
 
 HANDBOOK_QUESTIONS = Path(__file__).parents[2] / "examples" / "data" / "handbook-questions.json"
 
@@ -37,27 +38,88 @@ def file(tmp_path):
 
 @pytest.mark.parametrize(("unit", "documents"), [("file", 1), ("article", 2), ("paragraph", 3)])
 def test_answers_stand_where_their_spans_say_whatever_a_document_is(file, unit, documents):
-    squad = read_squad(file, unit)
-    assert len(squad.documents) == documents
-    assert [question.answer for question in squad.questions] == ["colza oil", "90 m", "Imelda"]
-    for question in squad.questions:
-        text = squad.documents[question.document]
-        assert text[slice(*question.spans[0])] == question.answer
-        start, end = question.paragraph
-        assert all(start <= span[0] < span[1] <= end for span in question.spans)
-    assert len(squad.questions[0].spans) == 2
+    asked = read_questions(file, unit)
+    assert len(asked.documents) == documents
+    assert [question.answers for question in asked.questions] == [("colza oil", "oil"), ("90 m",), ("Imelda",)]
+    assert asked.left_out == 1  # a question that SQuAD marks as having no answer
+    for question in asked.questions:
+        text = asked.documents[question.document]
+        assert [text[span.start : span.end] for span in question.spans] == list(question.answers)
+        assert all(question.passage.start <= s.start < s.end <= question.passage.end for s in question.spans)
 
 
 def test_paragraphs_of_a_document_are_joined_by_blank_lines(file):
-    (text,) = read_squad(file, "file").documents.values()
+    (text,) = read_questions(file, "file").documents.values()
     assert text == "The lamp burns colza oil.\n\nÜnïcode — the mole is 90 m long.\n\nImelda draws up rosters."
 
 
-def test_sample_is_spread_over_the_whole_file():
-    squad = read_squad(HANDBOOK_QUESTIONS)
-    few = squad.sample(4)
-    assert [squad.questions.index(question) for question in few] == [0, 10, 20, 30]
-    assert squad.sample(None) == squad.sample(1000) == squad.questions
+def test_the_same_seed_draws_the_same_questions_in_the_order_of_the_file():
+    asked = read_questions(HANDBOOK_QUESTIONS)
+    few = asked.sample(10, seed=3)
+    places = [asked.questions.index(question) for question in few]
+    assert places == sorted(set(places)) and len(places) == 10
+    assert asked.sample(10, seed=3) == few != asked.sample(10, seed=4)
+    assert asked.sample(None) == asked.sample(1000) == asked.questions
+    with pytest.raises(ConfigError, match="limit"):
+        asked.sample(0)
+
+
+def test_a_question_is_found_again_by_its_key():
+    asked = read_questions(HANDBOOK_QUESTIONS)
+    assert [asked.by_key(asked.key(question)) for question in asked.questions] == list(asked.questions)
+
+
+ROWS = [
+    {"question": "What burns?", "answers": ["Colza"], "passage": "The lamp burns colza, bought in 1950."},
+    {"question": "How much?", "answers": "9 barrels", "passages": ["In 1950 it took 19 barrels.", "Now 9 barrels do."]},
+    {"question": "How many?", "answers": ["9"], "passages": [{"title": "Now", "text": "Now 9 barrels do."}]},
+    {"question": "Who?", "answers": ["Nobody knows"], "passage": "The lamp burns colza, bought in 1950."},
+]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_with_passages(tmp_path, packed):
+    content = "\n".join(json.dumps(row) for row in ROWS).encode()
+    path = tmp_path / ("rows.jsonl.gz" if packed else "rows.jsonl")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    asked = read_questions(path)
+    (text,) = asked.documents.values()
+    assert text.count("Now 9 barrels do.") == 1  # a passage of several questions stands in the document once
+    found = [[text[span.start : span.end] for span in question.spans] for question in asked.questions]
+    # Upper and lower case are the same; "9" does not stand in "1950" or "19".
+    assert found == [["colza"], ["9 barrels"], ["9"]]
+    assert [text[q.passage.start : q.passage.end] for q in asked.questions][1] == "Now 9 barrels do."
+    assert asked.left_out == 1
+    assert len(read_questions(path, "paragraph").documents) == 3
+
+
+def test_a_folder_of_documents_with_a_question_file(tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "gate.md").write_text("The gate opens at six.")
+    (tmp_path / "more" / "lamp.txt").write_text("The lamp is lit at six.")
+    rows = [
+        {"question": "When is the lamp lit?", "answers": ["six"], "document": "more/lamp.txt"},
+        {"question": "When does anything happen?", "answers": ["six"]},
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    asked = read_questions(tmp_path)
+    assert set(asked.documents) == {"gate.md", "more/lamp.txt"}
+    lamp, anything = asked.questions
+    assert [(span.document, span.start) for span in lamp.spans] == [("more/lamp.txt", 19)]
+    assert {span.document for span in anything.spans} == set(asked.documents)
+
+
+def test_a_folder_without_questions_says_what_is_missing(tmp_path):
+    (tmp_path / "gate.md").write_text("The gate opens at six.")
+    with pytest.raises(DocumentError, match=r"questions\.jsonl"):
+        read_questions(tmp_path)
+
+
+def test_questions_that_no_document_answers_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS[-1]))
+    with pytest.raises(DocumentError, match="no question whose answer"):
+        read_questions(path)
 
 
 @pytest.mark.parametrize(
@@ -73,4 +135,4 @@ def test_a_file_that_is_something_else_is_refused_by_name(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DocumentError, match=r"other\.json"):
-        read_squad(path)
+        read_questions(path)

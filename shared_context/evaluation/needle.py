@@ -1,0 +1,164 @@
+"""Needles: whether a selection shows them and the model names them, by depth and length of the haystack."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context.evaluation.ledger import Ledger
+from shared_context.evaluation.long_text import repeat_to
+from shared_context.evaluation.metrics import containment, holds_a_span, mean_with_interval
+from shared_context.evaluation.needle_tasks import AT_A_DEPTH, TASKS, Needles, Task, make_needles
+from shared_context.evaluation.questions import Span
+from shared_context.evaluation.report import HeatMap, Part, Report, Table, model_setting
+from shared_context.store.embedder import load_default_embedder
+
+LENGTHS = (1024, 4096, 16_384)
+"""Tokens of a haystack."""
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+TRIALS = 2
+BUDGET = 256
+ANSWER_TOKENS = 48
+
+SPREAD = "spread"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One haystack.
+
+    Attributes:
+        task: of the needles.
+        length: tokens of the haystack.
+        depth: of the needle that is asked for; None where needles are spread.
+        trial: which of several.
+    """
+
+    task: Task
+    length: int
+    depth: float | None
+    trial: int
+
+    @property
+    def key(self) -> str:
+        """Names the cell."""
+        return f"{self.task}|{self.length}|{self.depth}|{self.trial}"
+
+
+def measure(
+    model: SharedLLMModel,
+    text: str,
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    depths: Sequence[float] = DEPTHS,
+    tasks: Sequence[Task] = TASKS,
+    trials: int = TRIALS,
+    budget: int = BUDGET,
+    seed: int = 0,
+    resume: str | Path | None = None,
+) -> Report:
+    """Share of the needles that a selection shows, and of the values that the answer names.
+
+    The control is the answer without any context: what it names was guessed.
+
+    Args:
+        model: answers; MiniLM embeds.
+        text: Markdown, whose sections are repeated to make haystacks.
+        lengths: tokens of the haystacks.
+        depths: of the needle that is asked for, between 0 and 1.
+        tasks: which.
+        trials: haystacks for each task, length and depth.
+        budget: KV entries of a selection.
+        seed: of names, numbers and the intervals.
+        resume: a file that keeps results as they come and from which a run that was stopped goes on.
+    """
+    cells = {
+        cell.key: cell
+        for task, length in product(tasks, lengths)
+        for depth in (depths if task in AT_A_DEPTH else [None])
+        for trial in range(trials)
+        for cell in [Cell(task, length, depth, trial)]
+    }
+    embedder = load_default_embedder()
+    haystacks = {length: repeat_to(model, text, length) for length in lengths}
+    settings = {"measurement": "needle", "model": model.identity, "embedder": embedder.name, "budget": budget,
+                "seed": seed, "text": hashlib.sha256(text.encode()).hexdigest()[:16]}  # fmt: skip
+
+    def compute(keys: list[str]) -> list[dict[str, float]]:
+        results = []
+        for key in keys:
+            cell = cells[key]
+            # A cell's names and numbers do not depend on which other cells are measured.
+            rng = np.random.default_rng([seed, *key.encode()])
+            depth = 0.0 if cell.depth is None else cell.depth
+            needles = make_needles(cell.task, haystacks[cell.length], depth, rng, model.count_tokens, cell.length)
+            with SharedLLMContextStore(model, embedder=embedder) as store:
+                store.add(needles.text, id="haystack")
+                results.append(_result(store, needles, budget))
+        return results
+
+    results = Ledger(resume, settings).results(list(cells), compute, what="needle")
+    by_cell = dict(zip(cells.values(), results, strict=True))
+    return Report(
+        "needle",
+        {**model_setting(model), "embedder": embedder.name, "budget": budget, "trials": trials, "seed": seed},
+        [*_maps(by_cell, tasks, lengths, depths), _summary(by_cell, tasks, seed)],
+        notes=[
+            f"A needle counts as shown if its whole sentence is in the selection of {budget:,} KV entries, and a value "
+            "as named if it stands in the answer. Where several are asked for, the share of them counts. Tasks after "
+            "RULER's definitions, in other sentences."
+        ],
+    )
+
+
+def _result(store: SharedLLMContextStore, needles: Needles, budget: int) -> dict[str, float]:
+    selection = store.select(needles.question, budget=budget)
+    shown = [Span(node.doc_id, node.start, node.end) for node in selection.nodes]
+    answers = store.model.generate([needles.question] * 2, context=[selection, None], max_new_tokens=ANSWER_TOKENS)
+    named, guessed = (fmean(containment(answer, [value]) for value in needles.values) for answer in answers)
+    return {
+        "shown": fmean(float(holds_a_span(shown, [span])) for span in needles.spans),
+        "named": named,
+        "guessed": guessed,
+    }
+
+
+def _maps(
+    by_cell: dict[Cell, dict[str, float]], tasks: Sequence[Task], lengths: Sequence[int], depths: Sequence[float]
+) -> list[Part]:
+    maps: list[Part] = []
+    for task, (measured, title) in product(
+        tasks, (("shown", "needles shown"), ("named", "values named in the answer"))
+    ):
+        rows = depths if task in AT_A_DEPTH else [None]
+        values = [
+            [fmean(r[measured] for c, r in by_cell.items() if (c.task, c.depth, c.length) == (task, depth, length))
+             for length in lengths]
+            for depth in rows
+        ]  # fmt: skip
+        names = [SPREAD if depth is None else f"{depth:.0%}" for depth in rows]
+        maps.append(HeatMap(f"{task}: {title}", "depth", "tokens", names, [f"{n:,}" for n in lengths], values))
+    return maps
+
+
+def _summary(by_cell: dict[Cell, dict[str, float]], tasks: Sequence[Task], seed: int) -> Table:
+    rows = []
+    for task in tasks:
+        results = [result for cell, result in by_cell.items() if cell.task == task]
+        named = mean_with_interval([result["named"] for result in results], seed=seed)
+        rows.append((task, len(results), fmean(r["shown"] for r in results), named.mean, named.low, named.high,
+                     fmean(r["guessed"] for r in results)))  # fmt: skip
+    return Table(
+        "All lengths and depths; 95% interval over haystacks",
+        ("task", "haystacks", "shown", "named", "from", "to", "control: named without context"),
+        rows,
+    )

@@ -1,0 +1,100 @@
+"""eval, bench and report on the command line."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from shared_context.cli import session
+from shared_context.cli.main import app
+from shared_context.evaluation.report import Lines, Point, Report, Series
+
+
+@pytest.fixture(autouse=True)
+def _one_model(model, monkeypatch):
+    monkeypatch.setattr(session, "load_model", lambda name: model)
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A folder of two documents with a question about each."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "gate.md").write_text("The gate is opened by the warden at six in the morning. " * 4)
+    (tmp_path / "data" / "lamp.md").write_text("The lamp burns colza oil, which is kept in the cellar. " * 4)
+    rows = [
+        {"question": "When is the gate opened?", "answers": ["six in the morning"], "document": "gate.md"},
+        {"question": "What does the lamp burn?", "answers": ["colza oil"], "document": "lamp.md"},
+    ]
+    (tmp_path / "data" / "questions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return tmp_path / "data"
+
+
+def test_retrieval_on_a_folder_prints_tables_and_writes_both_files(questions, tmp_path):
+    results, page, state = tmp_path / "r.json", tmp_path / "r.html", tmp_path / "r.state"
+    options = ["--tokens", 128, "--limit", 1, "--seed", 5, "--json", results, "--html", page, "--resume", state]
+    result = run("eval", "retrieval", questions, *options)
+    assert result.exit_code == 0, result.output
+    assert "## retrieval" in result.stdout and "| hybrid" in result.stdout
+    (report,) = json.loads(results.read_text())["reports"]
+    assert (report["setting"]["questions"], report["setting"]["documents"]) == (1, 2)
+    assert page.read_text().startswith("<!doctype html>") and "<svg" in page.read_text()
+    again = run("eval", "retrieval", questions, *options)
+    assert again.stdout == result.stdout
+
+
+@pytest.mark.parametrize("command", ["retrieval", "answers"])
+def test_data_that_is_none_is_named(command, tmp_path):
+    path = tmp_path / "letter.json"
+    path.write_text("Dear all")
+    for data, name in (path, "letter.json"), (tmp_path / "missing.json", "missing.json"):
+        result = run("eval", command, data)
+        assert result.exit_code == 1
+        assert name in result.stderr and "Traceback" not in result.stderr
+
+
+def test_bench_measures_only_what_is_asked_for(questions, tmp_path):
+    results = tmp_path / "b.json"
+    result = run("bench", "latency", questions, "--only", "storage", "--tokens", 1024, "--json", results)
+    assert result.exit_code == 0, result.output
+    assert [report["name"] for report in json.loads(results.read_text())["reports"]] == ["storage"]
+
+
+# ---- report
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two runs of a measurement and one of another."""
+    paths = []
+    for file, name, y in ("before.json", "speed", 1.0), ("after.json", "speed", 0.5), ("other.json", "size", 2.0):
+        report = Report(name, {}, [Lines("Time", "tokens", "s", [Series("ours", [Point(128, y)])])])
+        paths.append(tmp_path / file)
+        paths[-1].write_text(json.dumps({"reports": [report.as_json()]}))
+    return paths
+
+
+def test_two_runs_are_compared(results, tmp_path):
+    page = tmp_path / "page.html"
+    result = run("report", *results[:2], "--html", page)
+    assert (result.exit_code, result.stdout) == (0, "") and "page.html" in result.stderr
+    assert "before and after" in page.read_text() and "-0.500" in page.read_text()
+
+
+def test_results_are_put_together(results, tmp_path):
+    page = tmp_path / "page.html"
+    assert run("report", *results, "--together", "--html", page).exit_code == 0
+    assert page.read_text().count("<section") == 3
+    assert run("report", results[0], "--html", page).exit_code == 0
+    assert page.read_text().count("<section") == 1
+
+
+def test_what_cannot_be_compared_is_refused(results, tmp_path):
+    page = tmp_path / "page.html"
+    assert run("report", *results, "--html", page).exit_code == 2
+    result = run("report", results[0], results[2], "--html", page)
+    assert result.exit_code == 1 and "nothing in common" in result.stderr
+    assert not page.exists()

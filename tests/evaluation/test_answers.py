@@ -1,0 +1,76 @@
+"""Answers under several contexts, each with its control."""
+
+import pytest
+
+from shared_context.evaluation import answers
+from shared_context.evaluation.contexts import FULL, GOLD, INJECTED, NONE, RAG, WHOLE, shown_contexts
+from shared_context.evaluation.questions import read_questions
+from shared_context.evaluation.report import Lines
+
+
+def rows(report, title):
+    return {row[0]: row[1:] for table in report.tables() if table.title.startswith(title) for row in table.rows}
+
+
+@pytest.fixture(scope="module")
+def report(model, few_questions, tmp_path_factory):
+    return answers.measure(model, few_questions, limit=4, budgets=[128, 256])
+
+
+@pytest.mark.slow
+def test_the_right_context_helps_and_a_wrong_one_does_not(report):
+    ways = rows(report, "All ways")
+    assert ways[GOLD][1] < ways[NONE][1]
+    assert ways[f"{INJECTED}, 256"][1] < ways[NONE][1]
+    for way, (right, wrong, difference, low, high) in rows(report, "NLL with the right context").items():
+        assert difference == pytest.approx(right - wrong)
+        assert low <= difference <= high
+        assert difference < 0, way
+
+
+@pytest.mark.slow
+def test_every_way_but_none_has_its_control_and_answers(report):
+    ways = rows(report, "All ways")
+    named = [f"{way}, {budget}" for way in (INJECTED, FULL, RAG) for budget in (128, 256)] + [GOLD, WHOLE]
+    assert set(ways) == {NONE, *named, *(f"control: {name}" for name in named)}
+    for name, (tokens, _, _, _, *metrics) in ways.items():
+        assert (None in metrics) is name.startswith("control: ")
+        if ", 128" in name:
+            assert tokens <= 128
+    assert ways[GOLD][-1] > ways[NONE][-1]  # containment
+    assert report.not_run == {}
+    assert sum(isinstance(part, Lines) for part in report.parts) == 5
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_the_window_is_reported(model, few_questions, monkeypatch):
+    monkeypatch.setattr(model, "context_window", 500)
+    report = answers.measure(model, few_questions, limit=2, budgets=[128, 4096])
+    ways = rows(report, "All ways")
+    assert f"{INJECTED}, 128" in ways and WHOLE not in ways
+    assert "window" in report.not_run[WHOLE]
+
+
+def test_controls_come_from_documents_that_do_not_hold_the_answer(model, few_questions, handbook_store):
+    asked = read_questions(few_questions, "article")
+    question = asked.questions[0]
+
+    class Store:
+        """Shows nothing, and says where it was told to look."""
+
+        def __init__(self):
+            self.model, self.config, self.looked = model, handbook_store.config, []
+
+        def select(self, query, *, budget, floor=None, doc_ids=None):
+            self.looked.append(doc_ids)
+            return handbook_store.select(query, budget=budget)
+
+    store = Store()
+    shown = list(shown_contexts(question, asked, {"": store}, {}, [256], all_settings=False))
+    right, wrong = store.looked[0], store.looked[1]
+    assert right is None and question.document not in wrong and len(wrong) == 5
+    texts = {context.key: context.context for context in shown}
+    passage = question.passage
+    assert texts[GOLD] == asked.documents[passage.document][passage.start : passage.end]
+    assert texts[f"control: {GOLD}"] not in asked.documents[question.document]
+    assert texts[WHOLE] == asked.documents[question.document] != texts[f"control: {WHOLE}"]

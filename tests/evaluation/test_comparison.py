@@ -1,0 +1,49 @@
+"""Two runs side by side."""
+
+import pytest
+
+from shared_context.errors import ConfigError
+from shared_context.evaluation.comparison import compare_runs
+from shared_context.evaluation.report import HeatMap, Lines, Point, Report, Series, Table
+
+
+def run(recall, seconds, *, model="small", name="retrieval", extra=()):
+    return Report(
+        name,
+        {"model": model, "threads": 2},
+        [
+            Lines("Recall", "tokens", "recall", [Series("hybrid", [Point(128, recall), Point(256, 1.0)]), *extra]),
+            HeatMap("Needles", "depth", "tokens", ["0%"], ["1,024"], [[recall]]),
+            Table("Seconds", ("way", "median", "setting"), [("ours", seconds, "best"), ("theirs", None, "best")]),
+        ],
+        not_run={"BM25": "missing"} if model == "large" else {},
+    )
+
+
+def tables(report):
+    return {table.title: table.rows for table in report.tables()}
+
+
+def test_differences_are_the_second_run_minus_the_first():
+    (report,) = compare_runs([run(0.5, 2.0)], [run(0.75, 1.0, model="large")], ("a", "b"))
+    shown = tables(report)
+    assert shown["Settings that differ"] == [("model", "small", "large")]
+    assert shown["Recall: hybrid, difference"] == [(128, 0.5, 0.75, 0.25), (256, 1.0, 1.0, 0.0)]
+    assert shown["Needles"] == [("0%", "1,024", 0.5, 0.75, 0.25)]
+    assert shown["Seconds"] == [("ours, best", "median", 2.0, 1.0, -1.0)]
+    assert shown["Not run"] == [("BM25 (b)", "missing")]
+    (plot,) = [part for part in report.parts if isinstance(part, Lines)]
+    assert [(line.name, line.points[0].y) for line in plot.series] == [("a", 0.5), ("b", 0.75)]
+    assert report.setting == {"threads": 2}
+
+
+def test_what_only_one_run_has_is_said():
+    first = run(0.5, 2.0)
+    second = Report("retrieval", first.setting, [*first.parts[:2], Table("Tokens", ("way",), [])])
+    (report,) = compare_runs([first], [second], ("a", "b"))
+    assert report.notes == ["In one of the runs only: Seconds; Tokens."]
+
+
+def test_runs_without_a_common_measurement_are_refused():
+    with pytest.raises(ConfigError, match="nothing in common"):
+        compare_runs([run(0.5, 1.0)], [run(0.5, 1.0, name="answers")], ("a", "b"))
