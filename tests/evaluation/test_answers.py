@@ -2,6 +2,7 @@
 
 import pytest
 
+from shared_context import Document, SharedLLMContextStore
 from shared_context.evaluation import answers
 from shared_context.evaluation.contexts import FULL, GOLD, INJECTED, NONE, RAG, WHOLE, shown_contexts
 from shared_context.evaluation.questions import read_questions
@@ -51,25 +52,18 @@ def test_what_does_not_fit_the_window_is_reported(model, few_questions, monkeypa
     assert "window" in report.not_run[WHOLE]
 
 
-def test_controls_come_from_documents_that_do_not_hold_the_answer(model, few_questions, handbook_store):
+def test_controls_come_from_documents_that_do_not_hold_the_answer(model, few_questions):
     asked = read_questions(few_questions, "article")
     question = asked.questions[0]
 
-    class Store:
-        """Shows nothing, and says where it was told to look."""
-
-        def __init__(self):
-            self.model, self.config, self.looked = model, handbook_store.config, []
-
-        def select(self, query, *, budget, floor=None, doc_ids=None):
-            self.looked.append(doc_ids)
-            return handbook_store.select(query, budget=budget)
-
-    store = Store()
-    shown = list(shown_contexts(question, asked, {"": store}, {}, [256], all_settings=False))
-    right, wrong = store.looked[0], store.looked[1]
-    assert right is None and question.document not in wrong and len(wrong) == 5
+    with SharedLLMContextStore(model) as store:
+        store.add([Document(text, id) for id, text in asked.documents.items()])
+        shown = list(shown_contexts(question, asked, {"": store}, {}, [256], all_settings=False))
     texts = {context.key: context.context for context in shown}
+    assert question.document in texts[f"{INJECTED}|256"].doc_ids
+    assert question.document not in texts[f"control: {INJECTED}|256"].doc_ids
+    tokens = {context.key: context.tokens for context in shown}
+    assert tokens[f"control: {FULL}|256"] == pytest.approx(tokens[f"{FULL}|256"], abs=128)
     passage = question.passage
     assert texts[GOLD] == asked.documents[passage.document][passage.start : passage.end]
     assert texts[f"control: {GOLD}"] not in asked.documents[question.document]
