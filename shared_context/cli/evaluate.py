@@ -97,15 +97,12 @@ def answers(
     html_file: HtmlFileOption = None,
 ) -> None:
     """How likely is the gold answer, and what is answered? Each way with a wrong context as its control."""
-    from shared_context import SharedLLMModel
     from shared_context.evaluation import answers as measurement
 
-    reader = load(model)
-    adapted = SharedLLMModel.from_pretrained(reader.name, adapter=adapter) if adapter is not None else None
     report = measurement.measure(
-        reader,
+        load(model),
         data,
-        adapted=adapted,
+        adapter=adapter,
         limit=limit,
         seed=seed,
         budgets=tuple(sorted(budget)) if budget else measurement.BUDGETS,

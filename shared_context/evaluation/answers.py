@@ -39,14 +39,14 @@ BUDGETS = (256, 1024)
 ANSWER_TOKENS = 24
 
 TOGETHER = 16
-"""Questions that are answered as one batch."""
+"""Questions whose results are computed, and kept, at a time."""
 
 
 def measure(
     model: SharedLLMModel,
     data: str | Path,
     *,
-    adapted: SharedLLMModel | None = None,
+    adapter: str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
     budgets: Sequence[int] = BUDGETS,
@@ -61,7 +61,7 @@ def measure(
     Args:
         model: answers; MiniLM embeds for all.
         data: questions; every article or file is one document, every paragraph where there is one article only.
-        adapted: the same model with a trained adapter, to be measured beside it.
+        adapter: folder of an adapter, with which the model is loaded anew and measured beside itself.
         limit: only so many questions, drawn at random.
         seed: of the drawing and of the intervals.
         budgets: KV entries or tokens shown at most.
@@ -76,7 +76,7 @@ def measure(
             "measurement": "answers",
             "data": asked.identity,
             "model": model.identity,
-            "adapter": adapted.identity if adapted is not None else None,
+            "adapter": None if adapter is None else str(adapter),
             "embedder": embedder.name,
             "budgets": budgets,
             "all settings": all_settings,
@@ -84,7 +84,11 @@ def measure(
     )
     not_run: dict[str, str] = {}
     chosen = asked.sample(limit, seed)
-    readers = {"": model} if adapted is None else {"": model, ADAPTER: adapted}
+    readers = {"": model}
+    if adapter is not None:
+        readers[ADAPTER] = SharedLLMModel.from_pretrained(
+            model.name, adapter=adapter, device=str(model.device), dtype=model.dtype
+        )
     stores = {suffix: SharedLLMContextStore(reader, embedder=embedder) for suffix, reader in readers.items()}
     try:
         for store in stores.values():
@@ -106,6 +110,7 @@ def measure(
         "questions": len(chosen),
         "of": len(asked.questions),
         "seed": seed,
+        "adapter": None if adapter is None else Path(adapter).name,
     }
     return _report(setting, results, [question.answers for question in chosen], budgets, not_run, seed)
 
@@ -137,13 +142,13 @@ def _results(
             results[number][shown.key] = {"nll": nll, "tokens": shown.tokens}
             if not shown.is_control:
                 to_answer.setdefault(shown.key, []).append((number, shown))
-    # The same way for all questions at once: its prompts are about as long, so that a batch has little padding.
+    # The same way for all questions at once, by length: a batch has little padding then.
     for key, several in to_answer.items():
+        several.sort(key=lambda pair, key=key: results[pair[0]][key]["tokens"])
         answers = several[0][1].model.generate(
             [questions[number].text for number, _ in several],
             context=[shown.context for _, shown in several],
             max_new_tokens=ANSWER_TOKENS,
-            batch_size=TOGETHER,
         )
         for (number, _), answer in zip(several, answers, strict=True):
             results[number][key]["answer"] = answer
