@@ -1,5 +1,5 @@
-"""The measurements behind docs/figures.md: ``python -m shared_context.evaluation --help``.
+"""The measurements behind docs/figures.md, which ``shared-context eval`` and ``shared-context bench`` run.
 
-One module each for evidence, answers, first_token, memory and ingest. What they are measured against is in baselines,
-which needs the extra ``llamaindex``.
+One module each for retrieval, answers, needle, first_token, decoding, ingest, storage, memory and growth. What they are
+measured against is in baselines and langchain_rag, which need the extra ``eval``; a measurement without them says so.
 """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, median
+from typing import TYPE_CHECKING
 
 from llama_index.core import Document
 from llama_index.core.query_engine import RetrieverQueryEngine
 
 from shared_context import SharedLLMModel, StoreConfig
-from shared_context.evaluation.baselines import ChunkedRAG
+from shared_context.evaluation.baselines import CHUNK_OVERLAP, CHUNK_SIZE, ChunkedRAG
 from shared_context.evaluation.questions import QuestionSet
 from shared_context.evaluation.report import (
     Lines,
@@ -23,7 +24,10 @@ from shared_context.evaluation.report import (
     with_progress,
 )
 from shared_context.integrations.llamaindex import SharedContextIndex, SharedLLM
-from shared_context.store.embedder import load_default_embedder
+from shared_context.store.embedder import Embedder, load_default_embedder
+
+if TYPE_CHECKING:
+    from shared_context.evaluation.langchain_rag import LangChainRAG
 
 CONTEXT_TOKENS = (1024, 4096, 7800)
 
@@ -31,6 +35,7 @@ WANTED = {1024: 8.0, 4096: 25.0, 7800: 45.0}
 """How many times less than chunked RAG's the time has to be, by context tokens."""
 
 OURS, RAG = "query engine, injected", "query engine, chunked RAG"
+LANGCHAIN = "LangChain chain, chunked RAG"
 BARE, BARE_PASTED = "select and stream, injected", "stream, the same text pasted"
 
 
@@ -51,6 +56,8 @@ def measure(
     warm_up, *questions = (question.text for question in asked.sample(runs + 1))
     embedder, llm = load_default_embedder(), SharedLLM(model=model, max_new_tokens=1)
     rag = ChunkedRAG(model, embedder, asked.documents)
+    not_run: dict[str, str] = {}
+    langchain = _langchain(model, embedder, asked, not_run)
     # Without a floor the whole budget is spent, so that both sides are given the same number of tokens.
     index = SharedContextIndex.from_documents(
         [Document(text=text, id_=id) for id, text in asked.documents.items()],
@@ -73,12 +80,16 @@ def measure(
                 BARE: lambda q=question, n=tokens: model.stream(q, context=store.select(q, budget=n), max_new_tokens=1),
                 BARE_PASTED: lambda q=question, s=selection: model.stream(q, context=s.text, max_new_tokens=1),
             }
+            entries = dict.fromkeys(ways, selection.kv_entries)
+            entries[RAG] = rag.count_tokens(rag.top(question, top_k))
+            if langchain is not None:
+                k, entries[LANGCHAIN] = langchain.most_within(question, tokens)
+                ways[LANGCHAIN] = lambda q=question, n=k: langchain.stream(q, n)
             for way, ask in ways.items():
                 taken = _seconds_to_first(ask)
                 if question is not warm_up:
-                    entries = rag.count_tokens(rag.top(question, top_k)) if way == RAG else selection.kv_entries
                     seconds.setdefault((tokens, way), []).append(taken)
-                    shown.setdefault((tokens, way), []).append(entries)
+                    shown.setdefault((tokens, way), []).append(entries[way])
     document_tokens = store.stats()["tokens"]
     store.close()
     ratios = {
@@ -94,7 +105,7 @@ def measure(
                 "Time to first token, median",
                 "context tokens",
                 "seconds",
-                [_line(way, seconds) for way in (OURS, RAG, BARE, BARE_PASTED)],
+                [_line(way, seconds) for way in dict.fromkeys(way for _, way in seconds)],
                 log_x=True,
                 log_y=True,
             ),
@@ -112,12 +123,26 @@ def measure(
             for tokens in context_tokens
             if tokens in WANTED
         ],
+        not_run=not_run,
         notes=[
-            "Warm: the keys and values of what is selected are in the cache. Both query engines search, and stream "
-            "through LlamaIndex; the bare way without injection is spared the search. Both sides run the same model "
-            "object with the same attention, embedder and limits."
+            "Warm: the keys and values of what is selected are in the cache. Query engines search, and stream through "
+            "LlamaIndex, the chain through LangChain, both with chunks of the same size; the bare way without "
+            "injection is spared the search. All run the same model object with the same attention, embedder and "
+            "limits."
         ],
     )
+
+
+def _langchain(
+    model: SharedLLMModel, embedder: Embedder, asked: QuestionSet, not_run: dict[str, str]
+) -> LangChainRAG | None:
+    """LangChain's chunked RAG, or None where it cannot run."""
+    try:
+        from shared_context.evaluation.langchain_rag import LangChainRAG
+    except ImportError as error:
+        not_run[LANGCHAIN] = f"{error}: pip install 'shared-context[eval]'"
+        return None
+    return LangChainRAG(model, embedder, asked.documents, chunk_size=CHUNK_SIZE, chunk_overlap=CHUNK_OVERLAP)
 
 
 def _line(way: str, seconds: Mapping[tuple[int, str], Sequence[float]]) -> Series:

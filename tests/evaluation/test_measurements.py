@@ -22,7 +22,14 @@ def test_first_token_is_timed_for_both_sides_over_contexts_of_like_size(model, h
     report = first_token.measure(model, handbook_questions, context_tokens=[512], runs=2)
     table = tables(report)["Seconds to the first token"]
     rows = {row[1]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
-    assert list(rows) == [first_token.OURS, first_token.RAG, first_token.BARE, first_token.BARE_PASTED]
+    assert list(rows) == [
+        first_token.OURS,
+        first_token.RAG,
+        first_token.BARE,
+        first_token.BARE_PASTED,
+        first_token.LANGCHAIN,
+    ]
+    assert report.not_run == {}
     for row in rows.values():
         assert 256 < row["tokens shown"] <= 512
         assert 0 < row["least"] <= row["median"] <= row["most"]
