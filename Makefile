@@ -43,14 +43,14 @@ lint: $(STAMP)  ## ruff: style, imports, likely bugs
 QUESTIONS := examples/data/handbook-questions.json
 MEASURED := retrieval answers needle latency
 
-report: $(STAMP)  ## measure on the sample data and make build/report.html, in about half an hour
+report: $(STAMP)  ## measure on the sample data and make build/report.html, in about twenty minutes
 	@mkdir -p build
-	$(BIN)/shared-context eval retrieval $(QUESTIONS) --json build/retrieval.json
-	$(BIN)/shared-context eval answers $(QUESTIONS) --json build/answers.json
-	$(BIN)/shared-context eval needle examples/data/handbook.md --trials 1 --json build/needle.json
-	$(BIN)/shared-context bench latency $(QUESTIONS) --runs 3 --tokens 32768 --documents 100 --documents 1000 \
+	@$(BIN)/shared-context eval retrieval $(QUESTIONS) --json build/retrieval.json
+	@$(BIN)/shared-context eval answers $(QUESTIONS) --limit 20 --json build/answers.json
+	@$(BIN)/shared-context eval needle examples/data/handbook.md --length 1024 --length 4096 --trials 1 --json build/needle.json
+	@$(BIN)/shared-context bench latency $(QUESTIONS) --runs 3 --tokens 32768 --documents 100 --documents 1000 \
 		--json build/latency.json
-	$(BIN)/shared-context report --together $(MEASURED:%=build/%.json) --html build/report.html
+	@$(BIN)/shared-context report --together $(MEASURED:%=build/%.json) --html build/report.html
 
 clean:  ## remove the environment and everything else that was generated here
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,8 @@ from shared_context.cli import output
 from shared_context.cli.evaluate import DataArgument, EvalModelOption, HtmlFileOption, JsonFileOption, finish, load
 
 if TYPE_CHECKING:
+    from shared_context import SharedLLMModel
+    from shared_context.evaluation.questions import QuestionSet
     from shared_context.evaluation.report import Report
 
 app = typer.Typer(
@@ -67,16 +69,16 @@ def latency(
 
     What is compared takes turns in one process. Nothing else should run on the machine meanwhile.
     """
-    from shared_context.evaluation import decoding, first_token, growth, ingest, memory, storage
+    from shared_context.evaluation import decoding, growth, ingest, memory, storage
     from shared_context.evaluation.questions import read_questions
 
     asked = read_questions(data)
     texts, questions = list(asked.documents.values()), [question.text for question in asked.questions]
     text = "\n\n".join(texts)
     reader = load(model)
-    sizes = tuple(sorted(context_tokens)) if context_tokens else first_token.CONTEXT_TOKENS
+    sizes = tuple(sorted(context_tokens)) if context_tokens else decoding.CONTEXT_TOKENS
     figures: dict[Figure, Callable[[], Report]] = {
-        Figure.first_token: lambda: first_token.measure(reader, asked, context_tokens=sizes, runs=runs),
+        Figure.first_token: lambda: _first_token(reader, asked, sizes, runs),
         Figure.decoding: lambda: decoding.measure(reader, asked, context_tokens=sizes, runs=runs),
         Figure.ingest: lambda: ingest.measure(reader, text, tokens=tokens, limit=windows),
         Figure.storage: lambda: storage.measure(reader, text, tokens=[n for n in storage.TOKENS if n <= tokens]),
@@ -86,3 +88,14 @@ def latency(
         ),
     }
     finish([measure() for figure, measure in figures.items() if not only or figure in only], json_file, html_file)
+
+
+def _first_token(model: SharedLLMModel, asked: QuestionSet, context_tokens: Sequence[int], runs: int) -> Report:
+    """The measurement, or a report that says why it cannot run: it is nothing without what it is measured against."""
+    from shared_context.evaluation.report import Report
+
+    try:
+        from shared_context.evaluation import first_token
+    except ImportError as error:
+        return Report("first-token", {}, [], not_run={"first-token": f"{error}: pip install 'shared-context[eval]'"})
+    return first_token.measure(model, asked, context_tokens=context_tokens, runs=runs)

@@ -12,6 +12,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 
 from shared_context import SharedLLMModel, StoreConfig
 from shared_context.evaluation.baselines import CHUNK_OVERLAP, CHUNK_SIZE, ChunkedRAG
+from shared_context.evaluation.decoding import CONTEXT_TOKENS
 from shared_context.evaluation.questions import QuestionSet
 from shared_context.evaluation.report import (
     Lines,
@@ -28,8 +29,6 @@ from shared_context.store.embedder import Embedder, load_default_embedder
 
 if TYPE_CHECKING:
     from shared_context.evaluation.langchain_rag import LangChainRAG
-
-CONTEXT_TOKENS = (1024, 4096, 7800)
 
 WANTED = {1024: 8.0, 4096: 25.0, 7800: 45.0}
 """How many times less than chunked RAG's the time has to be, by context tokens."""

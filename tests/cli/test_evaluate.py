@@ -1,6 +1,7 @@
 """eval, bench and report on the command line."""
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -61,6 +62,14 @@ def test_bench_measures_only_what_is_asked_for(questions, tmp_path):
     result = run("bench", "latency", questions, "--only", "storage", "--tokens", 1024, "--json", results)
     assert result.exit_code == 0, result.output
     assert [report["name"] for report in json.loads(results.read_text())["reports"]] == ["storage"]
+
+
+def test_bench_without_the_frameworks_says_what_to_install(questions, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shared_context.evaluation.first_token", None)
+    monkeypatch.delattr("shared_context.evaluation.first_token", raising=False)
+    result = run("bench", "latency", questions, "--only", "first-token")
+    assert result.exit_code == 0, result.output
+    assert "**Not run**" in result.stdout and "shared-context[eval]" in result.stdout
 
 
 # ---- report
