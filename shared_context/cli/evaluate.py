@@ -140,6 +140,42 @@ def needle(
     finish([report], json_file, html_file)
 
 
+@app.command(name="language-model", epilog=output.EXIT_CODES)
+def language_model(
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file that is read.", show_default=False)],
+    other: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OTHER", help="A text file that has nothing to do with it: the control.", show_default=False
+        ),
+    ],
+    model: EvalModelOption = None,
+    length: Annotated[
+        list[int] | None, typer.Option("--length", help="Tokens of context; several. [1024 to 131072]")
+    ] = None,
+    places: Annotated[int, typer.Option("--places", help="Where in the text, evenly spaced.")] = 8,
+    budget: Annotated[int, typer.Option("--budget", help="KV entries of a selection.")] = 1024,
+    seed: SeedOption = 0,
+    resume: ResumeOption = None,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """How likely is running text, by how much of what stands before it is in the store? Right, wrong, none."""
+    from shared_context.evaluation import language_model as measurement
+
+    texts = [path.read_text(encoding="utf-8") for path in (text, other)]
+    report = measurement.measure(
+        load(model),
+        *texts,
+        lengths=tuple(length) if length else measurement.LENGTHS,
+        places=places,
+        budget=budget,
+        seed=seed,
+        resume=resume,
+    )
+    finish([report], json_file, html_file)
+
+
 def load(name: str | None) -> SharedLLMModel:
     """The model named, or the default one."""
     from shared_context.model.pretrained import DEFAULT_MODEL
