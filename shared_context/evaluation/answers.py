@@ -20,7 +20,7 @@ from shared_context.evaluation.contexts import (
     pasted_baselines,
     shown_contexts,
 )
-from shared_context.evaluation.ledger import Ledger
+from shared_context.evaluation.ledger import Ledger, reader_identity
 from shared_context.evaluation.metrics import (
     containment,
     exact_match,
@@ -75,7 +75,7 @@ def measure(
         {
             "measurement": "answers",
             "data": asked.identity,
-            "model": model.identity,
+            "model": reader_identity(model),
             "adapter": None if adapter is None else str(adapter),
             "embedder": embedder.name,
             "budgets": budgets,

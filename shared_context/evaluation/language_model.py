@@ -11,7 +11,7 @@ from pathlib import Path
 from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.config import require
 from shared_context.errors import WindowExceededError
-from shared_context.evaluation.ledger import Ledger
+from shared_context.evaluation.ledger import Ledger, reader_identity
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.metrics import mean_with_interval, paired_difference, verdict
 from shared_context.evaluation.report import Cell, Lines, Point, Report, Series, Table, model_setting
@@ -76,7 +76,7 @@ def measure(
     settings = {
         "measurement": "language-model",
         "texts": [hashlib.sha256(one.encode()).hexdigest()[:16] for one in (text, other)],
-        "model": model.identity,
+        "model": reader_identity(model),
         "embedder": embedder.name,
         "lengths": able,
         "budget": budget,

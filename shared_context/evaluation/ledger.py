@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared_context.errors import ConfigError
 from shared_context.evaluation.report import with_progress
+
+if TYPE_CHECKING:
+    from shared_context import SharedLLMModel
 
 
 class Ledger:
@@ -73,3 +77,9 @@ class Ledger:
         if len(whole) < len(content):  # the run was stopped while it wrote
             self._path.write_bytes(whole)
         self._results = results
+
+
+def reader_identity(model: SharedLLMModel) -> str:
+    """Changes with the model's weights, layers and dtype, and with the prompt that it is given."""
+    prompt = model.prompt_format.render([{"role": "user", "content": "?"}], with_context=True)
+    return f"{model.identity}/{hashlib.sha256(repr(prompt).encode()).hexdigest()[:8]}"

@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
-from shared_context.evaluation.ledger import Ledger
+from shared_context.evaluation.ledger import Ledger, reader_identity
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.metrics import containment, holds_a_span, mean_with_interval
 from shared_context.evaluation.needle_tasks import AT_A_DEPTH, TASKS, Needles, Task, make_needles
@@ -90,7 +90,7 @@ def measure(
     }
     embedder = load_default_embedder()
     haystacks = {length: repeat_to(model, text, length) for length in lengths}
-    settings = {"measurement": "needle", "model": model.identity, "embedder": embedder.name, "budget": budget,
+    settings = {"measurement": "needle", "model": reader_identity(model), "embedder": embedder.name, "budget": budget,
                 "seed": seed, "text": hashlib.sha256(text.encode()).hexdigest()[:16]}  # fmt: skip
 
     def compute(keys: list[str]) -> list[dict[str, float]]:
