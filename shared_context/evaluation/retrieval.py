@@ -152,7 +152,7 @@ def _result(ways: Iterable[Way], question: Question, tokens: Sequence[int]) -> d
     return {
         way.name: {
             str(count): (holds_a_span(spans, question.spans), used)
-            for count, (spans, used) in way.show(question.text, tokens).items()
+            for count, (spans, used) in way.show(question.text, [n for n in tokens if n >= way.least]).items()
         }
         for way in ways
     }

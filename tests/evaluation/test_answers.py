@@ -2,9 +2,9 @@
 
 import pytest
 
-from shared_context import Document, SharedLLMContextStore
+from shared_context import Document, SharedLLMContextStore, SharedLLMModel
 from shared_context.evaluation import answers
-from shared_context.evaluation.contexts import FULL, GOLD, INJECTED, NONE, RAG, WHOLE, shown_contexts
+from shared_context.evaluation.contexts import ADAPTER, FULL, GOLD, INJECTED, NONE, RAG, WHOLE, shown_contexts
 from shared_context.evaluation.questions import read_questions
 from shared_context.evaluation.report import Lines
 
@@ -50,6 +50,18 @@ def test_what_does_not_fit_the_window_is_reported(model, few_questions, monkeypa
     ways = rows(report, "All ways")
     assert f"{INJECTED}, 128" in ways and WHOLE not in ways
     assert "window" in report.not_run[WHOLE]
+
+
+@pytest.mark.slow
+def test_an_adapter_is_measured_beside_the_model_with_controls_of_its_own(model, few_questions, tmp_path):
+    untrained = SharedLLMModel.from_pretrained(injection="cross_attention", injection_layers=4)
+    untrained.adapter().save_pretrained(tmp_path / "adapter")
+    report = answers.measure(model, few_questions, adapter=tmp_path / "adapter", limit=1, budgets=[128])
+    ways = rows(report, "All ways")
+    for way in (INJECTED, FULL):
+        assert {f"{way}{ADAPTER}, 128", f"control: {way}{ADAPTER}, 128"} <= set(ways)
+    assert f"{NONE}{ADAPTER}" in ways and f"{RAG}{ADAPTER}, 128" not in ways
+    assert report.setting["adapter"] == "adapter"
 
 
 def test_controls_come_from_documents_that_do_not_hold_the_answer(model, few_questions):

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from shared_context.evaluation import retrieval
+from shared_context.evaluation.page import page
 from shared_context.evaluation.report import Lines
 
 TOKENS = (128, 256, 512)
@@ -64,6 +65,13 @@ def test_a_run_that_is_resumed_gives_the_same_report(report, model, few_question
     whole = retrieval.measure(model, few_questions, tokens=TOKENS, resume=state)
     assert whole.as_json() == report.as_json()
     assert state.read_text().startswith(kept) and len(state.read_text().splitlines()) == 1 + 6
+
+
+def test_ways_are_not_asked_for_less_than_they_can_show(model, few_questions):
+    report = retrieval.measure(model, few_questions, tokens=[64], limit=1)
+    shown = {name: len(points) for name, points in recall(report).items()}
+    assert shown["hybrid"] == 0 and shown[f"{retrieval.RAG}, at its best"] == 1
+    assert "<polyline" in page("retrieval", [report])
 
 
 def test_a_baseline_that_is_not_installed_is_reported(model, few_questions, monkeypatch):
