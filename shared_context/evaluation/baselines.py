@@ -69,7 +69,6 @@ class ChunkedRAG:
         chunk_size: int = CHUNK_SIZE,
         chunk_overlap: int = CHUNK_OVERLAP,
     ):
-        self.chunk_size, self.chunk_overlap = chunk_size, chunk_overlap
         splitter = SentenceSplitter(
             chunk_size=chunk_size,
             chunk_overlap=chunk_overlap,
@@ -142,14 +141,6 @@ class ChunkedRAG:
         That mode, "compact", makes one call as long as the chunks fit the model's window.
         """
         return self.index.as_query_engine(llm=llm, similarity_top_k=k, streaming=True)
-
-
-def in_document_order(chunks: Iterable[NodeWithScore]) -> list[NodeWithScore]:
-    """Chunks as they follow each other in their documents, the documents as their best chunk ranks."""
-    ranks: dict[str | None, int] = {}
-    for chunk in chunks:
-        ranks.setdefault(chunk.node.ref_doc_id, len(ranks))
-    return sorted(chunks, key=lambda c: (ranks[c.node.ref_doc_id], c.node.start_char_idx))
 
 
 def pasted(chunks: Iterable[NodeWithScore]) -> str:
