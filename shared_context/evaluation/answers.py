@@ -36,7 +36,7 @@ from shared_context.store.embedder import load_default_embedder
 BUDGETS = (256, 1024)
 """KV entries of a selection, and tokens of pasted chunks."""
 
-ANSWER_TOKENS = 24
+ANSWER_TOKENS = 20
 
 TOGETHER = 16
 """Questions whose results are computed, and kept, at a time."""
@@ -80,6 +80,7 @@ def measure(
             "embedder": embedder.name,
             "budgets": budgets,
             "all settings": all_settings,
+            "answer tokens": ANSWER_TOKENS,
         },
     )
     not_run: dict[str, str] = {}
@@ -149,6 +150,7 @@ def _results(
             [questions[number].text for number, _ in several],
             context=[shown.context for _, shown in several],
             max_new_tokens=ANSWER_TOKENS,
+            batch_size=TOGETHER,
         )
         for (number, _), answer in zip(several, answers, strict=True):
             results[number][key]["answer"] = answer
