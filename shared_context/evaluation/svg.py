@@ -83,7 +83,7 @@ def heat_map_svg(plot: HeatMap) -> str:
             x = left + c * cell_width
             label = "-" if value is None else f"{value:.2f}"
             of = f"{plot.row} {name}, {plot.column} {plot.columns[c]}: {label}"
-            dark = "over" if value is not None and value > 0.55 else ""
+            dark = "over" if value is not None and value > 0.7 else ""
             body.append(
                 f'<g class="cell" tabindex="0" role="img" aria-label="{escape(of)}"><title>{escape(of)}</title>'
                 f'<rect class="shade" x="{x}" y="{y}" width="{cell_width - 2}" height="{cell_height - 2}" rx="3" '
