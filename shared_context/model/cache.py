@@ -1,7 +1,9 @@
-"""A decoder's cache whose layers have room: nothing is copied when entries join."""
+"""Memory for keys and values: a decoder's cache with room for more, and pages that go back when they are let go."""
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Callable, Sequence
 
 import torch
@@ -55,3 +57,14 @@ class RoomyCache(Cache):
         """Let others use the memory; the cache is empty from now on."""
         self.layers = []
         self._give_back()
+
+
+def pages(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor with anything in it, none of its axes empty; on a processor in pages of its own.
+
+    The C library keeps what is freed, and megabytes of keys and values that come and go among smaller things leave it
+    with holes that nothing fits any more. Pages of their own go back to the operating system at once.
+    """
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(*shape)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from shared_context.kernels import ChunkKV
-from shared_context.model.cache import RoomyLayer
+from shared_context.model.cache import RoomyLayer, pages
 
 
 class LowerModel:
@@ -62,7 +62,7 @@ class LowerModel:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (2, self.layers, len(ids), config.num_key_value_heads, ids.shape[1], head_dim)
         # Every layer writes where its part is to be: stacking them afterwards would take the memory twice.
-        room = torch.empty(shape, dtype=self._model.dtype, device=ids.device)
+        room = pages(shape, self._model.dtype, ids.device)
         self._model(**settings, past_key_values=Cache(layers=[RoomyLayer(part, 0) for part in room.unbind(1)]))
         return room
 
@@ -106,7 +106,7 @@ class Compressor:
         """
         sink = len(self._prefix)
         kv = self._lower.key_values(self._behind_prefix(chunks))
-        return [ChunkKV(kv[:, :, i, :, sink : sink + len(chunk)].clone()) for i, chunk in enumerate(chunks)]
+        return [ChunkKV(_on_its_own(kv[:, :, i, :, sink : sink + len(chunk)])) for i, chunk in enumerate(chunks)]
 
     @torch.inference_mode()
     def first_layer_states(self, chunks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -126,3 +126,8 @@ class Compressor:
     def query_states(self, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states [tokens, hidden] after one layer of a query, which is encoded without the prefix."""
         return self._first.hidden_states(ids.to(self._prefix.device)[None])[0]
+
+
+def _on_its_own(part: torch.Tensor) -> torch.Tensor:
+    """A copy of a part of something larger, which does not keep the rest of it alive."""
+    return pages(part.shape, part.dtype, part.device).copy_(part)
