@@ -16,7 +16,7 @@ from shared_context.store.codec import Codec
 from shared_context.store.database import NodeData, StoredText
 from shared_context.store.embedder import Embedder, embed
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 4096
 """Tokens that pass the first layer together, prefixes and padding included."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -658,7 +659,7 @@ class SharedLLMContextStore:
         """Keys of the documents that may be considered."""
         passes = compile_filter(filters)
         keys = self._documents() if doc_ids is None else sorted(set(map(self._key, doc_ids)))
-        return [key for key in keys if passes(self._catalogue[key].metadata)]
+        return keys if not filters else [key for key in keys if passes(self._catalogue[key].metadata)]
 
     def _nearest(self, query: Query | None, keys: list[int], count: int | None) -> list[int]:
         """The ``count`` documents of those that may be considered which are nearest to the query; all where None."""
@@ -721,7 +722,7 @@ class SharedLLMContextStore:
         if search == "best_first":
             scored = self._score(index, query, keys, policy, smooth=policy != "last_token")
             worth_opening = scored.levels
-            if sum(kv_entries(t.length, tree.fine) for t in scored.trees) > budget:
+            if any(total > budget for total in accumulate(kv_entries(t.length, tree.fine) for t in scored.trees)):
                 worth_opening = by_level(above_floor(scored.leaves, floor))
             # Where nothing that is worth it fits, what does fit is better than nothing.
             cuts = expand_under_budget(
