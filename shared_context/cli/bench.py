@@ -47,6 +47,9 @@ def latency(
         list[Figure] | None, typer.Option("--only", help="Only this; may be given several times. By default all.")
     ] = None,
     model: EvalModelOption = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of the model, in first-token, decoding, ingest and storage.")
+    ] = "auto",
     context_tokens: Annotated[
         list[int] | None,
         typer.Option("--context-tokens", help="Of first-token and decoding; several. [1024, 4096 and 7800]"),
@@ -75,7 +78,7 @@ def latency(
     asked = read_questions(data)
     texts, questions = list(asked.documents.values()), [question.text for question in asked.questions]
     text = "\n\n".join(texts)
-    reader = load(model)
+    reader = load(model, dtype)
     sizes = tuple(sorted(context_tokens)) if context_tokens else decoding.CONTEXT_TOKENS
     figures: dict[Figure, Callable[[], Report]] = {
         Figure.first_token: lambda: _first_token(reader, asked, sizes, runs),

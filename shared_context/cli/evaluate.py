@@ -176,12 +176,12 @@ def language_model(
     finish([report], json_file, html_file)
 
 
-def load(name: str | None) -> SharedLLMModel:
+def load(name: str | None, dtype: str = "auto") -> SharedLLMModel:
     """The model named, or the default one."""
     from shared_context.model.pretrained import DEFAULT_MODEL
 
     output.silence_libraries()
-    return session.load_model(name or DEFAULT_MODEL)
+    return session.load_model(name or DEFAULT_MODEL, dtype)
 
 
 def finish(reports: Sequence[Report], json_file: Path | None, html_file: Path | None) -> None:

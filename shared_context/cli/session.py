@@ -49,11 +49,11 @@ def open_or_make_store(
         yield store
 
 
-def load_model(name: str) -> SharedLLMModel:
+def load_model(name: str, dtype: str = "auto") -> SharedLLMModel:
     """Load a model by its name or folder."""
     from shared_context import SharedLLMModel
 
-    return SharedLLMModel.from_pretrained(name)
+    return SharedLLMModel.from_pretrained(name, dtype=dtype)
 
 
 def is_store(path: Path) -> bool:
