@@ -41,7 +41,7 @@ def check_model(llm: SharedLLM, store: SharedLLMContextStore) -> None:
 class SharedContextSynthesizer(BaseSynthesizer):
     """Turns the nodes it is given back into a selection of the store and answers over their KV, in one call.
 
-    What postprocessors dropped is not injected; their order does not matter, the context stands in document order.
+    What postprocessors dropped is not injected; their order does not matter, the most promising passage is read last.
     Nodes that the store does not hold word for word (another retriever's, or text that was changed on the way, masked
     for instance) are pasted into the prompt as text beside the injected rest. A node's metadata are not injected.
 
