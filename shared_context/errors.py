@@ -33,6 +33,14 @@ class AdapterError(SharedContextError, ValueError):
     """An adapter's files are incomplete, reshaped or not an adapter."""
 
 
+class TrainingError(SharedContextError, RuntimeError):
+    """Training cannot go on: the loss is not a number, or a checkpoint to resume from is incomplete."""
+
+
+class TrainingDataError(TrainingError, ValueError):
+    """Training data are broken, empty or cannot be read."""
+
+
 class WindowExceededError(SharedContextError, ValueError):
     """Context, prompt and answer together do not fit the model's window."""
 

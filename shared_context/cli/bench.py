@@ -78,7 +78,7 @@ def latency(
     asked = read_questions(data)
     texts, questions = list(asked.documents.values()), [question.text for question in asked.questions]
     text = "\n\n".join(texts)
-    reader = load(model, dtype)
+    reader = load(model, dtype=dtype)
     sizes = tuple(sorted(context_tokens)) if context_tokens else decoding.CONTEXT_TOKENS
     figures: dict[Figure, Callable[[], Report]] = {
         Figure.first_token: lambda: _first_token(reader, asked, sizes, runs),

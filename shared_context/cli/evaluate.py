@@ -100,7 +100,7 @@ def answers(
     from shared_context.evaluation import answers as measurement
 
     report = measurement.measure(
-        load(model),
+        load(model, None),
         data,
         adapter=adapter,
         limit=limit,
@@ -110,6 +110,30 @@ def answers(
         resume=resume,
     )
     finish([report], json_file, html_file)
+
+
+@app.command(epilog=output.EXIT_CODES)
+def compression(
+    data: DataArgument,
+    model: EvalModelOption = None,
+    adapter: Annotated[
+        str, typer.Option("--adapter", help="Name or folder of the adapter; auto is the one that ships for the model.")
+    ] = "auto",
+    part: Annotated[
+        list[Literal["passages", "grains"]] | None,
+        typer.Option("--part", help="One passage at every grain, or mixed grains under a budget; both if left out."),
+    ] = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """What does an adapter carry at coarse grains? Right passage, wrong one of the same length, none, as text."""
+    from shared_context.evaluation import compression as measurement
+
+    reader = load(model, adapter)
+    measures = {"passages": measurement.measure_passages, "grains": measurement.measure_grains}
+    finish([measures[one](reader, data, limit=limit, seed=seed) for one in part or measures], json_file, html_file)
 
 
 @app.command(epilog=output.EXIT_CODES)
@@ -176,12 +200,12 @@ def language_model(
     finish([report], json_file, html_file)
 
 
-def load(name: str | None, dtype: str = "auto") -> SharedLLMModel:
-    """The model named, or the default one."""
+def load(name: str | None, adapter: str | None = "auto", dtype: str = "auto") -> SharedLLMModel:
+    """The model named, or the default one, with an adapter."""
     from shared_context.model.pretrained import DEFAULT_MODEL
 
     output.silence_libraries()
-    return session.load_model(name or DEFAULT_MODEL, dtype)
+    return session.load_model(name or DEFAULT_MODEL, adapter, dtype)
 
 
 def finish(reports: Sequence[Report], json_file: Path | None, html_file: Path | None) -> None:

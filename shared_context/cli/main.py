@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from shared_context import __version__
-from shared_context.cli import ask, bench, chat, evaluate, ingest, inspect, models, output, report, stats
+from shared_context.cli import ask, bench, chat, evaluate, ingest, inspect, models, output, report, stats, train
 
 app = typer.Typer(
     cls=output.Commands,
@@ -21,7 +21,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (ingest.ingest, ask.ask, chat.chat, inspect.inspect, stats.stats, models.models, report.report):
+for command in (
+    ingest.ingest, ask.ask, chat.chat, inspect.inspect, stats.stats, models.models, report.report, train.train,
+):  # fmt: skip
     app.command(epilog=output.EXIT_CODES)(command)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")

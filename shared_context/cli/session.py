@@ -49,11 +49,11 @@ def open_or_make_store(
         yield store
 
 
-def load_model(name: str, dtype: str = "auto") -> SharedLLMModel:
-    """Load a model by its name or folder."""
+def load_model(name: str, adapter: str | None = "auto", dtype: str = "auto") -> SharedLLMModel:
+    """Load a model by its name or folder, with the adapter that ships for it, another one, or None."""
     from shared_context import SharedLLMModel
 
-    return SharedLLMModel.from_pretrained(name, dtype=dtype)
+    return SharedLLMModel.from_pretrained(name, adapter=adapter, dtype=dtype)
 
 
 def is_store(path: Path) -> bool:

@@ -68,7 +68,7 @@ def measure(
         all_settings: try the baselines' other settings as well, which takes several times as long.
         resume: a file that keeps results as they come and from which a run that was stopped goes on.
     """
-    asked = _several_documents(data)
+    asked = several_documents(data)
     embedder = load_default_embedder()
     ledger = Ledger(
         resume,
@@ -116,7 +116,7 @@ def measure(
     return _report(setting, results, [question.answers for question in chosen], budgets, not_run, seed)
 
 
-def _several_documents(data: str | Path) -> QuestionSet:
+def several_documents(data: str | Path) -> QuestionSet:
     """Articles as documents, or paragraphs where there is one article only."""
     asked = read_questions(data, "article")
     return asked if len(asked.documents) > 1 else read_questions(data, "paragraph")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shared_context.config import InjectionKind, one_of
+from shared_context.config import InjectionKind, one_of, require
 from shared_context.errors import AdapterError, ConfigError, ModelMismatchError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter.safetensors"
+CARD_FILE = "README.md"
+
+SHIPPED = Path(__file__).parent / "checkpoints"
+"""Adapters that come with the library, a folder each."""
 
 
 @dataclass(frozen=True)
@@ -26,47 +32,99 @@ class AdapterConfig:
         base_fingerprint: its fingerprint; the adapter is refused on any other.
         injection: how the decoder is shown the context.
         injection_layers: M, the bottom layers that see it.
+        base_revision: commit of the base model on the Hub, where it is known.
+        rank, alpha: of the low-rank updates (prefix injection); updates are scaled by ``alpha / rank``.
+        ratios: grains it was trained on.
+        chunk_size: tokens per chunk at most while it was trained.
+        split_noise: noise of the split points of the trees it was trained on, as a share of the span.
+        tokens_seen: tokens that it was trained on, those of contexts, prompts and answers together.
     """
 
     base_model: str
     base_fingerprint: str
     injection: InjectionKind
     injection_layers: int
+    base_revision: str | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    ratios: tuple[int, ...] = ()
+    chunk_size: int | None = None
+    split_noise: float | None = None
+    tokens_seen: int = 0
 
     def __post_init__(self) -> None:
         one_of("injection", self.injection, InjectionKind)
+        require(self.injection_layers >= 1, "injection_layers", self.injection_layers, "must be 1 or more")
+        if self.injection == "prefix":
+            require(self.rank is not None and self.rank >= 1, "rank", self.rank, "must be 1 or more")
+            require(self.alpha is not None and self.alpha > 0, "alpha", self.alpha, "must be above 0")
+        object.__setattr__(self, "ratios", tuple(self.ratios))
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as it lies on disk: ``adapter_config.json`` and ``adapter.safetensors`` in one folder."""
+    """An adapter as it lies on disk: ``adapter_config.json``, ``adapter.safetensors`` and its card in one folder.
+
+    Attributes:
+        config: what it was made for.
+        weights: by name.
+        card: what a reader should know of it, as Markdown.
+    """
 
     config: AdapterConfig
     weights: dict[str, torch.Tensor]
+    card: str = ""
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write both files into ``folder``, which is made if it is missing."""
+        """Write the files into ``folder``, which is made if it is missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: w.detach().contiguous().cpu() for name, w in self.weights.items()}, folder / WEIGHTS_FILE)
         (folder / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        if self.card:
+            (folder / CARD_FILE).write_text(self.card, encoding="utf-8")
+
+    def push_to_hub(self, repo: str, *, private: bool = False) -> str:
+        """Upload the files to a repository on the Hugging Face Hub, made if it is missing; returns its name."""
+        from huggingface_hub import HfApi
+
+        hub = HfApi()
+        name = hub.create_repo(repo, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload adapter")
+        return name
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Adapter:
+    def from_pretrained(cls, name_or_folder: str | Path) -> Adapter:
         """Read an adapter.
 
+        Args:
+            name_or_folder: a folder; or the name of one that ships with the library; or a repository on the Hub.
+
         Raises:
-            AdapterError: where a file is missing, cut off or not what it should be.
+            AdapterError: where there is none, or a file is missing, cut off or not what it should be.
         """
-        folder = Path(folder)
+        folder = _find(name_or_folder)
+        card = folder / CARD_FILE
         try:
             config = AdapterConfig(**json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
             weights = load_file(folder / WEIGHTS_FILE)
+            card = card.read_text(encoding="utf-8") if card.is_file() else ""
         except FileNotFoundError as error:
             raise AdapterError(f"{folder} is not an adapter: {Path(error.filename).name} is missing.") from error
         except (json.JSONDecodeError, TypeError, ConfigError, SafetensorError, UnicodeDecodeError) as error:
             raise AdapterError(f"The adapter in {folder} cannot be read ({error}); save or fetch it again.") from error
-        return cls(config, weights)
+        return cls(config, weights, card)
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits of the weights."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.weights.items()):
+            digest.update(f"{name}{weight.dtype}{tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:8]
 
     def check_base(self, name: str, fingerprint: str) -> None:
         """Refuse another base model than the one the adapter was trained on.
@@ -96,3 +154,36 @@ class Adapter:
                 f"is needed ({len(wrong)} tensors differ); save or fetch the adapter again."
             )
         module.load_state_dict(self.weights)
+
+
+def shipped_adapters() -> list[str]:
+    """Names of the adapters that come with the library."""
+    return sorted(folder.parent.name for folder in SHIPPED.glob(f"*/{CONFIG_FILE}"))
+
+
+def shipped_for(fingerprint: str, injection: InjectionKind, layers: int) -> Adapter | None:
+    """The adapter that comes with the library for a base model as it is to be used, or None."""
+    wanted = {"base_fingerprint": fingerprint, "injection": injection, "injection_layers": layers}
+    for name in shipped_adapters():
+        found = json.loads((SHIPPED / name / CONFIG_FILE).read_text(encoding="utf-8"))
+        if wanted.items() <= found.items():
+            return Adapter.from_pretrained(SHIPPED / name)
+    return None
+
+
+def _find(name_or_folder: str | Path) -> Path:
+    """The folder of an adapter; one on the Hub is fetched."""
+    folder, name = Path(name_or_folder).expanduser(), str(name_or_folder)
+    if not folder.is_dir() and name in shipped_adapters():
+        return SHIPPED / name
+    if folder.is_dir() or isinstance(name_or_folder, Path):
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]))
+    except (OSError, ValueError) as error:  # no such repository, no network, no name of a repository
+        raise AdapterError(
+            f"adapter {name!r} is no folder, none of those that ship ({', '.join(shipped_adapters())}), and "
+            f"could not be fetched from the Hub: {str(error).splitlines()[0]}"
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -19,14 +19,19 @@ class LowerModel:
     Args:
         base: the decoder stack (``LlamaModel`` and the like) of the whole model, which is left as it is.
         layers: how many of its layers, from the bottom.
+        projections: weights of its own, by layer and name, for some of their attention's projections.
     """
 
-    def __init__(self, base: PreTrainedModel, layers: int):
+    def __init__(
+        self, base: PreTrainedModel, layers: int, projections: Mapping[int, Mapping[str, torch.Tensor]] | None = None
+    ):
         config = copy.copy(base.config)
         config.num_hidden_layers = layers
+        own = projections or {}
+        stack = [_with_weights(layer, own[i]) if i in own else layer for i, layer in enumerate(base.layers[:layers])]
         # A shallow copy shares every module; only its table of modules is its own.
         lower = copy.copy(base)
-        lower._modules = {**base._modules, "layers": nn.ModuleList(base.layers[:layers]), "norm": nn.Identity()}
+        lower._modules = {**base._modules, "layers": nn.ModuleList(stack), "norm": nn.Identity()}
         lower.config = config
         self._model = lower
         self.layers = layers
@@ -67,6 +72,36 @@ class LowerModel:
         return room
 
 
+def _with_weights(layer: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A decoder layer that shares everything with another but the weights of some projections of its attention."""
+    attention = copy.copy(layer.self_attn)
+    attention._modules = dict(attention._modules)
+    for name, weight in weights.items():
+        projection = copy.copy(attention._modules[name])
+        projection._parameters = {**projection._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
+        attention._modules[name] = projection
+    own = copy.copy(layer)
+    own._modules = {**layer._modules, "self_attn": attention}
+    return own
+
+
+def with_projections(
+    model: PreTrainedModel, projections: Mapping[int, Mapping[str, torch.Tensor]]
+) -> PreTrainedModel:
+    """A causal language model that shares everything with another but the weights of some projections.
+
+    Args:
+        model: the other, which is left as it is.
+        projections: weights, by layer and name, of the attention's projections.
+    """
+    base = copy.copy(model.base_model)
+    stack = [_with_weights(layer, projections.get(i, {})) for i, layer in enumerate(base.layers)]
+    base._modules = {**base._modules, "layers": nn.ModuleList(stack)}
+    own = copy.copy(model)
+    own._modules = {**model._modules, model.base_model_prefix: base}
+    return own
+
+
 def bottom_layers(model: PreTrainedModel, layers: int) -> LowerModel:
     """The lower model of the bottom ``layers`` of a causal language model."""
     return LowerModel(model.base_model, layers)
@@ -88,6 +123,23 @@ class Compressor:
         self._prefix = torch.tensor(prefix_ids, dtype=torch.long, device=model.device)
         self.layers = layers
 
+    def adapt(self, model: PreTrainedModel, projections: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
+        """Encode with other weights from now on; first-layer states stay those of the model's own.
+
+        Args:
+            model: the whole causal language model.
+            projections: weights, by layer and name, of the attention's projections.
+        """
+        self._lower = LowerModel(model.base_model, self.layers, projections)
+
+    def key_values(self, chunks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What :meth:`encode` is made of, as one padded tensor that gradients pass through.
+
+        Returns:
+            [2, M, chunks, kv_heads, longest chunk, head_dim].
+        """
+        return self._lower.key_values(self._behind_prefix(chunks))[..., len(self._prefix) :, :]
+
     def _behind_prefix(self, chunks: Sequence[torch.Tensor]) -> torch.Tensor:
         padded = nn.utils.rnn.pad_sequence([c.to(self._prefix.device) for c in chunks], batch_first=True)
         return torch.cat([self._prefix.expand(len(chunks), -1), padded], dim=1)
@@ -104,9 +156,8 @@ class Compressor:
             For each chunk a ChunkKV over the bottom M layers; row r holds the key rotated for position
             ``len(prefix) + r``.
         """
-        sink = len(self._prefix)
-        kv = self._lower.key_values(self._behind_prefix(chunks))
-        return [ChunkKV(_on_its_own(kv[:, :, i, :, sink : sink + len(chunk)])) for i, chunk in enumerate(chunks)]
+        kv = self.key_values(chunks)
+        return [ChunkKV(_on_its_own(kv[:, :, i, :, : len(chunk)])) for i, chunk in enumerate(chunks)]
 
     @torch.inference_mode()
     def first_layer_states(self, chunks: Sequence[torch.Tensor]) -> list[torch.Tensor]:

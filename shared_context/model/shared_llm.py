@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from shared_context.config import InjectionKind, one_of, require
-from shared_context.errors import ConfigError, QueryError, UnsupportedModelError, WindowExceededError
-from shared_context.model.adapter import Adapter, AdapterConfig
+from shared_context.errors import AdapterError, ConfigError, QueryError, UnsupportedModelError, WindowExceededError
+from shared_context.model.adapter import Adapter, AdapterConfig, shipped_for
 from shared_context.model.cache import RoomyCache
-from shared_context.model.compressor import Compressor, bottom_layers
+from shared_context.model.compressor import Compressor, bottom_layers, with_projections
 from shared_context.model.generation import (
     Clock,
     Completion,
@@ -41,12 +41,16 @@ from shared_context.model.generation import (
 )
 from shared_context.model.identity import fingerprint
 from shared_context.model.injection import ATTENTION, ContextKV, CrossAttentionInjection, PrefixInjection
+from shared_context.model.low_rank import InjectionLoRA, by_layer
 from shared_context.model.pretrained import DEFAULT_MODEL, resolve_model
 from shared_context.model.prompt import SYSTEM_PROMPT, Message, Prompt, PromptFormat
 from shared_context.model.support import check_config, check_rotation, usable_window
 from shared_context.model.tokenization import TokenizedText, tokenize
 
 T = TypeVar("T")
+
+AUTO_ADAPTER = "auto"
+"""Stands for the adapter that ships for a model, where there is one."""
 
 PREFIXES_KEPT = 16
 """Prefixes whose keys and values are kept: one for each system prompt in use."""
@@ -66,10 +70,17 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class _Request:
-    """One prompt with its context, ready to be computed."""
+    """One prompt with its context, ready to be computed.
+
+    Attributes:
+        prompt: with a pasted context in it.
+        context: to be injected.
+        reads: whether there is a context, injected or pasted: an adapter answers only then.
+    """
 
     prompt: Prompt
     context: Context | None
+    reads: bool
 
     @property
     def context_entries(self) -> int:
@@ -125,8 +136,10 @@ class SharedLLMModel:
             else CrossAttentionInjection(model, injection_layers, inv_freq)
         )
         self.compressor = Compressor(model, injection_layers, self.prompt_format.prefix)
+        self._decoder = model
         self._all_layers = bottom_layers(model, layers)
         self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._adapter: Adapter | None = None
         # Hooks and the random state belong to the whole process, so one generation runs at a time.
         self._lock = threading.RLock()
 
@@ -135,7 +148,7 @@ class SharedLLMModel:
         cls,
         name_or_path: str | Path = DEFAULT_MODEL,
         *,
-        adapter: str | Path | None = None,
+        adapter: str | Path | None = AUTO_ADAPTER,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         injection: InjectionKind | None = None,
@@ -148,7 +161,9 @@ class SharedLLMModel:
 
         Args:
             name_or_path: "smollm2-135m-instruct" (the embedded default), a Hugging Face name, or a folder.
-            adapter: folder of a trained adapter, which brings its injection and layers.
+            adapter: a trained adapter, which brings its injection and layers: the name of one that ships with the
+                library, a folder, or a repository on the Hub. "auto" takes the one that ships for these very weights,
+                injection and layers, where there is one; None leaves the model untrained.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             dtype: a torch dtype or its name; "auto" is the checkpoint's own, or float32 on a processor that has no
                 bfloat16 arithmetic.
@@ -166,7 +181,7 @@ class SharedLLMModel:
         """
         name = str(name_or_path)
         source = resolve_model(name_or_path)
-        trained = Adapter.from_pretrained(adapter) if adapter is not None else None
+        trained = Adapter.from_pretrained(adapter) if adapter not in (None, AUTO_ADAPTER) else None
         if trained is not None:
             given = {"injection": injection, "injection_layers": injection_layers}
             for setting, value in given.items():
@@ -194,6 +209,8 @@ class SharedLLMModel:
             context_window=context_window,
             system_prompt=system_prompt,
         )
+        if adapter == AUTO_ADAPTER:
+            trained = shipped_for(shared.fingerprint, shared.injection.kind, shared.injection.layers)
         if trained is not None:
             shared.load_adapter(trained)
         return shared
@@ -212,7 +229,8 @@ class SharedLLMModel:
     def identity(self) -> str:
         """What keys and values are marked with: the weights, the prefix, the layers and the dtype they come from."""
         prefix = hashlib.sha256(repr(self.prompt_format.prefix).encode()).hexdigest()[:8]
-        return f"{self.fingerprint}/{prefix}/{self.compressor.layers}/{str(self.dtype).removeprefix('torch.')}"
+        adapter = f"/{self._adapter.digest}" if self._adapter is not None else ""
+        return f"{self.fingerprint}/{prefix}/{self.compressor.layers}/{str(self.dtype).removeprefix('torch.')}{adapter}"
 
     def __repr__(self) -> str:
         return f"SharedLLMModel({self.name!r}, {self.injection.kind} over {self.compressor.layers} layers)"
@@ -222,19 +240,43 @@ class SharedLLMModel:
     def load_adapter(self, adapter: Adapter) -> None:
         """Take an adapter's weights.
 
+        Those of prefix injection are merged into copies of the attention's projections, one for the compressor and one
+        for the decoder, so that serving costs no step more and no one has to switch between weights. The model's own
+        stay as they are: they answer prompts without a context, and node codes are made of them.
+
         Raises:
             ModelMismatchError: where it was trained on another base model.
-            AdapterError: where a tensor is missing or reshaped.
+            AdapterError: where it is for another injection, or a tensor is missing or reshaped.
         """
         adapter.check_base(self.name, self.fingerprint)
+        own = self.injection.kind, self.injection.layers
+        its = adapter.config.injection, adapter.config.injection_layers
+        if own != its:
+            raise AdapterError(
+                f"The adapter is for {its[0]} injection over {its[1]} layers, and {self.name} has {own[0]} injection "
+                f"over {own[1]}; pass the adapter to from_pretrained, which takes both from it."
+            )
         if isinstance(self.injection, CrossAttentionInjection):
             adapter.load_into(self.injection)
+        else:
+            config = adapter.config
+            lora = InjectionLoRA(self.hf_model, config.injection_layers, config.rank, config.alpha)
+            adapter.load_into(lora)
+            self.compressor.adapt(self.hf_model, by_layer(lora.compress.merged(self.hf_model)))
+            self._decoder = with_projections(self.hf_model, by_layer(lora.decode.merged(self.hf_model)))
+            self._all_layers = bottom_layers(self._decoder, self.hf_model.config.num_hidden_layers)
+            self._prefixes.clear()
+        self._adapter = adapter
 
-    def adapter(self) -> Adapter:
-        """The trained weights on top of the base model, to be saved with ``save_pretrained``."""
-        weights = self.injection.state_dict() if isinstance(self.injection, CrossAttentionInjection) else {}
+    def adapter(self) -> Adapter | None:
+        """The trained weights on top of the base model, to be saved with ``save_pretrained``; None where it has none.
+
+        Those of cross-attention injection are the weights as they are now.
+        """
+        if not isinstance(self.injection, CrossAttentionInjection):
+            return self._adapter
         config = AdapterConfig(self.name, self.fingerprint, self.injection.kind, self.injection.layers)
-        return Adapter(config, weights)
+        return Adapter(config, self.injection.state_dict())
 
     # Tokens
 
@@ -293,9 +335,9 @@ class SharedLLMModel:
         single, requests = self._requests(prompt, context, formatted, max_new_tokens)
         require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more prompts")
         # A batch shares the columns of its prefix, so only prompts with the same one run together.
-        alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        alike: defaultdict[tuple[tuple[int, ...], bool], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
-            alike[request.prompt.prefix].append(index)
+            alike[request.prompt.prefix, request.reads].append(index)
         several = settings.num_return_sequences or 1
         answers: dict[int, list[Completion]] = {}
         for group in alike.values():
@@ -364,15 +406,22 @@ class SharedLLMModel:
 
     def logits(self, prompt: Prompt, context: Context | None = None) -> torch.Tensor:
         """Logits [suffix tokens, vocabulary] over a prompt's running text."""
+        return self._logits(_Request(prompt, context, context is not None))
+
+    def _logits(self, request: _Request) -> torch.Tensor:
         with self._lock, torch.inference_mode():
-            inputs, injected = self._inputs([_Request(prompt, context)], room=0)
+            inputs, injected = self._inputs([request], room=0)
             ids = inputs.pop("input_ids")
             past = inputs["past_key_values"].get_seq_length()
             positions = (inputs["attention_mask"].cumsum(-1) - 1)[:, past:]
             with injected:
-                out = self.hf_model(input_ids=ids[:, past:], position_ids=positions, **inputs)
+                out = self._reader(request)(input_ids=ids[:, past:], position_ids=positions, **inputs)
             _release(inputs)
-        return out.logits[0, -len(prompt.suffix) :]
+        return out.logits[0, -len(request.prompt.suffix) :]
+
+    def _reader(self, request: _Request) -> PreTrainedModel:
+        """Who answers: the decoder, with its adapter, where a context is read, and the base model elsewhere."""
+        return self._decoder if request.reads else self.hf_model
 
     def check_window(
         self,
@@ -426,8 +475,8 @@ class SharedLLMModel:
         if isinstance(context, str):
             # Pasted text is read like any other prompt: one prefill, nothing kept from before.
             pasted = tuple(self.tokenize(context).ids.tolist())
-            return _Request(Prompt((), rendered.prefix + pasted + rendered.suffix), None)
-        return _Request(rendered, context)
+            return _Request(Prompt((), rendered.prefix + pasted + rendered.suffix), None, True)
+        return _Request(rendered, context, context is not None)
 
     def _settings(
         self,
@@ -474,7 +523,7 @@ class SharedLLMModel:
             with injected, random:
                 if seed is not None:
                     torch.manual_seed(seed)
-                ids = self.hf_model.generate(
+                ids = self._reader(requests[0]).generate(
                     **inputs,
                     generation_config=settings,
                     stopping_criteria=self._criteria(clock, stop),
@@ -499,7 +548,7 @@ class SharedLLMModel:
         with self._lock, torch.inference_mode():
             inputs, injected = self._inputs([request], settings.max_new_tokens)
             chance = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-            tokens = self.hf_model.generate(
+            tokens = self._reader(request).generate(
                 **inputs,
                 generation_config=settings,
                 stopping_criteria=self._criteria(clock, stop),
@@ -553,7 +602,7 @@ class SharedLLMModel:
     def _score(self, request: _Request, answer: Sequence[int]) -> float:
         # The last token of the prompt predicts the first of the answer.
         whole = Prompt(request.prompt.prefix, (*request.prompt.suffix, *answer[:-1]))
-        logits = self.logits(whole, request.context)[-len(answer) :].float()
+        logits = self._logits(_Request(whole, request.context, request.reads))[-len(answer) :].float()
         return torch.nn.functional.cross_entropy(logits, torch.tensor(answer, device=logits.device)).item()
 
     def _inputs(self, requests: Sequence[_Request], room: int) -> tuple[dict[str, Any], AbstractContextManager[None]]:

@@ -12,7 +12,7 @@ from shared_context import __version__
 from shared_context.cli.main import app
 from shared_context.cli.options import parse_filters, parse_metadata
 
-COMMANDS = ["ingest", "ask", "chat", "inspect", "stats", "models", "report", "eval", "bench"]
+COMMANDS = ["ingest", "ask", "chat", "inspect", "stats", "models", "report", "eval", "bench", "train"]
 
 
 def run(*args):

@@ -1,0 +1,50 @@
+"""The model card of an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shared_context.model.adapter import AdapterConfig
+from shared_context.training.config import TrainingConfig
+
+
+def model_card(adapter: AdapterConfig, config: TrainingConfig, step: int, figures: Mapping[str, float]) -> str:
+    """What a reader should know of an adapter, as Markdown.
+
+    Args:
+        adapter: what it was made for.
+        config: how it was trained.
+        step: at which it was taken.
+        figures: of the last validation (``eval_right``, ``eval_wrong``, ``eval_gain``); empty before the first.
+    """
+    revision = f", revision `{adapter.base_revision}`" if adapter.base_revision else ""
+    updates = f"rank {adapter.rank}, alpha {adapter.alpha:g}, " if adapter.rank else ""
+    lines = [
+        "---",
+        "library_name: shared-context",
+        "tags: [shared-context, context-compression]",
+        "---",
+        "",
+        f"# Adapter for {adapter.base_model}",
+        "",
+        f"Made for `{adapter.base_model}`{revision}, fingerprint `{adapter.base_fingerprint}`; it cannot be loaded "
+        "onto another base model.",
+        "",
+        f"- injection: {adapter.injection} over the bottom {adapter.injection_layers} layers",
+        f"- trained: {updates}stage {config.stage}, {step} steps of {config.batch_size} examples, "
+        f"{adapter.tokens_seen:,} tokens, learning rate {config.learning_rate:g}, seed {config.seed}",
+        f"- ratios: {', '.join(map(str, adapter.ratios))}; chunks of {adapter.chunk_size} tokens at most",
+        "",
+    ]
+    if figures:
+        lines += [
+            f"Held-out answers, mean negative log-likelihood in nats per token, contexts at ratio "
+            f"{config.validation_ratio}:",
+            "",
+            "| right context | a wrong one of the same length | gained |",
+            "|---|---|---|",
+            f"| {figures['eval_right']:.3f} | {figures['eval_wrong']:.3f} | {figures['eval_gain']:.3f} |",
+            "",
+        ]
+    load = f'model = SharedLLMModel.from_pretrained("{adapter.base_model}", adapter="FOLDER")'
+    return "\n".join([*lines, "```python", "from shared_context import SharedLLMModel", "", load, "```", ""])

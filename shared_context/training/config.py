@@ -1,0 +1,89 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from shared_context.config import InjectionKind, one_of, require
+from shared_context.training.layout import CutConfig
+
+Stage = Literal["questions", "running_text"]
+
+RATIOS: Mapping[int, float] = {1: 1.0, 2: 1.0, 4: 2.0, 8: 5.0, 16: 1.0}
+"""How often each grain is drawn: one encoding has to serve all of them, an eighth most of all."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How an adapter is trained.
+
+    Args:
+        stage: "questions" learns from rows of question, answers and passage, the loss on the answer only;
+            "running_text" from long texts, the loss on the text behind the compressed context.
+        injection: "prefix" trains low-rank updates, "cross_attention" its own projections.
+        injection_layers: M; None is all layers.
+        steps: optimizer steps.
+        batch_size: examples per step and process.
+        learning_rate: at its peak; it rises over ``warmup`` steps and falls as a cosine.
+        rank, alpha: of the low-rank updates, which are scaled by ``alpha / rank``.
+        distillation: weight of the divergence from the same model reading every token as text.
+        quotes: share of the rows whose passage is quoted from too: how does it go on?
+        key_values: share of the rows that are followed by a made-up passage of facts, one of which is asked for.
+        cuts: how the grains of contexts are drawn.
+        max_context: tokens of a context at most.
+        running_tokens: tokens behind it, in the stage "running_text".
+        held_out: rows at the end of the data that are kept for validation.
+        validated: examples that validation looks at, of those held out.
+        validation_ratio: grain at which validation shows its contexts.
+        evaluate_every, save_every, log_every: steps between them.
+        keep: checkpoints that are kept; older ones go.
+        seed: of everything drawn at random.
+    """
+
+    stage: Stage = "questions"
+    injection: InjectionKind = "prefix"
+    injection_layers: int | None = None
+    steps: int = 1000
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    warmup: int = 20
+    rank: int = 16
+    alpha: float = 32.0
+    distillation: float = 0.0
+    quotes: float = 1.0
+    key_values: float = 0.1
+    cuts: CutConfig = field(default_factory=lambda: CutConfig(RATIOS))
+    max_context: int = 1024
+    running_tokens: int = 256
+    held_out: int = 200
+    validated: int = 100
+    validation_ratio: int = 8
+    evaluate_every: int = 100
+    save_every: int = 100
+    log_every: int = 10
+    keep: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("stage", self.stage, Stage)
+        one_of("injection", self.injection, InjectionKind)
+        for name in (
+            "steps", "batch_size", "rank", "max_context", "held_out", "validated", "validation_ratio",
+            "evaluate_every", "save_every", "log_every", "keep",
+        ):  # fmt: skip
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be 1 or more")
+        require(self.running_tokens >= 2, "running_tokens", self.running_tokens, "must be 2 or more tokens")
+        for name in ("learning_rate", "alpha"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        for name in ("quotes", "key_values"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be a share between 0 and 1")
+        for name in ("distillation", "warmup"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        settings = asdict(self)
+        settings["cuts"]["ratios"] = {str(ratio): weight for ratio, weight in self.cuts.ratios.items()}
+        return settings

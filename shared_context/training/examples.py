@@ -1,0 +1,198 @@
+"""Training examples: a context, a prompt behind it and an answer, as token ids."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from shared_context.errors import TrainingDataError
+from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.training.data import Row
+
+CUE_WORDS = 6
+"""Words of a passage that a question quotes, so that what follows them is asked for."""
+
+QUOTED_WORDS = 12
+"""Words that such a question asks for."""
+
+THINGS = ("lamp", "river", "engine", "letter", "garden", "anchor", "window", "candle", "ladder", "mirror", "basket")
+COLOURS = ("red", "blue", "green", "white", "black", "yellow", "silver", "golden", "purple", "orange", "brown", "grey")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn from.
+
+    Attributes:
+        context: what is compressed.
+        prompt: running text behind the context, up to where the answer begins; at least one token.
+        answer: what the loss is computed on; at least one token.
+    """
+
+    context: tuple[int, ...]
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.context) + len(self.prompt) + len(self.answer)
+
+
+class ExampleMaker:
+    """Turns rows of a data file into examples in the prompt format that the model answers in.
+
+    Args:
+        model: whose tokenizer and prompt format.
+        max_context: tokens of a context at most; longer ones of questions are cut around the answer.
+        ended: answers end with the token that ends a turn, so that generation learns to stop.
+    """
+
+    def __init__(self, model: SharedLLMModel, max_context: int = 1024, *, ended: bool = True):
+        self._model = model
+        self._max_context = max_context
+        end = model.hf_model.generation_config.eos_token_id
+        end = model.tokenizer.eos_token_id if end is None else end
+        self._end = (end[0] if isinstance(end, list) else end,) if ended else ()
+
+    def answering(self, row: Row) -> Example:
+        """A row with ``question``, ``answers`` and ``passage``; the answer is spelled as the passage spells it.
+
+        Raises:
+            TrainingDataError: something of it is missing or empty, with the row's place.
+        """
+        passage, question = row.text("passage", "context"), row.text("question")
+        answers = row.texts("answers", "answer")
+        found = next(filter(None, (_find(passage, answer) for answer in answers)), None)
+        answer = answers[0] if found is None else passage[slice(*found)]
+        return self._asked(self._around(passage, found), question, answer)
+
+    def quoting(self, passage: str, rng: random.Random) -> Example | None:
+        """A question made from the passage itself: how does it go on? None where it is too short to ask that."""
+        words = [match.span() for match in re.finditer(r"\S+", passage)]
+        asked = CUE_WORDS + QUOTED_WORDS
+        if len(words) < 2 * asked:
+            return None
+        first = rng.randrange(len(words) - asked + 1)
+        cue = passage[words[first][0] : words[first + CUE_WORDS - 1][1]]
+        answer = passage[words[first + CUE_WORDS][0] : words[first + asked - 1][1]]
+        question = f'How does the text go on after "{cue}"?'
+        span = words[first][0], words[first + asked - 1][1]
+        return self._asked(self._around(passage, span), question, answer)
+
+    def key_values(self, rng: random.Random, pairs: int = 8) -> Example:
+        """A passage of made-up facts, one of which is asked for."""
+        names = rng.sample([f"{colour} {thing}" for colour in COLOURS for thing in THINGS], pairs)
+        values = [str(rng.randrange(100, 1000)) for _ in names]
+        passage = " ".join(f"The number of the {name} is {value}." for name, value in zip(names, values, strict=True))
+        asked = rng.randrange(pairs)
+        return self._asked(passage, f"What is the number of the {names[asked]}?", values[asked])
+
+    def running(self, text: str, running_tokens: int) -> Iterator[Example]:
+        """Stretches of a long text: as much context as there may be, then running text that is to be predicted."""
+        ids = self._model.tokenize(text).ids.tolist()
+        whole = self._max_context + running_tokens
+        for start, end in pairwise(range(0, len(ids) + 1, whole)):
+            context, running = ids[start : end - running_tokens], ids[end - running_tokens : end]
+            yield Example(tuple(context), tuple(running[:1]), tuple(running[1:]))
+
+    def _asked(self, passage: str, question: str, answer: str) -> Example:
+        prompt = self._model.prompt_format.render([{"role": "user", "content": question}], with_context=True)
+        answer_ids = self._model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        context = tuple(self._model.tokenize(passage).ids.tolist())
+        return Example(context, prompt.suffix, (*answer_ids, *self._end))
+
+    def _around(self, passage: str, span: tuple[int, int] | None) -> str:
+        """As much of a passage as may be a context, with the span in it."""
+        bounds = self._model.tokenize(passage).bounds
+        tokens = len(bounds) - 1
+        if tokens <= self._max_context:
+            return passage
+        at = 0 if span is None else int(bounds.searchsorted(span[1]))
+        start = min(max(0, at - self._max_context // 2), tokens - self._max_context)
+        return passage[int(bounds[start]) : int(bounds[start + self._max_context])]
+
+
+def _find(passage: str, answer: str) -> tuple[int, int] | None:
+    found = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", passage, re.IGNORECASE)
+    return found.span() if found else None
+
+
+def question_stream(
+    rows: Callable[[], Iterable[Row]], maker: ExampleMaker, *, seed: int, quotes: float, key_values: float
+) -> Iterator[Example]:
+    """Examples of questions and answers without end, in an order of its own for each pass over the rows.
+
+    Args:
+        rows: gives the rows anew; they are kept in a shuffle buffer, not all of them.
+        maker: makes examples of them.
+        seed: of order and tasks.
+        quotes: share of rows whose passage is also quoted from.
+        key_values: share of rows that are followed by a made-up passage of facts.
+
+    Raises:
+        TrainingDataError: there are no rows, or one is broken.
+    """
+    rng = random.Random(seed)
+    while True:
+        empty = True
+        for row in shuffled(rows(), rng):
+            empty = False
+            example = maker.answering(row)
+            yield example
+            if rng.random() < quotes:
+                quote = maker.quoting(row.text("passage", "context"), rng)
+                if quote is not None:
+                    yield quote
+            if rng.random() < key_values:
+                yield maker.key_values(rng)
+        if empty:
+            raise TrainingDataError("There is nothing to train on: the data holds no rows.")
+
+
+def running_stream(
+    rows: Callable[[], Iterable[Row]], maker: ExampleMaker, *, seed: int, running_tokens: int
+) -> Iterator[Example]:
+    """Examples of running text behind a long context without end; arguments as in :func:`question_stream`.
+
+    Raises:
+        TrainingDataError: no text is long enough, or a row is broken.
+    """
+    rng = random.Random(seed)
+    while True:
+        empty = True
+        stretches = (e for row in rows() for e in maker.running(row.text("text", "passage"), running_tokens))
+        for example in shuffled(stretches, rng, size=64):
+            empty = False
+            yield example
+        if empty:
+            raise TrainingDataError("There is nothing to train on: no text is as long as context and running text.")
+
+
+def shuffled(items: Iterable, rng: random.Random, size: int = 4096) -> Iterator:
+    """The items in a random order, as far as a buffer of ``size`` of them can mix."""
+    buffer: list = []
+    for item in items:
+        buffer.append(item)
+        if len(buffer) >= size:
+            place = rng.randrange(size)
+            buffer[place], buffer[-1] = buffer[-1], buffer[place]
+            yield buffer.pop()
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+def other_contexts(examples: Sequence[Example]) -> list[Example]:
+    """The same questions, each over a wrong context of exactly as many tokens: the control of every figure."""
+    whole = [token for example in examples for token in example.context]
+    starts = [0]
+    for example in examples:
+        starts.append(starts[-1] + len(example.context))
+    wrong = []
+    for number, example in enumerate(examples):
+        behind = whole[starts[number + 1] :] + whole[: starts[number]]
+        if len(behind) < len(example.context):
+            raise TrainingDataError("A wrong context of the same length needs more examples than these.")
+        wrong.append(Example(tuple(behind[: len(example.context)]), example.prompt, example.answer))
+    return wrong

@@ -1,0 +1,141 @@
+"""What a training batch is shown of its contexts: chunks, and for each example the rows of a cut drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from shared_context.config import require
+from shared_context.training.examples import Example
+from shared_context.tree import ContextTree, Grained, cut_rows
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """How cuts are drawn.
+
+    Args:
+        ratios: how often each grain is drawn, relative to the others.
+        chunk_size: tokens per chunk at most; a longer context is several chunks.
+        mixed: share of contexts shown at several grains, the leaves of a tree of ``height`` each with its own.
+        height: levels of that tree below its root.
+        split_noise: standard deviation of its split points as a share of the span (arXiv 2603.04759: 1/10).
+        packed: share of batches whose contexts stand in one chunk, as the passages of a document do.
+        distractors: share of examples that are shown contexts of others in the batch too, at the coarser grains.
+    """
+
+    ratios: Mapping[int, float]
+    chunk_size: int = 1024
+    mixed: float = 0.2
+    height: int = 2
+    split_noise: float = 0.1
+    packed: float = 0.4
+    distractors: float = 0.4
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.ratios) and all(r >= 1 and weight > 0 for r, weight in self.ratios.items()),
+            "ratios",
+            dict(self.ratios),
+            "must be ratios of 1 or more, each with a weight above 0",
+        )
+        require(self.chunk_size >= 1, "chunk_size", self.chunk_size, "must be 1 or more tokens")
+        require(self.height >= 0, "height", self.height, "must be 0 or more levels")
+        require(0 <= self.split_noise < 1, "split_noise", self.split_noise, "must lie between 0 and 1")
+        for share in ("mixed", "packed", "distractors"):
+            require(0 <= getattr(self, share) <= 1, share, getattr(self, share), "must be a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a batch is shown.
+
+    Attributes:
+        chunks: token ids of each chunk, each encoded once.
+        shown: for each example, in the order in which it reads them, pieces of chunks: number of the chunk and rows.
+    """
+
+    chunks: list[list[int]]
+    shown: list[list[tuple[int, list[int]]]]
+
+
+class LayoutMaker:
+    """Lays out batches.
+
+    Args:
+        config: how cuts are drawn.
+        separator: token ids between the contexts of a packed chunk.
+    """
+
+    def __init__(self, config: CutConfig, separator: Sequence[int]):
+        self.config = config
+        self._separator = list(separator)
+
+    def fixed(self, examples: Sequence[Example], ratio: int) -> Layout:
+        """Every example is shown its own context and nothing else, all of it at one grain."""
+        chunks, places = self._apart([e.context for e in examples])
+        rows = {
+            context: [(chunk, self._rows(start, end, [ratio])) for chunk, start, end in pieces]
+            for context, pieces in places.items()
+        }
+        return Layout(chunks, [rows[e.context] for e in examples])
+
+    def draw(self, examples: Sequence[Example], rng: Random) -> Layout:
+        """A layout drawn at random."""
+        config, contexts = self.config, [e.context for e in examples]
+        together = sum(map(len, set(contexts))) + len(self._separator) * len(contexts) <= config.chunk_size
+        packed = together and rng.random() < config.packed
+        chunks, places = self._packed(contexts, rng) if packed else self._apart(contexts)
+        shown = []
+        for context in contexts:
+            own = [(chunk, self._cut(start, end, rng)) for chunk, start, end in places[context]]
+            others = list(places.keys() - {context})
+            pieces = []
+            if others and rng.random() < config.distractors:
+                others.sort()
+                for other in rng.sample(others, rng.randint(1, len(others))):
+                    ratio = self._ratio(rng, coarsest=True)
+                    pieces += [(chunk, self._rows(start, end, [ratio])) for chunk, start, end in places[other]]
+            # the most promising passage stands last in a selection, and what promises most is not always right
+            at = len(pieces) if rng.random() < 0.5 else rng.randint(0, len(pieces))
+            shown.append(pieces[:at] + own + pieces[at:])
+        return Layout(chunks, shown)
+
+    def _apart(self, contexts: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], dict]:
+        chunks: list[list[int]] = []
+        places: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
+        for context in dict.fromkeys(contexts):
+            size = self.config.chunk_size
+            pieces = [list(context[start : start + size]) for start in range(0, len(context), size)]
+            places[context] = [(len(chunks) + n, 0, len(piece)) for n, piece in enumerate(pieces)]
+            chunks += pieces
+        return chunks, places
+
+    def _packed(self, contexts: Sequence[tuple[int, ...]], rng: Random) -> tuple[list[list[int]], dict]:
+        chunk: list[int] = []
+        places: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
+        order = list(dict.fromkeys(contexts))
+        rng.shuffle(order)
+        for context in order:
+            chunk += self._separator if chunk else []
+            places[context] = [(0, len(chunk), len(chunk) + len(context))]
+            chunk += context
+        return [chunk], places
+
+    def _cut(self, start: int, end: int, rng: Random) -> list[int]:
+        if rng.random() >= self.config.mixed:
+            return self._rows(start, end, [self._ratio(rng)])
+        tree = ContextTree.noisy(end - start, self.config.height, self.config.split_noise, rng)
+        return self._rows(start, end, [self._ratio(rng) for _ in tree.level(tree.height)], tree)
+
+    def _rows(self, start: int, end: int, ratios: Sequence[int], tree: ContextTree | None = None) -> list[int]:
+        tree = tree or ContextTree((0, end - start))
+        cut = [Grained(node, ratio) for node, ratio in zip(tree.level(tree.height), ratios, strict=True)]
+        return [start + row for row in cut_rows(tree, cut)]
+
+    def _ratio(self, rng: Random, *, coarsest: bool = False) -> int:
+        ratios = sorted(self.config.ratios)
+        if coarsest:
+            return rng.choice(ratios[-2:])
+        return rng.choices(ratios, [self.config.ratios[r] for r in ratios])[0]

@@ -1,0 +1,194 @@
+"""What is minimised: how unlikely the answers are behind the compressed contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import DynamicCache
+
+from shared_context.config import require
+from shared_context.kernels import rotate_keys
+from shared_context.model.compressor import Compressor, bottom_layers
+from shared_context.model.injection import ContextKV, CrossAttentionInjection
+from shared_context.model.low_rank import InjectionLoRA
+from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.training.examples import Example
+from shared_context.training.layout import Layout, LayoutMaker
+
+
+class InjectionObjective(nn.Module):
+    """The trained weights of an injection, and the loss they are trained by.
+
+    The arithmetic is that of :meth:`SharedLLMModel.score`, with gradients: chunks are encoded behind the shared prefix,
+    rows of their encodings are turned to contiguous positions and stand in the decoder's cache. The base model is no
+    part of this module, so that neither optimizers nor checkpoints see its weights.
+
+    Args:
+        model: the untrained model.
+        layouts: lays out batches.
+        rank, alpha: of the low-rank updates of prefix injection.
+        distillation: weight of the divergence from the same model reading every token of the context as text; 0 spares
+            that reading.
+    """
+
+    def __init__(self, model: SharedLLMModel, layouts: LayoutMaker, *, rank: int, alpha: float, distillation: float):
+        super().__init__()
+        require(distillation >= 0, "distillation", distillation, "must be 0 or more")
+        for parameter in model.hf_model.parameters():
+            parameter.requires_grad_(False)
+        hf = model.hf_model
+        self._base = (model,)  # in a tuple, or it would become a submodule
+        self._layouts = layouts
+        self._prefix = list(model.prompt_format.prefix)
+        self._whole = bottom_layers(hf, hf.config.num_hidden_layers)
+        self._compressor = Compressor(hf, model.injection.layers, self._prefix)
+        self.distillation = distillation
+        in_layers = isinstance(model.injection, CrossAttentionInjection)
+        self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
+        self.trained = model.injection.float() if in_layers else InjectionLoRA(hf, model.injection.layers, rank, alpha)
+
+    @property
+    def model(self) -> SharedLLMModel:
+        """The base model."""
+        return self._base[0]
+
+    def forward(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """The loss of a batch under a random layout, drawn from torch's own random state.
+
+        Returns:
+            ``loss``, and its parts without gradients: ``nll`` and, with distillation, ``divergence``; each a mean over
+            the examples of their mean per answer token.
+        """
+        self.tokens_seen += sum(map(len, examples))
+        rng = Random(int(torch.randint(2**62, ()).item()))
+        logits = self.logits(examples, self._layouts.draw(examples, rng))
+        nll = _answer_mean(examples, self._cross_entropy(examples, logits)).mean()
+        if not self.distillation:
+            return {"loss": nll, "nll": nll.detach()}
+        student = functional.log_softmax(logits.float(), dim=-1)
+        teacher = functional.log_softmax(self.teacher_logits(examples).float(), dim=-1)
+        divergence = _answer_mean(examples, (teacher.exp() * (teacher - student)).sum(dim=-1)).mean()
+        loss = nll + self.distillation * divergence
+        return {"loss": loss, "nll": nll.detach(), "divergence": divergence.detach()}
+
+    @torch.no_grad()
+    def nll(self, examples: Sequence[Example], ratio: int) -> list[float]:
+        """Mean negative log-likelihood per answer token of each example, its whole context shown at one grain."""
+        logits = self.logits(examples, self._layouts.fixed(examples, ratio))
+        return _answer_mean(examples, self._cross_entropy(examples, logits)).tolist()
+
+    @torch.no_grad()
+    def teacher_nll(self, examples: Sequence[Example]) -> list[float]:
+        """The same of the untrained model, which reads every token of the context as text."""
+        return _answer_mean(examples, self._cross_entropy(examples, self.teacher_logits(examples))).tolist()
+
+    def logits(self, examples: Sequence[Example], layout: Layout) -> torch.Tensor:
+        """Logits [examples, longest answer, vocabulary] of the answers, those of shorter ones at the end."""
+        if isinstance(self.trained, CrossAttentionInjection):
+            return self._logits_with_cross_attention(examples, layout)
+        hf = self.model.hf_model
+        with self.trained.compress.installed(hf):
+            kv = self._compressor.key_values([torch.tensor(chunk) for chunk in layout.chunks])
+        with self.trained.decode.installed(hf):
+            prefix_kv = self._whole.key_values(torch.tensor([self._prefix], device=hf.device))
+            return self._decode(examples, self._cache(layout, kv, prefix_kv), self._context_mask(layout))
+
+    @torch.no_grad()
+    def teacher_logits(self, examples: Sequence[Example]) -> torch.Tensor:
+        """Like :meth:`logits`, of the untrained model that reads the contexts as text."""
+        texts = [[*self._prefix, *e.context, *e.prompt, *e.answer[:-1]] for e in examples]
+        return self._run(examples, texts, None, torch.zeros(len(examples), 0, dtype=torch.long))
+
+    def _cache(self, layout: Layout, kv: torch.Tensor, prefix_kv: torch.Tensor) -> DynamicCache:
+        """The decoder's cache: contexts, padded on the left, then the prefix; as PrefixInjection fills it."""
+        inv_freq = self.model.injection.inv_freq.cpu()
+        chunk_size, width = kv.shape[4], max(_entries(pieces) for pieces in layout.shown)
+        # One gather for the whole batch. A padded place takes the first row of all, which the mask hides.
+        rows = torch.zeros(len(layout.shown), width, dtype=torch.long)
+        deltas = torch.zeros_like(rows)
+        for number, pieces in enumerate(layout.shown):
+            own = torch.tensor([row for _, rows in pieces for row in rows])
+            start = torch.tensor([chunk * chunk_size for chunk, rows in pieces for _ in rows])
+            rows[number, width - len(own) :] = start + own
+            # a row stands behind the prefix when it is encoded and when it is read
+            deltas[number, width - len(own) :] = torch.arange(len(own)) - own
+        taken = kv.transpose(2, 3).flatten(3, 4)[:, :, :, rows.flatten().to(kv.device)]
+        taken = torch.stack([rotate_keys(taken[0], deltas.flatten(), inv_freq), taken[1]])
+        context = taken.unflatten(3, rows.shape).transpose(2, 3)
+        prefix_kv = prefix_kv.expand(-1, -1, len(rows), -1, -1, -1)
+        cache = DynamicCache()
+        for layer in range(prefix_kv.shape[1]):
+            keys, values = prefix_kv[:, layer]
+            if layer < context.shape[1]:
+                keys = torch.cat([context[0, layer], keys], dim=2)
+                values = torch.cat([context[1, layer], values], dim=2)
+            cache.update(keys, values, layer)
+        return cache
+
+    def _context_mask(self, layout: Layout) -> torch.Tensor:
+        """1 where a column in front of the running text is a context's or the prefix's, 0 where it is padding."""
+        sizes = torch.tensor([_entries(pieces) for pieces in layout.shown])
+        columns = torch.arange(int(sizes.max()))
+        context = columns >= (len(columns) - sizes)[:, None]
+        return torch.cat([context, torch.ones(len(sizes), len(self._prefix), dtype=torch.bool)], dim=1).long()
+
+    def _decode(self, examples: Sequence[Example], cache: DynamicCache, before: torch.Tensor) -> torch.Tensor:
+        return self._run(examples, [[*e.prompt, *e.answer[:-1]] for e in examples], cache, before)
+
+    def _run(
+        self,
+        examples: Sequence[Example],
+        texts: Sequence[Sequence[int]],
+        cache: DynamicCache | None,
+        before: torch.Tensor,
+    ) -> torch.Tensor:
+        """The whole model over texts, padded on the left, behind a cache whose columns ``before`` masks."""
+        hf = self.model.hf_model
+        longest = max(map(len, texts))
+        ids = torch.tensor([[0] * (longest - len(text)) + list(text) for text in texts])
+        own = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts])
+        mask = torch.cat([before, own], dim=1)
+        out = hf.base_model(
+            input_ids=ids.to(hf.device),
+            attention_mask=mask.to(hf.device),
+            position_ids=(mask.cumsum(-1) - 1)[:, before.shape[1] :].clamp(min=0).to(hf.device),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        # Two dimensions: over three, a batch's slice of states makes torch copy the vocabulary for each of its rows.
+        states = out.last_hidden_state[:, -max(len(e.answer) for e in examples) :]
+        return hf.get_output_embeddings()(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+
+    def _logits_with_cross_attention(self, examples: Sequence[Example], layout: Layout) -> torch.Tensor:
+        model = self.model
+        kv = model.compressor.encode([torch.tensor(chunk) for chunk in layout.chunks])
+        contexts = []
+        for pieces in layout.shown:
+            ids = [layout.chunks[chunk][row] for chunk, rows in pieces for row in rows]
+            rows = [torch.tensor(rows) for _, rows in pieces]
+            contexts.append(ContextKV([kv[chunk] for chunk, _ in pieces], rows, torch.tensor(ids)))
+        texts = [[*self._prefix, *e.prompt, *e.answer[:-1]] for e in examples]
+        with model.injection.installed(model.hf_model, contexts, len(self._prefix)):
+            return self._run(examples, texts, None, torch.zeros(len(examples), 0, dtype=torch.long))
+
+    def _cross_entropy(self, examples: Sequence[Example], logits: torch.Tensor) -> torch.Tensor:
+        """[examples, longest answer]; what stands in front of a shorter answer means nothing."""
+        width = logits.shape[1]
+        answers = torch.tensor([[0] * (width - len(e.answer)) + list(e.answer) for e in examples], device=logits.device)
+        flat = functional.cross_entropy(logits.float().flatten(0, 1), answers.flatten(), reduction="none")
+        return flat.view(-1, width)
+
+
+def _entries(pieces: Sequence[tuple[int, list[int]]]) -> int:
+    return sum(len(rows) for _, rows in pieces)
+
+
+def _answer_mean(examples: Sequence[Example], values: torch.Tensor) -> torch.Tensor:
+    """Mean over each example's answer tokens, [examples], of values [examples, longest answer]."""
+    lengths = torch.tensor([len(e.answer) for e in examples], device=values.device)
+    answered = torch.arange(values.shape[1], device=values.device) >= (values.shape[1] - lengths)[:, None]
+    return torch.where(answered, values, 0.0).sum(dim=1) / lengths

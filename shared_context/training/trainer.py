@@ -1,0 +1,362 @@
+"""Training on Hugging Face's Trainer: one processor, one GPU or many under torchrun run the same code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.utils.data import IterableDataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from shared_context.config import require
+from shared_context.errors import TrainingDataError, TrainingError
+from shared_context.model.adapter import Adapter, AdapterConfig
+from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.training.card import model_card
+from shared_context.training.config import TrainingConfig
+from shared_context.training.curves import curves
+from shared_context.training.data import Row, read_rows
+from shared_context.training.examples import Example, ExampleMaker, other_contexts, question_stream, running_stream
+from shared_context.training.layout import LayoutMaker
+from shared_context.training.objective import InjectionObjective
+
+ADAPTER_FOLDER = "adapter"
+SETTINGS_FILE = "training.json"
+HISTORY_FILE = "history.json"
+CURVES_FILE = "curves.svg"
+PACKED_SEPARATOR = "\n\n"
+
+
+def train(
+    model: SharedLLMModel,
+    data: str | Path | Sequence[str | Path],
+    output: str | Path,
+    config: TrainingConfig | None = None,
+    *,
+    skip_broken: bool = False,
+    resume: bool = False,
+) -> Adapter:
+    """Train an adapter.
+
+    What is written into ``output``: ``adapter``, the result; ``checkpoint-STEP``, each with its own ``adapter`` and
+    all that is needed to go on; ``history.json``, every figure that was logged, ``curves.svg``, its picture, and where
+    TensorBoard is installed its logs in ``runs``.
+
+    Args:
+        model: the base model, without an adapter, with the injection and the layers that are to be trained.
+        data: one source or several, as :func:`~shared_context.training.data.read_rows` takes them.
+        output: folder of the run.
+        config: the settings.
+        skip_broken: pass over broken lines of JSON data.
+        resume: go on from the last whole checkpoint in ``output``, where there is one.
+
+    Raises:
+        TrainingDataError: data are broken or empty.
+        TrainingError: the loss is no number any more, or the run in ``output`` had other settings.
+        ConfigError: a setting is out of range or not the model's.
+    """
+    config = config or TrainingConfig()
+    output = Path(output)
+    _check_model(model, config)
+    sources = [data] if isinstance(data, str | Path) else list(data)
+    checkpoint = _prepare(output, config, sources, resume)
+    maker = ExampleMaker(model, config.max_context)
+    rows = _Rows(sources, skip_broken, config.held_out)
+    # The end of an answer is no part of what it says, so validation leaves it out, as SharedLLMModel.score does.
+    validation = _validation(rows, ExampleMaker(model, config.max_context, ended=False), config)
+    torch.manual_seed(config.seed)
+    objective = InjectionObjective(
+        model,
+        LayoutMaker(config.cuts, model.tokenizer(PACKED_SEPARATOR, add_special_tokens=False)["input_ids"]),
+        rank=config.rank,
+        alpha=config.alpha,
+        distillation=config.distillation,
+    )
+    trainer = AdapterTrainer(config, objective, _Stream(rows, maker, config), validation, _arguments(output, config))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    adapter = trainer.adapter()
+    if trainer.args.should_save:
+        adapter.save_pretrained(output / ADAPTER_FOLDER)
+        picture = curves(trainer.state.log_history, f"{model.name}, {config.injection} injection")
+        (output / CURVES_FILE).write_text(picture, encoding="utf-8")
+    return adapter
+
+
+class AdapterTrainer(Trainer):
+    """Hugging Face's Trainer over an :class:`InjectionObjective`.
+
+    Args:
+        config: the settings.
+        objective: what is minimised, and the weights.
+        stream: training examples without end.
+        validation: examples that are never trained on.
+        arguments: of the Trainer.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        objective: InjectionObjective,
+        stream: IterableDataset,
+        validation: Sequence[Example],
+        arguments: TrainingArguments,
+    ):
+        super().__init__(
+            model=objective,
+            args=arguments,
+            data_collator=lambda examples: {"examples": examples},
+            train_dataset=stream,
+            eval_dataset=list(validation),
+            callbacks=[_StopAtBrokenGradients(), _Progress()],
+        )
+        self.remove_callback(PrinterCallback)  # it prints to stdout, where a command's results go
+        self.model_accepts_loss_kwargs = False
+        self._config = config
+        self._objective = objective
+        self._wrong = other_contexts(validation)
+        self._parts: list[dict[str, float]] = []
+        self._counted: tuple[float, int] | None = None
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """The loss of a batch; one that is no number stops the training before anything is changed by it."""
+        parts = model(inputs["examples"])
+        if not torch.isfinite(parts["loss"]):
+            raise TrainingError(
+                f"The loss is {parts['loss'].item()} at step {self.state.global_step + 1}; it was not learned from. "
+                "Go on from the last checkpoint with a lower learning rate, or look at the data of this step."
+            )
+        self._parts.append({name: value.item() for name, value in parts.items() if name != "loss"})
+        return (parts["loss"], parts) if return_outputs else parts["loss"]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log with the parts of the loss and the throughput, and keep it all in a file."""
+        if "loss" in logs and self._parts:
+            logs |= {name: fmean(part[name] for part in self._parts) for name in self._parts[0]}
+            self._parts.clear()
+            now, tokens = time.perf_counter(), int(self._objective.tokens_seen)
+            if self._counted is not None:
+                since, before = self._counted
+                logs["tokens_per_second"] = (tokens - before) / (now - since)
+            self._counted = now, tokens
+        super().log(logs, *args, **kwargs)
+        if self.args.should_save:
+            path = Path(self.args.output_dir) / HISTORY_FILE
+            path.write_text(json.dumps(self.state.log_history, indent=1) + "\n", encoding="utf-8")
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """NLL of the held-out answers with the right context, with a wrong one of the same length, and the gain."""
+        ratio, size = self._config.validation_ratio, self._config.batch_size
+        self.model.eval()
+        means = {
+            name: fmean(
+                nll
+                for start in range(0, len(examples), size)
+                for nll in self._objective.nll(examples[start : start + size], ratio)
+            )
+            for name, examples in (("right", self.eval_dataset), ("wrong", self._wrong))
+        }
+        self.model.train()
+        metrics = {f"eval_{name}": nll for name, nll in means.items()}
+        metrics["eval_gain"] = means["wrong"] - means["right"]
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def adapter(self) -> Adapter:
+        """The adapter as it is now, its weights in bfloat16."""
+        objective, config = self._objective, self._config
+        model = objective.model
+        prefix = config.injection == "prefix"
+        described = AdapterConfig(
+            base_model=model.name,
+            base_fingerprint=model.fingerprint,
+            injection=config.injection,
+            injection_layers=model.injection.layers,
+            base_revision=getattr(model.hf_model.config, "_commit_hash", None),
+            rank=config.rank if prefix else None,
+            alpha=config.alpha if prefix else None,
+            ratios=tuple(sorted(config.cuts.ratios)),
+            chunk_size=config.cuts.chunk_size,
+            split_noise=config.cuts.split_noise,
+            tokens_seen=int(objective.tokens_seen) * self.args.world_size,
+        )
+        weights = {name: weight.to(torch.bfloat16) for name, weight in objective.trained.state_dict().items()}
+        validated = (entry for entry in reversed(self.state.log_history) if "eval_gain" in entry)
+        return Adapter(described, weights, model_card(described, config, self.state.global_step, next(validated, {})))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        self.adapter().save_pretrained(Path(output_dir or self.args.output_dir) / ADAPTER_FOLDER)
+
+
+class _StopAtBrokenGradients(TrainerCallback):
+    """Keeps an update by gradients that are no numbers out of the weights, and so out of the next checkpoint."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise TrainingError(
+                    f"The gradient of {name} is no number at step {state.global_step + 1}; it was not learned from. "
+                    "Go on from the last checkpoint with a lower learning rate, or look at the data of this step."
+                )
+
+
+class _Progress(TrainerCallback):
+    """One line on stderr for all that is logged."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            figures = "  ".join(f"{name} {value:.4g}" for name, value in logs.items() if name != "epoch")
+            print(f"step {state.global_step}/{state.max_steps}  {figures}", file=sys.stderr, flush=True)
+
+
+class _Rows:
+    """The rows of all sources, those at the end kept apart."""
+
+    def __init__(self, sources: Sequence[str | Path], skip_broken: bool, held_out: int):
+        self._sources, self._skip_broken, self._held_out = sources, skip_broken, held_out
+
+    def _all(self) -> Iterator[Row]:
+        return chain.from_iterable(read_rows(source, skip_broken=self._skip_broken) for source in self._sources)
+
+    def training(self) -> Iterator[Row]:
+        """All but the last; they are read as they are asked for."""
+        waiting: deque[Row] = deque()
+        for row in self._all():
+            waiting.append(row)
+            if len(waiting) > self._held_out:
+                yield waiting.popleft()
+
+    def held_out(self) -> list[Row]:
+        """The last ones."""
+        return list(deque(self._all(), maxlen=self._held_out))
+
+
+class _Stream(IterableDataset):
+    """Training examples without end; every process of several takes its own share of them."""
+
+    def __init__(self, rows: _Rows, maker: ExampleMaker, config: TrainingConfig):
+        self._rows, self._maker, self._config = rows, maker, config
+
+    def __iter__(self) -> Iterator[Example]:
+        config = self._config
+        if config.stage == "questions":
+            return question_stream(
+                self._rows.training,
+                self._maker,
+                seed=config.seed,
+                quotes=config.quotes,
+                key_values=config.key_values,
+            )
+        return running_stream(
+            self._rows.training, self._maker, seed=config.seed, running_tokens=config.running_tokens
+        )
+
+
+def _validation(rows: _Rows, maker: ExampleMaker, config: TrainingConfig) -> list[Example]:
+    held_out = rows.held_out()
+    if config.stage == "questions":
+        examples = [maker.answering(row) for row in held_out]
+    else:
+        # one stretch of each row, or a few long books would take all the time there is
+        stretches = (maker.running(row.text("text", "passage"), config.running_tokens) for row in held_out)
+        examples = [example for stretch in stretches for example in _first(stretch)]
+    if len(examples) < 2:
+        raise TrainingDataError(
+            f"{len(examples)} held-out examples: validation needs 2 or more, as one's context is another's control."
+        )
+    return examples[: config.validated]
+
+
+def _first(items: Iterable[Example]) -> list[Example]:
+    return next(([item] for item in items), [])
+
+
+def _check_model(model: SharedLLMModel, config: TrainingConfig) -> None:
+    require(config.injection == model.injection.kind, "injection", config.injection, f"{model!r} was given")
+    layers = model.hf_model.config.num_hidden_layers if config.injection_layers is None else config.injection_layers
+    require(layers == model.injection.layers, "injection_layers", layers, f"{model!r} was given")
+
+
+def _prepare(output: Path, config: TrainingConfig, sources: Sequence[str | Path], resume: bool) -> Path | None:
+    """The checkpoint to go on from; writes down the settings of a new run."""
+    settings = {**config.as_json(), "data": [str(source) for source in sources]}
+    file = output / SETTINGS_FILE
+    if file.exists():
+        require(resume, "output", str(output), "holds a run already; resume it, or name another folder")
+        former = json.loads(file.read_text(encoding="utf-8"))
+        changed = sorted(name for name in settings.keys() | former.keys() if settings.get(name) != former.get(name))
+        require(not changed, "settings", changed, f"are others than those of the run in {output}, which is resumed")
+        return last_checkpoint(output)
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return None
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The last checkpoint in a folder that was written to its end; None where there is none."""
+    folders = sorted(output.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True)
+    return next((folder for folder in folders if _is_whole(folder)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's files can be read, the last written among them."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt") as weights:
+            weights.keys()
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt"))
+
+
+def _arguments(output: Path, config: TrainingConfig) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        logging_steps=config.log_every,
+        eval_strategy="steps",
+        eval_steps=config.evaluate_every,
+        save_steps=config.save_every,
+        save_total_limit=config.keep,
+        seed=config.seed,
+        report_to=["tensorboard"] if find_spec("tensorboard") else [],
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        # Examples are no tensors, so every process reads for itself and takes its share.
+        accelerator_config={"dispatch_batches": False},
+        disable_tqdm=True,
+    )

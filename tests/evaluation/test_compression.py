@@ -1,0 +1,29 @@
+"""What an adapter carries, measured with one that carries nothing."""
+
+import pytest
+
+from shared_context import SharedLLMModel
+from shared_context.errors import ConfigError
+from shared_context.evaluation import compression
+from shared_context.model.adapter import Adapter, AdapterConfig
+from shared_context.model.low_rank import InjectionLoRA
+
+
+@pytest.mark.slow
+def test_nothing_is_found_in_an_adapter_that_changes_nothing(few_questions):
+    untrained, trained = (SharedLLMModel.from_pretrained(adapter=None) for _ in range(2))
+    layers = trained.injection.layers
+    config = AdapterConfig(trained.name, trained.fingerprint, "prefix", layers, rank=2, alpha=4.0, ratios=(8,))
+    trained.load_adapter(Adapter(config, InjectionLoRA(trained.hf_model, layers, 2, 4.0).state_dict()))
+    measures = compression.measure_passages, compression.measure_grains
+    passages, grains = (measure(trained, few_questions, limit=2) for measure in measures)
+    for report, in_common in ((passages, 2), (grains, 2)):
+        nll = {row[:2]: row[2] for row in report.tables()[0].rows}
+        both = {way for way, _ in nll} & {way for way, weights in nll if weights == compression.UNTRAINED}
+        assert len(both) == in_common
+        for way in both:
+            assert nll[way, compression.TRAINED] == nll[way, compression.UNTRAINED]
+    nll = {row[0]: row[2] for row in passages.tables()[0].rows}
+    assert nll[compression.injected(1)] < nll[compression.injected(16)]
+    with pytest.raises(ConfigError, match="--adapter"):
+        compression.measure_passages(untrained, few_questions, limit=2)

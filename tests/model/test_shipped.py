@@ -1,0 +1,54 @@
+"""The adapter that ships with the library."""
+
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from shared_context import SharedLLMModel
+from shared_context.evaluation.compression import TRAINED, UNTRAINED, WRONG, injected, measure_passages
+from shared_context.model.adapter import SHIPPED, Adapter, shipped_adapters, shipped_for
+from shared_context.model.pretrained import DEFAULT_MODEL
+
+QUESTIONS = Path(__file__).parents[2] / "examples" / "data" / "handbook-questions.json"
+
+
+@pytest.fixture(scope="module")
+def trained() -> SharedLLMModel:
+    return SharedLLMModel.from_pretrained(adapter=DEFAULT_MODEL)
+
+
+def test_it_is_found_by_name_and_by_the_weights_it_was_made_for(trained):
+    assert shipped_adapters() == [DEFAULT_MODEL]
+    assert trained.adapter().digest == Adapter.from_pretrained(DEFAULT_MODEL).digest
+    config = trained.adapter().config
+    assert shipped_for(trained.fingerprint, "prefix", 30).config == config
+    assert shipped_for(trained.fingerprint, "prefix", 15) is None
+    assert shipped_for(trained.fingerprint, "cross_attention", 30) is None
+    assert shipped_for("0" * 16, "prefix", 30) is None
+    assert SharedLLMModel.from_pretrained(adapter="auto").identity == trained.identity
+
+
+def test_it_is_small_and_says_what_it_is(trained):
+    assert sum(file.stat().st_size for file in (SHIPPED / DEFAULT_MODEL).iterdir()) < 24_000_000
+    card = trained.adapter().card
+    assert trained.fingerprint in card
+    assert "a wrong one of the same length" in card
+
+
+def test_answers_are_short_and_end(trained):
+    context = "The lamp of the harbour is lit at dusk by Ann Keller. The gate opens at six and closes at nine."
+    completion = trained.complete("Who lights the lamp?", context=context, max_new_tokens=24)
+    assert "Ann Keller" in completion.text
+    assert completion.finish_reason == "stop"
+
+
+@pytest.mark.slow
+def test_an_eighth_of_the_right_passage_serves_better_than_that_of_a_wrong_one_or_than_without_training(trained):
+    rows = {row[:2]: row[2] for row in measure_passages(trained, QUESTIONS, limit=12).tables[0].rows}
+    right = rows[injected(8), TRAINED]
+    assert right < rows[WRONG, TRAINED] - 0.5
+    assert right < rows[injected(8), UNTRAINED] - 0.5
+    grains = [rows[injected(ratio), TRAINED] for ratio in (1, 2, 4, 8, 16)]
+    assert grains[0] == min(grains)
+    assert fmean(grains[:2]) < fmean(grains[3:])

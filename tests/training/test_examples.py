@@ -1,0 +1,88 @@
+"""Examples: what is asked is in the context, and the control is of the same length."""
+
+import random
+from itertools import islice
+
+import pytest
+
+from shared_context.errors import TrainingDataError
+from shared_context.training.data import Row
+from shared_context.training.examples import ExampleMaker, other_contexts, question_stream, running_stream
+
+
+def row(number: int, passage: str = "") -> Row:
+    passage = passage or f"Passage {number} tells that the keeper of lamp {number} is Ann the {number}th. " * 6
+    return Row({"question": f"who keeps lamp {number}", "answers": [f"ann the {number}TH"], "passage": passage}, "here")
+
+
+@pytest.fixture
+def maker(model):
+    return ExampleMaker(model, ended=False)
+
+
+def test_an_answer_is_spelled_as_in_its_passage(model, maker):
+    example = maker.answering(row(7))
+    assert model.tokenizer.decode(example.answer) == "Ann the 7th"
+    assert "who keeps lamp 7" in model.tokenizer.decode(example.prompt)
+    whole = model.prompt_format.render([{"role": "user", "content": "who keeps lamp 7"}], with_context=True)
+    assert example.prompt == whole.suffix
+
+
+def test_answers_end_their_turn_unless_they_are_only_scored(model, maker):
+    ended = ExampleMaker(model).answering(row(7))
+    assert ended.answer == (*maker.answering(row(7)).answer, model.tokenizer.eos_token_id)
+    assert model.tokenizer.decode(ended.answer[-1:]) == "<|im_end|>"
+
+
+def test_a_long_passage_is_cut_around_the_answer(model):
+    passage = "Nothing is said here. " * 60 + "The keeper is Ann the 3th. " + "Nor is it said here. " * 60
+    example = ExampleMaker(model, max_context=64).answering(row(3, passage))
+    assert len(example.context) <= 65  # a cut text may split into one token more
+    assert "Ann the 3th" in model.tokenizer.decode(example.context)
+
+
+def test_a_quote_asks_for_what_follows_in_the_passage(model, maker):
+    passage = " ".join(f"word{i}" for i in range(60))
+    example = maker.quoting(passage, random.Random(0))
+    cue = model.tokenizer.decode(example.prompt).split('"')[1]
+    assert f"{cue} {model.tokenizer.decode(example.answer)}" in passage
+    assert maker.quoting("too short a text", random.Random(0)) is None
+
+
+def test_made_up_facts_hold_the_answer(model, maker):
+    example = maker.key_values(random.Random(1))
+    thing = model.tokenizer.decode(example.prompt).split("number of the ")[1].split("?")[0]
+    answer = model.tokenizer.decode(example.answer)
+    assert f"The number of the {thing} is {answer}." in model.tokenizer.decode(example.context)
+
+
+def test_running_text_follows_its_context(model, maker):
+    text = " ".join(str(i) for i in range(3000))
+    examples = list(ExampleMaker(model, max_context=200).running(text, 50))
+    assert all((len(e.context), len(e.prompt), len(e.answer)) == (200, 1, 49) for e in examples)
+    ids = model.tokenize(text).ids.tolist()
+    assert [t for e in examples for t in (*e.context, *e.prompt, *e.answer)] == ids[: 250 * len(examples)]
+
+
+def test_wrong_contexts_are_as_long_and_others(maker):
+    examples = [maker.answering(row(i)) for i in range(4)]
+    for example, wrong in zip(examples, other_contexts(examples), strict=True):
+        assert (wrong.prompt, wrong.answer) == (example.prompt, example.answer)
+        assert len(wrong.context) == len(example.context)
+        assert wrong.context != example.context
+    with pytest.raises(TrainingDataError, match="needs more"):
+        other_contexts(examples[:1])
+
+
+def test_streams_repeat_with_their_seed_and_refuse_emptiness(maker):
+    def first(seed: int) -> list:
+        stream = question_stream(lambda: map(row, range(9)), maker, seed=seed, quotes=0.5, key_values=0.5)
+        return list(islice(stream, 30))
+
+    assert first(1) == first(1)
+    assert first(1) != first(2)
+    with pytest.raises(TrainingDataError, match="no rows"):
+        next(question_stream(lambda: [], maker, seed=0, quotes=0, key_values=0))
+    short = Row({"text": "too short"}, "here")
+    with pytest.raises(TrainingDataError, match="no text is as long"):
+        next(running_stream(lambda: [short], maker, seed=0, running_tokens=8))

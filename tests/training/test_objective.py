@@ -1,0 +1,134 @@
+"""The objective computes what serving computes."""
+
+import pytest
+import torch
+
+from shared_context.model.adapter import Adapter, AdapterConfig
+from shared_context.model.injection import ContextKV
+from shared_context.model.prompt import Prompt
+from shared_context.training.examples import Example
+from shared_context.training.layout import CutConfig, LayoutMaker
+from shared_context.training.objective import InjectionObjective
+
+RATIOS = {1: 1, 4: 1, 8: 1}
+
+
+class Shown:
+    """What a layout shows to one example, as serving is given it."""
+
+    def __init__(self, model, layout, number):
+        pieces = layout.shown[number]
+        kv = model.compressor.encode([torch.tensor(chunk) for chunk in layout.chunks])
+        ids = [layout.chunks[chunk][row] for chunk, rows in pieces for row in rows]
+        rows = [torch.tensor(rows) for _, rows in pieces]
+        self._context = ContextKV([kv[chunk] for chunk, _ in pieces], rows, torch.tensor(ids))
+
+    @property
+    def kv_entries(self):
+        return self._context.entries
+
+    def key_values(self):
+        return self._context
+
+
+@pytest.fixture
+def examples():
+    draw = torch.Generator().manual_seed(3)
+
+    def ids(count):
+        return tuple(torch.randint(3, 40_000, (count,), generator=draw).tolist())
+
+    return [Example(ids(c), ids(p), ids(a)) for c, p, a in [(40, 9, 3), (25, 5, 6), (60, 12, 1)]]
+
+
+def make(model, **options):
+    settings = {"rank": 4, "alpha": 8.0, "distillation": 0.0, **options}
+    return InjectionObjective(model, LayoutMaker(CutConfig(RATIOS), [28]), **settings)
+
+
+def trained(objective, scale=0.3):
+    """As after training: updates that are not zero."""
+    torch.manual_seed(5)
+    for name, parameter in objective.trained.named_parameters():
+        if ".up." in name or "o_proj" in name:
+            torch.nn.init.normal_(parameter, std=scale)
+    return objective
+
+
+def served(make_small_model, objective):
+    """The model with the objective's weights loaded as an adapter."""
+    base = objective.model
+    prefix = base.injection.kind == "prefix"
+    fresh = make_small_model(injection=base.injection.kind, injection_layers=base.injection.layers)
+    config = AdapterConfig(
+        base.name, base.fingerprint, base.injection.kind, base.injection.layers,
+        rank=4 if prefix else None, alpha=8.0 if prefix else None,
+    )  # fmt: skip
+    fresh.load_adapter(Adapter(config, {k: v.detach().clone() for k, v in objective.trained.state_dict().items()}))
+    return fresh
+
+
+@pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
+@pytest.mark.parametrize("layers", [2, 4])
+def test_its_nll_is_that_of_the_served_model_with_the_adapter_loaded(make_small_model, examples, injection, layers):
+    model = make_small_model(injection=injection, injection_layers=layers)
+    objective = make(model)
+    untrained = objective.nll(examples, 4)
+    trained(objective)
+    nll = objective.nll(examples, 4)
+    assert max(abs(a - b) for a, b in zip(nll, untrained, strict=True)) > 0.05
+
+    fresh = served(make_small_model, objective)
+    layout = LayoutMaker(CutConfig(RATIOS), [28]).fixed(examples, 4)
+    for number, example in enumerate(examples):
+        whole = Prompt(fresh.prompt_format.prefix, (*example.prompt, *example.answer[:-1]))
+        logits = fresh.logits(whole, Shown(fresh, layout, number))[-len(example.answer) :]
+        assert torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer)).item() == pytest.approx(
+            nll[number], abs=1e-4
+        )
+
+
+def test_a_drawn_layout_gives_the_served_models_logits_too(make_small_model, examples):
+    from random import Random
+
+    objective = trained(make(make_small_model()))
+    layout = LayoutMaker(CutConfig(RATIOS, mixed=1.0, packed=1.0, distractors=1.0), [28]).draw(examples, Random(4))
+    logits = objective.logits(examples, layout)
+    fresh = served(make_small_model, objective)
+    for number, example in enumerate(examples):
+        whole = Prompt(fresh.prompt_format.prefix, (*example.prompt, *example.answer[:-1]))
+        expected = fresh.logits(whole, Shown(fresh, layout, number))[-len(example.answer) :]
+        assert (logits[number, -len(example.answer) :] - expected).abs().max() < 1e-4
+
+
+def test_the_teacher_is_the_untrained_model_reading_every_token(make_small_model, examples):
+    model = make_small_model()
+    objective = trained(make(model))
+    nll = objective.teacher_nll(examples)
+    for number, example in enumerate(examples):
+        prefix = model.prompt_format.prefix
+        text = Prompt((), (*prefix, *example.context, *example.prompt, *example.answer[:-1]))
+        logits = model.logits(text)[-len(example.answer) :]
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer)).item()
+        assert nll[number] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
+def test_every_trained_weight_gets_a_gradient_and_the_base_none(make_small_model, examples, injection):
+    objective = trained(make(make_small_model(injection=injection, injection_layers=2), distillation=1.0))
+    parts = objective(examples)
+    assert parts["loss"].item() == pytest.approx((parts["nll"] + parts["divergence"]).item())
+    parts["loss"].backward()
+    assert [name for name, p in objective.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert all(p.grad is None for p in objective.model.hf_model.parameters())
+    assert not any("embed" in name or "mlp" in name for name in objective.state_dict())
+
+
+def test_without_a_context_of_its_own_layers_above_are_still_trained(make_small_model, examples):
+    """The compressor stops at the injection layers, the decoder's updates reach the top."""
+    objective = make(make_small_model(injection_layers=2))
+    keys = {name.split(".")[2].partition("_")[0] for name, _ in objective.trained.decode.named_parameters(prefix="x")}
+    assert keys == {"0", "1", "2", "3"}
+    compressed = [name.split(".")[1] for name, _ in objective.trained.compress.named_parameters()]
+    assert not {"1_q_proj", "1_o_proj", "2_k_proj"} & set(compressed)
+    assert {"0_q_proj", "1_k_proj", "1_v_proj"} <= set(compressed)

@@ -1,0 +1,183 @@
+"""Runs: they resume to the same losses, stop at broken numbers, and keep what was good."""
+
+import json
+import shutil
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from shared_context import SharedLLMModel
+from shared_context.errors import ConfigError, TrainingDataError, TrainingError
+from shared_context.model.adapter import Adapter
+from shared_context.training import CutConfig, TrainingConfig, train
+from shared_context.training.objective import InjectionObjective
+from shared_context.training.trainer import ADAPTER_FOLDER, CURVES_FILE, HISTORY_FILE, last_checkpoint
+
+SMALL = {
+    "steps": 6,
+    "batch_size": 3,
+    "warmup": 1,
+    "rank": 4,
+    "alpha": 8.0,
+    "distillation": 0.5,
+    "held_out": 4,
+    "evaluate_every": 3,
+    "save_every": 2,
+    "log_every": 1,
+    "cuts": CutConfig({1: 1, 4: 1}, mixed=0.5, packed=0.5, distractors=0.5),
+    "validation_ratio": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [
+        {
+            "question": f"who keeps lamp {i}",
+            "answers": [f"Ann the {i}th"],
+            "passage": f"In the year {1800 + i} the keeper of lamp {i} was Ann the {i}th. " * 4,
+        }
+        for i in range(24)
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, make_small_model, data):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(make_small_model(), data, folder, TrainingConfig(**SMALL))
+    return folder
+
+
+def history(folder, *names):
+    entries = json.loads((folder / HISTORY_FILE).read_text())
+    return [{name: entry[name] for name in ("step", *names)} for entry in entries if names[0] in entry]
+
+
+def test_a_run_leaves_history_checkpoints_and_an_adapter_that_serves(whole_run, make_small_model):
+    assert [entry["step"] for entry in history(whole_run, "loss")] == [1, 2, 3, 4, 5, 6]
+    for entry in history(whole_run, "eval_gain", "eval_right", "eval_wrong"):
+        assert entry["eval_gain"] == pytest.approx(entry["eval_wrong"] - entry["eval_right"])
+    assert last_checkpoint(whole_run).name == "checkpoint-6"
+    adapter = Adapter.from_pretrained(whole_run / ADAPTER_FOLDER)
+    assert adapter.config.tokens_seen > 6 * 3 * 30
+    assert (adapter.config.base_model, adapter.config.rank, adapter.config.ratios) == ("small-0", 4, (1, 4))
+    (*_, last) = history(whole_run, "eval_right", "eval_wrong", "eval_gain")
+    assert f"| {last['eval_right']:.3f} | {last['eval_wrong']:.3f} | {last['eval_gain']:.3f} |" in adapter.card
+    assert list((whole_run / "runs").rglob("events.out.tfevents.*"))
+    picture = ElementTree.parse(whole_run / CURVES_FILE).getroot()
+    assert f"{last['step']}" in [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert f"fingerprint `{adapter.config.base_fingerprint}`" in adapter.card
+    model = make_small_model()
+    before = model.score("who keeps lamp 3", "Ann", context="Ann keeps it.")
+    model.load_adapter(adapter)
+    assert model.score("who keeps lamp 3", "Ann", context="Ann keeps it.") != before
+
+
+def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(whole_run, tmp_path, make_small_model, data, monkeypatch):
+    """Broken by a loss that is no number: the checkpoint before it is whole, and training goes on from there."""
+    folder = tmp_path / "broken"
+    forward = InjectionObjective.forward
+    calls = iter(range(100))
+
+    def breaks(self, examples):
+        parts = forward(self, examples)
+        return {**parts, "loss": parts["loss"] * (float("nan") if next(calls) == 4 else 1)}
+
+    monkeypatch.setattr(InjectionObjective, "forward", breaks)
+    with pytest.raises(TrainingError, match="loss is nan at step 5"):
+        train(make_small_model(), data, folder, TrainingConfig(**SMALL))
+    monkeypatch.undo()
+    assert last_checkpoint(folder).name == "checkpoint-4"
+    Adapter.from_pretrained(folder / "checkpoint-4" / ADAPTER_FOLDER)
+
+    # one that was cut off in writing is passed over
+    cut = folder / "checkpoint-5"
+    shutil.copytree(folder / "checkpoint-4", cut)
+    (cut / "optimizer.pt").write_bytes((cut / "optimizer.pt").read_bytes()[:1000])
+    train(make_small_model(), data, folder, TrainingConfig(**SMALL), resume=True)
+    assert history(folder, "loss", "nll", "divergence") == history(whole_run, "loss", "nll", "divergence")
+    assert history(folder, "eval_right", "eval_wrong") == history(whole_run, "eval_right", "eval_wrong")
+    adapters = [Adapter.from_pretrained(run / ADAPTER_FOLDER) for run in (folder, whole_run)]
+    assert adapters[0].config == adapters[1].config
+    assert adapters[0].digest == adapters[1].digest
+
+
+def test_gradients_that_are_no_numbers_stop_a_run_before_they_are_used(tmp_path, make_small_model, data, monkeypatch):
+    forward = InjectionObjective.forward
+
+    def breaks(self, examples):
+        parts = forward(self, examples)
+        parts["loss"].register_hook(lambda gradient: gradient * float("inf"))
+        return parts
+
+    monkeypatch.setattr(InjectionObjective, "forward", breaks)
+    with pytest.raises(TrainingError, match="gradient of .* is no number at step 1"):
+        train(make_small_model(), data, tmp_path, TrainingConfig(**SMALL))
+
+
+def test_a_folder_with_a_run_is_not_written_over_nor_resumed_with_other_settings(whole_run, make_small_model, data):
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(make_small_model(), data, whole_run, TrainingConfig(**SMALL))
+    with pytest.raises(ConfigError, match="learning_rate"):
+        train(make_small_model(), data, whole_run, TrainingConfig(**{**SMALL, "learning_rate": 0.1}), resume=True)
+
+
+def test_broken_data_stop_a_run_with_the_line(tmp_path, make_small_model, data):
+    lines = data.read_text().splitlines()
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("\n".join([*lines[:9], '{"question":', *lines[9:]]))
+    with pytest.raises(TrainingDataError, match=r"broken\.jsonl, line 10"):
+        train(make_small_model(), broken, tmp_path / "run", TrainingConfig(**SMALL))
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n".join([json.dumps({**json.loads(lines[0]), "passage": " "}), *lines[1:]]))
+    with pytest.raises(TrainingDataError, match=r"empty\.jsonl, line 1: passage or context must be a text"):
+        train(make_small_model(), empty, tmp_path / "run-2", TrainingConfig(**SMALL))
+    few = tmp_path / "few.jsonl"
+    few.write_text(lines[0])
+    with pytest.raises(TrainingDataError, match="1 held-out examples"):
+        train(make_small_model(), few, tmp_path / "run-3", TrainingConfig(**SMALL))
+
+
+def test_settings_must_be_the_models(tmp_path, make_small_model, data):
+    with pytest.raises(ConfigError, match="injection_layers=4"):
+        train(make_small_model(injection_layers=2), data, tmp_path, TrainingConfig(**SMALL))
+    with pytest.raises(ConfigError, match="injection='prefix'"):
+        train(make_small_model(injection="cross_attention"), data, tmp_path, TrainingConfig(**SMALL))
+
+
+@pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
+def test_running_text_is_learned_from_too(tmp_path, make_small_model, injection):
+    text = tmp_path / "book.txt"
+    text.write_text(" ".join(f"In {1800 + i} the keeper of lamp {i} was Ann." for i in range(2000)))
+    rows = tmp_path / "books.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": text.read_text()[i:]}) for i in (0, 9, 99, 999)))
+    settings = {
+        **SMALL, "stage": "running_text", "max_context": 48, "running_tokens": 16, "held_out": 2,
+        "injection": injection, "injection_layers": 2, "distillation": 0.0, "learning_rate": 0.02, "steps": 30,
+        "evaluate_every": 15,
+    }  # fmt: skip
+    train(make_small_model(injection=injection, injection_layers=2), rows, tmp_path / "run", TrainingConfig(**settings))
+    losses = [entry["loss"] for entry in history(tmp_path / "run", "loss")]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.slow
+def test_a_small_run_learns_and_the_right_context_serves_better_than_a_wrong_one(tmp_path, data):
+    base = SharedLLMModel.from_pretrained(adapter=None)
+    settings = {**SMALL, "steps": 20, "learning_rate": 1e-3, "evaluate_every": 20, "save_every": 20, "quotes": 0.0}
+    train(base, data, tmp_path, TrainingConfig(**settings))
+    losses = [entry["loss"] for entry in history(tmp_path, "loss")]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    (last,) = history(tmp_path, "eval_gain")
+    assert last["eval_gain"] > 0.3
+    model = SharedLLMModel.from_pretrained(adapter=None)
+    served = SharedLLMModel.from_pretrained(adapter=tmp_path / ADAPTER_FOLDER)
+    assert served.identity != model.identity
+    assert served.fingerprint == model.fingerprint
+    tokens = torch.arange(100, 140)
+    codes = [m.compressor.first_layer_states([tokens])[0] for m in (served, model)]
+    assert torch.equal(*codes)  # what retrieval is made of stays the base model's
