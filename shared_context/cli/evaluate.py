@@ -120,7 +120,7 @@ def compression(
         str, typer.Option("--adapter", help="Name or folder of the adapter; auto is the one that ships for the model.")
     ] = "auto",
     part: Annotated[
-        list[Literal["passages", "grains"]] | None,
+        Literal["passages", "grains"] | None,
         typer.Option("--part", help="One passage at every grain, or mixed grains under a budget; both if left out."),
     ] = None,
     limit: LimitOption = None,
@@ -133,7 +133,7 @@ def compression(
 
     reader = load(model, adapter)
     measures = {"passages": measurement.measure_passages, "grains": measurement.measure_grains}
-    finish([measures[one](reader, data, limit=limit, seed=seed) for one in part or measures], json_file, html_file)
+    finish([measures[one](reader, data, limit=limit, seed=seed) for one in ([part] if part else measures)], json_file, html_file)
 
 
 @app.command(epilog=output.EXIT_CODES)

@@ -44,7 +44,7 @@ NEWTS = "How many newts are there?"
 @pytest.fixture(autouse=True)
 def _one_model(model, monkeypatch):
     """A model is loaded once, not by every command."""
-    monkeypatch.setattr(session, "load_model", lambda name: model)
+    monkeypatch.setattr(session, "load_model", lambda name, adapter="auto": model)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def store(model, tmp_path_factory):
     write_house(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(session, "load_model", lambda name: model)
+        patch.setattr(session, "load_model", lambda name, adapter="auto": model)
         result = run("ingest", "house.ctx", "house", "--chunk-size", 128)
     assert result.exit_code == 0, result.output
     return folder / "house.ctx"
