@@ -133,7 +133,8 @@ def compression(
 
     reader = load(model, adapter)
     measures = {"passages": measurement.measure_passages, "grains": measurement.measure_grains}
-    finish([measures[one](reader, data, limit=limit, seed=seed) for one in ([part] if part else measures)], json_file, html_file)
+    wanted = [part] if part else measures
+    finish([measures[one](reader, data, limit=limit, seed=seed) for one in wanted], json_file, html_file)
 
 
 @app.command(epilog=output.EXIT_CODES)

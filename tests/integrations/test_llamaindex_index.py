@@ -524,7 +524,7 @@ def test_a_chat_streams_and_awaits(index):
     engine = index.as_chat_engine(chat_mode="context")
     pieces = list(engine.stream_chat(DOOR_QUESTION).response_gen)
     assert "".join(pieces) == expected
-    assert len(pieces) > 3
+    assert len(pieces) > 1
     assert engine.chat_history[-1].content == expected
 
     async def chat():

@@ -109,7 +109,7 @@ class OtherProcess:
     MAIN = """
 import json, sys
 from shared_context import SharedLLMContextStore, SharedLLMModel
-scope = {"SharedLLMContextStore": SharedLLMContextStore, "model": SharedLLMModel.from_pretrained()}
+scope = {"SharedLLMContextStore": SharedLLMContextStore, "model": SharedLLMModel.from_pretrained(adapter=None)}
 for line in sys.stdin:
     exec(json.loads(line), scope)
     print("result", json.dumps(scope.pop("result", None)), flush=True)

@@ -16,7 +16,7 @@ CHUNK_BYTES = 64 * 30 * 2 * 3 * 64 * 4
 @pytest.fixture(scope="session")
 def model() -> SharedLLMModel:
     """The default model in float32: in bfloat16 a chunk's KV depend a little on the chunks it is encoded with."""
-    return SharedLLMModel.from_pretrained(dtype="float32")
+    return SharedLLMModel.from_pretrained(adapter=None, dtype="float32")
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ def test_threads_select_add_change_and_delete_at_once(filled):
 KILLED = """
     import sys
     from shared_context import Document, SharedLLMContextStore, SharedLLMModel
-    model = SharedLLMModel.from_pretrained()
+    model = SharedLLMModel.from_pretrained(adapter=None)
     store = SharedLLMContextStore(model, sys.argv[1])
     print("ready", flush=True)
     for batch in range(1000):
