@@ -45,7 +45,7 @@ def test_answers_are_short_and_end(trained):
 
 @pytest.mark.slow
 def test_an_eighth_of_the_right_passage_serves_better_than_that_of_a_wrong_one_or_than_without_training(trained):
-    rows = {row[:2]: row[2] for row in measure_passages(trained, QUESTIONS, limit=12).tables[0].rows}
+    rows = {row[:2]: row[2] for row in measure_passages(trained, QUESTIONS, limit=12).tables()[0].rows}
     right = rows[injected(8), TRAINED]
     assert right < rows[WRONG, TRAINED] - 0.5
     assert right < rows[injected(8), UNTRAINED] - 0.5

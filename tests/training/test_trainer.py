@@ -168,7 +168,8 @@ def test_running_text_is_learned_from_too(tmp_path, make_small_model, injection)
 @pytest.mark.slow
 def test_a_small_run_learns_and_the_right_context_serves_better_than_a_wrong_one(tmp_path, data):
     base = SharedLLMModel.from_pretrained(adapter=None)
-    settings = {**SMALL, "steps": 20, "learning_rate": 1e-3, "evaluate_every": 20, "save_every": 20, "quotes": 0.0}
+    settings = {**SMALL, "steps": 20, "learning_rate": 1e-3, "evaluate_every": 20, "save_every": 20}
+    settings |= {"quotes": 0.0, "key_values": 0.0, "distillation": 0.0}
     train(base, data, tmp_path, TrainingConfig(**settings))
     losses = [entry["loss"] for entry in history(tmp_path, "loss")]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
