@@ -19,7 +19,9 @@ def test_nothing_is_found_in_an_adapter_that_changes_nothing(few_questions):
     passages, grains = (measure(trained, few_questions, limit=2) for measure in measures)
     for report, in_common in ((passages, 2), (grains, 2)):
         nll = {row[:2]: row[2] for row in report.tables()[0].rows}
-        both = {way for way, _ in nll} & {way for way, weights in nll if weights == compression.UNTRAINED}
+        ways = compression.TRAINED, compression.UNTRAINED
+        trained_ways, untrained_ways = ({way for way, weights in nll if weights == which} for which in ways)
+        both = trained_ways & untrained_ways
         assert len(both) == in_common
         for way in both:
             assert nll[way, compression.TRAINED] == nll[way, compression.UNTRAINED]
