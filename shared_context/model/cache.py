@@ -67,4 +67,6 @@ def pages(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
     """
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
-    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(*shape)
+    # Private where that can be asked for: by default they would be shared with processes forked from this one.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **private), dtype=dtype).view(*shape)
