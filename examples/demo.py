@@ -69,7 +69,7 @@ def main(folder: Path = DEFAULT_STORE) -> None:
         size = (stats["database_bytes"] + stats["kv_cache"]["disk"]["bytes"]) / 2**20
         kept, command = relpath(folder), relpath(Path(sys.executable).with_name("shared-context"))
         print(f"\nKept in {kept} ({size:.0f} MiB), so the next run is quicker; `make clean` deletes build/.")
-        print("A model of this size answers these questions, and gets many others wrong. Try some:")
+        print("A model of this size gets some right and some wrong; the handbook's answers say which. Try others:")
         print(f'  {command} ask {kept} "How high is the lighthouse?" --budget {BUDGET}')
 
 
