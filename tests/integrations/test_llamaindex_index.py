@@ -141,8 +141,9 @@ def test_every_way_to_query_gives_the_same_answer(index):
     response = index.as_query_engine(streaming=True).query(DOOR_QUESTION)
     pieces = list(response.response_gen)
     assert plain == "".join(apieces) == "".join(pieces) == expected
-    assert len(pieces) == len(expected.split()) > 1
-    assert len(apieces) > 3
+    assert "" not in pieces[:-1]
+    assert len([piece for piece in pieces if piece]) == len(expected.split()) > 1
+    assert len(apieces) == len(pieces)  # the last holds no text, its response carries the figures
     assert response.source_nodes[0].node.ref_doc_id == "doors"
 
 
