@@ -30,6 +30,12 @@ def train(
     injection_layers: Annotated[
         int | None, typer.Option("--injection-layers", help="The bottom layers that see the context; all by default.")
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start", metavar="ADAPTER", help="Begin with this adapter's weights, as one stage follows another."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Optimizer steps.")] = 1000,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Examples per step and process.")] = 8,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="At its peak.")] = 1e-3,
@@ -70,7 +76,7 @@ def train(
         "seed": seed,
     }
     weights = None if ratios is None else _parse_ratios(ratios)
-    history = _train(data, folder, settings, weights, model, device, skip_broken, resume)
+    history = _train(data, folder, settings, weights, model, start, device, skip_broken, resume)
     last = next((entry for entry in reversed(history) if "eval_gain" in entry), {})
     report = {"adapter": str(folder / "adapter"), **{name: value for name, value in last.items() if name != "epoch"}}
     if as_json:
@@ -90,6 +96,7 @@ def _train(
     settings: dict[str, Any],
     ratios: dict[int, float] | None,
     model: str | None,
+    start: str | None,
     device: str,
     skip_broken: bool,
     resume: bool,
@@ -97,6 +104,7 @@ def _train(
     import json
 
     from shared_context import SharedLLMModel
+    from shared_context.model.adapter import Adapter
     from shared_context.model.pretrained import DEFAULT_MODEL
     from shared_context.training import CutConfig, TrainingConfig
     from shared_context.training import train as run
@@ -111,7 +119,8 @@ def _train(
         injection=config.injection,
         injection_layers=config.injection_layers,
     )
-    run(base, data, folder, config, skip_broken=skip_broken, resume=resume)
+    first = None if start is None else Adapter.from_pretrained(start)
+    run(base, data, folder, config, start=first, skip_broken=skip_broken, resume=resume)
     return json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
 
 

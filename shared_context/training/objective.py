@@ -121,11 +121,12 @@ class InjectionObjective(nn.Module):
         context = taken.unflatten(3, rows.shape).transpose(2, 3)
         prefix_kv = prefix_kv.expand(-1, -1, len(rows), -1, -1, -1)
         cache = DynamicCache()
-        for layer in range(prefix_kv.shape[1]):
-            keys, values = prefix_kv[:, layer]
-            if layer < context.shape[1]:
-                keys = torch.cat([context[0, layer], keys], dim=2)
-                values = torch.cat([context[1, layer], values], dim=2)
+        # Unbound once: the gradient of an index into all layers is as large as all layers, for each of them.
+        injected = zip(*(part.unbind() for part in context.unbind()), strict=True)
+        for layer, (keys, values) in enumerate(zip(*(part.unbind() for part in prefix_kv.unbind()), strict=True)):
+            if (kv_of_context := next(injected, None)) is not None:
+                keys = torch.cat([kv_of_context[0], keys], dim=2)
+                values = torch.cat([kv_of_context[1], values], dim=2)
             cache.update(keys, values, layer)
         return cache
 

@@ -45,6 +45,7 @@ def train(
     output: str | Path,
     config: TrainingConfig | None = None,
     *,
+    start: Adapter | None = None,
     skip_broken: bool = False,
     resume: bool = False,
 ) -> Adapter:
@@ -59,19 +60,25 @@ def train(
         data: one source or several, as :func:`~shared_context.training.data.read_rows` takes them.
         output: folder of the run.
         config: the settings.
+        start: begin with its weights instead of untrained ones, as one stage follows another; it was made for this
+            model, with the injection, layers, rank and alpha of ``config``.
         skip_broken: pass over broken lines of JSON data.
         resume: go on from the last whole checkpoint in ``output``, where there is one.
 
     Raises:
         TrainingDataError: data are broken or empty.
-        TrainingError: the loss is no number any more, or the run in ``output`` had other settings.
-        ConfigError: a setting is out of range or not the model's.
+        TrainingError: the loss is no number any more.
+        ConfigError: a setting is out of range, not the model's, not those of ``start``, or not those of the run in
+            ``output``.
+        ModelMismatchError: ``start`` was trained on another base model.
     """
     config = config or TrainingConfig()
     output = Path(output)
     _check_model(model, config)
     sources = [data] if isinstance(data, str | Path) else list(data)
-    checkpoint = _prepare(output, config, sources, resume)
+    if start is not None:
+        _check_start(start, model, config)
+    checkpoint = _prepare(output, config, sources, start, resume)
     maker = ExampleMaker(model, config.max_context)
     rows = _Rows(sources, skip_broken, config.held_out)
     # The end of an answer is no part of what it says, so validation leaves it out, as SharedLLMModel.score does.
@@ -84,7 +91,11 @@ def train(
         alpha=config.alpha,
         distillation=config.distillation,
     )
-    trainer = AdapterTrainer(config, objective, _Stream(rows, maker, config), validation, _arguments(output, config))
+    if start is not None:
+        start.load_into(objective.trained)
+    trainer = AdapterTrainer(
+        config, objective, _Stream(rows, maker, config), validation, _arguments(output, config), start
+    )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     adapter = trainer.adapter()
     if trainer.args.should_save:
@@ -103,6 +114,7 @@ class AdapterTrainer(Trainer):
         stream: training examples without end.
         validation: examples that are never trained on.
         arguments: of the Trainer.
+        start: the adapter that the weights were before the first step, None where they were untrained.
     """
 
     def __init__(
@@ -112,6 +124,7 @@ class AdapterTrainer(Trainer):
         stream: IterableDataset,
         validation: Sequence[Example],
         arguments: TrainingArguments,
+        start: Adapter | None = None,
     ):
         super().__init__(
             model=objective,
@@ -125,6 +138,7 @@ class AdapterTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._config = config
         self._objective = objective
+        self._seen_before = 0 if start is None else start.config.tokens_seen
         self._wrong = other_contexts(validation)
         self._parts: list[dict[str, float]] = []
         self._counted: tuple[float, int] | None = None
@@ -196,7 +210,7 @@ class AdapterTrainer(Trainer):
             ratios=tuple(sorted(config.cuts.ratios)),
             chunk_size=config.cuts.chunk_size,
             split_noise=config.cuts.split_noise,
-            tokens_seen=int(objective.tokens_seen) * self.args.world_size,
+            tokens_seen=self._seen_before + int(objective.tokens_seen) * self.args.world_size,
         )
         weights = {name: weight.to(torch.bfloat16) for name, weight in objective.trained.state_dict().items()}
         validated = (entry for entry in reversed(self.state.log_history) if "eval_gain" in entry)
@@ -305,9 +319,25 @@ def _check_model(model: SharedLLMModel, config: TrainingConfig) -> None:
     require(layers == model.injection.layers, "injection_layers", layers, f"{model!r} was given")
 
 
-def _prepare(output: Path, config: TrainingConfig, sources: Sequence[str | Path], resume: bool) -> Path | None:
+def _check_start(start: Adapter, model: SharedLLMModel, config: TrainingConfig) -> None:
+    start.check_base(model.name, model.fingerprint)
+    wanted: dict[str, Any] = {"injection": config.injection, "injection_layers": model.injection.layers}
+    if config.injection == "prefix":
+        wanted |= {"rank": config.rank, "alpha": config.alpha}
+    for name, value in wanted.items():
+        found = getattr(start.config, name)
+        require(found == value, name, value, f"is {found} in the adapter that training starts from")
+
+
+def _prepare(
+    output: Path, config: TrainingConfig, sources: Sequence[str | Path], start: Adapter | None, resume: bool
+) -> Path | None:
     """The checkpoint to go on from; writes down the settings of a new run."""
-    settings = {**config.as_json(), "data": [str(source) for source in sources]}
+    settings = {
+        **config.as_json(),
+        "data": [str(source) for source in sources],
+        "start": None if start is None else start.digest,
+    }
     file = output / SETTINGS_FILE
     if file.exists():
         require(resume, "output", str(output), "holds a run already; resume it, or name another folder")

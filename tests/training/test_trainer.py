@@ -149,6 +149,19 @@ def test_settings_must_be_the_models(tmp_path, make_small_model, data):
         train(make_small_model(injection="cross_attention"), data, tmp_path, TrainingConfig(**SMALL))
 
 
+def test_a_stage_starts_where_another_ended(whole_run, tmp_path, make_small_model, data):
+    first = Adapter.from_pretrained(whole_run / ADAPTER_FOLDER)
+    still = TrainingConfig(**{**SMALL, "steps": 1, "learning_rate": 1e-12, "warmup": 0, "evaluate_every": 1})
+    second = train(make_small_model(), data, tmp_path / "second", still, start=first)
+    for name, weight in first.weights.items():
+        torch.testing.assert_close(second.weights[name], weight)
+    assert second.config.tokens_seen > first.config.tokens_seen
+    with pytest.raises(ConfigError, match="rank=8: is 4 in the adapter"):
+        train(make_small_model(), data, tmp_path / "third", TrainingConfig(**{**SMALL, "rank": 8}), start=first)
+    with pytest.raises(ConfigError, match="start"):
+        train(make_small_model(), data, tmp_path / "second", still, resume=True)
+
+
 @pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
 def test_running_text_is_learned_from_too(tmp_path, make_small_model, injection):
     text = tmp_path / "book.txt"
