@@ -40,8 +40,12 @@ def train(
     batch_size: Annotated[int, typer.Option("--batch-size", help="Examples per step and process.")] = 8,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="At its peak.")] = 1e-3,
     rank: Annotated[int, typer.Option("--rank", help="Of the low-rank updates.")] = 16,
+    alpha: Annotated[float, typer.Option("--alpha", help="Low-rank updates are scaled by alpha / rank.")] = 32.0,
     distillation: Annotated[
-        float, typer.Option("--distillation", help="Weight of the divergence from the model reading every token.")
+        float, typer.Option("--distillation", help="Weight of the divergence from the untrained model reading text.")
+    ] = 0.0,
+    self_distillation: Annotated[
+        float, typer.Option("--self-distillation", help="Weight of the divergence from itself at ratio 1.")
     ] = 0.0,
     ratios: Annotated[
         str | None, typer.Option("--ratios", metavar="RATIO:WEIGHT,...", help="How often each grain is drawn.")
@@ -68,7 +72,9 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "rank": rank,
+        "alpha": alpha,
         "distillation": distillation,
+        "self_distillation": self_distillation,
         "max_context": max_context,
         "held_out": held_out,
         "evaluate_every": evaluate_every,

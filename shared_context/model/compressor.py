@@ -85,9 +85,7 @@ def _with_weights(layer: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.M
     return own
 
 
-def with_projections(
-    model: PreTrainedModel, projections: Mapping[int, Mapping[str, torch.Tensor]]
-) -> PreTrainedModel:
+def with_projections(model: PreTrainedModel, projections: Mapping[int, Mapping[str, torch.Tensor]]) -> PreTrainedModel:
     """A causal language model that shares everything with another but the weights of some projections.
 
     Args:

@@ -28,7 +28,8 @@ class TrainingConfig:
         batch_size: examples per step and process.
         learning_rate: at its peak; it rises over ``warmup`` steps and falls as a cosine.
         rank, alpha: of the low-rank updates, which are scaled by ``alpha / rank``.
-        distillation: weight of the divergence from the same model reading every token as text.
+        distillation: weight of the divergence from the untrained model reading every token as text.
+        self_distillation: weight of the divergence from the model that is trained, shown its context at ratio 1.
         quotes: share of the rows whose passage is quoted from too: how does it go on?
         key_values: share of the rows that are followed by a made-up passage of facts, one of which is asked for.
         cuts: how the grains of contexts are drawn.
@@ -52,6 +53,7 @@ class TrainingConfig:
     rank: int = 16
     alpha: float = 32.0
     distillation: float = 0.0
+    self_distillation: float = 0.0
     quotes: float = 1.0
     key_values: float = 0.1
     cuts: CutConfig = field(default_factory=lambda: CutConfig(RATIOS))
@@ -79,7 +81,7 @@ class TrainingConfig:
             require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         for name in ("quotes", "key_values"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be a share between 0 and 1")
-        for name in ("distillation", "warmup"):
+        for name in ("distillation", "self_distillation", "warmup"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
 
     def as_json(self) -> dict[str, Any]:

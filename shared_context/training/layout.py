@@ -54,10 +54,21 @@ class Layout:
     Attributes:
         chunks: token ids of each chunk, each encoded once.
         shown: for each example, in the order in which it reads them, pieces of chunks: number of the chunk and rows.
+        own: for each example every row of its own context and no other.
     """
 
     chunks: list[list[int]]
     shown: list[list[tuple[int, list[int]]]]
+    own: list[list[tuple[int, list[int]]]]
+
+    @property
+    def in_full(self) -> Layout:
+        """The same chunks, every example shown its own context at ratio 1."""
+        return Layout(self.chunks, self.own, self.own)
+
+
+Places = dict[tuple[int, ...], list[tuple[int, int, int]]]
+"""Where contexts stand: numbers of chunks, each with the first row and the one behind the last."""
 
 
 class LayoutMaker:
@@ -79,7 +90,7 @@ class LayoutMaker:
             context: [(chunk, self._rows(start, end, [ratio])) for chunk, start, end in pieces]
             for context, pieces in places.items()
         }
-        return Layout(chunks, [rows[e.context] for e in examples])
+        return Layout(chunks, [rows[e.context] for e in examples], _every_row(examples, places))
 
     def draw(self, examples: Sequence[Example], rng: Random) -> Layout:
         """A layout drawn at random."""
@@ -100,11 +111,11 @@ class LayoutMaker:
             # the most promising passage stands last in a selection, and what promises most is not always right
             at = len(pieces) if rng.random() < 0.5 else rng.randint(0, len(pieces))
             shown.append(pieces[:at] + own + pieces[at:])
-        return Layout(chunks, shown)
+        return Layout(chunks, shown, _every_row(examples, places))
 
-    def _apart(self, contexts: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], dict]:
+    def _apart(self, contexts: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], Places]:
         chunks: list[list[int]] = []
-        places: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
+        places: Places = {}
         for context in dict.fromkeys(contexts):
             size = self.config.chunk_size
             pieces = [list(context[start : start + size]) for start in range(0, len(context), size)]
@@ -112,9 +123,9 @@ class LayoutMaker:
             chunks += pieces
         return chunks, places
 
-    def _packed(self, contexts: Sequence[tuple[int, ...]], rng: Random) -> tuple[list[list[int]], dict]:
+    def _packed(self, contexts: Sequence[tuple[int, ...]], rng: Random) -> tuple[list[list[int]], Places]:
         chunk: list[int] = []
-        places: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
+        places: Places = {}
         order = list(dict.fromkeys(contexts))
         rng.shuffle(order)
         for context in order:
@@ -139,3 +150,7 @@ class LayoutMaker:
         if coarsest:
             return rng.choice(ratios[-2:])
         return rng.choices(ratios, [self.config.ratios[r] for r in ratios])[0]
+
+
+def _every_row(examples: Sequence[Example], places: Places) -> list[list[tuple[int, list[int]]]]:
+    return [[(chunk, list(range(start, end))) for chunk, start, end in places[e.context]] for e in examples]

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from shared_context.config import require
-from shared_context.kernels import rotate_keys
+from shared_context.kernels import ChunkKV, rotate_keys
 from shared_context.model.compressor import Compressor, bottom_layers
 from shared_context.model.injection import ContextKV, CrossAttentionInjection
 from shared_context.model.low_rank import InjectionLoRA
@@ -31,13 +31,25 @@ class InjectionObjective(nn.Module):
         model: the untrained model.
         layouts: lays out batches.
         rank, alpha: of the low-rank updates of prefix injection.
-        distillation: weight of the divergence from the same model reading every token of the context as text; 0 spares
-            that reading.
+        distillation: weight of the divergence from the untrained model reading every token of the context as text; 0
+            spares that reading.
+        self_distillation: weight of the divergence from itself, as it is now, shown every row of the context; 0
+            spares that reading.
     """
 
-    def __init__(self, model: SharedLLMModel, layouts: LayoutMaker, *, rank: int, alpha: float, distillation: float):
+    def __init__(
+        self,
+        model: SharedLLMModel,
+        layouts: LayoutMaker,
+        *,
+        rank: int,
+        alpha: float,
+        distillation: float = 0.0,
+        self_distillation: float = 0.0,
+    ):
         super().__init__()
         require(distillation >= 0, "distillation", distillation, "must be 0 or more")
+        require(self_distillation >= 0, "self_distillation", self_distillation, "must be 0 or more")
         for parameter in model.hf_model.parameters():
             parameter.requires_grad_(False)
         hf = model.hf_model
@@ -46,7 +58,7 @@ class InjectionObjective(nn.Module):
         self._prefix = list(model.prompt_format.prefix)
         self._whole = bottom_layers(hf, hf.config.num_hidden_layers)
         self._compressor = Compressor(hf, model.injection.layers, self._prefix)
-        self.distillation = distillation
+        self.distillation, self.self_distillation = distillation, self_distillation
         in_layers = isinstance(model.injection, CrossAttentionInjection)
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
         self.trained = model.injection.float() if in_layers else InjectionLoRA(hf, model.injection.layers, rank, alpha)
@@ -60,20 +72,29 @@ class InjectionObjective(nn.Module):
         """The loss of a batch under a random layout, drawn from torch's own random state.
 
         Returns:
-            ``loss``, and its parts without gradients: ``nll`` and, with distillation, ``divergence``; each a mean over
-            the examples of their mean per answer token.
+            ``loss``, and its parts without gradients: ``nll`` and, with distillation, ``divergence`` and
+            ``self_divergence``; each a mean over the examples of their mean per answer token.
         """
         self.tokens_seen += sum(map(len, examples))
         rng = Random(int(torch.randint(2**62, ()).item()))
-        logits = self.logits(examples, self._layouts.draw(examples, rng))
-        nll = _answer_mean(examples, self._cross_entropy(examples, logits)).mean()
-        if not self.distillation:
-            return {"loss": nll, "nll": nll.detach()}
-        student = functional.log_softmax(logits.float(), dim=-1)
-        teacher = functional.log_softmax(self.teacher_logits(examples).float(), dim=-1)
-        divergence = _answer_mean(examples, (teacher.exp() * (teacher - student)).sum(dim=-1)).mean()
-        loss = nll + self.distillation * divergence
-        return {"loss": loss, "nll": nll.detach(), "divergence": divergence.detach()}
+        layout = self._layouts.draw(examples, rng)
+        kv = self._key_values(layout)
+        logits = self._behind(examples, layout, kv)
+        loss = nll = _answer_mean(examples, self._cross_entropy(examples, logits)).mean()
+        parts = {"nll": nll.detach()}
+        if self.distillation or self.self_distillation:
+            student = functional.log_softmax(logits.float(), dim=-1)
+            with torch.no_grad():
+                teachers = [
+                    ("divergence", self.distillation, lambda: self.teacher_logits(examples)),
+                    ("self_divergence", self.self_distillation, lambda: self._behind(examples, layout.in_full, kv)),
+                ]
+                read = [(name, weight, teach()) for name, weight, teach in teachers if weight]
+            for name, weight, teacher in read:
+                divergence = _answer_mean(examples, _divergence(teacher, student)).mean()
+                loss = loss + weight * divergence
+                parts[name] = divergence.detach()
+        return {"loss": loss, **parts}
 
     @torch.no_grad()
     def nll(self, examples: Sequence[Example], ratio: int) -> list[float]:
@@ -88,11 +109,21 @@ class InjectionObjective(nn.Module):
 
     def logits(self, examples: Sequence[Example], layout: Layout) -> torch.Tensor:
         """Logits [examples, longest answer, vocabulary] of the answers, those of shorter ones at the end."""
+        return self._behind(examples, layout, self._key_values(layout))
+
+    def _key_values(self, layout: Layout) -> torch.Tensor | list[ChunkKV]:
+        """The encodings of a layout's chunks: of prefix injection with gradients, of cross-attention untrained."""
+        chunks = [torch.tensor(chunk) for chunk in layout.chunks]
         if isinstance(self.trained, CrossAttentionInjection):
-            return self._logits_with_cross_attention(examples, layout)
+            return self.model.compressor.encode(chunks)
+        with self.trained.compress.installed(self.model.hf_model):
+            return self._compressor.key_values(chunks)
+
+    def _behind(self, examples: Sequence[Example], layout: Layout, kv: torch.Tensor | list[ChunkKV]) -> torch.Tensor:
+        """:meth:`logits` behind encodings that are there already."""
+        if isinstance(kv, list):
+            return self._logits_with_cross_attention(examples, layout, kv)
         hf = self.model.hf_model
-        with self.trained.compress.installed(hf):
-            kv = self._compressor.key_values([torch.tensor(chunk) for chunk in layout.chunks])
         with self.trained.decode.installed(hf):
             prefix_kv = self._whole.key_values(torch.tensor([self._prefix], device=hf.device))
             return self._decode(examples, self._cache(layout, kv, prefix_kv), self._context_mask(layout))
@@ -164,9 +195,10 @@ class InjectionObjective(nn.Module):
         states = out.last_hidden_state[:, -max(len(e.answer) for e in examples) :]
         return hf.get_output_embeddings()(states.flatten(0, 1)).unflatten(0, states.shape[:2])
 
-    def _logits_with_cross_attention(self, examples: Sequence[Example], layout: Layout) -> torch.Tensor:
+    def _logits_with_cross_attention(
+        self, examples: Sequence[Example], layout: Layout, kv: list[ChunkKV]
+    ) -> torch.Tensor:
         model = self.model
-        kv = model.compressor.encode([torch.tensor(chunk) for chunk in layout.chunks])
         contexts = []
         for pieces in layout.shown:
             ids = [layout.chunks[chunk][row] for chunk, rows in pieces for row in rows]
@@ -193,3 +225,9 @@ def _answer_mean(examples: Sequence[Example], values: torch.Tensor) -> torch.Ten
     lengths = torch.tensor([len(e.answer) for e in examples], device=values.device)
     answered = torch.arange(values.shape[1], device=values.device) >= (values.shape[1] - lengths)[:, None]
     return torch.where(answered, values, 0.0).sum(dim=1) / lengths
+
+
+def _divergence(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """Of log-probabilities ``student`` from logits ``teacher``, [examples, longest answer]."""
+    expected = functional.log_softmax(teacher.float(), dim=-1)
+    return (expected.exp() * (expected - student)).sum(dim=-1)

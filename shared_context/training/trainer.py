@@ -90,6 +90,7 @@ def train(
         rank=config.rank,
         alpha=config.alpha,
         distillation=config.distillation,
+        self_distillation=config.self_distillation,
     )
     if start is not None:
         start.load_into(objective.trained)
@@ -289,9 +290,7 @@ class _Stream(IterableDataset):
                 quotes=config.quotes,
                 key_values=config.key_values,
             )
-        return running_stream(
-            self._rows.training, self._maker, seed=config.seed, running_tokens=config.running_tokens
-        )
+        return running_stream(self._rows.training, self._maker, seed=config.seed, running_tokens=config.running_tokens)
 
 
 def _validation(rows: _Rows, maker: ExampleMaker, config: TrainingConfig) -> list[Example]:

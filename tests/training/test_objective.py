@@ -42,7 +42,7 @@ def examples():
 
 
 def make(model, **options):
-    settings = {"rank": 4, "alpha": 8.0, "distillation": 0.0, **options}
+    settings = {"rank": 4, "alpha": 8.0, **options}
     return InjectionObjective(model, LayoutMaker(CutConfig(RATIOS), [28]), **settings)
 
 
@@ -111,6 +111,26 @@ def test_the_teacher_is_the_untrained_model_reading_every_token(make_small_model
         logits = model.logits(text)[-len(example.answer) :]
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer)).item()
         assert nll[number] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
+def test_its_own_teacher_is_itself_shown_every_row(make_small_model, examples, injection):
+    model = make_small_model(injection=injection, injection_layers=2)
+    coarse = LayoutMaker(CutConfig({8: 1}, mixed=0.0, packed=0.0, distractors=0.0), [28])
+    objective = trained(InjectionObjective(model, coarse, rank=4, alpha=8.0, self_distillation=0.5))
+    parts = objective(examples)
+    student, teacher = (objective.logits(examples, coarse.fixed(examples, ratio)).log_softmax(-1) for ratio in (8, 1))
+    expected = torch.stack(
+        [
+            torch.nn.functional.kl_div(s[-len(e.answer) :], t[-len(e.answer) :], log_target=True, reduction="none")
+            .sum(dim=-1)
+            .mean()
+            for e, s, t in zip(examples, student, teacher, strict=True)
+        ]
+    ).mean()
+    assert expected > 1e-3
+    assert parts["self_divergence"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert parts["loss"].item() == pytest.approx((parts["nll"] + 0.5 * parts["self_divergence"]).item())
 
 
 @pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
