@@ -120,7 +120,7 @@ class _Axis:
         elif not tight and 0 <= low < 0.6 * high:
             low = 0.0
         if low == high:
-            low, high = low - 0.5, high + 0.5
+            low, high = (0.0, 1.0) if low == 0 else (low - 0.5, high + 0.5)
         self._step = 1.0 if self._log else _round_step(high - low)
         if not tight:
             low = math.floor(low / self._step + 1e-9) * self._step

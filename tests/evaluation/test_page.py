@@ -124,5 +124,11 @@ def test_points_lie_inside_the_plot(points, log):
         assert 60 <= x <= width and 10 <= y <= height - 40
 
 
+def test_shares_that_are_all_zero_have_no_negative_axis():
+    svg = lines_svg(Lines("t", "x", "y", [Series("s", [Point(1, 0.0), Point(2, 0.0)])]))
+    ticks = re.findall(r'<text class="tick"[^>]*end">([^<]*)<', svg)
+    assert ticks[0] == "0" and not any(tick.startswith(("-", "−")) for tick in ticks)
+
+
 def test_a_plot_without_points_is_left_out():
     assert lines_svg(Lines("t", "x", "y", [])) == ""
