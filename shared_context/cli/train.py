@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,6 +84,8 @@ def train(
     }
     weights = None if ratios is None else _parse_ratios(ratios)
     history = _train(data, folder, settings, weights, model, start, device, skip_broken, resume)
+    if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first one reports
+        return
     last = next((entry for entry in reversed(history) if "eval_gain" in entry), {})
     report = {"adapter": str(folder / "adapter"), **{name: value for name, value in last.items() if name != "epoch"}}
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Generator, Sequence
@@ -664,7 +665,8 @@ def _pick_device(device: str) -> torch.device:
     if device != "auto":
         return torch.device(device)
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        # Of several processes that torchrun starts on a machine, each has a GPU of its own.
+        return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -78,7 +78,12 @@ def train(
     sources = [data] if isinstance(data, str | Path) else list(data)
     if start is not None:
         _check_start(start, model, config)
-    checkpoint = _prepare(output, config, sources, start, resume)
+    arguments = _arguments(output, config, model.device)
+    # One process makes the folder or refuses it, the others wait for that.
+    with arguments.main_process_first(local=False):
+        if arguments.should_save:
+            _prepare(output, config, sources, start, resume)
+    checkpoint = last_checkpoint(output) if resume else None
     maker = ExampleMaker(model, config.max_context)
     rows = _Rows(sources, skip_broken, config.held_out)
     # The end of an answer is no part of what it says, so validation leaves it out, as SharedLLMModel.score does.
@@ -94,9 +99,7 @@ def train(
     )
     if start is not None:
         start.load_into(objective.trained)
-    trainer = AdapterTrainer(
-        config, objective, _Stream(rows, maker, config), validation, _arguments(output, config), start
-    )
+    trainer = AdapterTrainer(config, objective, _Stream(rows, maker, config), validation, arguments, start)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     adapter = trainer.adapter()
     if trainer.args.should_save:
@@ -330,8 +333,8 @@ def _check_start(start: Adapter, model: SharedLLMModel, config: TrainingConfig) 
 
 def _prepare(
     output: Path, config: TrainingConfig, sources: Sequence[str | Path], start: Adapter | None, resume: bool
-) -> Path | None:
-    """The checkpoint to go on from; writes down the settings of a new run."""
+) -> None:
+    """Write down the settings of a new run, or see that they are those of the run that is resumed."""
     settings = {
         **config.as_json(),
         "data": [str(source) for source in sources],
@@ -343,10 +346,9 @@ def _prepare(
         former = json.loads(file.read_text(encoding="utf-8"))
         changed = sorted(name for name in settings.keys() | former.keys() if settings.get(name) != former.get(name))
         require(not changed, "settings", changed, f"are others than those of the run in {output}, which is resumed")
-        return last_checkpoint(output)
+        return
     output.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return None
 
 
 def last_checkpoint(output: Path) -> Path | None:
@@ -366,9 +368,10 @@ def _is_whole(checkpoint: Path) -> bool:
     return all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt"))
 
 
-def _arguments(output: Path, config: TrainingConfig) -> TrainingArguments:
+def _arguments(output: Path, config: TrainingConfig, device: torch.device) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(output),
+        use_cpu=device.type == "cpu",
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -385,6 +388,7 @@ def _arguments(output: Path, config: TrainingConfig) -> TrainingArguments:
         report_to=["tensorboard"] if find_spec("tensorboard") else [],
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
         # Examples are no tensors, so every process reads for itself and takes its share.
         accelerator_config={"dispatch_batches": False},
         disable_tqdm=True,

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from unittest.mock import ANY
 from xml.etree import ElementTree
 
 import pytest
@@ -160,6 +163,26 @@ def test_a_stage_starts_where_another_ended(whole_run, tmp_path, make_small_mode
         train(make_small_model(), data, tmp_path / "third", TrainingConfig(**{**SMALL, "rank": 8}), start=first)
     with pytest.raises(ConfigError, match="start"):
         train(make_small_model(), data, tmp_path / "second", still, resume=True)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_adapter(tmp_path, make_small_model, data):
+    small = make_small_model()
+    small.hf_model.save_pretrained(tmp_path / "small")
+    small.tokenizer.save_pretrained(tmp_path / "small")
+    ask = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "shared_context.cli.main", "train"]
+    ask += [data, "--model", tmp_path / "small", "--output", tmp_path / "run", "--device", "cpu", "--json"]
+    ask += ["--steps", 4, "--batch-size", 3, "--held-out", 4, "--evaluate-every", 2, "--save-every", 2, "--rank", 4]
+    done = subprocess.run([sys.executable, "-m", *map(str, ask)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)  # one of them reports
+    assert report["step"] == 4
+    assert history(tmp_path / "run", "eval_gain") == [
+        {"step": step, "eval_gain": gain} for step, gain in [(2, ANY), (4, report["eval_gain"])]
+    ]
+    trained = Adapter.from_pretrained(report["adapter"])
+    assert trained.config.tokens_seen > 2 * 4 * 3 * 30  # what both saw
+    assert any(weight.any() for name, weight in trained.weights.items() if ".up." in name)
 
 
 @pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
