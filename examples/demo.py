@@ -37,7 +37,7 @@ BUDGET = 256
 """KV entries of a context. More would distract so small a model; the library's default is 1,024."""
 
 PASSAGES = 8
-"""Leaves, of 128 tokens each, of the longer context with which injecting and pasting are compared."""
+"""Passages, of 128 tokens each, of the longer context with which injecting and pasting are compared."""
 
 
 def main(folder: Path = DEFAULT_STORE) -> None:

@@ -31,6 +31,10 @@ def one_of(setting: str, value: object, allowed: Any) -> None:
     require(value in names, setting, value, f"must be one of {', '.join(names)}")
 
 
+EMBEDDED_TOKENS = 128
+"""Tokens that an embedder is shown at a time: fewer say too little of what they are about."""
+
+
 @dataclass(frozen=True)
 class TreeConfig:
     """The shape of a context tree and the grains at which its nodes are shown.
@@ -45,7 +49,7 @@ class TreeConfig:
     """
 
     chunk_size: int = 1024
-    height: int = 3
+    height: int = 4
     coarse: tuple[int | None, ...] | None = None
     fine: int = 1
 
@@ -72,6 +76,17 @@ class TreeConfig:
     def leaf_size(self) -> int:
         """Tokens per leaf."""
         return self.chunk_size >> self.height
+
+    @property
+    def embedded_level(self) -> int:
+        """Level of the nodes that are embedded: the highest one whose nodes have no more than EMBEDDED_TOKENS tokens."""
+        levels = range(self.height)
+        return next((level for level in levels if self.chunk_size >> level <= EMBEDDED_TOKENS), self.height)
+
+    @property
+    def embedded_leaves(self) -> int:
+        """Leaves of a span that is embedded as one."""
+        return 2 ** (self.height - self.embedded_level)
 
 
 def paper_ratios(height: int) -> tuple[int | None, ...]:

@@ -26,7 +26,7 @@ TOP_K = 4
 RATIO = 8
 RATIOS = (1, 2, 4, 8, 16)
 BUDGET = 512
-COARSE = (16, 16, 8, 8)
+COARSE = (16, 16, 16, 8, 8)
 """Grains of what is not opened, root first: the neighbours of an opened leaf at 8, the rest of its chunk at 16."""
 
 WANTED_GAIN = 1.2

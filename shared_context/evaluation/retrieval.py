@@ -50,7 +50,7 @@ BASELINES: dict[str, dict[str, tuple[Ranking, int | None]]] = {
 
 OURS = "hybrid"
 DEFAULT = "hybrid, with the default floor"
-SMALL = "hybrid, leaves of half the size"
+LARGE = "hybrid, leaves of twice the size"
 
 Shown = dict[int, tuple[list[Span], int]]
 """What a question is shown for each number of tokens allowed: where it stands, and how many tokens it has."""
@@ -105,15 +105,15 @@ def measure(
     embedder = _Remembering(load_default_embedder())
     not_run: dict[str, str] = {}
     tree = TreeConfig()
-    small = StoreConfig(tree=TreeConfig(chunk_size=tree.chunk_size, height=tree.height + 1))
+    large = StoreConfig(tree=TreeConfig(chunk_size=tree.chunk_size, height=tree.height - 1))
     with (
         SharedLLMContextStore(model, embedder=embedder) as store,
-        SharedLLMContextStore(model, embedder=embedder, config=small) as small_store,
+        SharedLLMContextStore(model, embedder=embedder, config=large) as large_store,
     ):
-        for one in store, small_store:
+        for one in store, large_store:
             one.add([Document(text, id) for id, text in asked.documents.items()])
-        half = Way(SMALL, "", small.tree.leaf_size, _select(small_store, OURS, 0.0))
-        ways = [*_selections(store), half, *_baselines(model, embedder, asked.documents, not_run)]
+        twice = Way(LARGE, "", large.tree.leaf_size, _select(large_store, OURS, 0.0))
+        ways = [*_selections(store), twice, *_baselines(model, embedder, asked.documents, not_run)]
         chosen = asked.sample(limit, seed)
         ledger = Ledger(
             resume,

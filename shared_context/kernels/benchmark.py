@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -26,7 +27,7 @@ from shared_context.kernels.late_interaction import (
 )
 
 TOKENS = (131_072, 1_048_576, 10_485_760)
-LEAF_SIZE, CODE_SIZE, WORDS, CHUNK_SIZE = 128, 64, 16, 1024
+LEAF_SIZE, CODE_SIZE, WORDS, CHUNK_SIZE = 64, 64, 16, 1024
 ENTRIES = (1024, 8192)
 MODELS = {"SmolLM2-135M": (30, 3, 64), "Llama-3-8B": (32, 8, 128), "Qwen2.5-72B": (80, 8, 128)}
 """Layers, KV heads and head size."""
@@ -101,9 +102,10 @@ def leaf_scores(tokens: int, device: torch.device) -> list[Timed]:
         scales = torch.rand((leaves, LEAF_SIZE), device=device).half()
         query = torch.nn.functional.normalize(torch.randn((WORDS, CODE_SIZE), device=device), dim=-1)
         inputs.append((query, torch.rand(WORDS, device=device), codes, scales))
+    adjacent = torch.arange(leaves - 1, device=device) % 64 != 63  # documents of 64 leaves
     rows = [
-        timed(f"leaf scores, {tokens:,} tokens", nbytes, late_interaction_scores, late_interaction_scores_naive,
-              inputs, device)
+        timed(f"leaf scores, {tokens:,} tokens", nbytes, partial(late_interaction_scores, adjacent=adjacent),
+              partial(late_interaction_scores_naive, adjacent=adjacent), inputs, device)
     ]  # fmt: skip
     chunks = tokens // CHUNK_SIZE
     scores = [(torch.randn((chunks, CHUNK_SIZE // LEAF_SIZE), device=device),) for _ in range(4)]

@@ -71,21 +71,28 @@ class Footprint:
 
 def variants() -> Iterator[Variant]:
     """Every kernel in the forms that the library launches at its default settings."""
-    for codes, words in (("i8", 16), ("i8", 64), ("bf16", 16)):
+    for codes, words, per_word in (("i8", 16, True), ("i8", 64, True), ("bf16", 16, True), ("i8", 16, False)):
         yield Variant(
-            f"leaf scores, {codes}, {words} words",
+            f"leaf scores, {codes}, {words} words{', each written' if per_word else ''}",
             leaf_scores_kernel,
             {"query": "*fp32", "weights": "*fp32", "codes": f"*{codes}", "scales": "*fp16", "leaves": "*i64"}
             | {"out": "*fp32"}
             | {name: "i32:16" for name in ("leaf_size", "code_size", "codes_leaf", "codes_token", "scales_leaf")},
-            {"WORDS": words, "TOKENS": 128, "CODE": 64, "LEAVES": LEAVES, "HAS_SCALES": codes == "i8"}
+            {
+                "WORDS": words,
+                "TOKENS": 64,
+                "PER_WORD": per_word,
+                "CODE": 64,
+                "LEAVES": LEAVES,
+                "HAS_SCALES": codes == "i8",
+            }
             | {"ONE_BLOCK": True, "HAS_LEAVES": True, "DOT": tl.bfloat16, "codes_code": 1, "scales_token": 1},
         )
     yield Variant(
         "node scores",
         node_scores_kernel,
         {"leaf_scores": "*fp32", "out": "*fp32"},
-        {"HEIGHT": 3, "CHUNKS": 64},
+        {"HEIGHT": 4, "CHUNKS": 32},
     )
     for hidden, channels in ((576, 1024), (4096, 1024)):
         yield Variant(
@@ -93,7 +100,7 @@ def variants() -> Iterator[Variant]:
             split_and_search_kernel,
             {"query": "*fp32", "states": "*fp16", "first": "*i64", "count": "*i64", "out": "*i64"}
             | {"hidden": "i32:16", "states_leaf": "i32:16"},
-            {"HEIGHT": 3, "CHANNELS": channels, "states_channel": 1},
+            {"HEIGHT": 4, "CHANNELS": channels, "states_channel": 1},
         )
     for element, head_dim, half in (("bf16", 64, 32), ("i8", 128, 64), ("bf16", 96, 24)):
         yield Variant(

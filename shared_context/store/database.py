@@ -21,7 +21,7 @@ Kind = Literal["document", "conversation"]
 FILE = "store.sqlite"
 APPLICATION_ID = 0x5C0471E8
 """Marks the file as ours, in the header field that SQLite keeps for it."""
-VERSION = 1
+VERSION = 2
 
 MAX_ROW_BYTES = 10**9
 """What SQLite holds in one row, a document."""
@@ -69,7 +69,8 @@ class NodeData:
         codes: int8 [tokens, code_size].
         scales: float16 [tokens].
         states: float16 [leaves, hidden], the one-layer state of each leaf's last token, scaled to unit length.
-        embeddings: float32 [leaves, dimension]; no columns where there is no embedder.
+        embeddings: float32 [spans, dimension], of ``TreeConfig.embedded_leaves`` leaves each; no columns where there
+            is no embedder.
     """
 
     codes: np.ndarray
@@ -157,10 +158,10 @@ class Database:
         )
         if application != APPLICATION_ID:
             raise StoreFormatError(f"{self._place} was made by another program. Give another path.")
-        if version > VERSION:
+        if version != VERSION:
+            mend = "Upgrade shared-context." if version > VERSION else "Make the store anew from its documents."
             raise StoreFormatError(
-                f"{folder} has store format {version}, and this version of shared-context reads up to {VERSION}. "
-                "Upgrade shared-context."
+                f"{folder} has store format {version}, and this version of shared-context reads {VERSION}. {mend}"
             )
         # SQLite itself would read zeros for what is missing of the last page.
         if folder is not None and (folder / FILE).stat().st_size % page_size:
@@ -259,12 +260,12 @@ class Database:
         row = self._connection.execute(
             "SELECT codes, scales, states, embeddings FROM documents WHERE key = ?", (key,)
         ).fetchone()
-        states = np.frombuffer(row[2], np.float16).reshape(-1, hidden)
+        embeddings = np.frombuffer(row[3], np.float32)
         return NodeData(
             np.frombuffer(row[0], np.int8).reshape(-1, code_size),
             np.frombuffer(row[1], np.float16),
-            states,
-            np.frombuffer(row[3], np.float32).reshape(len(states), dimension),
+            np.frombuffer(row[2], np.float16).reshape(-1, hidden),
+            embeddings.reshape(len(embeddings) // max(1, dimension), dimension),
         )
 
     def nbytes(self) -> int:

@@ -24,7 +24,7 @@ BATCH_TOKENS = 4096
 class Ingestion:
     """Turns texts into node data.
 
-    Only the first layer runs, and the embedder over the leaves; keys and values wait until a query selects them.
+    Only the first layer runs, and the embedder over spans of leaves; keys and values wait until a query selects them.
     """
 
     model: SharedLLMModel
@@ -68,6 +68,7 @@ class Ingestion:
         text, tokens = document.text + more.text, document.tokens.followed_by(more.tokens)
         first = len(document.tokens) // self.tree.chunk_size * self.tree.chunk_size
         leaf = first // self.tree.leaf_size
+        span = leaf // self.tree.embedded_leaves
         begin = int(tokens.bounds[first])
         tail = StoredText(text[begin:], TokenizedText(tokens.ids[first:], tokens.bounds[first:] - begin))
         (new,) = self([tail])
@@ -75,7 +76,7 @@ class Ingestion:
             np.concatenate([nodes.codes[:first], new.codes]),
             np.concatenate([nodes.scales[:first], new.scales]),
             np.concatenate([nodes.states[:leaf], new.states]),
-            np.concatenate([nodes.embeddings[:leaf], new.embeddings]),
+            np.concatenate([nodes.embeddings[:span], new.embeddings]),
         )
         return StoredText(text, tokens), whole
 
@@ -83,10 +84,11 @@ class Ingestion:
         """Bytes that a document takes with its node data."""
         tokens = len(document.tokens)
         leaves = -(-tokens // self.tree.leaf_size)
+        spans = -(-leaves // self.tree.embedded_leaves)
         dimension = self.embedder.dimension if self.embedder is not None else 0
-        of_leaf = 2 * self.model.hf_model.config.hidden_size + 4 * dimension
+        of_leaf, of_span = 2 * self.model.hf_model.config.hidden_size, 4 * dimension
         of_token = self.codec.size + 2 + 4 + 4  # a code and its scale, the id, the bound
-        return len(document.text.encode()) + tokens * of_token + leaves * of_leaf
+        return len(document.text.encode()) + tokens * of_token + leaves * of_leaf + spans * of_span
 
     def _batches(self, chunks: Mapping[tuple[int, int], np.ndarray]) -> Iterator[list[tuple[int, int]]]:
         """Places of chunks that run together: those of like length, so that little of a batch is padding."""
@@ -110,9 +112,9 @@ class Ingestion:
         return codes.numpy(), scales.numpy(), last.to("cpu", torch.float16).numpy()
 
     def _embed(self, documents: Sequence[StoredText]) -> list[np.ndarray]:
-        """Embeddings [leaves, dimension] of each document's leaves."""
-        size = self.tree.leaf_size
-        leaves = [
+        """Embeddings [spans, dimension] of each document's spans of leaves."""
+        size = self.tree.leaf_size * self.tree.embedded_leaves
+        spans = [
             [
                 document.text[slice(*document.tokens.characters(start, min(start + size, len(document.tokens))))]
                 for start in range(0, len(document.tokens), size)
@@ -120,6 +122,6 @@ class Ingestion:
             for document in documents
         ]
         if self.embedder is None:
-            return [np.zeros((len(texts), 0), dtype=np.float32) for texts in leaves]
-        every = embed(self.embedder, [text for texts in leaves for text in texts])
-        return np.split(every, np.cumsum([len(texts) for texts in leaves])[:-1])
+            return [np.zeros((len(texts), 0), dtype=np.float32) for texts in spans]
+        every = embed(self.embedder, [text for texts in spans for text in texts])
+        return np.split(every, np.cumsum([len(texts) for texts in spans])[:-1])

@@ -22,7 +22,10 @@ class Leaves:
         codes: int8 [leaves, leaf_size, code_size]; a short leaf repeats its last token.
         scales: float16 [leaves, leaf_size].
         states: float16 [leaves, hidden].
-        embeddings: float32 [leaves, dimension].
+        embeddings: float32 [spans, dimension], of spans of leaves.
+        spans: rows of ``embeddings`` that surround the leaf, int64 [leaves, 2]: its own span and, of those beside that
+            in the document, the one it is nearer to; twice its own where there is none.
+        span_document: key of the span's document, int64 [spans].
         document: key of the leaf's document, int64 [leaves].
         chunk: row of the leaf's chunk in the arrays below, int64 [leaves].
         slot: the leaf's place in its chunk's tree, int64 [leaves].
@@ -34,6 +37,8 @@ class Leaves:
     scales: torch.Tensor
     states: torch.Tensor
     embeddings: torch.Tensor
+    spans: torch.Tensor
+    span_document: np.ndarray
     document: np.ndarray
     chunk: np.ndarray
     slot: np.ndarray
@@ -135,18 +140,28 @@ class NodeIndex:
         )
         per_document = -(-tokens // size)
         number = _ranges(per_document)
+        together = self._tree.embedded_leaves
+        spans = -(-per_document // together)
         first_chunk = np.cumsum(chunks) - chunks
         joined = {
             name: torch.cat([getattr(d, name).to(self._device) for d in documents])
             for name in ("codes", "scales", "states", "embeddings")
         }
         # The documents' own arrays become views of the joined ones, so that nothing is held twice.
-        ends = np.cumsum(per_document)
-        for key, document, start, end in zip(keys, documents, ends - per_document, ends, strict=True):
-            views = {name: array[start:end] for name, array in joined.items()}
+        ends, span_ends = np.cumsum(per_document), np.cumsum(spans)
+        for at, (key, document) in enumerate(zip(keys, documents, strict=True)):
+            own = {name: slice(ends[at] - per_document[at], ends[at]) for name in joined}
+            own["embeddings"] = slice(span_ends[at] - spans[at], span_ends[at])
+            views = {name: array[own[name]] for name, array in joined.items()}
             self._documents[key] = _Document(document.token_ids, **views)
+        # A leaf in the left half of its span is nearer to the span before, one in the right half to the one behind.
+        span, side = number // together, np.sign(2 * (number % together) + 1 - together)
+        beside = np.clip(span + side, 0, np.repeat(spans, per_document) - 1)
+        first_span = np.repeat(span_ends - spans, per_document)
         return Leaves(
             **joined,
+            spans=torch.from_numpy(np.stack([first_span + span, first_span + beside], axis=1)).to(self._device),
+            span_document=np.repeat(np.array(keys, dtype=np.int64), spans),
             document=np.repeat(np.array(keys, dtype=np.int64), per_document),
             chunk=np.repeat(first_chunk, per_document) + number // per_chunk,
             slot=number % per_chunk,

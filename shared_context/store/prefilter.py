@@ -1,4 +1,4 @@
-"""The prefilter: which documents are considered at all, found by FAISS over leaf embeddings."""
+"""The prefilter: which documents are considered at all, found by FAISS over the embeddings of their spans."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from shared_context.store.node_index import Leaves
 
-EXHAUSTIVE_LEAVES = 20_000
-"""Up to here every leaf is compared; above, an inverted file keeps the search sub-linear."""
+EXHAUSTIVE_SPANS = 20_000
+"""Up to here every span is compared; above, an inverted file keeps the search sub-linear."""
 
 PROBED_LISTS = 32
 """Lists of the inverted file that a search reads first; it reads more where these hold too few documents."""
 
 
 class Prefilter:
-    """A FAISS index over the leaves of a store; a document is as near to the query as its nearest leaf.
+    """A FAISS index over the embedded spans of a store; a document is as near to the query as its nearest span.
 
     Args:
         leaves: the store's leaves, with embeddings.
@@ -26,7 +26,7 @@ class Prefilter:
         embeddings = np.ascontiguousarray(leaves.embeddings.numpy(force=True), dtype=np.float32)
         count, dimension = embeddings.shape
         self._lists = 0
-        if count <= EXHAUSTIVE_LEAVES:
+        if count <= EXHAUSTIVE_SPANS:
             self._index = faiss.IndexFlatIP(dimension)
         else:
             self._lists = int(4 * np.sqrt(count))
@@ -35,20 +35,20 @@ class Prefilter:
             sample = np.random.default_rng(0).permutation(count)[: 39 * self._lists]
             self._index.train(embeddings[np.sort(sample)])
         self._index.add(embeddings)
-        self._document = leaves.document
+        self._document = leaves.span_document
 
     def documents(self, embedding: np.ndarray, count: int) -> list[int]:
         """Keys of the ``count`` documents nearest to a query's embedding [dimension], nearest first.
 
         Only where the store has fewer documents are there fewer.
         """
-        leaves, lists = self._index.ntotal, self._lists
-        wanted, probed = min(leaves, 4 * count), min(lists, PROBED_LISTS)
+        spans, lists = self._index.ntotal, self._lists
+        wanted, probed = min(spans, 4 * count), min(lists, PROBED_LISTS)
         while True:
             if lists:
                 self._index.nprobe = probed
             found = self._index.search(embedding[None], wanted)[1][0]
             keys = list(dict.fromkeys(self._document[found[found >= 0]].tolist()))
-            if len(keys) >= count or (wanted, probed) == (leaves, lists):
+            if len(keys) >= count or (wanted, probed) == (spans, lists):
                 return keys[:count]
-            wanted, probed = min(leaves, 4 * wanted), min(lists, 4 * probed)
+            wanted, probed = min(spans, 4 * wanted), min(lists, 4 * probed)

@@ -50,15 +50,37 @@ class Query:
 
 
 def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
-    """Max-similarity of each query token over the leaf's tokens, weighted by inverse leaf frequency, summed."""
+    """Max-similarity of each query token over the leaf's tokens, weighted by inverse leaf frequency, summed.
+
+    The same over the leaf and its neighbours in the document is added: a passage is known by words around the answer
+    too.
+    """
     codes, weights = query.codec.encode(query.states), query.index.weights(query.token_ids)
     device, chosen = leaves.codes.device, None if isinstance(rows, slice) else rows
-    return late_interaction_scores(codes.to(device), weights.to(device), leaves.codes, leaves.scales, leaves=chosen)
+    document = leaves.document[rows if chosen is None else chosen.numpy(force=True)]
+    return late_interaction_scores(
+        codes.to(device),
+        weights.to(device),
+        leaves.codes,
+        leaves.scales,
+        leaves=chosen,
+        adjacent=torch.from_numpy(document[1:] == document[:-1]).to(device),
+    )
+
+
+OWN_SPAN = 0.1
+"""Weight of a leaf's own span against the better one of those around it: enough to tell it from the leaves beside it."""
 
 
 def embedding(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
-    """Cosine of the leaf's embedding with the query's."""
-    return leaves.embeddings[rows] @ query.embedding.to(leaves.embeddings.device)
+    """Cosine of the query's embedding with that of the leaf's span or of the span beside it, whichever is larger."""
+    asked, around = query.embedding.to(leaves.embeddings.device), leaves.spans[rows]
+    if isinstance(rows, slice):
+        cosines = (leaves.embeddings @ asked)[around]
+    else:
+        spans, places = torch.unique(around, return_inverse=True)
+        cosines = (leaves.embeddings[spans] @ asked)[places]
+    return torch.lerp(cosines.amax(dim=1), cosines[:, 0], OWN_SPAN)
 
 
 def last_token(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:

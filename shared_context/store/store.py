@@ -555,7 +555,10 @@ class SharedLLMContextStore:
         doc_ids: Iterable[str] | None = None,
         prefilter: int | None = None,
     ) -> list[SelectedNode]:
-        """The ``k`` best leaves as text, best first, for any language model; arguments as in :meth:`select`."""
+        """The ``k`` best passages as text, best first, for any language model; arguments as in :meth:`select`.
+
+        A passage is what is embedded as one (128 tokens by default), and as good as its best leaf.
+        """
         _check_count("k", k, "passages")
         doc_ids = _as_list(doc_ids)
         with self._open():
@@ -564,13 +567,13 @@ class SharedLLMContextStore:
             if not keys:
                 return []
             scored = self._score(self._index, asked, keys, policy, smooth=policy != "last_token")
-            leaf_level = self.config.tree.height
+            level = self.config.tree.embedded_level
             nodes = []
-            of_leaves = scored.levels[leaf_level]
-            for flat in np.argsort(-of_leaves, axis=None, kind="stable")[:k]:
-                chunk, slot = divmod(int(flat), of_leaves.shape[1])
-                if np.isfinite(of_leaves[chunk, slot]):
-                    nodes += self._scored_cut(scored, chunk, [Grained(Node(leaf_level, slot), 1)]).nodes
+            of_passages = scored.levels[level]
+            for flat in np.argsort(-of_passages, axis=None, kind="stable")[:k]:
+                chunk, slot = divmod(int(flat), of_passages.shape[1])
+                if np.isfinite(of_passages[chunk, slot]):
+                    nodes += self._scored_cut(scored, chunk, [Grained(Node(level, slot), 1)]).nodes
             return nodes
 
     def selection_from(self, spans: Iterable[Sequence[Any]], query: str | None = None) -> Selection:

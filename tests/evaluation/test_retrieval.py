@@ -34,7 +34,7 @@ def rows(report, title):
 
 def test_every_policy_and_baseline_has_its_line(report):
     shown = recall(report)
-    policies = ["hybrid", "late_interaction", "embedding", "last_token", retrieval.DEFAULT, retrieval.SMALL]
+    policies = ["hybrid", "late_interaction", "embedding", "last_token", retrieval.DEFAULT, retrieval.LARGE]
     assert list(shown) == [*policies, *(f"{name}, at its best" for name in retrieval.BASELINES)]
     for name, points in shown.items():
         assert [point.x for point in points] == list(TOKENS), name
@@ -70,7 +70,7 @@ def test_a_run_that_is_resumed_gives_the_same_report(report, model, few_question
 def test_ways_are_not_asked_for_less_than_they_can_show(model, few_questions):
     report = retrieval.measure(model, few_questions, tokens=[64], limit=1)
     shown = {name: len(points) for name, points in recall(report).items()}
-    assert shown["hybrid"] == 0 and shown[f"{retrieval.RAG}, at its best"] == 1
+    assert shown[retrieval.LARGE] == 0 and shown[f"{retrieval.RAG}, at its best"] == shown["hybrid"] == 1
     assert "<polyline" in page("retrieval", [report])
 
 

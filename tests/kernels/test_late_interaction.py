@@ -11,10 +11,10 @@ from shared_context.kernels.late_interaction import late_interaction_scores_naiv
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning:triton")
 
 
-def with_triton(query, weights, codes, scales, *, leaves=None):
+def with_triton(query, weights, codes, scales, *, leaves=None, adjacent=None):
     triton_kernel = pytest.importorskip("shared_context.kernels.late_interaction.triton_kernel")
     many = query.unsqueeze(0) if query.ndim == 2 else query
-    scores = triton_kernel.leaf_scores_triton(many, weights.view(many.shape[:2]), codes, scales, leaves)
+    scores = triton_kernel.leaf_scores_triton(many, weights.view(many.shape[:2]), codes, scales, leaves, adjacent)
     return scores[0] if query.ndim == 2 else scores
 
 
@@ -31,19 +31,24 @@ def example(leaves, leaf_size, size, words, *, queries=None, dtype=torch.int8, s
     return [x if x is None else x.to(device) for x in (query, weights, codes, scales)]
 
 
-def one_by_one(query, weights, codes, scales):
+def one_by_one(query, weights, codes, scales, adjacent=None):
     unpacked = codes.double() * (1 if scales is None else scales.double()[..., None])
-    return torch.tensor(
-        [
-            sum(float(w) * max(float(q.double() @ t) for t in leaf) for q, w in zip(query, weights, strict=True))
-            for leaf in unpacked
-        ],
-        dtype=torch.float64,
-    )
+
+    def score(tokens):
+        return sum(float(w) * max(float(q.double() @ t) for t in tokens) for q, w in zip(query, weights, strict=True))
+
+    scores = []
+    for number, leaf in enumerate(unpacked):
+        around = [leaf]
+        if adjacent is not None:
+            around += [unpacked[number - 1]] if number and adjacent[number - 1] else []
+            around += [unpacked[number + 1]] if number < len(adjacent) and adjacent[number] else []
+        scores.append(score(leaf) + (0 if adjacent is None else score(torch.cat(around))))
+    return torch.tensor(scores, dtype=torch.float64)
 
 
-def in_float64(query, weights, codes, scales, *, leaves=None):
-    return late_interaction_scores_naive(query.double(), weights.double(), codes, scales, leaves=leaves)
+def in_float64(query, weights, codes, scales, **which):
+    return late_interaction_scores_naive(query.double(), weights.double(), codes, scales, **which)
 
 
 def assert_close(found, expected, codes_norm=8.0):
@@ -61,6 +66,9 @@ def assert_close(found, expected, codes_norm=8.0):
 def test_the_reference_is_the_formula_one_similarity_at_a_time(leaves, leaf_size, words, size, seed):
     arguments = example(leaves, leaf_size, size, words, seed=seed)
     assert torch.allclose(in_float64(*arguments), one_by_one(*arguments), rtol=1e-12)
+    adjacent = torch.rand(leaves - 1, generator=torch.Generator().manual_seed(seed)) < 0.5
+    with_neighbours = one_by_one(*arguments, adjacent)
+    assert torch.allclose(in_float64(*arguments, adjacent=adjacent), with_neighbours, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +95,9 @@ def test_scores_over_a_table_of_shapes(path, dtype, leaves, leaf_size, size, wor
     for seed in range(2):
         arguments = example(leaves, leaf_size, size, words, queries=queries, dtype=dtype, seed=seed, device=device)
         assert_close(path(*arguments), in_float64(*arguments), words**0.5 * 8)
+        adjacent = torch.arange(leaves - 1, device=device) % 3 != seed
+        with_neighbours = in_float64(*arguments, adjacent=adjacent)
+        assert_close(path(*arguments, adjacent=adjacent), with_neighbours, words**0.5 * 16)
 
 
 @settings(max_examples=25)
@@ -99,9 +110,12 @@ def test_scores_of_any_shape_and_any_leaves(leaves, leaf_size, size, words, quer
     arguments = example(leaves, leaf_size, size, words, queries=queries, dtype=dtype, seed=seed, device=device)
     chosen = data.draw(st.one_of(st.none(), st.lists(st.integers(0, leaves - 1), min_size=1, max_size=30)))
     chosen = None if chosen is None else torch.tensor(chosen, device=device)
-    expected = in_float64(*arguments, leaves=chosen)
+    count = leaves if chosen is None else len(chosen)
+    adjacent = data.draw(st.one_of(st.none(), st.lists(st.booleans(), min_size=count - 1, max_size=count - 1)))
+    adjacent = None if adjacent is None else torch.tensor(adjacent, dtype=torch.bool, device=device)
+    expected = in_float64(*arguments, leaves=chosen, adjacent=adjacent)
     for path in PATHS:
-        assert_close(path(*arguments, leaves=chosen), expected, words**0.5 * 8)
+        assert_close(path(*arguments, leaves=chosen, adjacent=adjacent), expected, words**0.5 * 16)
 
 
 def test_many_leaves_are_scored_as_few_are(device):
@@ -137,6 +151,9 @@ def test_nan_makes_the_score_of_its_leaf_nan_and_of_no_other(path, where, device
     (codes if where == "codes" else scales)[7, 4] = torch.nan
     found = path(query, weights, codes, scales)
     assert found.isnan().nonzero().flatten().tolist() == [7]
+    adjacent = torch.arange(19, device=device) != 7  # 7 is no neighbour of 8
+    found = path(query, weights, codes, scales, adjacent=adjacent)
+    assert found.isnan().nonzero().flatten().tolist() == [6, 7]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -163,6 +180,7 @@ def test_nothing_to_score_gives_nothing():
     none = torch.empty(0, dtype=torch.long)
     assert late_interaction_scores(query, weights, codes, scales, leaves=none).shape == (0,)
     assert late_interaction_scores(query, weights, codes[:0], scales[:0]).shape == (0,)
+    assert late_interaction_scores(query, weights, codes, scales, leaves=none, adjacent=none.bool()).shape == (0,)
     assert torch.equal(late_interaction_scores(query[:0], weights[:0], codes, scales), torch.zeros(4))
     assert late_interaction_scores(query[None, :, :][:0], weights[None][:0], codes, scales).shape == (0, 4)
 
@@ -173,15 +191,17 @@ def test_shapes_that_do_not_fit_are_refused():
                   (query, weights, codes, scales[:3]), (query, weights, codes[:, :0], scales[:, :0])):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             late_interaction_scores(*wrong)
+    with pytest.raises(ValueError, match=r"adjacent \(4,\)"):
+        late_interaction_scores(query, weights, codes, scales, adjacent=torch.ones(4, dtype=torch.bool))
 
 
 def test_inference_mode_and_compile_change_nothing():
-    arguments = example(40, 16, 16, 3)
-    expected = late_interaction_scores(*arguments)
+    arguments, adjacent = example(40, 16, 16, 3), torch.arange(39) % 4 > 0
+    expected = late_interaction_scores(*arguments, adjacent=adjacent)
     with torch.inference_mode():
-        assert torch.equal(late_interaction_scores(*arguments), expected)
+        assert torch.equal(late_interaction_scores(*arguments, adjacent=adjacent), expected)
     compiled = torch.compile(late_interaction_scores, backend="eager", fullgraph=True)
-    assert torch.allclose(compiled(*arguments), expected, atol=1e-5)
+    assert torch.allclose(compiled(*arguments, adjacent=adjacent), expected, atol=1e-5)
 
 
 def test_quantized_codes_keep_the_direction():

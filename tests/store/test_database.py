@@ -232,14 +232,15 @@ def test_another_program_s_database_is_left_alone(tmp_path):
     assert (tmp_path / FILE).read_bytes() == before
 
 
-def test_a_newer_format_is_refused_with_both_numbers(folder):
+@pytest.mark.parametrize(("version", "mend"), [(database.VERSION + 6, "Upgrade"), (1, "anew from its documents")])
+def test_another_format_is_refused_with_both_numbers_and_the_mend(folder, version, mend):
     connection = sqlite3.connect(folder / FILE)
-    connection.execute(f"PRAGMA user_version = {database.VERSION + 6}")
+    connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
     message = refused(folder)
-    assert f"format {database.VERSION + 6}" in message
-    assert f"up to {database.VERSION}" in message
-    assert "Upgrade" in message
+    assert f"format {version}" in message
+    assert f"reads {database.VERSION}" in message
+    assert mend in message
 
 
 def test_a_path_below_a_file_is_refused(tmp_path):

@@ -18,14 +18,13 @@ VOCABULARY, CODE, HIDDEN, DIMENSION = 50, 3, 4, 16
 
 
 def data(token_ids: np.ndarray, embeddings: np.ndarray | None = None) -> NodeData:
-    """Codes that repeat the token's id, states and embeddings that number the leaf."""
-    leaves = -(-len(token_ids) // 4)
-    numbers = np.arange(leaves)[:, None]
+    """Codes that repeat the token's id, states that number the leaf, embeddings that number the span of two leaves."""
+    numbers, spans = np.arange(-(-len(token_ids) // 4))[:, None], np.arange(-(-len(token_ids) // 8))[:, None]
     return NodeData(
         np.repeat(token_ids[:, None], CODE, axis=1).astype(np.int8),
         token_ids.astype(np.float16),
         np.repeat(numbers, HIDDEN, axis=1).astype(np.float16),
-        np.repeat(numbers, DIMENSION, axis=1).astype(np.float32) if embeddings is None else embeddings,
+        np.repeat(spans, DIMENSION, axis=1).astype(np.float32) if embeddings is None else embeddings,
     )
 
 
@@ -70,6 +69,11 @@ def test_the_index_is_that_of_the_documents_it_holds_whatever_came_and_went(held
         assert leaves.codes[row, :, 0].tolist() == padded
         assert leaves.scales[row].tolist() == padded
         assert leaves.states[row, 0] == chunk * 2 + slot
+        # the span it is in, and the one on its side where the document has one
+        beside = chunk + 2 * slot - 1
+        spans = -(-len(left[key]) // 8)
+        assert leaves.embeddings[leaves.spans[row], 0].tolist() == [chunk, min(max(beside, 0), spans - 1)]
+        assert leaves.span_document[leaves.spans[row]].tolist() == [key, key]
     chunks = [(key, n) for key, ids in sorted(left.items()) for n in range(-(-len(ids) // 8))]
     assert index.chunks(sorted(left)) == chunks
     for token in range(0, VOCABULARY, 7):
@@ -78,13 +82,13 @@ def test_the_index_is_that_of_the_documents_it_holds_whatever_came_and_went(held
         assert weight == pytest.approx(math.log((len(expected) + 1) / (with_it + 0.5)), rel=1e-5)
 
 
-def random_leaves(count: int, per_document: int) -> NodeIndex:
+def random_spans(count: int, per_document: int) -> NodeIndex:
     random = np.random.default_rng(0)
     index = NodeIndex(TREE, VOCABULARY)
     for key in range(1, count // per_document + 1):
         embeddings = random.standard_normal((per_document, DIMENSION)).astype(np.float32)
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-        ids = np.zeros(per_document * 4, dtype=np.int64)
+        ids = np.zeros(per_document * 8, dtype=np.int64)
         index.add(key, ids, data(ids, embeddings))
     return index
 
@@ -92,21 +96,21 @@ def random_leaves(count: int, per_document: int) -> NodeIndex:
 def nearest(index: NodeIndex, query: np.ndarray) -> list[int]:
     leaves = index.leaves()
     near = leaves.embeddings.numpy() @ query
-    return list(dict.fromkeys(leaves.document[np.argsort(-near)].tolist()))
+    return list(dict.fromkeys(leaves.span_document[np.argsort(-near)].tolist()))
 
 
 @pytest.mark.parametrize("count", [1, 3, 50, 99, 100])
 def test_the_prefilter_finds_the_nearest_documents(count):
-    index = random_leaves(600, 6)
+    index = random_spans(600, 6)
     query = np.random.default_rng(1).standard_normal(DIMENSION).astype(np.float32)
     found = Prefilter(index.leaves()).documents(query, count)
     assert found == nearest(index, query)[:count]
 
 
-def test_a_document_whose_every_leaf_is_near_does_not_crowd_out_the_others():
-    index = random_leaves(60, 6)
+def test_a_document_whose_every_span_is_near_does_not_crowd_out_the_others():
+    index = random_spans(60, 6)
     query = np.eye(DIMENSION, dtype=np.float32)[0]
-    ids = np.zeros(4000, dtype=np.int64)
+    ids = np.zeros(8000, dtype=np.int64)
     index.add(1000, ids, data(ids, np.tile(query, (1000, 1))))
     found = Prefilter(index.leaves()).documents(query, 4)
     assert found == nearest(index, query)[:4]
@@ -115,9 +119,9 @@ def test_a_document_whose_every_leaf_is_near_does_not_crowd_out_the_others():
 
 @pytest.mark.parametrize("count", [1, 20, 200, 333])
 def test_a_large_prefilter_reads_as_many_lists_as_it_takes(monkeypatch, count):
-    monkeypatch.setattr(prefilter, "EXHAUSTIVE_LEAVES", 500)
+    monkeypatch.setattr(prefilter, "EXHAUSTIVE_SPANS", 500)
     monkeypatch.setattr(prefilter, "PROBED_LISTS", 2)
-    index = random_leaves(999, 3)
+    index = random_spans(999, 3)
     query = np.random.default_rng(1).standard_normal(DIMENSION).astype(np.float32)
     found = Prefilter(index.leaves()).documents(query, count)
     assert len(found) == len(set(found)) == count

@@ -37,9 +37,9 @@ def covered(selection, documents) -> dict[str, list[int]]:
         ("How much is it to take a bicycle?", "ferry", "12 crowns"),
     ],
 )
-@pytest.mark.parametrize("policy", ["hybrid", "late_interaction", "embedding"])
-def test_the_answer_is_in_a_small_selection(hybrid, query, doc_id, answer, policy):
-    selection = hybrid.select(query, budget=64, policy=policy)
+@pytest.mark.parametrize(("policy", "budget"), [("hybrid", 64), ("late_interaction", 64), ("embedding", 128)])
+def test_the_answer_is_in_a_small_selection(hybrid, query, doc_id, answer, policy, budget):
+    selection = hybrid.select(query, budget=budget, policy=policy)
     assert doc_id in selection.doc_ids
     assert answer in " ".join(selection.text.split())
 
@@ -118,7 +118,7 @@ def test_the_budget_is_never_exceeded(hybrid, documents, budget, coarse, fine, p
 
 def test_chunks_that_are_shown_coarsely_are_covered_exactly_once(hybrid, documents):
     selection = hybrid.select(QUERY, budget=100, coarse=(16, 8, 4))
-    assert {n.ratio for n in selection.nodes} >= {1, 4}
+    assert {n.ratio for n in selection.nodes} > {1}
     for chunk in selection.chunks:
         tokens = [t for node, _ in chunk.cut for t in range(*chunk.tree.span(node))]
         assert tokens == list(range(len(chunk.token_ids)))
@@ -211,23 +211,25 @@ def test_split_and_search_over_a_budget_is_refused_with_the_number(hybrid):
 
 
 @policies
-def test_retrieve_gives_the_best_leaves_best_first(hybrid, documents, policy):
-    nodes = hybrid.retrieve(QUERY, k=4, policy=policy)
-    assert len(nodes) == 4
+def test_retrieve_gives_the_best_passages_best_first(hybrid, documents, policy):
+    nodes = hybrid.retrieve(QUERY, k=3, policy=policy)
+    assert len(nodes) == 3
     scores = [n.score for n in nodes]
     assert scores == sorted(scores, reverse=True)
     everything = hybrid.retrieve(QUERY, k=10_000, policy=policy)
-    assert everything[:4] == nodes
-    assert len(everything) == hybrid.stats()["leaves"]
+    assert everything[:3] == nodes
+    assert len(everything) == hybrid.stats()["chunks"]  # one is embedded as a whole, so small are they here
     texts = {d.id: d.text for d in documents}
     assert all(n.text == texts[n.doc_id][n.start : n.end] for n in everything)
 
 
 @policies
 def test_retrieve_and_select_agree_on_what_is_best(hybrid, policy):
-    best = {(n.doc_id, n.start): n.score for n in hybrid.retrieve(QUERY, k=4, policy=policy)}
-    selected = {(n.doc_id, n.start): n.score for n in hybrid.select(QUERY, budget=64, policy=policy).nodes}
-    assert {place: selected[place] for place in best} == pytest.approx(best)
+    (passage,) = hybrid.retrieve(QUERY, k=1, policy=policy)
+    (leaf,) = hybrid.select(QUERY, budget=16, policy=policy).nodes
+    assert leaf.doc_id == passage.doc_id
+    assert passage.start <= leaf.start < leaf.end <= passage.end
+    assert leaf.score == pytest.approx(passage.score)
 
 
 # Which documents
@@ -362,7 +364,7 @@ def test_a_selection_from_spans_covers_them_with_whole_leaves(hybrid, documents,
     shown = covered(selection, documents)[document.id]
     assert set(range(start, end)) <= set(shown)
     assert shown == sorted(set(shown))
-    edges = {n.start for n in hybrid.retrieve(QUERY, k=1000) if n.doc_id == document.id}
+    edges = {n.start for n in hybrid.selection_from([(document.id, 0, len(document.text))]).nodes}
     assert {n.start for n in selection.nodes} <= edges
     assert sum(n.end > start and n.start < end for n in selection.nodes) >= len(selection) - 1
 

@@ -12,6 +12,7 @@ def late_interaction_scores_naive(
     scales: torch.Tensor | None,
     *,
     leaves: torch.Tensor | None = None,
+    adjacent: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What :func:`~shared_context.kernels.late_interaction_scores` does, every similarity held at once.
 
@@ -22,8 +23,23 @@ def late_interaction_scores_naive(
     tokens = codes.to(query.dtype)
     if scales is not None:
         tokens = tokens * scales.to(query.dtype)[..., None]
-    similarity = torch.einsum("...qd,lsd->...lsq", query, tokens)
-    return torch.einsum("...lq,...q->...l", similarity.amax(dim=-2), weights.to(query.dtype))
+    best = torch.einsum("...qd,lsd->...qls", query, tokens).amax(dim=-1)
+    if adjacent is not None:
+        best = best + widened(best, adjacent)
+    return torch.einsum("...ql,...q->...l", best, weights.to(query.dtype))
+
+
+def widened(best: torch.Tensor, adjacent: torch.Tensor) -> torch.Tensor:
+    """The largest of each leaf's value and its neighbours'.
+
+    Args:
+        best: [..., leaves].
+        adjacent: whether leaf ``i + 1`` is a neighbour of leaf ``i``, bool [leaves - 1].
+    """
+    none = best.new_full((*best.shape[:-1], 1), -torch.inf)
+    before = torch.cat([none, torch.where(adjacent, best[..., :-1], -torch.inf)], dim=-1)
+    behind = torch.cat([torch.where(adjacent, best[..., 1:], -torch.inf), none], dim=-1)
+    return torch.maximum(best, torch.maximum(before, behind))
 
 
 def node_scores_naive(leaf_scores: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from shared_context.kernels.late_interaction.naive import late_interaction_scores_naive, node_scores_naive
+from shared_context.kernels.late_interaction.naive import late_interaction_scores_naive, node_scores_naive, widened
 
 BLOCK_TOKENS = 1 << 13
 """Tokens scored at a time by each thread of a processor.
@@ -34,8 +34,11 @@ def late_interaction_scores(
     scales: torch.Tensor | None,
     *,
     leaves: torch.Tensor | None = None,
+    adjacent: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Score of each leaf: ``sum_q weights[q] * max_t <query[q], codes[leaf, t]> * scales[leaf, t]``.
+
+    With ``adjacent``, the same sum is added in which ``t`` runs over the tokens of the leaf and of its neighbours.
 
     One pass over the codes, which are not copied; the similarities are never all in memory. Triton on CUDA and HIP
     for int8 and bfloat16 codes, blocks of leaves in PyTorch elsewhere; under ``torch.compile`` the formula itself.
@@ -48,6 +51,8 @@ def late_interaction_scores(
             leaf with fewer tokens repeats its last one, which leaves the maximum as it is.
         scales: float16 or float32 [all_leaves, leaf_size]; None is 1 everywhere.
         leaves: rows of ``codes`` to score, int64 [leaves], in any order; None scores all.
+        adjacent: whether the leaf scored at place ``i + 1`` is a neighbour of that at place ``i``, bool [leaves - 1],
+            on the device of ``query``; None scores every leaf alone.
 
     Returns:
         float32 [leaves] or [queries, leaves]. A score is NaN where its formula meets a NaN, whatever other leaves
@@ -56,9 +61,9 @@ def late_interaction_scores(
     Raises:
         ValueError: shapes do not fit together.
     """
-    _check(query, weights, codes, scales, leaves)
+    _check(query, weights, codes, scales, leaves, adjacent)
     if torch.compiler.is_compiling():
-        return late_interaction_scores_naive(query, weights, codes, scales, leaves=leaves)
+        return late_interaction_scores_naive(query, weights, codes, scales, leaves=leaves, adjacent=adjacent)
     count = len(codes) if leaves is None else len(leaves)
     many, code_size = query.unsqueeze(0) if query.ndim == 2 else query, query.shape[-1]
     empty = 0 in (count, many.shape[0], many.shape[1], code_size)
@@ -67,9 +72,10 @@ def late_interaction_scores(
     elif codes.is_cuda and codes.dtype in (torch.int8, torch.bfloat16):
         from shared_context.kernels.late_interaction.triton_kernel import leaf_scores_triton
 
-        scores = leaf_scores_triton(many.float(), weights.float(), codes, scales, leaves)
+        scores = leaf_scores_triton(many.float(), weights.view(many.shape[:2]).float(), codes, scales, leaves, adjacent)
     else:
-        scores = _blockwise(many.float(), weights.view(many.shape[:2]).float(), codes, scales, leaves)
+        best = _blockwise(many.float(), codes, scales, leaves)
+        scores = weighted(best, weights.view(many.shape[:2]).float(), adjacent)
     return scores[0] if query.ndim == 2 else scores
 
 
@@ -96,7 +102,9 @@ def _check(
     codes: torch.Tensor,
     scales: torch.Tensor | None,
     leaves: torch.Tensor | None,
+    adjacent: torch.Tensor | None,
 ) -> None:
+    scored = leaves if leaves is not None else codes
     fits = (
         query.ndim in (2, 3)
         and weights.shape == query.shape[:-1]
@@ -105,23 +113,27 @@ def _check(
         and codes.shape[2] == query.shape[-1]
         and (scales is None or scales.shape == codes.shape[:2])
         and (leaves is None or leaves.ndim == 1)
+        and (adjacent is None or adjacent.shape == (max(0, len(scored) - 1),))
     )
     if not fits:
-        given = (tuple(x.shape) if x is not None else None for x in (query, weights, codes, scales, leaves))
+        given = (tuple(x.shape) if x is not None else None for x in (query, weights, codes, scales, leaves, adjacent))
         raise ValueError(
-            "query {}, weights {}, codes {}, scales {}, leaves {}: expected [(queries,) words, size], "
-            "[(queries,) words], [all, leaf_size, size], [all, leaf_size] and [leaves]".format(*given)
+            "query {}, weights {}, codes {}, scales {}, leaves {}, adjacent {}: expected [(queries,) words, size], "
+            "[(queries,) words], [all, leaf_size, size], [all, leaf_size], [leaves] and [leaves - 1]".format(*given)
         )
 
 
+def weighted(best: torch.Tensor, weights: torch.Tensor, adjacent: torch.Tensor | None) -> torch.Tensor:
+    """Scores [..., leaves] from the best similarities [..., words, leaves]."""
+    if adjacent is not None:
+        best = best + widened(best, adjacent)
+    return torch.einsum("...wl,...w->...l", best, weights)
+
+
 def _blockwise(
-    query: torch.Tensor,
-    weights: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor | None,
-    leaves: torch.Tensor | None,
+    query: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor | None, leaves: torch.Tensor | None
 ) -> torch.Tensor:
-    """Scores [queries, leaves], a block of leaves after the other, in the same memory.
+    """The best similarities [queries, words, leaves], a block of leaves after the other, in the same memory.
 
     Similarities stand as [words, tokens], not transposed: a leaf's tokens then lie side by side, and the maximum over
     them is read once, in order. Buffers are made once, because fresh memory costs a page fault every 4 KB.
@@ -149,4 +161,4 @@ def _blockwise(
         if scales is not None:
             found.mul_(scales[taken].float())
         torch.amax(found, dim=2, out=best[:, start:end])
-    return torch.einsum("qwl,qw->ql", best.view(queries, words, count), weights)
+    return best.view(queries, words, count)

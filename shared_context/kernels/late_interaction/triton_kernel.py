@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from shared_context.kernels.late_interaction.scoring import weighted
 from shared_context.kernels.launch import on_device
 
 MAX_WORDS = 64
@@ -61,7 +62,7 @@ def leaf_scores_kernel(
     codes,  # int8 or bfloat16 [all_leaves, leaf_size, code_size]
     scales,  # [all_leaves, leaf_size]; not read without HAS_SCALES
     leaves,  # int64 [count], contiguous; not read without HAS_LEAVES
-    out,  # float32 [queries, count], contiguous
+    out,  # float32 [queries, count], or with PER_WORD [queries, words, count], contiguous
     queries,
     words,
     count,
@@ -79,9 +80,12 @@ def leaf_scores_kernel(
     ONE_BLOCK: tl.constexpr,
     HAS_SCALES: tl.constexpr,
     HAS_LEAVES: tl.constexpr,
+    PER_WORD: tl.constexpr,
     DOT: tl.constexpr,
 ):
     """Scores of LEAVES leaves for one query; ONE_BLOCK where a leaf has no more than TOKENS tokens.
+
+    With PER_WORD, which has no weights, each word's best similarity instead of their sum.
 
     Queries run fastest over the grid: programs that are in flight together read the same codes, all but the first
     from the cache. The query is split into two bfloat16 that add up to 16 bits of it, so that the tensor cores
@@ -93,7 +97,8 @@ def leaf_scores_kernel(
     word, token, code = tl.arange(0, WORDS), tl.arange(0, TOKENS), tl.arange(0, CODE)
     at = query + (row * words + word[:, None]) * code_size + code[None, :]
     exact = tl.load(at, mask=(word < words)[:, None] & (code < code_size)[None, :], other=0.0)
-    weight = tl.load(weights + row * words + word, mask=word < words, other=0.0)
+    if not PER_WORD:
+        weight = tl.load(weights + row * words + word, mask=word < words, other=0.0)
     high = exact.to(tl.bfloat16)
     low = (exact - high.to(tl.float32)).to(tl.bfloat16).to(DOT)
     high = high.to(DOT)
@@ -119,8 +124,12 @@ def leaf_scores_kernel(
                     high, low, best, undefined, of_leaf, scale_of_leaf, start + token, tokens, code_size,
                     codes_token, codes_code, scales_token, CODE, HAS_SCALES, DOT,
                 )  # fmt: skip
-        score = tl.sum(tl.where(undefined > 0, float("nan"), best) * weight, axis=0)
-        tl.store(out + row.to(tl.int64) * count + place, score, mask=inside)
+        best = tl.where(undefined > 0, float("nan"), best)
+        if PER_WORD:
+            at_word = (row.to(tl.int64) * words + word) * count
+            tl.store(out + at_word + place, best, mask=word < tl.where(inside, words, 0))
+        else:
+            tl.store(out + row.to(tl.int64) * count + place, tl.sum(best * weight, axis=0), mask=inside)
 
 
 def leaf_scores_triton(
@@ -129,23 +138,47 @@ def leaf_scores_triton(
     codes: torch.Tensor,
     scales: torch.Tensor | None,
     leaves: torch.Tensor | None,
+    adjacent: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Scores float32 [queries, leaves]; query [queries, words, code_size], nothing empty.
+    """Scores float32 [queries, leaves]; query [queries, words, code_size], weights [queries, words], nothing empty.
 
-    The arguments are otherwise those of :func:`~shared_context.kernels.late_interaction_scores`.
+    The arguments are otherwise those of :func:`~shared_context.kernels.late_interaction_scores`. Neighbours are in
+    other programs, so with ``adjacent`` the kernel writes what each word found, and the sum comes behind it.
     """
-    parts = triton.cdiv(query.shape[1], MAX_WORDS)
+    many, words = weights.shape
+    parts = triton.cdiv(words, MAX_WORDS)
     if parts > 1:
-        pad = parts * MAX_WORDS - query.shape[1]
-        query = torch.nn.functional.pad(query, (0, 0, 0, pad)).view(-1, MAX_WORDS, query.shape[2])
-        weights = torch.nn.functional.pad(weights, (0, pad)).view(-1, MAX_WORDS)
+        query = _in_parts(query, parts)
+    if adjacent is not None:
+        best = _launch(query, None, codes, scales, leaves)
+        return weighted(best.view(many, -1, best.shape[-1])[:, :words], weights, adjacent)
+    scores = _launch(query, _in_parts(weights, parts) if parts > 1 else weights, codes, scales, leaves)
+    return scores.view(many, parts, -1).sum(dim=1) if parts > 1 else scores
+
+
+def _in_parts(words: torch.Tensor, parts: int) -> torch.Tensor:
+    """[queries, words, ...] with zeros at the end, cut into [queries * parts, MAX_WORDS, ...]."""
+    padded = words.new_zeros((len(words), parts * MAX_WORDS, *words.shape[2:]))
+    padded[:, : words.shape[1]] = words
+    return padded.view(-1, MAX_WORDS, *words.shape[2:])
+
+
+def _launch(
+    query: torch.Tensor,
+    weights: torch.Tensor | None,
+    codes: torch.Tensor,
+    scales: torch.Tensor | None,
+    leaves: torch.Tensor | None,
+) -> torch.Tensor:
+    """Scores [queries, leaves], or without weights the best similarities [queries, words, leaves]."""
     queries, words, code_size = query.shape
     count, leaf_size = len(codes) if leaves is None else len(leaves), codes.shape[1]
-    out = torch.empty((queries, count), dtype=torch.float32, device=codes.device)
+    shape = (queries, words, count) if weights is None else (queries, count)
+    out = torch.empty(shape, dtype=torch.float32, device=codes.device)
     with on_device(codes):
         leaf_scores_kernel[(triton.cdiv(count, LEAVES) * queries,)](
             query.contiguous(),
-            weights.contiguous(),
+            query if weights is None else weights.contiguous(),
             codes,
             codes if scales is None else scales,
             codes if leaves is None else leaves.contiguous(),
@@ -164,12 +197,13 @@ def leaf_scores_triton(
             ONE_BLOCK=leaf_size <= MAX_TOKENS,
             HAS_SCALES=scales is not None,
             HAS_LEAVES=leaves is not None,
+            PER_WORD=weights is None,
             # the interpreter multiplies the bits of bfloat16 as if they were integers
             DOT=tl.bfloat16 if codes.is_cuda else tl.float32,
             num_warps=4,
             num_stages=3,
         )
-    return out.view(-1, parts, count).sum(dim=1) if parts > 1 else out
+    return out
 
 
 @triton.jit
