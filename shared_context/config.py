@@ -79,7 +79,7 @@ class TreeConfig:
 
     @property
     def embedded_level(self) -> int:
-        """Level of the nodes that are embedded: the highest one whose nodes have no more than EMBEDDED_TOKENS tokens."""
+        """Level of the nodes that are embedded: the highest one of no more than EMBEDDED_TOKENS tokens a node."""
         levels = range(self.height)
         return next((level for level in levels if self.chunk_size >> level <= EMBEDDED_TOKENS), self.height)
 

@@ -69,7 +69,7 @@ def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -
 
 
 OWN_SPAN = 0.1
-"""Weight of a leaf's own span against the better one of those around it: enough to tell it from the leaves beside it."""
+"""Weight of a leaf's own span against the better one of those around it, so that it stands before its neighbours."""
 
 
 def embedding(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
