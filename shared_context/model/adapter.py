@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -117,9 +118,9 @@ class Adapter:
             raise AdapterError(f"The adapter in {folder} cannot be read ({error}); save or fetch it again.") from error
         return cls(config, weights, card)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Eight hex digits of the weights."""
+        """Eight hex digits of the weights, read once: every selection asks for it, and they are megabytes."""
         digest = hashlib.sha256()
         for name, weight in sorted(self.weights.items()):
             digest.update(f"{name}{weight.dtype}{tuple(weight.shape)}".encode())
