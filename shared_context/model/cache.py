@@ -10,6 +10,8 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from shared_context.model.in_place import EncodingsInPlace
+
 
 class RoomyLayer(DynamicLayer):
     """A cache layer with room behind its entries, so that a step writes its few keys instead of copying all.
@@ -47,15 +49,32 @@ class RoomyCache(Cache):
     Args:
         layers: the layers, the lowest first.
         give_back: called once the cache is not used any more.
+        in_place: what the first columns stand for but do not hold yet; None where they hold everything.
+        vacant: those columns, [2, M, kv_heads, columns, head_dim].
     """
 
-    def __init__(self, layers: Sequence[RoomyLayer], give_back: Callable[[], None]):
+    def __init__(
+        self,
+        layers: Sequence[RoomyLayer],
+        give_back: Callable[[], None],
+        in_place: EncodingsInPlace | None = None,
+        vacant: torch.Tensor | None = None,
+    ):
         super().__init__(layers=list(layers))
         self._give_back = give_back
+        self.in_place = in_place
+        self._vacant = vacant
+
+    def fill(self) -> None:
+        """Write what was read in place into its columns, where every later step finds it."""
+        if self.in_place is not None:
+            self.in_place.assemble(self._vacant)
+            self.in_place = self._vacant = None
 
     def release(self) -> None:
         """Let others use the memory; the cache is empty from now on."""
         self.layers = []
+        self.in_place = self._vacant = None
         self._give_back()
 
 

@@ -19,6 +19,8 @@ from transformers import (
     TextStreamer,
 )
 
+from shared_context.model.cache import RoomyCache
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -85,10 +87,12 @@ def one_by_one(
         **model_kwargs: hold the cache as ``past_key_values``; one row needs no padding, so there is no mask.
     """
     cache: Cache = model_kwargs["past_key_values"]
+    in_place = cache.in_place if isinstance(cache, RoomyCache) else None
+    unread = {} if in_place is None else {"in_place": in_place}
     while True:
         known = cache.get_seq_length()
         positions = torch.arange(known, input_ids.shape[1], device=input_ids.device)[None]
-        out = model(input_ids[:, known:], position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        out = model(input_ids[:, known:], position_ids=positions, past_key_values=cache, logits_to_keep=1, **unread)
         scores = logits_processor(input_ids, out.logits[:, -1].float())
         if generation_config.do_sample:
             token = torch.multinomial(scores.softmax(-1), 1, generator=generator)
@@ -99,6 +103,10 @@ def one_by_one(
         yield input_ids
         if ended:
             return
+        if unread:
+            # Every further step has one query, which is no work for many small pieces.
+            cache.fill()
+            unread = {}
 
 
 class Words(TextStreamer):

@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from shared_context.kernels import ChunkKV, assemble, rotate_keys
 from shared_context.model.cache import RoomyCache, RoomyLayer
+from shared_context.model.in_place import EncodingsInPlace, Run, split_runs
 
 ATTENTION = "shared_context"
 """The name under which this library's attention is registered with transformers."""
@@ -55,6 +56,7 @@ def attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    in_place: EncodingsInPlace | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention over a cache whose upper layers do not hold the context.
@@ -67,19 +69,27 @@ def attention(
         query: [batch, heads, queries, head_dim].
         key, value: [batch, kv_heads, keys, head_dim].
         attention_mask: additive [batch, 1, queries, columns >= keys], from :func:`additive_mask`; None is causal.
+        in_place: what the first columns of the bottom layers stand for but do not hold; a forward pass of the whole
+            model hands it down to here.
 
     Returns:
         [batch, queries, heads, head_dim] and None (attention weights are never formed).
     """
     batch, heads, queries, head_dim = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
-    if attention_mask is None:
+    group = heads // kv_heads
+    if in_place is not None and module.layer_idx < in_place.layers:
+        key, value = key[:, :, in_place.columns :], value[:, :, in_place.columns :]
+        own = key.shape[2]
+        mask = None if attention_mask is None else attention_mask[..., -own:].repeat(1, 1, group, 1)
+        packed = query.reshape(batch, kv_heads, group * queries, head_dim)
+        out = in_place.attend(module.layer_idx, packed, key, value, mask, scaling).reshape(query.shape)
+    elif attention_mask is None:
         # Without a mask either all of the sequence is here (causal) or one query sees every key.
         out = nn.functional.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, scale=scaling, is_causal=queries > 1, enable_gqa=heads != kv_heads
         )
     else:
-        group = heads // kv_heads
         mask = attention_mask[..., -keys:].expand(batch, 1, queries, keys).repeat(1, 1, group, 1)
         packed = query.reshape(batch, kv_heads, group * queries, head_dim)
         out = nn.functional.scaled_dot_product_attention(
@@ -126,7 +136,13 @@ class PrefixInjection:
         return nullcontext()
 
     def cache(
-        self, contexts: Sequence[ContextKV | None], prefix_kv: torch.Tensor, sink: int, room: int, dtype: torch.dtype
+        self,
+        contexts: Sequence[ContextKV | None],
+        prefix_kv: torch.Tensor,
+        sink: int,
+        room: int,
+        dtype: torch.dtype,
+        queries: int | None = None,
     ) -> RoomyCache:
         """The decoder's cache, filled for a batch: the context's columns, padded on the left, then the prefix's.
 
@@ -139,6 +155,9 @@ class PrefixInjection:
             sink: tokens in front of each chunk while it was encoded.
             room: entries to leave free for the running text and the answer.
             dtype: of the cache.
+            queries: tokens of a first pass that may read the encodings where they lie: what is worth it is left there
+                until the cache's ``fill`` is called, and whoever runs that pass hands the cache's ``in_place`` to the
+                model. For a single context on a processor. None copies everything now.
         """
         _, total_layers, kv_heads, prefix, head_dim = prefix_kv.shape
         width = max((c.entries for c in contexts if c is not None), default=0)
@@ -146,14 +165,19 @@ class PrefixInjection:
         shape = (2, self.layers, batch, kv_heads, width + prefix + room, head_dim)
         memory = self._take_memory(math.prod(shape), dtype, device)
         lower = memory[: math.prod(shape)].view(shape)
+        runs: list[Run] = []
         for row, context in enumerate(contexts):
             # Padding is masked, but what is masked must still be a number.
             lower[:, :, row, :, : width - (context.entries if context is not None else 0)] = 0
             if context is not None:
                 places = context.places or torch.arange(context.entries).split([len(r) for r in context.rows])
                 deltas = [prefix + place - (sink + r) for place, r in zip(places, context.rows, strict=True)]
-                place = lower[:, :, row, :, width - context.entries : width]
-                assemble(context.chunks, context.rows, deltas, self.inv_freq, place)
+                chunks, rows = context.chunks, context.rows
+                if queries is not None and batch == 1 and device.type == "cpu":
+                    # The order of columns is nobody's concern: positions are in the keys.
+                    runs, (chunks, rows, deltas) = split_runs(chunks, rows, deltas, dtype, queries)
+                entries = sum(map(len, rows))
+                assemble(chunks, rows, deltas, self.inv_freq, lower[:, :, row, :, width - entries : width])
         lower[:, :, :, :, width : width + prefix] = prefix_kv[:, : self.layers, None].to(dtype)
         layers = [RoomyLayer(lower[:, i], width + prefix) for i in range(self.layers)]
         upper = torch.empty(
@@ -161,7 +185,11 @@ class PrefixInjection:
         )
         upper[:, :, :, :, :prefix] = prefix_kv[:, self.layers :, None].to(dtype)
         layers += [RoomyLayer(upper[:, i], prefix) for i in range(total_layers - self.layers)]
-        return RoomyCache(layers, partial(self._keep_memory, memory))
+        give_back = partial(self._keep_memory, memory)
+        if not runs:
+            return RoomyCache(layers, give_back)
+        unread = EncodingsInPlace(runs, self.inv_freq)
+        return RoomyCache(layers, give_back, unread, lower[:, :, 0, :, : unread.columns])
 
     def _take_memory(self, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """At least so many elements, with anything in them; on a processor those of an earlier cache.

@@ -405,15 +405,24 @@ class SharedLLMModel:
         scores = [self._score(request, ids) for request, ids in zip(requests, answer_ids, strict=True)]
         return scores[0] if single else scores
 
-    def logits(self, prompt: Prompt, context: Context | None = None) -> torch.Tensor:
-        """Logits [suffix tokens, vocabulary] over a prompt's running text."""
-        return self._logits(_Request(prompt, context, context is not None))
+    def logits(self, prompt: Prompt, context: Context | None = None, *, in_place: bool = False) -> torch.Tensor:
+        """Logits [suffix tokens, vocabulary] over a prompt's running text.
 
-    def _logits(self, request: _Request) -> torch.Tensor:
+        Args:
+            prompt: the running text, behind its prefix.
+            context: what is injected.
+            in_place: read the context as the first step of a stream does, where its encodings lie if that is possible,
+                and not from a copy of them. It makes no difference but of rounding.
+        """
+        return self._logits(_Request(prompt, context, context is not None), in_place)
+
+    def _logits(self, request: _Request, in_place: bool = False) -> torch.Tensor:
         with self._lock, torch.inference_mode():
-            inputs, injected = self._inputs([request], room=0)
-            ids = inputs.pop("input_ids")
-            past = inputs["past_key_values"].get_seq_length()
+            inputs, injected = self._inputs([request], room=0, in_place=in_place)
+            ids, cache = inputs.pop("input_ids"), inputs["past_key_values"]
+            if isinstance(cache, RoomyCache) and cache.in_place is not None:
+                inputs["in_place"] = cache.in_place
+            past = cache.get_seq_length()
             positions = (inputs["attention_mask"].cumsum(-1) - 1)[:, past:]
             with injected:
                 out = self._reader(request)(input_ids=ids[:, past:], position_ids=positions, **inputs)
@@ -547,7 +556,7 @@ class SharedLLMModel:
         """The pieces of one answer; the lock and torch's modes are left between them, for others to compute."""
         clock, words = Clock(), Words(self.tokenizer)
         with self._lock, torch.inference_mode():
-            inputs, injected = self._inputs([request], settings.max_new_tokens)
+            inputs, injected = self._inputs([request], settings.max_new_tokens, in_place=True)
             chance = None if seed is None else torch.Generator(self.device).manual_seed(seed)
             tokens = self._reader(request).generate(
                 **inputs,
@@ -606,8 +615,12 @@ class SharedLLMModel:
         logits = self._logits(_Request(whole, request.context, request.reads))[-len(answer) :].float()
         return torch.nn.functional.cross_entropy(logits, torch.tensor(answer, device=logits.device)).item()
 
-    def _inputs(self, requests: Sequence[_Request], room: int) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _inputs(
+        self, requests: Sequence[_Request], room: int, in_place: bool = False
+    ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         """What the whole model is called with for a batch, and what must be entered meanwhile.
+
+        With ``in_place`` the cache may not hold all of the context yet, see :meth:`PrefixInjection.cache`.
 
         The columns of a batch, whose prompts all have one prefix, are: context, padded on the left; prefix; running
         text, padded on the left.
@@ -624,17 +637,22 @@ class SharedLLMModel:
         padding = self.tokenizer.pad_token_id or 0
         rows, masks = [], []
         for context, text in zip(in_cache, texts, strict=True):
-            shown = context.token_ids.tolist() if context is not None else []
+            shown = context.token_ids if context is not None else torch.zeros(0, dtype=torch.long)
             gaps = width - len(shown), longest - len(text)
-            rows.append([padding] * gaps[0] + shown + list(prefix) + [padding] * gaps[1] + text)
-            masks.append([0] * gaps[0] + [1] * (len(shown) + len(prefix)) + [0] * gaps[1] + [1] * len(text))
+            after = [*prefix, *[padding] * gaps[1], *text]
+            rows.append(torch.cat([torch.full((gaps[0],), padding), shown, torch.tensor(after, dtype=torch.long)]))
+            masks.append(torch.ones_like(rows[-1]))
+            masks[-1][: gaps[0]] = 0
+            masks[-1][width + len(prefix) : width + len(prefix) + gaps[1]] = 0
         inputs: dict[str, Any] = {
-            "input_ids": torch.tensor(rows, device=self.device),
-            "attention_mask": torch.tensor(masks, device=self.device),
+            "input_ids": torch.stack(rows).to(self.device),
+            "attention_mask": torch.stack(masks).to(self.device),
         }
         if prefix or width:
             kv = self._prefix_kv(prefix)
-            inputs["past_key_values"] = self.injection.cache(in_cache, kv, sink, longest + room, self.dtype)
+            inputs["past_key_values"] = self.injection.cache(
+                in_cache, kv, sink, longest + room, self.dtype, longest if in_place else None
+            )
         else:
             inputs["past_key_values"] = DynamicCache()
         return inputs, injected
