@@ -47,6 +47,14 @@ def latency(
         list[Figure] | None, typer.Option("--only", help="Only this; may be given several times. By default all.")
     ] = None,
     model: EvalModelOption = None,
+    adapter: Annotated[
+        str,
+        typer.Option(
+            "--adapter",
+            help="Of the model, in first-token, decoding, ingest and storage: name or folder; auto is the one that "
+            "ships for it, none leaves it untrained.",
+        ),
+    ] = "auto",
     dtype: Annotated[
         str, typer.Option("--dtype", help="Of the model, in first-token, decoding, ingest and storage.")
     ] = "auto",
@@ -78,7 +86,7 @@ def latency(
     asked = read_questions(data)
     texts, questions = list(asked.documents.values()), [question.text for question in asked.questions]
     text = "\n\n".join(texts)
-    reader = load(model, dtype=dtype)
+    reader = load(model, None if adapter == "none" else adapter, dtype)
     sizes = tuple(sorted(context_tokens)) if context_tokens else decoding.CONTEXT_TOKENS
     figures: dict[Figure, Callable[[], Report]] = {
         Figure.first_token: lambda: _first_token(reader, asked, sizes, runs),

@@ -203,7 +203,6 @@ def _setting(model: SharedLLMModel, asked: QuestionSet, questions: Sequence[Ques
     adapter = model.adapter()
     return {
         **model_setting(model),
-        "adapter": adapter.digest,
         "tokens it saw": adapter.config.tokens_seen,
         "documents": len(asked.documents),
         "questions": len(questions),

@@ -211,8 +211,10 @@ def model_setting(model: Any) -> dict[str, Cell]:
     """
     import torch
 
+    adapter = model.adapter()
     return {
         "model": model.name,
+        "adapter": adapter.digest if adapter is not None else "none",
         "injection": f"{model.injection.kind}, {model.compressor.layers} layers",
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),

@@ -151,6 +151,7 @@ def split_runs(
                     left[start:end] = False
         if left.any():
             kept = torch.from_numpy(left)
-            for part, more in zip(rest, (chunk, taken[kept], delta[kept]), strict=True):
-                part.append(more)
+            rest[0].append(chunk)
+            rest[1].append(taken[kept])
+            rest[2].append(delta[kept])
     return runs, rest

@@ -61,7 +61,15 @@ def test_bench_measures_only_what_is_asked_for(questions, tmp_path):
     results = tmp_path / "b.json"
     result = run("bench", "latency", questions, "--only", "storage", "--tokens", 1024, "--json", results)
     assert result.exit_code == 0, result.output
-    assert [report["name"] for report in json.loads(results.read_text())["reports"]] == ["storage"]
+    (report,) = json.loads(results.read_text())["reports"]
+    assert report["name"] == "storage" and report["setting"]["adapter"] != "none"
+
+
+def test_bench_measures_the_untrained_model_where_that_is_asked_for(questions, tmp_path):
+    results = tmp_path / "b.json"
+    options = "--only", "storage", "--tokens", 1024, "--adapter", "none", "--json", results
+    assert run("bench", "latency", questions, *options).exit_code == 0
+    assert json.loads(results.read_text())["reports"][0]["setting"]["adapter"] == "none"
 
 
 def test_bench_without_the_frameworks_says_what_to_install(questions, monkeypatch):
