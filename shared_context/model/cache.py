@@ -67,7 +67,7 @@ class RoomyCache(Cache):
 
     def fill(self) -> None:
         """Write what was read in place into its columns, where every later step finds it."""
-        if self.in_place is not None:
+        if self.in_place is not None and self._vacant is not None:
             self.in_place.assemble(self._vacant)
             self.in_place = self._vacant = None
 

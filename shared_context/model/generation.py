@@ -103,8 +103,8 @@ def one_by_one(
         yield input_ids
         if ended:
             return
-        if unread:
-            # Every further step has one query, which is no work for many small pieces.
+        if isinstance(cache, RoomyCache):
+            # Every further step has one query, too little work to be done in many small pieces.
             cache.fill()
             unread = {}
 

@@ -12,7 +12,7 @@ from shared_context.kernels import ChunkKV, assemble
 
 ROWS_PER_RUN, ROWS_PER_QUERY = 96, 5
 """Rows that could be copied and have their keys turned in the time that reading a run in place costs besides: for its
-calls in every layer, and for each query, which is turned for every run anew. Measured on two cores."""
+calls in every layer, and for each query, which is turned for every run anew. Estimated from times on two cores."""
 
 _flash_attention = torch._scaled_dot_product_flash_attention_for_cpu
 """torch's own attention on a processor, which also gives the logarithm of each softmax's denominator."""
