@@ -53,6 +53,9 @@ T = TypeVar("T")
 AUTO_ADAPTER = "auto"
 """Stands for the adapter that ships for a model, where there is one."""
 
+SEVERAL_ANSWERS = ("num_beams", "num_return_sequences")
+"""Fields of GenerationConfig that ask for more than one answer to be worked on, which no stream does."""
+
 PREFIXES_KEPT = 16
 """Prefixes whose keys and values are kept: one for each system prompt in use."""
 
@@ -335,6 +338,12 @@ class SharedLLMModel:
         settings = self._settings(max_new_tokens, temperature, top_p, top_k, generation_options)
         single, requests = self._requests(prompt, context, formatted, max_new_tokens)
         require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more prompts")
+        if single and all(getattr(settings, option) in (None, 1) for option in SEVERAL_ANSWERS):
+            # As a stream, so that both give the same answer and the same time to its first token.
+            stream = CompletionStream(partial(self._streamed, requests[0], settings, stop, seed))
+            for _ in stream:
+                pass
+            return stream.completion
         # A batch shares the columns of its prefix, so only prompts with the same one run together.
         alike: defaultdict[tuple[tuple[int, ...], bool], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
@@ -372,7 +381,7 @@ class SharedLLMModel:
         single, requests = self._requests(prompt, context, formatted, max_new_tokens)
         if not single:
             raise ConfigError(f"stream() takes one prompt, not a batch of {len(requests)}; use generate().")
-        for option in ("num_beams", "num_return_sequences"):
+        for option in SEVERAL_ANSWERS:
             given = getattr(settings, option)
             require(given in (None, 1), option, given, "a stream has one answer; use complete()")
         return CompletionStream(partial(self._streamed, requests[0], settings, stop, seed))
