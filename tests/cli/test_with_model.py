@@ -245,7 +245,7 @@ def test_chat_without_a_name_leaves_nothing_behind(store, model):
 
 
 def test_inspect_json_covers_each_document(store):
-    shown = run_json("inspect", store, NEWTS, "--budget", 48, "--coarse", "none,none,none,8", "--full")
+    shown = run_json("inspect", store, NEWTS, "--budget", 48, "--coarse", "none,none,none,none,8", "--full")
     assert shown["kv_entries"] <= 48
     seen = {}
     for document in shown["documents"]:
