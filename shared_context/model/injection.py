@@ -54,8 +54,8 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
     dropout: float = 0.0,
+    scaling: float | None = None,
     in_place: EncodingsInPlace | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
