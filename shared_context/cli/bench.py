@@ -32,6 +32,8 @@ class Figure(StrEnum):
     ingest = "ingest"
     storage = "storage"
     memory = "memory"
+    cost = "cost"
+    cost_memory = "cost-memory"
     growth = "growth"
 
 
@@ -56,7 +58,7 @@ def latency(
         ),
     ] = "auto",
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Of the model, in first-token, decoding, ingest and storage.")
+        str, typer.Option("--dtype", help="Of the model, in first-token, decoding, ingest, storage and cost.")
     ] = "auto",
     context_tokens: Annotated[
         list[int] | None,
@@ -64,6 +66,19 @@ def latency(
     ] = None,
     runs: Annotated[int, typer.Option("--runs", help="Questions counted in each place; medians are over these.")] = 5,
     tokens: Annotated[int, typer.Option("--tokens", help="Of the long document of ingest and memory.")] = 131_072,
+    length: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--length", help="Of cost: tokens of the text; several. [8192, 32768 and 131072, as far as --tokens goes]"
+        ),
+    ] = None,
+    read_at_most: Annotated[
+        int,
+        typer.Option(
+            "--read-at-most",
+            help="Of cost: streaming and full attention read so many tokens of a text; the rest is extrapolated.",
+        ),
+    ] = 16_384,
     windows: Annotated[
         int | None,
         typer.Option("--windows", help="Of ingest: prefill so many windows only; the rest is extrapolated."),
@@ -80,7 +95,7 @@ def latency(
 
     What is compared takes turns in one process. Nothing else should run on the machine meanwhile.
     """
-    from shared_context.evaluation import decoding, growth, ingest, memory, storage
+    from shared_context.evaluation import cost, decoding, growth, ingest, memory, storage
     from shared_context.evaluation.questions import read_questions
 
     asked = read_questions(data)
@@ -88,12 +103,15 @@ def latency(
     text = "\n\n".join(texts)
     reader = load(model, None if adapter == "none" else adapter, dtype)
     sizes = tuple(sorted(context_tokens)) if context_tokens else decoding.CONTEXT_TOKENS
+    lengths = length or [n for n in cost.LENGTHS if n <= tokens]
     figures: dict[Figure, Callable[[], Report]] = {
         Figure.first_token: lambda: _first_token(reader, asked, sizes, runs),
         Figure.decoding: lambda: decoding.measure(reader, asked, context_tokens=sizes, runs=runs),
         Figure.ingest: lambda: ingest.measure(reader, text, tokens=tokens, limit=windows),
         Figure.storage: lambda: storage.measure(reader, text, tokens=[n for n in storage.TOKENS if n <= tokens]),
         Figure.memory: lambda: memory.measure(reader.name, text, tokens=tokens, cache_mib=cache_mib),
+        Figure.cost: lambda: cost.measure(reader, asked, lengths=lengths, runs=runs, read_at_most=read_at_most),
+        Figure.cost_memory: lambda: cost.measure_memory(reader.name, asked, lengths=lengths, read_at_most=read_at_most),
         Figure.growth: lambda: growth.measure(
             reader.name, texts, questions, documents=documents or growth.DOCUMENTS, runs=runs
         ),
