@@ -120,19 +120,34 @@ def compression(
         str, typer.Option("--adapter", help="Name or folder of the adapter; auto is the one that ships for the model.")
     ] = "auto",
     part: Annotated[
-        Literal["passages", "grains"] | None,
-        typer.Option("--part", help="One passage at every grain, or mixed grains under a budget; both if left out."),
+        Literal["passages", "grains", "presses"] | None,
+        typer.Option(
+            "--part",
+            help="One passage at every grain; mixed grains under a budget; or kvpress's presses at equal KV entries. "
+            "All if left out.",
+        ),
     ] = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="FILE", help="Of presses: keep results in FILE, and go on from it."),
+    ] = None,
     json_file: JsonFileOption = None,
     html_file: HtmlFileOption = None,
 ) -> None:
     """What does an adapter carry at coarse grains? Right passage, wrong one of the same length, none, as text."""
+    from functools import partial
+
     from shared_context.evaluation import compression as measurement
+    from shared_context.evaluation import presses
 
     reader = load(model, adapter)
-    measures = {"passages": measurement.measure_passages, "grains": measurement.measure_grains}
+    measures = {
+        "passages": measurement.measure_passages,
+        "grains": measurement.measure_grains,
+        "presses": partial(presses.measure, resume=resume),
+    }
     wanted = [part] if part else measures
     finish([measures[one](reader, data, limit=limit, seed=seed) for one in wanted], json_file, html_file)
 

@@ -1,0 +1,461 @@
+"""Presses: kvpress's ways to shrink the KV of a text, against a selection of as many entries over the same passages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
+from shared_context.errors import ConfigError
+from shared_context.evaluation.answers import several_documents
+from shared_context.evaluation.compression import TRAINED, UNTRAINED
+from shared_context.evaluation.ledger import Ledger, reader_identity
+from shared_context.evaluation.metrics import paired_difference, verdict
+from shared_context.evaluation.questions import BETWEEN_PARAGRAPHS, Question, QuestionSet
+from shared_context.evaluation.readers import reading
+from shared_context.evaluation.report import Cell, Report, Table, Target, model_setting
+from shared_context.model.prompt import CONTEXT_FOOTER
+from shared_context.store.embedder import Embedder, load_default_embedder
+
+RATIOS = (2, 4, 8)
+"""Tokens of the context for each KV entry that is kept."""
+
+CONTROL_RATIOS = (4,)
+"""Those at which a wrong context is shown as well."""
+
+PASSAGES = {"gold paragraph": 1, "gold paragraph among four": 4}
+"""Paragraphs of each kind of context."""
+
+SMALLEST_LEAF = 8
+"""Tokens."""
+
+PLAIN_ATTENTION = "sdpa"
+"""transformers' own attention, which kvpress builds on."""
+
+AGNOSTIC, AWARE = "the context only", "context and question"
+"""What a press reads."""
+
+AT_ONCE: Mapping[str, Sequence[str]] = {
+    "ExpectedAttentionPress": (AGNOSTIC, AWARE),
+    "SnapKVPress": (AGNOSTIC, AWARE),
+    "TOVAPress": (AGNOSTIC, AWARE),
+    "KeyDiffPress": (AGNOSTIC,),
+    "KnormPress": (AGNOSTIC,),
+    "StreamingLLMPress": (AGNOSTIC,),
+}
+"""Presses that work on each layer as it is prefilled, and what they are given to read.
+
+A question changes nothing for those that look at keys and places only."""
+
+REPLAYING = "KVzipPress"
+"""A press that reads the context a second time; made to know no question."""
+
+LEFT_OUT = {
+    "DuoAttention, ExpectedAttentionStats, FastKVzip, KVzap, LU-KV, QFilter, RestoreKV, DMS": "need weights or "
+    "statistics that nobody made for this model",
+    "AdaKV, CriticalKV, PyramidKV, ChunkKV, Block, Composed and others around a press": "share out among heads, layers "
+    "or chunks what the measured presses keep; not tried",
+    "CUR, Leverage, Compactor, LagKV, NonCausal, KVgrad, KVCompose, Cap, Merging, Finch": "not tried",
+    "ThinK": "drops channels instead of entries",
+}
+"""What is not measured, and why."""
+
+SELECTED, STRIDED = "selection, best leaves whole", "selection, everything at one grain"
+TEXT, NONE = "the whole text", "none"
+CONTROL = "a wrong context of as many tokens: "
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A question with its context, as token ids.
+
+    Attributes:
+        prefix, context, suffix: of the prompt that a pasted context stands in, in this order.
+        asked: the question alone, as a press that knows it reads it behind the context.
+        answer: the gold answer.
+    """
+
+    prefix: Sequence[int]
+    context: Sequence[int]
+    suffix: Sequence[int]
+    asked: Sequence[int]
+    answer: Sequence[int]
+
+    def budget(self, ratio: int) -> int:
+        """KV entries of the context at a ratio, rounded up."""
+        return -(-len(self.context) // ratio)
+
+
+def prompted(model: SharedLLMModel, question: str, context: str, answer: str) -> Prompted:
+    """The tokens of ``model.score(question, answer, context=context)``."""
+    prompt = model.prompt_format.render([{"role": "user", "content": question}], with_context=True)
+    asked, answer_ids = (
+        model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (CONTEXT_FOOTER + question, answer)
+    )
+    return Prompted(prompt.prefix, model.tokenize(context).ids.tolist(), prompt.suffix, asked, answer_ids)
+
+
+@torch.inference_mode()
+def prefilled(
+    model: nn.Module, ids: Sequence[int], presses: Mapping[Any, Any]
+) -> tuple[dict[Any, DynamicCache], dict[Any, str]]:
+    """Prefill once, and let every press work on each layer as soon as it is there, in a cache of its own.
+
+    A press changes what is kept of a layer after the layer has attended, so that it does not change the prefill, and
+    one prefill serves them all.
+
+    Args:
+        model: the causal language model, which attends as transformers does.
+        ids: what is read.
+        presses: by any name.
+
+    Returns:
+        The caches by name, and why those failed that did.
+    """
+    caches, failed = {name: DynamicCache() for name in presses}, {}
+    positions = torch.arange(len(ids), device=model.device)
+
+    def press_layer(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        for name, press in presses.items():
+            if name in failed:
+                continue
+            own = caches[name]
+            own.update(layer.keys, layer.values, module.layer_idx)
+            try:
+                # transformers passes no positions of the cache on any more, and presses look for them
+                press.forward_hook(
+                    module, args, {**kwargs, "past_key_values": own, "cache_position": positions}, output
+                )
+            except Exception as error:  # whatever a press of another library may raise: it did not run
+                failed[name] = _reason(error)
+
+    layers = model.base_model.layers
+    for press in presses.values():
+        press.post_init_from_model(model)
+    for layer in layers:
+        layer.self_attn.rotary_emb = model.base_model.rotary_emb  # where presses look for it
+    hooks = [layer.self_attn.register_forward_hook(press_layer, with_kwargs=True) for layer in layers]
+    try:
+        model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=DynamicCache())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: cache for name, cache in caches.items() if name not in failed}, failed
+
+
+@torch.inference_mode()
+def score_behind(model: nn.Module, cache: DynamicCache, at: int, of: Prompted) -> float:
+    """Mean negative log-likelihood (nats per token) of the answer behind a prefilled context.
+
+    Args:
+        model: the causal language model.
+        cache: what was kept of the context; it is read on in.
+        at: position of the first token behind the context.
+        of: the question and its answer.
+    """
+    ids = torch.tensor([*of.suffix, *of.answer[:-1]], device=model.device)
+    positions = torch.arange(at, at + len(ids), device=model.device)[None]
+    logits = model(
+        input_ids=ids[None], position_ids=positions, past_key_values=cache, logits_to_keep=len(of.answer)
+    ).logits[0]
+    return nn.functional.cross_entropy(logits.float(), torch.tensor(of.answer, device=logits.device)).item()
+
+
+def pressed(model: nn.Module, kvpress: Any, of: Prompted, ratios: Sequence[int]) -> Iterator[tuple[str, Any, str]]:
+    """What every press makes of a context at every ratio.
+
+    Entries are counted as for a selection: ``budget`` of the context and all of the prefix, which a press may share
+    out as it likes. The question that a press reads has room of its own, and is read once more behind.
+
+    Args:
+        model: the causal language model, which attends as transformers does.
+        kvpress: the package.
+        of: the context and the question.
+        ratios: tokens for each entry kept.
+
+    Yields:
+        A label, the negative log-likelihood of the answer with how many entries are kept of the context, and why it
+        failed where it did.
+    """
+    for reads in (AGNOSTIC, AWARE):
+        ids = [*of.prefix, *of.context, *(of.asked if reads == AWARE else ())]
+        beside = len(ids) - len(of.context)
+        names = [name for name, both in AT_ONCE.items() if reads in both]
+        presses = {
+            (name, ratio): getattr(kvpress, name)(compression_ratio=_share(len(ids), beside + of.budget(ratio)))
+            for name in names
+            for ratio in ratios
+        }
+        caches, failed = prefilled(model, ids, presses)
+        for name, ratio in presses:
+            label = f"{name}|{reads}|{ratio}"
+            if (name, ratio) in failed:
+                yield label, None, failed[name, ratio]
+                continue
+            cache = caches[name, ratio]
+            kept = cache.get_seq_length() - beside
+            yield label, [score_behind(model, cache, len(ids), of), kept], ""
+    ids = [*of.prefix, *of.context]
+    for ratio in ratios:
+        kept = len(of.prefix) + of.budget(ratio)
+        label = f"{REPLAYING}|{AGNOSTIC}|{ratio}"
+        try:
+            press = getattr(kvpress, REPLAYING)(compression_ratio=_share(len(ids), kept))
+            cache = DynamicCache()
+            with torch.inference_mode(), press(model):
+                model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache)
+            # It hides what it drops, head by head, instead of removing it.
+            hidden = sum(len(layer.self_attn.masked_key_indices[0]) for layer in model.base_model.layers)
+            each = hidden / (len(model.base_model.layers) * model.config.num_key_value_heads)
+            yield label, [score_behind(model, cache, len(ids), of), len(ids) - each - len(of.prefix)], ""
+        except Exception as error:  # as above
+            yield label, None, _reason(error)
+        finally:
+            for layer in model.base_model.layers:
+                layer.self_attn.masked_key_indices = None
+
+
+def _share(count: int, kept: int) -> float:
+    """The compression ratio at which kvpress, which rounds down, keeps so many of ``count`` entries."""
+    return max(0.0, 1 - (kept + 0.5) / count)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def measure(
+    model: SharedLLMModel,
+    data: str | Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    resume: str | Path | None = None,
+) -> Report:
+    """Mean negative log-likelihood of the gold answer at equal KV entries: presses of kvpress, and selections.
+
+    Each over the gold paragraph alone and among three others. Presses work on the untrained model.
+
+    Args:
+        model: with an adapter.
+        data: questions; every article is one document.
+        limit: only so many questions, drawn at random.
+        seed: of the drawing.
+        resume: a file that keeps results as they come and from which a run that was stopped goes on.
+
+    Raises:
+        ConfigError: the model has no adapter.
+    """
+    if model.adapter() is None:
+        raise ConfigError("adapter=None: selections are measured with one and without; name one with --adapter.")
+    base = SharedLLMModel.from_pretrained(model.name, adapter=None, dtype=model.dtype)
+    asked, embedder = several_documents(data), load_default_embedder()
+    questions = asked.sample(limit, seed)
+    not_run = dict(LEFT_OUT)
+    try:
+        import kvpress
+
+        logging.getLogger("kvpress").setLevel(logging.ERROR)  # KVzip says of each press made what it costs
+    except ImportError as error:
+        kvpress = None
+        not_run[", ".join([*AT_ONCE, REPLAYING])] = f"{error}: pip install kvpress"
+    settings = {
+        "measurement": "presses",
+        "data": asked.identity,
+        "model": reader_identity(model),
+        "embedder": embedder.name,
+        "kvpress": kvpress is not None,
+        "seed": seed,
+        "limit": limit,
+    }
+    ledger = Ledger(resume, settings)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for kind, count in PASSAGES.items():
+
+        def compute(keys: list[str], kind: str = kind, count: int = count) -> Iterator[dict[str, Any]]:
+            for key in keys:
+                number = int(key.rpartition("|")[2])
+                right, wrong = _contexts(base, asked, questions, number, count)
+                yield _result(model, base, embedder, kvpress, questions[number], right, wrong)
+
+        keys = [f"{kind}|{number}" for number in range(len(questions))]
+        results[kind] = ledger.results(keys, compute, what=kind)
+    for kind, of in results.items():
+        for label in dict.fromkeys(label for one in of for label in one["failed"]):
+            reasons = [one["failed"][label] for one in of if label in one["failed"]]
+            not_run[f"{label.replace('|', ', ')}, {kind}, {len(reasons)} of {len(of)} questions"] = reasons[0]
+    return _report(model, asked, questions, results, not_run, seed)
+
+
+def _contexts(
+    model: SharedLLMModel, asked: QuestionSet, questions: Sequence[Question], number: int, count: int
+) -> tuple[str, str]:
+    """The gold paragraph of a question among ``count``, and as many tokens of paragraphs without it."""
+
+    def paragraph(question: Question) -> str:
+        return asked.documents[question.document][question.passage.start : question.passage.end]
+
+    gold = paragraph(questions[number])
+    # those of questions far from it first
+    far = [questions[(number + len(questions) // 2 + step) % len(questions)] for step in range(len(questions))]
+    others = [text for text in dict.fromkeys(map(paragraph, far)) if text != gold]
+    right = others[: count - 1]
+    right.insert(number % count, gold)
+    whole = BETWEEN_PARAGRAPHS.join(right)
+    elsewhere = BETWEEN_PARAGRAPHS.join(others[count - 1 :])
+    tokens = model.tokenize(elsewhere)
+    end = min(len(model.tokenize(whole)), len(tokens))
+    return whole, elsewhere[: tokens.characters(0, end)[1]]
+
+
+def _result(
+    model: SharedLLMModel,
+    base: SharedLLMModel,
+    embedder: Embedder,
+    kvpress: Any,
+    question: Question,
+    right: str,
+    wrong: str,
+) -> dict[str, Any]:
+    """By label, [negative log-likelihood, entries kept of the context]; and what failed, with the reason."""
+    answer = question.answers[0]
+    scores: dict[str, list[float]] = {
+        f"{NONE}|-|1": [base.score(question.text, answer), 0],
+        f"{TEXT}|{UNTRAINED}|1": [
+            base.score(question.text, answer, context=right),
+            len(prompted(base, question.text, right, answer).context),
+        ],
+    }
+    failed: dict[str, str] = {}
+    for before, context, ratios in (("", right, RATIOS), (CONTROL, wrong, CONTROL_RATIOS)):
+        of = prompted(base, question.text, context, answer)
+        for weights, reader in ((UNTRAINED, base), (TRAINED, model)):
+            for way, ratio, shown in _selections(reader, embedder, context, question.text, of, ratios):
+                nll = reader.score(question.text, answer, context=shown)
+                scores[f"{before}{way}|{weights}|{ratio}"] = [nll, shown.kv_entries]
+        if kvpress is not None:
+            with reading(base, PLAIN_ATTENTION):
+                for label, found, reason in pressed(base.hf_model, kvpress, of, ratios):
+                    if found is None:
+                        failed[before + label] = reason
+                    else:
+                        scores[before + label] = found
+    return {"scores": scores, "failed": failed}
+
+
+def _selections(
+    reader: SharedLLMModel, embedder: Embedder, context: str, question: str, of: Prompted, ratios: Sequence[int]
+) -> Iterator[tuple[str, int, Any]]:
+    """What a store that holds the context shows of it at each ratio.
+
+    A leaf takes half the budget at most: of few entries nothing could be chosen in larger ones.
+    """
+    for ratio in ratios:
+        leaf = SMALLEST_LEAF
+        while 4 * leaf <= of.budget(ratio) and leaf < TreeConfig().leaf_size:
+            leaf *= 2
+        tree = TreeConfig(height=(TreeConfig().chunk_size // leaf).bit_length() - 1)
+        with SharedLLMContextStore(reader, config=StoreConfig(tree=tree), embedder=embedder) as store:
+            store.add(context, id="context")
+            yield SELECTED, ratio, store.select(question, budget=of.budget(ratio))
+            yield STRIDED, ratio, store.select(question, ratio=ratio)
+
+
+def _report(
+    model: SharedLLMModel,
+    asked: QuestionSet,
+    questions: Sequence[Question],
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    not_run: Mapping[str, str],
+    seed: int,
+) -> Report:
+    tables: list[Table] = []
+    targets: list[Target] = []
+    for kind, of in results.items():
+        # a press that failed for a question is not compared
+        labels = [label for label in of[0]["scores"] if all(label in one["scores"] for one in of)]
+        nll = {label: [one["scores"][label][0] for one in of] for label in labels}
+        kept = {label: fmean(one["scores"][label][1] for one in of) for label in labels}
+        ways = dict.fromkeys(tuple(label.split("|")[:2]) for label in labels)
+        best = {
+            ratio: min(
+                (label for label in labels if "Press|" in label and not label.startswith(CONTROL)
+                 and label.endswith(f"|{ratio}")),
+                key=lambda label: fmean(nll[label]),
+                default=None,
+            )
+            for ratio in RATIOS
+        }  # fmt: skip
+        shown = [way for way in ways if not way[0].startswith(CONTROL)]
+        tables.append(
+            Table(
+                f"Over the {kind}: negative log-likelihood of the gold answer, nats per token, and entries kept",
+                ("context", "of the model, or what a press reads", *(f"ratio {r}" for r in RATIOS)),
+                [(*way, *_cells(nll, kept, "|".join(way))) for way in shown],
+            )
+        )
+        pairs, controls = [], []
+        for ratio in RATIOS:
+            ours = [f"{way}|{weights}|{ratio}" for way in (SELECTED, STRIDED) for weights in (TRAINED, UNTRAINED)]
+            if best[ratio] is not None:
+                pairs += [(label, best[ratio]) for label in ours]
+                targets.append(
+                    Target(
+                        f"{SELECTED}, {TRAINED}, over the {kind} at ratio {ratio}, against the best press",
+                        fmean(nll[ours[0]]),
+                        "<=",
+                        fmean(nll[best[ratio]]),
+                    )
+                )
+            if ratio in CONTROL_RATIOS:
+                controls += [(label, CONTROL + label) for label in [*ours, best[ratio]] if label is not None]
+        for title, compared in (("Minus the best press of the same ratio", pairs), ("Minus its own control", controls)):
+            rows = []
+            for first, second in compared:
+                found = paired_difference(nll[first], nll[second], seed=seed)
+                says = verdict(found, more_is_better=False)
+                rows.append((_name(first), _name(second), found.mean, found.low, found.high, says))
+            if rows:
+                columns = ("first", "minus", "difference", "from", "to", "the first is")
+                tables.append(Table(f"Over the {kind}: {title.lower()}, 95% interval", columns, rows))
+    adapter = model.adapter()
+    return Report(
+        "presses",
+        {
+            **model_setting(model),
+            "adapter": adapter.digest,
+            "documents": len(asked.documents),
+            "questions": len(questions),
+        },
+        tables,
+        targets,
+        not_run=not_run,
+        notes=[
+            "At ratio r everybody keeps an r-th of the context's tokens per layer, and the prompt's prefix. Presses "
+            "are kvpress's own with its defaults, on the untrained model; one that reads the question keeps as many "
+            "entries more as the question has tokens. KVzip keeps as many on average over heads and layers. A "
+            "selection that opens whole leaves may stay below the budget. The same model, prompt and answer for all."
+        ],
+    )
+
+
+def _cells(nll: Mapping[str, Sequence[float]], kept: Mapping[str, float], way: str) -> list[Cell]:
+    whole = f"{way}|1"  # what has no ratio
+    if whole in nll:
+        return [f"{fmean(nll[whole]):.3f} ({kept[whole]:.0f})"] * len(RATIOS)
+    labels = [f"{way}|{ratio}" for ratio in RATIOS]
+    return [f"{fmean(nll[label]):.3f} ({kept[label]:.0f})" if label in nll else None for label in labels]
+
+
+def _name(label: str) -> str:
+    way, which, ratio = label.split("|")
+    return f"{way}, {which}, ratio {ratio}"
