@@ -53,8 +53,8 @@ def latency(
         str,
         typer.Option(
             "--adapter",
-            help="Of the model, in first-token, decoding, ingest and storage: name or folder; auto is the one that "
-            "ships for it, none leaves it untrained.",
+            help="Of the model, in first-token, decoding, ingest, storage and cost: name or folder; auto is the one "
+            "that ships for it, none leaves it untrained.",
         ),
     ] = "auto",
     dtype: Annotated[

@@ -427,12 +427,10 @@ def _report(
             if rows:
                 columns = ("first", "minus", "difference", "from", "to", "the first is")
                 tables.append(Table(f"Over the {kind}: {title.lower()}, 95% interval", columns, rows))
-    adapter = model.adapter()
     return Report(
         "presses",
         {
             **model_setting(model),
-            "adapter": adapter.digest,
             "documents": len(asked.documents),
             "questions": len(questions),
         },
