@@ -48,8 +48,8 @@ report: $(STAMP)  ## measure on the sample data and make build/report.html, in a
 	@$(BIN)/shared-context eval retrieval $(QUESTIONS) --json build/retrieval.json
 	@$(BIN)/shared-context eval answers $(QUESTIONS) --limit 20 --json build/answers.json
 	@$(BIN)/shared-context eval needle examples/data/handbook.md --length 1024 --length 4096 --trials 1 --json build/needle.json
-	@$(BIN)/shared-context bench latency $(QUESTIONS) --runs 3 --tokens 32768 --documents 100 --documents 1000 \
-		--json build/latency.json
+	@$(BIN)/shared-context bench latency $(QUESTIONS) --runs 3 --tokens 32768 --length 8192 \
+		--documents 100 --documents 1000 --json build/latency.json
 	@$(BIN)/shared-context report --together $(MEASURED:%=build/%.json) --html build/report.html
 
 clean:  ## remove the environment and everything else that was generated here
