@@ -273,6 +273,7 @@ def measure(
         "data": asked.identity,
         "model": reader_identity(model),
         "embedder": embedder.name,
+        "store": repr(StoreConfig()),
         "kvpress": kvpress is not None,
         "seed": seed,
         "limit": limit,
