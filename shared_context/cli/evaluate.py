@@ -36,6 +36,13 @@ EvalModelOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only N questions, drawn at random.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn; the same seed, the same result.")]
+AdapterOption = Annotated[
+    str,
+    typer.Option(
+        "--adapter",
+        help="Name or folder of the adapter; auto is the one that ships for the model, none leaves it untrained.",
+    ),
+]
 JsonFileOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the results to FILE too, as JSON.")
 ]
@@ -156,12 +163,25 @@ def compression(
 def needle(
     text: Annotated[
         Path,
-        typer.Argument(metavar="TEXT", help="A text file whose sections make the haystacks.", show_default=False),
+        typer.Argument(
+            metavar="TEXT",
+            help="What the haystacks are made of: a text file, or JSONL with a text on each line.",
+            show_default=False,
+        ),
     ],
     model: EvalModelOption = None,
+    adapter: AdapterOption = "auto",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            help="single, multi-key, multi-value, key-value or 'variable tracking'; several. [all of them]",
+        ),
+    ] = None,
     length: Annotated[
         list[int] | None, typer.Option("--length", help="Tokens of a haystack; several. [1024, 4096 and 16384]")
     ] = None,
+    depths: Annotated[int, typer.Option("--depths", min=2, help="Depths of a needle, evenly spaced.")] = 5,
     trials: Annotated[int, typer.Option("--trials", help="Haystacks for each task, length and depth.")] = 2,
     budget: Annotated[int, typer.Option("--budget", help="KV entries of a selection.")] = 256,
     seed: SeedOption = 0,
@@ -171,11 +191,18 @@ def needle(
 ) -> None:
     """Is a needle found and named, by depth and length? Single, several keys or values, key-value, variables."""
     from shared_context.evaluation import needle as measurement
+    from shared_context.evaluation.long_text import read_texts
 
-    haystack = text.read_text(encoding="utf-8")
-    lengths = tuple(sorted(length)) if length else measurement.LENGTHS
     report = measurement.measure(
-        load(model), haystack, lengths=lengths, trials=trials, budget=budget, seed=seed, resume=resume
+        load(model, adapter),
+        "\n\n".join(read_texts(text)),
+        lengths=tuple(sorted(length)) if length else measurement.LENGTHS,
+        depths=[step / (depths - 1) for step in range(depths)],
+        tasks=tuple(task) if task else measurement.TASKS,
+        trials=trials,
+        budget=budget,
+        seed=seed,
+        resume=resume,
     )
     finish([report], json_file, html_file)
 
@@ -217,11 +244,11 @@ def language_model(
 
 
 def load(name: str | None, adapter: str | None = "auto", dtype: str = "auto") -> SharedLLMModel:
-    """The model named, or the default one, with an adapter."""
+    """The model named, or the default one, with an adapter; None and "none" load none."""
     from shared_context.model.pretrained import DEFAULT_MODEL
 
     output.silence_libraries()
-    return session.load_model(name or DEFAULT_MODEL, adapter, dtype)
+    return session.load_model(name or DEFAULT_MODEL, None if adapter == "none" else adapter, dtype)
 
 
 def finish(reports: Sequence[Report], json_file: Path | None, html_file: Path | None) -> None:

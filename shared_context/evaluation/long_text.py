@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 from shared_context import SharedLLMModel
 from shared_context.config import require
+from shared_context.errors import DocumentError
+from shared_context.evaluation.questions import json_lines
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """The texts of a file of JSON lines with a ``text`` each (also ``.gz``), or the one text of any other file.
+
+    Raises:
+        DocumentError: the file is none of both.
+    """
+    path = Path(path)
+    try:
+        if path.name.endswith((".jsonl", ".jsonl.gz")):
+            return [row["text"] for row in json_lines(path)]
+        return [path.read_text(encoding="utf-8")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DocumentError(
+            f"{path} is neither UTF-8 text nor lines of JSON with a text each: {error!r}. Give one of both."
+        ) from error
 
 
 def repeat_to(model: SharedLLMModel, text: str, tokens: int) -> str:

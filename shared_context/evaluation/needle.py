@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -12,11 +13,13 @@ from statistics import fmean
 import numpy as np
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context.config import one_of
 from shared_context.evaluation.ledger import Ledger, reader_identity
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.metrics import containment, holds_a_span, mean_with_interval
 from shared_context.evaluation.needle_tasks import AT_A_DEPTH, TASKS, Needles, Task, make_needles
 from shared_context.evaluation.questions import Span
+from shared_context.evaluation.remembering import RememberingEmbedder
 from shared_context.evaluation.report import HeatMap, Part, Report, Table, model_setting
 from shared_context.store.embedder import load_default_embedder
 
@@ -53,6 +56,14 @@ class Cell:
         """Names the cell."""
         return f"{self.task}|{self.length}|{self.depth}|{self.trial}"
 
+    def chance(self, seed: int) -> np.random.Generator:
+        """Draws names and numbers: those of a cell do not depend on which other cells are measured.
+
+        Lockers alone are the same at all depths, where only another one is asked for.
+        """
+        depth = None if self.task == "key-value" else self.depth
+        return np.random.default_rng([seed, *replace(self, depth=depth).key.encode()])
+
 
 def measure(
     model: SharedLLMModel,
@@ -81,6 +92,8 @@ def measure(
         seed: of names, numbers and the intervals.
         resume: a file that keeps results as they come and from which a run that was stopped goes on.
     """
+    for task in tasks:
+        one_of("task", task, Task)
     cells = {
         cell.key: cell
         for task, length in product(tasks, lengths)
@@ -88,7 +101,7 @@ def measure(
         for trial in range(trials)
         for cell in [Cell(task, length, depth, trial)]
     }
-    embedder = load_default_embedder()
+    embedder, tokenize = RememberingEmbedder(load_default_embedder()), cache(model.tokenize)
     haystacks = {length: repeat_to(model, text, length) for length in lengths}
     settings = {"measurement": "needle", "model": reader_identity(model), "embedder": embedder.name, "budget": budget,
                 "seed": seed, "text": hashlib.sha256(text.encode()).hexdigest()[:16]}  # fmt: skip
@@ -97,16 +110,18 @@ def measure(
         results = []
         for key in keys:
             cell = cells[key]
-            # A cell's names and numbers do not depend on which other cells are measured.
-            rng = np.random.default_rng([seed, *key.encode()])
             depth = 0.0 if cell.depth is None else cell.depth
-            needles = make_needles(cell.task, haystacks[cell.length], depth, rng, model.count_tokens, cell.length)
-            with SharedLLMContextStore(model, embedder=embedder) as store:
+            needles = make_needles(cell.task, haystacks[cell.length], depth, cell.chance(seed), tokenize)
+            # The same store for all: what the needles leave as it was is neither embedded nor encoded again.
+            if "haystack" in store:
+                store.update("haystack", needles.text)
+            else:
                 store.add(needles.text, id="haystack")
-                results.append(_result(store, needles, budget))
+            results.append(_result(store, needles, budget))
         return results
 
-    results = Ledger(resume, settings).results(list(cells), compute, what="needle")
+    with SharedLLMContextStore(model, embedder=embedder) as store:
+        results = Ledger(resume, settings).results(list(cells), compute, what="needle")
     by_cell = dict(zip(cells.values(), results, strict=True))
     return Report(
         "needle",

@@ -165,7 +165,7 @@ def _gold(context: str, passage: Span, answers: Iterable[Mapping[str, Any]]) -> 
 def _read_rows(path: Path, unit: Unit) -> QuestionSet:
     builder = _Builder()
     asked = []
-    for row in _rows(path):
+    for row in json_lines(path):
         given = row["passages"] if "passages" in row else [row["passage"]]
         passages = []
         for one in given:
@@ -183,7 +183,7 @@ def _read_folder(path: Path) -> QuestionSet:
     file = next((path / name for name in QUESTION_FILES if (path / name).exists()), None)
     if file is None:
         raise DocumentError(f"{path} has no question file: add one of {', '.join(QUESTION_FILES)}")
-    rows = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else list(_rows(file))
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else list(json_lines(file))
     documents = load_documents(path, max_bytes=StoreConfig().max_document_bytes)
     texts = {Path(document.id).relative_to(path).as_posix(): document.text for document in documents}
     whole = {id: Span(id, 0, len(text)) for id, text in texts.items()}
@@ -220,7 +220,8 @@ class _Builder:
         return {id: BETWEEN_PARAGRAPHS.join(parts) for id, parts in self.parts.items()}
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, also compressed (``.gz``)."""
     content = path.read_bytes()
     lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]

@@ -16,6 +16,7 @@ from shared_context.config import Policy, StoreConfig, TreeConfig
 from shared_context.evaluation.ledger import Ledger
 from shared_context.evaluation.metrics import holds_a_span, mean_with_interval, paired_difference, verdict
 from shared_context.evaluation.questions import Question, Span, Unit, read_questions
+from shared_context.evaluation.remembering import RememberingEmbedder
 from shared_context.evaluation.report import (
     Lines,
     Point,
@@ -102,7 +103,7 @@ def measure(
         resume: a file that keeps results as they come and from which a run that was stopped goes on.
     """
     asked = read_questions(data, unit)
-    embedder = _Remembering(load_default_embedder())
+    embedder = RememberingEmbedder(load_default_embedder())
     not_run: dict[str, str] = {}
     tree = TreeConfig()
     large = StoreConfig(tree=TreeConfig(chunk_size=tree.chunk_size, height=tree.height - 1))
@@ -216,19 +217,6 @@ def _rank(rag: ChunkedRAG, ranking: Ranking, fused: int | None) -> Callable[[str
         }
 
     return show
-
-
-class _Remembering:
-    """An embedder that embeds a question once, however many ways ask for it."""
-
-    def __init__(self, embedder: Embedder):
-        self.name, self.dimension, self._embedder = embedder.name, embedder.dimension, embedder
-        self._last: tuple[list[str], np.ndarray] | None = None
-
-    def encode(self, texts: list[str]) -> np.ndarray:
-        if self._last is None or self._last[0] != texts:
-            self._last = (list(texts), self._embedder.encode(texts))
-        return self._last[1]
 
 
 # ---- the report
