@@ -126,8 +126,9 @@ class StoreConfig:
         code_size: dimensions of a token code; a code takes one byte per dimension and two for its scale.
         neighbour_weight: share of each neighbouring leaf's score that is added to a leaf's own, because an answer
             and what it is recognised by often lie on both sides of a leaf's edge. 0 scores every leaf alone.
-        floor: share of the best leaf's score, counted from the mean, below which no leaf is opened although the budget
-            would allow it. What a question does not need dilutes what it does: see docs/figures.md.
+        floor: share of the best leaf's score, counted from the mean, below which no leaf but the best one's
+            neighbours is opened although the budget would allow it; 1 opens the best alone. What a question does not
+            need dilutes what it does: see docs/figures.md.
         max_document_bytes: larger documents are refused (bytes of UTF-8).
     """
 

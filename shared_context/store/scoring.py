@@ -111,18 +111,31 @@ FLOOR_LEAVES = 32
 """Among fewer leaves the mean says too little of what a question does not need, and there is no floor."""
 
 
-def above_floor(scores: torch.Tensor, floor: float) -> torch.Tensor:
+def above_floor(scores: torch.Tensor, floor: float, document: np.ndarray) -> torch.Tensor:
     """Scores in which leaves below a share of the best one are minus infinity, so that no search opens them.
 
+    The leaves on both sides of the best keep their scores, unless the floor is 1: what it says may begin before it or
+    go on behind it, in words that have nothing in common with the query.
+
     Args:
-        scores: [chunks, leaves]; minus infinity where there is no leaf.
-        floor: the share, counted from the mean: at 0.4 a leaf must reach 40% of what the best is above it.
+        scores: [chunks, leaves], chunks in the order of documents and of their text; minus infinity where there is no
+            leaf.
+        floor: the share, counted from the mean: at 0.4 a leaf must reach 40% of what the best is above it; at 1 nothing
+            but the best is opened.
+        document: key of each chunk's document, [chunks].
     """
-    there = scores[scores.isfinite()]
+    flat = scores.flatten()
+    there = flat.isfinite().nonzero()[:, 0]
     if floor == 0 or len(there) < FLOOR_LEAVES:
         return scores
-    mean = there.mean()
-    return scores.masked_fill(scores < mean + floor * (there.max() - mean), -torch.inf)
+    present = flat[there]
+    mean, best = present.mean(), int(present.argmax())
+    above = present >= mean + floor * (present[best] - mean)
+    of = document[there.numpy(force=True) // scores.shape[1]]
+    for beside in (best - 1, best + 1) if floor < 1 else ():
+        if 0 <= beside < len(of) and of[beside] == of[best]:
+            above[beside] = True
+    return flat.index_fill(0, there[~above], -torch.inf).view_as(scores)
 
 
 def by_level(leaf_scores: torch.Tensor) -> list[np.ndarray]:

@@ -524,8 +524,9 @@ class SharedLLMContextStore:
             coarse: ratios of unopened nodes by level, root first; None is the configuration's (for split_and_search,
                 where that shows nothing, the paper's).
             fine: ratio of opened leaves; None is the configuration's.
-            floor: share of the best leaf's score below which best_first opens none; 0 spends the whole budget, None
-                is the configuration's. Without effect among few leaves, or where the budget holds all of them.
+            floor: share of the best leaf's score below which best_first opens none but the best one's neighbours; 0
+                spends the whole budget, 1 opens the best alone, None is the configuration's. Without effect among few
+                leaves, or where the budget holds all of them.
             filters: of metadata, see :func:`~shared_context.store.filters.compile_filter`.
             doc_ids: only these documents.
             prefilter: only so many documents, those nearest to the query by embedding.
@@ -726,7 +727,8 @@ class SharedLLMContextStore:
             scored = self._score(index, query, keys, policy, smooth=policy != "last_token")
             worth_opening = scored.levels
             if any(total > budget for total in accumulate(kv_entries(t.length, tree.fine) for t in scored.trees)):
-                worth_opening = by_level(above_floor(scored.leaves, floor))
+                of = np.array([key for key, _ in scored.places])
+                worth_opening = by_level(above_floor(scored.leaves, floor, of))
             # Where nothing that is worth it fits, what does fit is better than nothing.
             cuts = expand_under_budget(
                 scored.trees, worth_opening, tree.coarse, tree.fine, budget

@@ -16,7 +16,8 @@ def test_a_higher_floor_shows_less_and_always_the_best(handbook_store):
     entries = [selection.kv_entries for selection in shown]
     assert entries == sorted(entries, reverse=True)
     assert entries[0] == 1024 > entries[-1] == handbook_store.config.tree.leaf_size
-    for fewer, more in zip(shown[1:], shown, strict=False):
+    # Without a floor, others that score more than the best one's neighbours may take their room.
+    for fewer, more in zip(shown[2:], shown[1:], strict=False):
         assert set(fewer.nodes) <= set(more.nodes)
     assert all("Kalymnos" in selection.text for selection in shown)
 
@@ -29,9 +30,33 @@ def test_the_default_is_the_configurations(model, handbook_store):
 
 def test_few_leaves_have_no_floor(handbook_store):
     scores = torch.linspace(0, 1, FLOOR_LEAVES - 1)[None]
-    assert above_floor(scores, 0.9) is scores
+    assert above_floor(scores, 0.9, np.zeros(1)) is scores
     enough = torch.linspace(0, 1, FLOOR_LEAVES)[None]
-    assert above_floor(enough, 0.9).isneginf().sum() > FLOOR_LEAVES / 2
+    assert above_floor(enough, 0.9, np.zeros(1)).isneginf().sum() > FLOOR_LEAVES / 2
+
+
+def test_the_neighbours_of_the_best_leaf_are_exempt_within_its_document():
+    chunks = torch.zeros(FLOOR_LEAVES // 4 + 1, 8)
+    chunks[2:, 4:] = -torch.inf  # documents of one chunk, the last half of which has no leaves
+    chunks[1, 0] = 1.0
+    document = np.array([0, 0, *range(1, len(chunks) - 1)])
+    kept = above_floor(chunks, 0.9, document).isfinite()
+    assert kept.nonzero().tolist() == [[0, 7], [1, 0], [1, 1]]
+    chunks[1, 0], chunks[2, 3] = 0.0, 1.0
+    assert above_floor(chunks, 0.9, document).isfinite().nonzero().tolist() == [[2, 2], [2, 3]]
+    assert above_floor(chunks, 1.0, document).isfinite().nonzero().tolist() == [[2, 3]]
+
+
+def test_a_fact_across_the_edge_of_a_leaf_is_shown_whole(model):
+    filler = "The path leads along the river and over the hill. " * 600
+    ids = model.tokenize(filler)
+    fact = " The locker of Hedwig R. Corvin opens with the number 48213."
+    size = model.count_tokens(fact)
+    start = 2048 - size + 3  # its last three tokens, digits of the number, begin another leaf and chunk
+    text = filler[: ids.bounds[start]] + fact + filler[ids.bounds[start] :]
+    store = SharedLLMContextStore(model)
+    store.add(text, id="text")
+    assert fact in store.select("Which number opens the locker of Hedwig R. Corvin?", budget=1024).text
 
 
 def test_a_floor_outside_its_range_is_refused():
