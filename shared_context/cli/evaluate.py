@@ -209,18 +209,21 @@ def needle(
 
 @app.command(name="language-model", epilog=output.EXIT_CODES)
 def language_model(
-    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file that is read.", show_default=False)],
-    other: Annotated[
-        Path,
+    texts: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="OTHER", help="A text file that has nothing to do with it: the control.", show_default=False
+            metavar="TEXT...",
+            help="What is read: text files, or JSONL with a text on each line; two texts or more, for each one's "
+            "control is the next.",
+            show_default=False,
         ),
     ],
     model: EvalModelOption = None,
+    adapter: AdapterOption = "auto",
     length: Annotated[
-        list[int] | None, typer.Option("--length", help="Tokens of context; several. [1024 to 131072]")
+        list[int] | None, typer.Option("--length", help="Tokens of context; several. [3072 to 130048]")
     ] = None,
-    places: Annotated[int, typer.Option("--places", help="Where in the text, evenly spaced.")] = 8,
+    places: Annotated[int, typer.Option("--places", min=1, help="Where in each text, evenly spaced.")] = 2,
     budget: Annotated[int, typer.Option("--budget", help="KV entries of a selection.")] = 1024,
     seed: SeedOption = 0,
     resume: ResumeOption = None,
@@ -229,11 +232,11 @@ def language_model(
 ) -> None:
     """How likely is running text, by how much of what stands before it is in the store? Right, wrong, none."""
     from shared_context.evaluation import language_model as measurement
+    from shared_context.evaluation.long_text import read_texts
 
-    texts = [path.read_text(encoding="utf-8") for path in (text, other)]
     report = measurement.measure(
-        load(model),
-        *texts,
+        load(model, adapter),
+        [text for path in texts for text in read_texts(path)],
         lengths=tuple(length) if length else measurement.LENGTHS,
         places=places,
         budget=budget,

@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
-from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context import Document, Selection, SharedLLMContextStore, SharedLLMModel
 from shared_context.config import require
-from shared_context.errors import WindowExceededError
 from shared_context.evaluation.ledger import Ledger, reader_identity
-from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.metrics import mean_with_interval, paired_difference, verdict
-from shared_context.evaluation.report import Cell, Lines, Point, Report, Series, Table, model_setting
+from shared_context.evaluation.report import Cell, Lines, Point, Report, Series, Table, Target, model_setting
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.embedder import Embedder, load_default_embedder
 
-LENGTHS = (1024, 4096, 16_384, 65_536, 131_072)
-"""Tokens of the context."""
+LENGTHS = (3072, 7168, 15_360, 31_744, 64_512, 130_048)
+"""Tokens of the context: with the running text 4K to 128K."""
 
-PLACES = 8
+PLACES = 2
+"""Places of each text that are measured."""
+
 LEAD = 128
 """Tokens before the running text that stand in the prompt, and that the context is searched with."""
 
-RUNNING = 256
+RUNNING = 1024
 """Tokens whose likelihood is measured."""
 
 BUDGET = 1024
 
 PROMPT = "Go on with this text:\n\n{lead}"
 
-RIGHT, WRONG, NONE, FULL = (
+PROMPT_ROOM = 128
+"""Tokens of the window that are kept free for the prompt's own words when a context is pasted."""
+
+NEARLY_ALL = 0.9
+"""Share of a context that must fit the window for full attention over the rest to stand for it."""
+
+NEARBY = 8
+"""Tokens by which the beginning of a context may be moved."""
+
+FROM, FALL = 7168, 0.9
+"""From this length on the gain shall not fall below this share of what it is there."""
+
+RIGHT, WRONG, NONE, FULL, FULL_WRONG = (
     "what stands before, selected and injected",
     "control: another text, selected and injected",
     "nothing but the lead",
-    "what stands before, pasted whole: full attention",
+    "what stands before, pasted: full attention",
+    "control: another text, pasted: full attention",
 )
 
 
 def measure(
     model: SharedLLMModel,
-    text: str,
-    other: str,
+    texts: Sequence[str],
     *,
     lengths: Sequence[int] = LENGTHS,
     places: int = PLACES,
@@ -53,49 +67,51 @@ def measure(
 ) -> Report:
     """Mean negative log-likelihood of running text, nats per token, by tokens of context.
 
-    At each place the prompt holds a short lead, and the context is the text before it, or as much of another text.
+    At each place the prompt holds a short lead, and the context is what stands before it: as much of it as there is KV
+    budget for, selected with the lead as the query. The control is selected with the same lead from as much of the
+    next text, and has exactly as many KV entries.
 
     Args:
         model: reads; MiniLM embeds.
-        text: what is read.
-        other: a text that has nothing to do with it; its sections are repeated where it is too short.
-        lengths: tokens of the context; those that the text is too short for are reported as not run.
-        places: where in the text, evenly spaced.
+        texts: what is read, two or more; the last one's control is the first.
+        lengths: tokens of the context; those that a text is too short for are reported as not run.
+        places: where in each text, evenly spaced.
         budget: KV entries of a selection.
         seed: of the intervals.
         resume: a file that keeps results as they come and from which a run that was stopped goes on.
     """
-    read = _Text(text, model.tokenize(text))
-    count = len(read.tokens)
+    require(len(texts) >= 2, "texts", len(texts), "must be two or more: each one's control is another")
+    read = [_Text(text, model.tokenize(text)) for text in texts]
+    count = min(len(text.tokens) for text in read)
     able = [length for length in sorted(lengths) if length + LEAD + RUNNING <= count]
-    require(bool(able), "lengths", tuple(lengths), f"the text has {count:,} tokens only")
-    first, last = able[-1] + LEAD, count - RUNNING
-    ends = sorted({first + (last - first) * place // max(1, places - 1) for place in range(places)})
-    repeated, embedder = repeat_to(model, other, able[-1]), load_default_embedder()
-    elsewhere = _Text(repeated, model.tokenize(repeated))
+    require(bool(able), "lengths", tuple(lengths), f"the shortest text has {count:,} tokens only")
+    embedder = load_default_embedder()
     settings = {
         "measurement": "language-model",
-        "texts": [hashlib.sha256(one.encode()).hexdigest()[:16] for one in (text, other)],
+        "texts": [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts],
         "model": reader_identity(model),
         "embedder": embedder.name,
         "lengths": able,
+        "places": places,
         "budget": budget,
     }
+    keys = {f"{place}|{number}": (place, number) for place in range(places) for number in range(len(texts))}
+    with _Stores(model, embedder, read, able, places) as stores:
 
-    def compute(keys: list[str]) -> list[dict[str, float]]:
-        return [_result(model, embedder, read, elsewhere, int(key), able, budget) for key in keys]
+        def compute(keys_now: list[str]) -> list[dict[str, float]]:
+            return [_result(model, stores, *keys[key], able, budget) for key in keys_now]
 
-    results = Ledger(resume, settings).results([str(end) for end in ends], compute, what="language model")
-    not_run = {f"{n:,} tokens": f"the text has {count:,} tokens only" for n in sorted(lengths) if n not in able}
+        results = Ledger(resume, settings).results(list(keys), compute, what="language model")
+    not_run = {f"{n:,} tokens": f"a text has {count:,} tokens only" for n in sorted(lengths) if n not in able}
     setting = {
         **model_setting(model),
         "embedder": embedder.name,
-        "tokens of the text": count,
-        "places": len(ends),
+        "texts": len(texts),
+        "places of each": places,
         "running tokens": RUNNING,
         "budget": budget,
     }
-    return _report(setting, results, able, not_run, seed)
+    return _report(setting, results, able, _pasted_most(model), not_run, seed)
 
 
 @dataclass(frozen=True)
@@ -106,48 +122,125 @@ class _Text:
     tokens: TokenizedText
 
     def between(self, start: int, end: int) -> str:
-        """The characters of tokens ``[start, end)``, as far as there are any."""
-        return self.text[slice(*self.tokens.characters(max(0, start), min(end, len(self.tokens))))]
+        """The characters of tokens ``[start, end)``."""
+        return self.text[slice(*self.tokens.characters(start, end))]
+
+    def start(self, end: int, tokens: int, model: SharedLLMModel) -> int:
+        """Where a part of so many tokens begins, counted on their own, so that all its leaves but the last are whole.
+
+        A word that is cut in two may be read as another number of tokens; then the part begins a few tokens away.
+        """
+        near = (end - tokens + step for step in sorted(range(-NEARBY, NEARBY + 1), key=abs))
+        able = [start for start in near if start >= 0]
+        exact = (start for start in able if len(model.tokenize(self.between(start, end))) == tokens)
+        return next(exact, able[0])
+
+    def place(self, number: int, places: int, longest: int) -> int:
+        """Token with which the running text begins, at the ``number``-th of so many places."""
+        first, last = longest + LEAD, len(self.tokens) - RUNNING
+        return first + (last - first) * number // max(1, places - 1)
+
+
+class _Stores:
+    """Stores of what stands before the places of the texts; the two that were asked for last are kept.
+
+    A store has the longest context in parts, so that the shorter contexts are its last parts: document ``n`` ends
+    where the n-th length ends, counted backwards from the lead.
+    """
+
+    def __init__(
+        self,
+        model: SharedLLMModel,
+        embedder: Embedder,
+        texts: Sequence[_Text],
+        lengths: Sequence[int],
+        places: int,
+    ):
+        self.texts, self._places = texts, places
+        self._model, self._embedder, self._lengths = model, embedder, lengths
+        self._open: OrderedDict[tuple[int, int], SharedLLMContextStore] = OrderedDict()
+
+    def begin(self, place: int, number: int) -> int:
+        """Token of a text with which its lead begins."""
+        return self.texts[number].place(place, self._places, self._lengths[-1]) - LEAD
+
+    def at(self, place: int, number: int) -> SharedLLMContextStore:
+        """The store of what stands before a place of a text."""
+        store = self._open.pop((place, number), None)
+        if store is None:
+            while len(self._open) > 1:
+                self._open.popitem(last=False)[1].close()
+            store = SharedLLMContextStore(self._model, embedder=self._embedder)
+            end, text = self.begin(place, number), self.texts[number]
+            parts = []
+            for near, far in pairwise((0, *self._lengths)):
+                start = text.start(end, far - near, self._model)
+                parts.append(Document(text.between(start, end), str(far)))
+                end = start
+            store.add(reversed(parts))
+        self._open[place, number] = store
+        return store
+
+    def __enter__(self) -> _Stores:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for store in self._open.values():
+            store.close()
 
 
 def _result(
-    model: SharedLLMModel,
-    embedder: Embedder,
-    read: _Text,
-    other: _Text,
-    place: int,
-    lengths: Sequence[int],
-    budget: int,
+    model: SharedLLMModel, stores: _Stores, place: int, number: int, lengths: Sequence[int], budget: int
 ) -> dict[str, float]:
-    """NLL at one place by way and length; full attention only where it fits the window."""
-    begin = place - LEAD
-    lead, running = read.between(begin, place), read.between(place, place + RUNNING)
+    """NLL at one place by way and length; full attention only where nearly all fits the window."""
+    other = (number + 1) % len(stores.texts)
+    begin, elsewhere = stores.begin(place, number), stores.begin(place, other)
+    read, unrelated = stores.texts[number], stores.texts[other]
+    lead = read.between(begin, begin + LEAD)
+    running = read.between(begin + LEAD, begin + LEAD + RUNNING)
     prompt = PROMPT.format(lead=lead)
     result = {NONE: model.score(prompt, running)}
     for length in lengths:
-        contexts = {RIGHT: read.between(begin - length, begin), WRONG: other.between(0, length)}
-        for way, context in contexts.items():
-            with SharedLLMContextStore(model, embedder=embedder) as store:
-                store.add(context, id="context")
-                selection = store.select(lead, budget=budget)
-                result[f"{way}|{length}"] = model.score(prompt, running, context=selection)
-        with contextlib.suppress(WindowExceededError):
-            result[f"{FULL}|{length}"] = model.score(prompt, running, context=contexts[RIGHT])
+        parts = [str(part) for part in lengths if part <= length]
+        right, wrong = _as_large(stores.at(place, number), stores.at(place, other), lead, parts, budget)
+        result[f"{RIGHT}|{length}"] = model.score(prompt, running, context=right)
+        result[f"{WRONG}|{length}"] = model.score(prompt, running, context=wrong)
+        pasted = min(length, _pasted_most(model))
+        if pasted >= NEARLY_ALL * length:
+            for way, text, at in (FULL, read, begin), (FULL_WRONG, unrelated, elsewhere):
+                result[f"{way}|{length}"] = model.score(prompt, running, context=text.between(at - pasted, at))
     return result
+
+
+def _as_large(
+    right: SharedLLMContextStore, wrong: SharedLLMContextStore, query: str, parts: Sequence[str], budget: int
+) -> tuple[Selection, Selection]:
+    """A selection of each store, of exactly as many KV entries: the right one as anyone would make it."""
+    while True:
+        chosen = right.select(query, budget=budget, doc_ids=parts)
+        control = wrong.select(query, budget=chosen.kv_entries, doc_ids=parts, floor=0.0)
+        if control.kv_entries == chosen.kv_entries:
+            return chosen, control
+        budget = control.kv_entries  # a text's last leaf is shorter than the others and fits where they do not
+
+
+def _pasted_most(model: SharedLLMModel) -> int:
+    """Tokens of a context that can be pasted."""
+    return model.context_window - RUNNING - LEAD - PROMPT_ROOM
 
 
 def _report(
     setting: Mapping[str, Cell],
     results: Sequence[Mapping[str, float]],
     lengths: Sequence[int],
+    pasted_most: int,
     not_run: dict[str, str],
     seed: int,
 ) -> Report:
-    keys = [key for key in results[0] if all(key in result for result in results)]
-    nll = {key: [result[key] for result in results] for key in keys}
+    nll = {key: [result[key] for result in results] for key in results[0]}
     series = {
         way: [_point(n, nll[key], seed) for n in lengths for key in (f"{way}|{n}", way) if key in nll]
-        for way in (RIGHT, WRONG, NONE, FULL)
+        for way in (RIGHT, WRONG, NONE, FULL, FULL_WRONG)
     }
     outside = [f"{length:,}" for length in lengths if f"{FULL}|{length}" not in nll]
     if outside:
@@ -160,6 +253,16 @@ def _report(
         if key in nll
         for gain in [paired_difference(nll[f"{RIGHT}|{n}"], nll[key], seed=seed)]
     ]
+    gains = {n: fmean(nll[f"{WRONG}|{n}"]) - fmean(nll[f"{RIGHT}|{n}"]) for n in lengths}
+    shares = []
+    for n in lengths:
+        full = fmean(nll[f"{FULL_WRONG}|{n}"]) - fmean(nll[f"{FULL}|{n}"]) if f"{FULL}|{n}" in nll else None
+        shares.append((n, gains[n], full, gains[n] / full if full else None))
+    targets = [Target("least gain of the right context over the wrong one, nats", min(gains.values()), ">", 0.0)]
+    later = [gain for n, gain in gains.items() if n > FROM]
+    if FROM in gains and later:
+        what = f"least gain beyond {FROM:,} tokens as a share of the gain there"
+        targets.append(Target(what, min(later) / gains[FROM], ">=", FALL))
     return Report(
         "language-model",
         setting,
@@ -172,15 +275,24 @@ def _report(
                 log_x=True,
             ),
             Table(
+                "Gain of the right context over the wrong one, nats per token",
+                ("tokens", "selected and injected", "full attention", "share"),
+                shares,
+            ),
+            Table(
                 f"NLL with {RIGHT}, minus that of others, paired, 95% interval over places",
                 ("tokens", "others", "difference", "from", "to", "the first is"),
                 differences,
             ),
         ],
+        targets=targets,
         not_run=not_run,
         notes=[
             f"The prompt holds the {LEAD} tokens before the running text; with them the context is searched. "
-            "The prompt of all ways is the same, a user's message that asks to go on with the text."
+            "The prompt of all ways is the same, a user's message that asks to go on with the text. A control has "
+            "exactly as many KV entries. An adapter answers behind a context only: what has none is read by the "
+            f"untrained model. Where a context is longer than the {pasted_most:,} tokens that the window has room for, "
+            "full attention reads the last of it."
         ],
     )
 
