@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from shared_context import Document, SharedLLMContextStore, SharedLLMModel
+from shared_context import Document, Selection, SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import WindowExceededError
 from shared_context.evaluation.contexts import (
     ADAPTER,
@@ -30,6 +30,7 @@ from shared_context.evaluation.metrics import (
     verdict,
 )
 from shared_context.evaluation.questions import Question, QuestionSet, read_questions
+from shared_context.evaluation.reading import TextReader
 from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting
 from shared_context.store.embedder import load_default_embedder
 
@@ -130,31 +131,60 @@ def _results(
     budgets: Sequence[int],
     all_settings: bool,
 ) -> list[dict[str, Any]]:
-    """For each question and key: the likelihood, the tokens shown and, of what is no control, the answer."""
-    results: list[dict[str, Any]] = [{} for _ in questions]
-    to_answer: dict[str, list[tuple[int, Shown]]] = {}
+    """For each question and key: the likelihood, the tokens shown and, of what is no control, the answer.
+
+    The same way is computed for all questions at once, and what two ways show alike is computed once.
+    """
+    by_way: dict[str, list[tuple[int, Shown]]] = {}
     for number, question in enumerate(questions):
         for shown in shown_contexts(question, asked, stores, baselines, budgets, all_settings=all_settings):
-            try:
-                nll = shown.model.score(question.text, question.answers[0], context=shown.context)
-                shown.model.check_window(question.text, context=shown.context, max_new_tokens=ANSWER_TOKENS)
-            except WindowExceededError:
-                continue
-            results[number][shown.key] = {"nll": nll, "tokens": shown.tokens}
+            by_way.setdefault(shown.key, []).append((number, shown))
+    readers = {store.model: TextReader(store.model) for store in stores.values()}
+    results: list[dict[str, Any]] = [{} for _ in questions]
+    nlls: dict[Hashable, float] = {}
+    answers: dict[Hashable, str] = {}
+    for way, several in by_way.items():
+        fitting = [(number, shown) for number, shown in several if _fits(questions[number], shown)]
+        # By length: a batch has little padding then.
+        fitting.sort(key=lambda pair: pair[1].tokens)
+        names = [_name(number, shown) for number, shown in fitting]
+        for known, compute, wanted in (nlls, _likelihoods, True), (answers, _answers, not way.startswith(CONTROL)):
+            new = {name: pair for name, pair in zip(names, fitting, strict=True) if name not in known}
+            if wanted and new:
+                model = fitting[0][1].model
+                contexts = [readers[model].context(shown.context) for _, shown in new.values()]
+                some = [questions[number] for number, _ in new.values()]
+                known |= zip(new, compute(model, some, contexts), strict=True)
+        for name, (number, shown) in zip(names, fitting, strict=True):
+            results[number][way] = {"nll": nlls[name], "tokens": shown.tokens}
             if not shown.is_control:
-                to_answer.setdefault(shown.key, []).append((number, shown))
-    # The same way for all questions at once, by length: a batch has little padding then.
-    for key, several in to_answer.items():
-        several.sort(key=lambda pair, key=key: results[pair[0]][key]["tokens"])
-        answers = several[0][1].model.generate(
-            [questions[number].text for number, _ in several],
-            context=[shown.context for _, shown in several],
-            max_new_tokens=ANSWER_TOKENS,
-            batch_size=TOGETHER,
-        )
-        for (number, _), answer in zip(several, answers, strict=True):
-            results[number][key]["answer"] = answer
+                results[number][way]["answer"] = answers[name]
     return results
+
+
+def _fits(question: Question, shown: Shown) -> bool:
+    room = max(ANSWER_TOKENS, shown.model.count_tokens(question.answers[0]))
+    try:
+        shown.model.check_window(question.text, context=shown.context, max_new_tokens=room)
+    except WindowExceededError:
+        return False
+    return True
+
+
+def _name(number: int, shown: Shown) -> Hashable:
+    """The same for what one question is shown alike in two ways."""
+    context = tuple(shown.context.nodes) if isinstance(shown.context, Selection) else shown.context
+    return number, shown.model, context
+
+
+def _likelihoods(model: SharedLLMModel, questions: Sequence[Question], contexts: Sequence[Any]) -> list[float]:
+    texts, gold = [question.text for question in questions], [question.answers[0] for question in questions]
+    return model.score(texts, gold, context=contexts, batch_size=TOGETHER)
+
+
+def _answers(model: SharedLLMModel, questions: Sequence[Question], contexts: Sequence[Any]) -> list[str]:
+    texts = [question.text for question in questions]
+    return model.generate(texts, context=contexts, max_new_tokens=ANSWER_TOKENS, batch_size=TOGETHER)
 
 
 # ---- the report

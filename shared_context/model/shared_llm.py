@@ -6,9 +6,9 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -344,17 +344,11 @@ class SharedLLMModel:
             for _ in stream:
                 pass
             return stream.completion
-        # A batch shares the columns of its prefix, so only prompts with the same one run together.
-        alike: defaultdict[tuple[tuple[int, ...], bool], list[int]] = defaultdict(list)
-        for index, request in enumerate(requests):
-            alike[request.prompt.prefix, request.reads].append(index)
         several = settings.num_return_sequences or 1
         answers: dict[int, list[Completion]] = {}
-        for group in alike.values():
-            for start in range(0, len(group), batch_size):
-                batch = group[start : start + batch_size]
-                completions = self._run([requests[i] for i in batch], settings, stop, seed)
-                answers |= {i: completions[n * several : (n + 1) * several] for n, i in enumerate(batch)}
+        for batch in _batches(requests, batch_size):
+            completions = self._run([requests[i] for i in batch], settings, stop, seed)
+            answers |= {i: completions[n * several : (n + 1) * several] for n, i in enumerate(batch)}
         completions = [completion for i in range(len(requests)) for completion in answers[i]]
         return completions[0] if single and several == 1 else completions
 
@@ -393,13 +387,14 @@ class SharedLLMModel:
         answer: str | Sequence[str],
         *,
         context: Context | str | None | Sequence[Context | str | None] = None,
+        batch_size: int = 8,
     ) -> float | list[float]:
         """Mean negative log-likelihood of an answer, in nats per token.
 
         Args:
             question: as ``prompt`` of :meth:`complete`.
             answer: the text to score; one for each question of a batch.
-            context: as in :meth:`complete`.
+            context, batch_size: as in :meth:`complete`.
 
         Raises:
             WindowExceededError, QueryError: as :meth:`complete`.
@@ -408,11 +403,12 @@ class SharedLLMModel:
         answer_ids = [self.tokenizer(a, add_special_tokens=False)["input_ids"] for a in answers]
         if not all(answer_ids):
             raise QueryError("An answer to be scored is empty; give at least one token.")
-        longest = max(map(len, answer_ids))
-        single, requests = self._requests(question, context, False, longest)
-        require(len(requests) == len(answers), "answer", len(answers), f"there are {len(requests)} questions")
-        scores = [self._score(request, ids) for request, ids in zip(requests, answer_ids, strict=True)]
-        return scores[0] if single else scores
+        single, requests = self._requests(question, context, False, [len(ids) for ids in answer_ids])
+        scores: dict[int, float] = {}
+        for batch in _batches(requests, batch_size):
+            found = self._score([requests[i] for i in batch], [answer_ids[i] for i in batch])
+            scores |= zip(batch, found, strict=True)
+        return scores[0] if single else [scores[i] for i in range(len(requests))]
 
     def logits(self, prompt: Prompt, context: Context | None = None, *, in_place: bool = False) -> torch.Tensor:
         """Logits [suffix tokens, vocabulary] over a prompt's running text.
@@ -423,20 +419,24 @@ class SharedLLMModel:
             in_place: read the context as the first step of a stream does, where its encodings lie if that is possible,
                 and not from a copy of them. It makes no difference but of rounding.
         """
-        return self._logits(_Request(prompt, context, context is not None), in_place)
+        return self._logits([_Request(prompt, context, context is not None)], len(prompt.suffix), in_place)[0]
 
-    def _logits(self, request: _Request, in_place: bool = False) -> torch.Tensor:
+    def _logits(self, requests: Sequence[_Request], keep: int, in_place: bool = False) -> torch.Tensor:
+        """Logits [batch, keep, vocabulary] over the last tokens of a batch's prompts."""
         with self._lock, torch.inference_mode():
-            inputs, injected = self._inputs([request], room=0, in_place=in_place)
+            inputs, injected = self._inputs(requests, room=0, in_place=in_place)
             ids, cache = inputs.pop("input_ids"), inputs["past_key_values"]
             if isinstance(cache, RoomyCache) and cache.in_place is not None:
                 inputs["in_place"] = cache.in_place
             past = cache.get_seq_length()
-            positions = (inputs["attention_mask"].cumsum(-1) - 1)[:, past:]
+            # What is masked needs a position too, any one that there is.
+            positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)[:, past:]
             with injected:
-                out = self._reader(request)(input_ids=ids[:, past:], position_ids=positions, **inputs)
+                out = self._reader(requests[0])(
+                    input_ids=ids[:, past:], position_ids=positions, logits_to_keep=keep, **inputs
+                )
             _release(inputs)
-        return out.logits[0, -len(request.prompt.suffix) :]
+        return out.logits
 
     def _reader(self, request: _Request) -> PreTrainedModel:
         """Who answers: the decoder, with its adapter, where a context is read, and the base model elsewhere."""
@@ -455,22 +455,28 @@ class SharedLLMModel:
     # How it is done
 
     def _requests(
-        self, prompt: str | Sequence, context: object, formatted: bool, new_tokens: int
+        self, prompt: str | Sequence, context: object, formatted: bool, new_tokens: int | Sequence[int]
     ) -> tuple[bool, list[_Request]]:
-        """Whether a single prompt was given, and all prompts with their contexts, checked against the window."""
+        """Whether a single prompt was given, and all prompts with their contexts, checked against the window.
+
+        Args:
+            new_tokens: of every answer, or of each.
+        """
         single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
         prompts = [prompt] if single else list(prompt)
         several = isinstance(context, Sequence) and not isinstance(context, str)
         contexts = list(context) if several else [context] * len(prompts)
         require(len(contexts) == len(prompts), "context", len(contexts), f"there are {len(prompts)} prompts")
         requests = [self._request(p, c, formatted) for p, c in zip(prompts, contexts, strict=True)]
-        for request in requests:
+        of_each = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else new_tokens
+        require(len(of_each) == len(prompts), "answer", len(of_each), f"there are {len(prompts)} questions")
+        for request, new in zip(requests, of_each, strict=True):
             in_window = request.context_entries if self.injection.in_cache else 0
-            needed = len(request.prompt) + in_window + new_tokens
+            needed = len(request.prompt) + in_window + new
             if needed > self.context_window:
                 raise WindowExceededError(
                     f"{self.name} reads {self.context_window} tokens, and this needs {needed}: "
-                    f"{len(request.prompt)} of prompt, {in_window} injected, {new_tokens} of answer. "
+                    f"{len(request.prompt)} of prompt, {in_window} injected, {new} of answer. "
                     "Select with a smaller budget, shorten the prompt or ask for fewer new tokens."
                 )
         return single, requests
@@ -618,11 +624,20 @@ class SharedLLMModel:
             seconds=seconds,
         )
 
-    def _score(self, request: _Request, answer: Sequence[int]) -> float:
+    def _score(self, requests: Sequence[_Request], answers: Sequence[Sequence[int]]) -> list[float]:
+        """Mean negative log-likelihood of each answer's tokens, behind the prompts of one batch."""
         # The last token of the prompt predicts the first of the answer.
-        whole = Prompt(request.prompt.prefix, (*request.prompt.suffix, *answer[:-1]))
-        logits = self._logits(_Request(whole, request.context, request.reads))[-len(answer) :].float()
-        return torch.nn.functional.cross_entropy(logits, torch.tensor(answer, device=logits.device)).item()
+        behind = [
+            replace(request, prompt=Prompt(request.prompt.prefix, (*request.prompt.suffix, *answer[:-1])))
+            for request, answer in zip(requests, answers, strict=True)
+        ]
+        logits = self._logits(behind, max(map(len, answers)))
+        return [
+            torch.nn.functional.cross_entropy(
+                row[-len(answer) :].float(), torch.tensor(answer, device=logits.device)
+            ).item()
+            for row, answer in zip(logits, answers, strict=True)
+        ]
 
     def _inputs(
         self, requests: Sequence[_Request], room: int, in_place: bool = False
@@ -675,6 +690,17 @@ class SharedLLMModel:
         while len(self._prefixes) > PREFIXES_KEPT:
             self._prefixes.popitem(last=False)
         return kv
+
+
+def _batches(requests: Sequence[_Request], size: int) -> Iterator[list[int]]:
+    """Numbers of the requests that run together: a batch shares the columns of its prefix, and its reader."""
+    require(size >= 1, "batch_size", size, "must be 1 or more prompts")
+    alike: defaultdict[tuple[tuple[int, ...], bool], list[int]] = defaultdict(list)
+    for index, request in enumerate(requests):
+        alike[request.prompt.prefix, request.reads].append(index)
+    for group in alike.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 def _release(inputs: dict[str, Any]) -> None:

@@ -80,3 +80,20 @@ def test_controls_come_from_documents_that_do_not_hold_the_answer(model, few_que
     assert texts[GOLD] == asked.documents[passage.document][passage.start : passage.end]
     assert texts[f"control: {GOLD}"] not in asked.documents[question.document]
     assert texts[WHOLE] == asked.documents[question.document] != texts[f"control: {WHOLE}"]
+
+
+def test_what_is_computed_together_is_what_each_question_gives_alone(few_questions):
+    exact = SharedLLMModel.from_pretrained(adapter=None, dtype="float32")
+    asked = read_questions(few_questions, "article")
+    questions = asked.questions[::4][:2]
+    with SharedLLMContextStore(exact) as store:
+        store.add([Document(text, id) for id, text in asked.documents.items()])
+        results = answers._results(questions, asked, {"": store}, {}, [128], False)
+        for question, result in zip(questions, results, strict=True):
+            for shown in shown_contexts(question, asked, {"": store}, {}, [128], all_settings=False):
+                nll = exact.score(question.text, question.answers[0], context=shown.context)
+                assert result[shown.key]["nll"] == pytest.approx(nll, abs=1e-3), shown.key
+                assert result[shown.key]["tokens"] == shown.tokens
+                if not shown.is_control:
+                    alone = exact.generate(question.text, context=shown.context, max_new_tokens=answers.ANSWER_TOKENS)
+                    assert result[shown.key]["answer"] == alone, shown.key

@@ -31,6 +31,16 @@ def test_the_right_context_makes_the_answer_likelier_as_much_as_pasted_text_does
     assert abs(injected - pasted) < 0.1
 
 
+def test_a_batch_is_scored_as_each_of_it_alone(model, selection):
+    questions = [QUESTION, "Who is the harbour master of the whole north coast?", QUESTION, "Who is it?"]
+    answers = ["21:47", "Ingrid Vale", "at the north gate", "Ingrid"]
+    contexts = [selection, selection, None, TEXT]
+    alone = [model.score(q, a, context=c) for q, a, c in zip(questions, answers, contexts, strict=True)]
+    assert model.score(questions, answers, context=contexts, batch_size=3) == pytest.approx(alone, abs=0.05)
+    with pytest.raises(ConfigError, match="4 questions"):
+        model.score(questions, answers[:2], context=contexts)
+
+
 def test_a_completion_says_what_it_took(model, selection):
     completion = model.complete(QUESTION, context=selection, max_new_tokens=4)
     assert completion.context_entries == selection.kv_entries == len(model.tokenize(TEXT))
