@@ -222,13 +222,27 @@ def _report(
             for way in ways
         ]
 
-    gains = [
-        (n, _title(other), tokens[other], gain.mean, gain.low, gain.high, verdict(gain, more_is_better=False))
-        for n in budgets
-        for other in answered
-        if f"{INJECTED}|{n}" in nll and other != f"{INJECTED}|{n}" and other.partition("|")[2] in ("", str(n))
-        for gain in [paired_difference(nll[f"{INJECTED}|{n}"], nll[other], seed=seed)]
-    ]
+    def differences(values: Mapping[str, Sequence[float]], *, more_is_better: bool) -> list[tuple]:
+        """The selection's values minus those of every other way that the same weights answer."""
+        return [
+            (
+                n,
+                _title(ours),
+                _title(other),
+                tokens[other],
+                gain.mean,
+                gain.low,
+                gain.high,
+                verdict(gain, more_is_better=more_is_better),
+            )
+            for n in budgets
+            for ours in (f"{INJECTED}|{n}", f"{INJECTED}{ADAPTER}|{n}")
+            for other in answered
+            if ours in values and other != ours and other.partition("|")[2] in ("", str(n))
+            if other.partition("|")[0].endswith(ADAPTER) == (ADAPTER in ours)
+            for gain in [paired_difference(values[ours], values[other], seed=seed)]
+        ]
+
     against_control = [
         (_title(key), fmean(nll[key]), fmean(nll[CONTROL + key]), gain.mean, gain.low, gain.high)
         for key in answered
@@ -275,10 +289,16 @@ def _report(
                 for interval in [mean_with_interval(nll[key], seed=seed)]
             ],
         ),
-        Table(
-            f"NLL of {INJECTED} minus that of others, paired, 95% interval over questions",
-            ("budget", "others", "tokens they show", "difference", "from", "to", f"{INJECTED} is"),
-            gains,
+        *(
+            Table(
+                f"{name} of {INJECTED}, minus that of others by the same weights, paired, 95% interval over questions",
+                ("budget", "selection", "minus", "tokens shown there", "difference", "from", "to", "the selection is"),
+                differences(values, more_is_better=more_is_better),
+            )
+            for name, values, more_is_better in (
+                ("NLL", nll, False),
+                ("F1", {key: quality["F1", key] for key in answered}, True),
+            )
         ),
         Table(
             "NLL with the right context minus that with a wrong one, paired, 95% interval over questions",

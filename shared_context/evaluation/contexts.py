@@ -156,20 +156,21 @@ def shown_contexts(
                 wrong = store.select(other.text, budget=size, floor=0.0, doc_ids=elsewhere)
                 yield Shown(way + suffix, budget, selection, store.model)
                 yield Shown(way + suffix, budget, wrong, store.model, is_control=True)
-                if all_settings and way == INJECTED and not suffix:
-                    yield Shown(PASTED, budget, selection.text, store.model)
-    model = stores[""].model
+                if all_settings and way == INJECTED:
+                    yield Shown(PASTED + suffix, budget, selection.text, store.model)
     for way, (chunks, own_budget) in baselines.items():
         for budget in budgets if own_budget is None else [own_budget]:
             shown = None if own_budget is not None else budget
-            yield Shown(way, shown, chunks(question.text, budget), model)
-            yield Shown(way, shown, chunks(other.text, budget, question.document), model, is_control=True)
-    start, end = question.passage.start, question.passage.end
-    yield Shown(GOLD, None, asked.documents[question.document][start:end], model)
-    start, end = other.passage.start, other.passage.end
-    yield Shown(GOLD, None, asked.documents[other.document][start:end], model, is_control=True)
-    yield Shown(WHOLE, None, asked.documents[question.document], model)
-    yield Shown(WHOLE, None, asked.documents[other.document], model, is_control=True)
+            right, wrong = chunks(question.text, budget), chunks(other.text, budget, question.document)
+            for suffix, store in stores.items():
+                yield Shown(way + suffix, shown, right, store.model)
+                yield Shown(way + suffix, shown, wrong, store.model, is_control=True)
+    right, wrong = (asked.documents[q.document][q.passage.start : q.passage.end] for q in (question, other))
+    for suffix, store in stores.items():
+        yield Shown(GOLD + suffix, None, right, store.model)
+        yield Shown(GOLD + suffix, None, wrong, store.model, is_control=True)
+        yield Shown(WHOLE + suffix, None, asked.documents[question.document], store.model)
+        yield Shown(WHOLE + suffix, None, asked.documents[other.document], store.model, is_control=True)
 
 
 def _other(question: Question, asked: QuestionSet) -> Question:

@@ -215,13 +215,19 @@ def _result(
 def _as_large(
     right: SharedLLMContextStore, wrong: SharedLLMContextStore, query: str, parts: Sequence[str], budget: int
 ) -> tuple[Selection, Selection]:
-    """A selection of each store, of exactly as many KV entries: the right one as anyone would make it."""
-    while True:
-        chosen = right.select(query, budget=budget, doc_ids=parts)
-        control = wrong.select(query, budget=chosen.kv_entries, doc_ids=parts, floor=0.0)
-        if control.kv_entries == chosen.kv_entries:
-            return chosen, control
-        budget = control.kv_entries  # a text's last leaf is shorter than the others and fits where they do not
+    """A selection of each store, of exactly as many KV entries: the right one as anyone would make it.
+
+    A text's last leaf is shorter than the others; where it makes a difference, only the best whole leaves of both stay.
+    """
+    chosen = right.select(query, budget=budget, doc_ids=parts)
+    control = wrong.select(query, budget=chosen.kv_entries, doc_ids=parts, floor=0.0)
+    if control.kv_entries == chosen.kv_entries:
+        return chosen, control
+    leaf = right.config.tree.leaf_size
+    whole = [[node for node in selection.nodes if node.kv_entries == leaf] for selection in (chosen, control)]
+    count = min(map(len, whole))
+    best = [sorted(nodes, key=lambda node: -node.score)[:count] for nodes in whole]
+    return chosen.subset(best[0]), control.subset(best[1])
 
 
 def _pasted_most(model: SharedLLMModel) -> int:
