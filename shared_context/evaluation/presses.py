@@ -285,7 +285,7 @@ def measure(
         def compute(keys: list[str], kind: str = kind, count: int = count) -> Iterator[dict[str, Any]]:
             for key in keys:
                 number = int(key.rpartition("|")[2])
-                right, wrong = _contexts(base, asked, questions, number, count)
+                right, wrong = _contexts(base, asked, questions[number], count)
                 yield _result(model, base, embedder, kvpress, questions[number], right, wrong)
 
         keys = [f"{kind}|{number}" for number in range(len(questions))]
@@ -297,17 +297,16 @@ def measure(
     return _report(model, asked, questions, results, not_run, seed)
 
 
-def _contexts(
-    model: SharedLLMModel, asked: QuestionSet, questions: Sequence[Question], number: int, count: int
-) -> tuple[str, str]:
+def _contexts(model: SharedLLMModel, asked: QuestionSet, question: Question, count: int) -> tuple[str, str]:
     """The gold paragraph of a question among ``count``, and as many tokens of paragraphs without it."""
 
     def paragraph(question: Question) -> str:
         return asked.documents[question.document][question.passage.start : question.passage.end]
 
-    gold = paragraph(questions[number])
+    gold, every = paragraph(question), asked.questions
+    number = every.index(question)
     # those of questions far from it first
-    far = [questions[(number + len(questions) // 2 + step) % len(questions)] for step in range(len(questions))]
+    far = [every[(number + len(every) // 2 + step) % len(every)] for step in range(len(every))]
     others = [text for text in dict.fromkeys(map(paragraph, far)) if text != gold]
     right = others[: count - 1]
     right.insert(number % count, gold)

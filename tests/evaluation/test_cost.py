@@ -55,7 +55,5 @@ def test_memory_is_measured_for_every_way(handbook_questions):
     base, with_store = (row[1] for row in loaded.rows)
     assert 200 < base < with_store <= peaks[cost.STORE][0]
     assert all(mib > base for mib, _ in peaks.values())
-    assert {way: how for way, (_, how) in peaks.items() if how != "measured"} == {
-        cost.FULL: "extrapolated from 1,024 tokens"
-    }
+    assert {how for _, how in peaks.values()} == {"measured"}  # two windows are always read
     assert report.targets == []
