@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 34, 44
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 54, 44
+CHARACTER = 6.6
+"""Pixels of a letter of the legend, about."""
 SERIES = {
     "nll": ("training examples", "#9aa5b1"),
     "eval_wrong": ("held out, a wrong context of the same length", "#c2410c"),
@@ -50,18 +52,19 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> str:
     for step in range(0, last + 1, step_size):
         parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{step}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">step; nats per answer token</text>')
-    for number, (name, (label, colour)) in enumerate(SERIES.items()):
+    at = float(LEFT)
+    for name, (label, colour) in SERIES.items():
         for (a, b), (c, d) in pairwise(points[name]):
             parts.append(
                 f'<line x1="{x(a):.1f}" y1="{y(b):.1f}" x2="{x(c):.1f}" y2="{y(d):.1f}" stroke="{colour}" '
                 'stroke-width="2"/>'
             )
         parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5" fill="{colour}"/>' for a, b in points[name]]
-        at = TOP + 14 + 16 * number
         parts += [
-            f'<circle cx="{WIDTH - 300}" cy="{at - 4}" r="4" fill="{colour}"/>',
-            f'<text x="{WIDTH - 290}" y="{at}">{label}</text>',
+            f'<circle cx="{at + 4:.1f}" cy="36" r="4" fill="{colour}"/>',
+            f'<text x="{at + 14:.1f}" y="40">{label}</text>',
         ]
+        at += 34 + CHARACTER * len(label)
     return "\n".join([*parts, "</svg>", ""])
 
 
