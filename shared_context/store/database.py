@@ -136,13 +136,25 @@ class Database:
                 raise
 
     def _create(self, meta: Mapping[str, bytes]) -> None:
-        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._switch_to_wal()
         # All at once, so that nobody ever meets a store without its meta.
         with self.transaction():
             if not self._tables():
                 for statement in SCHEMA:
                     self._connection.execute(statement)
                 self._connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+
+    def _switch_to_wal(self) -> None:
+        """Turn on the write-ahead log. SQLite refuses those that do so at the same time instead of making them wait."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(CREATION_SECONDS / 100)
 
     def _check(self, folder: Path | None) -> None:
         deadline = time.monotonic() + CREATION_SECONDS

@@ -136,7 +136,7 @@ def test_a_copy_is_a_store_of_its_own(folder, tmp_path):
 
 def test_many_that_make_one_store_at_the_same_time_get_one_and_the_same(tmp_path):
     threads = 6
-    barrier = Barrier(threads)
+    barrier = Barrier(threads, timeout=60)
 
     def make(number: int) -> list[bytes]:
         found = []
