@@ -1,6 +1,7 @@
 """Fixtures that every test may use: the embedded default model, loaded once, and the sample handbook."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
+
 from shared_context import SharedLLMContextStore, SharedLLMModel  # noqa: E402
+from shared_context.model.injection import ATTENTION  # noqa: E402
 
 # How long an example of a property test takes says how busy the machine is, and nothing else.
 settings.register_profile("no deadline", deadline=None)
@@ -43,3 +47,29 @@ def handbook_store(model: SharedLLMModel, handbook: str) -> SharedLLMContextStor
     store = SharedLLMContextStore(model)
     store.add(handbook, id="handbook")
     return store
+
+
+@pytest.fixture(scope="session")
+def make_small_model(model: SharedLLMModel) -> Callable[..., SharedLLMModel]:
+    """A float32 Llama of four layers with random weights, small enough to be trained in seconds.
+
+    It has the default model's vocabulary and prompt format; options go to SharedLLMModel.
+    """
+    sizes = dict(
+        vocab_size=len(model.tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+    )
+
+    def make(seed: int = 0, window: int = 2048, **options: object) -> SharedLLMModel:
+        torch.manual_seed(seed)
+        config = LlamaConfig(**sizes, max_position_embeddings=window)
+        base = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).float().eval()
+        return SharedLLMModel(base, model.tokenizer, name=f"small-{seed}", **options)
+
+    return make

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared_context.cli import output
-from shared_context.cli.evaluate import DataArgument, EvalModelOption, HtmlFileOption, JsonFileOption, finish, load
+from shared_context.cli.evaluate import (
+    AdapterOption,
+    DataArgument,
+    EvalModelOption,
+    HtmlFileOption,
+    JsonFileOption,
+    finish,
+    load,
+)
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMModel
@@ -49,14 +57,7 @@ def latency(
         list[Figure] | None, typer.Option("--only", help="Only this; may be given several times. By default all.")
     ] = None,
     model: EvalModelOption = None,
-    adapter: Annotated[
-        str,
-        typer.Option(
-            "--adapter",
-            help="Of the model, in first-token, decoding, ingest, storage and cost: name or folder; auto is the one "
-            "that ships for it, none leaves it untrained.",
-        ),
-    ] = "auto",
+    adapter: AdapterOption = "auto",
     dtype: Annotated[
         str, typer.Option("--dtype", help="Of the model, in first-token, decoding, ingest, storage and cost.")
     ] = "auto",
@@ -93,7 +94,8 @@ def latency(
 ) -> None:
     """Time to first token, tokens per second, ingest, bytes stored, peak memory, and growth with the store.
 
-    What is compared takes turns in one process. Nothing else should run on the machine meanwhile.
+    What is compared takes turns in one process. Nothing else should run on the machine meanwhile. Memory, cost-memory
+    and growth load the model as it is by default, whatever --adapter and --dtype say.
     """
     from shared_context.evaluation import cost, decoding, growth, ingest, memory, storage
     from shared_context.evaluation.questions import read_questions
@@ -101,7 +103,7 @@ def latency(
     asked = read_questions(data)
     texts, questions = list(asked.documents.values()), [question.text for question in asked.questions]
     text = "\n\n".join(texts)
-    reader = load(model, None if adapter == "none" else adapter, dtype)
+    reader = load(model, adapter, dtype)
     sizes = tuple(sorted(context_tokens)) if context_tokens else decoding.CONTEXT_TOKENS
     lengths = length or [n for n in cost.LENGTHS if n <= tokens]
     figures: dict[Figure, Callable[[], Report]] = {

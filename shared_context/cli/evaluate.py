@@ -123,15 +123,13 @@ def answers(
 def compression(
     data: DataArgument,
     model: EvalModelOption = None,
-    adapter: Annotated[
-        str, typer.Option("--adapter", help="Name or folder of the adapter; auto is the one that ships for the model.")
-    ] = "auto",
+    adapter: AdapterOption = "auto",
     part: Annotated[
         Literal["passages", "grains", "presses"] | None,
         typer.Option(
             "--part",
-            help="One passage at every grain; mixed grains under a budget; or kvpress's presses at equal KV entries. "
-            "All if left out.",
+            help="One passage at every grain; mixed grains under a budget; or kvpress's presses at equal KV entries, "
+            "which take minutes a question. The first two if left out.",
         ),
     ] = None,
     limit: LimitOption = None,
@@ -155,7 +153,7 @@ def compression(
         "grains": measurement.measure_grains,
         "presses": partial(presses.measure, resume=resume),
     }
-    wanted = [part] if part else measures
+    wanted = [part] if part else ["passages", "grains"]
     finish([measures[one](reader, data, limit=limit, seed=seed) for one in wanted], json_file, html_file)
 
 

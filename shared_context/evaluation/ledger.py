@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared_context.config import StoreConfig
 from shared_context.errors import ConfigError
 from shared_context.evaluation.report import with_progress
 
@@ -20,7 +21,7 @@ class Ledger:
 
     Args:
         path: the file, made where there is none; None keeps nothing.
-        settings: what the results depend on, as JSON values.
+        settings: what the results depend on, as JSON values; a store's default configuration is among them anyway.
 
     Raises:
         ConfigError: the file is something else, or its results belong to other settings; says which.
@@ -31,7 +32,7 @@ class Ledger:
         self._results: dict[str, Any] = {}
         if self._path is None:
             return
-        settings = json.loads(json.dumps(dict(settings)))
+        settings = json.loads(json.dumps({**settings, "store": repr(StoreConfig())}))
         if not self._path.exists() or self._path.stat().st_size == 0:
             self._write({"settings": settings})
             return

@@ -273,7 +273,6 @@ def measure(
         "data": asked.identity,
         "model": reader_identity(model),
         "embedder": embedder.name,
-        "store": repr(StoreConfig()),
         "kvpress": kvpress is not None,
         "seed": seed,
         "limit": limit,

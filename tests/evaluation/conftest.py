@@ -4,10 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from shared_context import SharedLLMModel
 from shared_context.evaluation.questions import read_questions
 
 HANDBOOK_QUESTIONS = Path(__file__).parents[2] / "examples" / "data" / "handbook-questions.json"
@@ -30,18 +27,6 @@ def handbook_questions():
 
 
 @pytest.fixture(scope="session")
-def small(model):
-    """Four random layers in float32 with the default model's tokenizer and a window of 256 tokens."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(model.tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.1,
-        attn_implementation="shared_context",
-    )
-    return SharedLLMModel(LlamaForCausalLM(config), model.tokenizer, name="small")
+def small(make_small_model):
+    """A small random model with a window of 256 tokens."""
+    return make_small_model(window=256)

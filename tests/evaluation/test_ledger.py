@@ -58,6 +58,16 @@ def test_other_settings_are_refused_and_named(tmp_path):
     assert run(path, ["1"]) == ([1], [])
 
 
+def test_results_of_stores_with_other_defaults_are_refused(tmp_path):
+    path = tmp_path / "state"
+    run(path, ["1"])
+    former = path.read_text().replace("neighbour_weight=0.2", "neighbour_weight=0.9")
+    assert former != path.read_text()
+    path.write_text(former)
+    with pytest.raises(ConfigError, match=r"store was .*neighbour_weight=0\.9.* and is .*neighbour_weight=0\.2"):
+        run(path, ["1"])
+
+
 @pytest.mark.parametrize("content", ["Dear all\n", "[1]\n", '{"question": "Why?"}\n'])
 def test_a_file_that_is_something_else_is_left_alone(tmp_path, content):
     path = tmp_path / "letter"

@@ -33,7 +33,8 @@ def plainly(small, ids, steps):
 def streamed_slowly(small, ids, steps, window, sinks):
     """Logits after each step: what is in sight is copied into a new cache, every key moved to its place in that."""
     model, inv_freq = small.hf_model, small.injection.inv_freq
-    kept = [(torch.zeros(1, 2, 0, 16), torch.zeros(1, 2, 0, 16)) for _ in model.base_model.layers]
+    nothing = torch.zeros(1, 2, 0, model.config.head_dim)
+    kept = [(nothing, nothing) for _ in model.base_model.layers]
     stood = torch.zeros(0, dtype=torch.long)  # where each kept key stood when it was rotated
     logits = []
     for part in ids.split(steps):
