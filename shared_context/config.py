@@ -129,6 +129,8 @@ class StoreConfig:
         floor: share of the best leaf's score, counted from the mean, below which no leaf but the best one's
             neighbours is opened although the budget would allow it; 1 opens the best alone. What a question does not
             need dilutes what it does: see docs/figures.md.
+        lead_in: tokens of a document before a chunk that are read first when the chunk is encoded, and are not part of
+            it: what lies across the edge of two chunks would otherwise be encoded without its beginning.
         max_document_bytes: larger documents are refused (bytes of UTF-8).
     """
 
@@ -137,12 +139,14 @@ class StoreConfig:
     code_size: int = 64
     neighbour_weight: float = 0.2
     floor: float = 0.4
+    lead_in: int = 64
     max_document_bytes: int = 32 * MIB
 
     def __post_init__(self) -> None:
         require(self.code_size >= 1, "code_size", self.code_size, "must be 1 or more dimensions")
         require(0 <= self.neighbour_weight <= 1, "neighbour_weight", self.neighbour_weight, "must lie between 0 and 1")
         require(0 <= self.floor <= 1, "floor", self.floor, "must lie between 0 and 1")
+        require(self.lead_in >= 0, "lead_in", self.lead_in, "must be 0 or more tokens")
         require(self.max_document_bytes >= 1, "max_document_bytes", self.max_document_bytes, "must be 1 byte or more")
 
     def fixed(self) -> dict[str, Any]:

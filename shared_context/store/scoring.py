@@ -138,6 +138,22 @@ def above_floor(scores: torch.Tensor, floor: float, document: np.ndarray) -> tor
     return flat.index_fill(0, there[~above], -torch.inf).view_as(scores)
 
 
+def recent_scores(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Scores of the last ``count`` leaves above those of all others, the very last the highest.
+
+    Args:
+        scores: [chunks, leaves], as :func:`above_floor` takes them.
+        count: leaves.
+
+    Returns:
+        [chunks, leaves]; minus infinity but for those leaves.
+    """
+    flat = scores.flatten()
+    there = flat.isfinite().nonzero()[:, 0]
+    above = flat[there].max() + torch.arange(1, count + 1, device=flat.device)
+    return torch.full_like(flat, -torch.inf).index_put((there[-count:],), above).view_as(scores)
+
+
 def by_level(leaf_scores: torch.Tensor) -> list[np.ndarray]:
     """Scores of the nodes of every level, root first: an inner node is as good as its best leaf.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,8 @@ class SelectedChunk:
     """The cut of one chunk, with all that is needed to encode the chunk again, should its KV be gone.
 
     Attributes:
-        token_ids: of the whole chunk, int32 [tokens].
+        token_ids: of the whole chunk and its lead-in, int32 [lead_in + tokens].
+        lead_in: tokens before the chunk that it is encoded behind; none of them is shown.
         tree: the chunk's context tree.
         cut: the grained nodes that are shown, from left to right.
         nodes: the same as the user sees them.
@@ -56,14 +57,15 @@ class SelectedChunk:
     """
 
     token_ids: np.ndarray
+    lead_in: int
     tree: ContextTree
     cut: tuple[Grained, ...]
     nodes: tuple[SelectedNode, ...]
     text: str = field(repr=False)
 
     def rows(self) -> list[int]:
-        """Token positions in the chunk that are shown."""
-        return cut_rows(self.tree, self.cut)
+        """Those of ``token_ids`` that are shown."""
+        return [self.lead_in + row for row in cut_rows(self.tree, self.cut)]
 
 
 class Selection:
@@ -153,7 +155,7 @@ class Selection:
             kept = [(g, n) for g, n in zip(chunk.cut, chunk.nodes, strict=True) if n in wanted]
             if kept:
                 cut, shown = zip(*kept, strict=True)
-                chunks.append(SelectedChunk(chunk.token_ids, chunk.tree, cut, shown, chunk.text))
+                chunks.append(replace(chunk, cut=cut, nodes=shown))
         return Selection(chunks, self._encode, query=self.query, budget=self.budget, policy=self.policy)
 
     def key_values(self) -> ContextKV:

@@ -70,7 +70,7 @@ from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.memory import ConversationMemory
 from shared_context.store.node_index import Leaves, NodeIndex
 from shared_context.store.prefilter import Prefilter
-from shared_context.store.scoring import POLICIES, Query, above_floor, by_level, with_neighbours
+from shared_context.store.scoring import POLICIES, Query, above_floor, by_level, recent_scores, with_neighbours
 from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
 from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
 from shared_context.tree.search import smallest_cut
@@ -509,6 +509,7 @@ class SharedLLMContextStore:
         coarse: Sequence[int | None] | None = None,
         fine: int | None = None,
         floor: float | None = None,
+        recent: int = 0,
         filters: Mapping[str, Any] | None = None,
         doc_ids: Iterable[str] | None = None,
         prefilter: int | None = None,
@@ -527,6 +528,9 @@ class SharedLLMContextStore:
             floor: share of the best leaf's score below which best_first opens none but the best one's neighbours; 0
                 spends the whole budget, 1 opens the best alone, None is the configuration's. Without effect among few
                 leaves, or where the budget holds all of them.
+            recent: tokens at the end of the last document that may be considered which best_first opens before all
+                else, the end first: what stands right before matters to a text that goes on, whatever its words. They
+                get the highest scores.
             filters: of metadata, see :func:`~shared_context.store.filters.compile_filter`.
             doc_ids: only these documents.
             prefilter: only so many documents, those nearest to the query by embedding.
@@ -543,7 +547,7 @@ class SharedLLMContextStore:
         with self._open():
             return self._select(
                 self._index, query, self._candidates(filters, doc_ids), budget=budget, ratio=ratio, policy=policy,
-                search=search, coarse=coarse, fine=fine, floor=floor, prefilter=prefilter,
+                search=search, coarse=coarse, fine=fine, floor=floor, recent=recent, prefilter=prefilter,
             )  # fmt: skip
 
     def retrieve(
@@ -699,6 +703,7 @@ class SharedLLMContextStore:
         coarse: Sequence[int | None] | None = None,
         fine: int | None = None,
         floor: float | None = None,
+        recent: int = 0,
         prefilter: int | None = None,
     ) -> Selection:
         one_of("search", search, Search)
@@ -713,9 +718,13 @@ class SharedLLMContextStore:
             fine=self.config.tree.fine if fine is None else fine,
         )
         floor = replace(self.config, floor=self.config.floor if floor is None else floor).floor
+        searched = search == "best_first" and ratio is None
+        require(recent == 0 or (searched and recent > 0), "recent", recent, "must be 0, or with best_first more tokens")
         needs_no_query = ratio is not None or search == "split_and_search"
         query = None if text is None and needs_no_query else self._query(text, index)
-        keys = self._nearest(query, keys, prefilter)
+        last, keys = keys[-1:], self._nearest(query, keys, prefilter)
+        if recent:
+            keys = sorted({*keys, *last})
         if ratio is not None:
             chunks = [self._cut(key, number, [Grained(Node(0, 0), ratio)]) for key, number in index.chunks(keys)]
             return Selection(chunks, self._encode, query=text, budget=None, policy=None)
@@ -725,13 +734,17 @@ class SharedLLMContextStore:
             return Selection([], self._encode, query=text, budget=budget, policy=policy)
         if search == "best_first":
             scored = self._score(index, query, keys, policy, smooth=policy != "last_token")
-            worth_opening = scored.levels
+            opened = scored.leaves
             if any(total > budget for total in accumulate(kv_entries(t.length, tree.fine) for t in scored.trees)):
                 of = np.array([key for key, _ in scored.places])
-                worth_opening = by_level(above_floor(scored.leaves, floor, of))
+                opened = above_floor(scored.leaves, floor, of)
+            if recent:
+                at_the_end = recent_scores(scored.leaves, scored.last_leaves(recent))
+                scored = replace(scored, leaves=torch.maximum(scored.leaves, at_the_end))
+                opened = torch.maximum(opened, at_the_end)
             # Where nothing that is worth it fits, what does fit is better than nothing.
             cuts = expand_under_budget(
-                scored.trees, worth_opening, tree.coarse, tree.fine, budget
+                scored.trees, by_level(opened), tree.coarse, tree.fine, budget
             ) or expand_under_budget(scored.trees, scored.levels, tree.coarse, tree.fine, budget)
             if not cuts:
                 smallest = min(smallest_cut(t, tree.coarse, tree.fine) for t in scored.trees)
@@ -801,8 +814,8 @@ class SharedLLMContextStore:
         """
         tree, entry, stored = self.config.tree, self._catalogue[key], self._text(key)
         first = number * tree.chunk_size
-        token_ids = stored.tokens.ids[first : first + tree.chunk_size]
-        context_tree = regular_tree(len(token_ids), tree.chunk_size, tree.height)
+        token_ids, lead_in = self._chunk(stored.tokens.ids, number)
+        context_tree = regular_tree(len(token_ids) - lead_in, tree.chunk_size, tree.height)
         nodes = []
         for node, ratio in cut:
             start, end = context_tree.span(node)
@@ -821,12 +834,18 @@ class SharedLLMContextStore:
                     metadata=copy.deepcopy(entry.metadata),
                 )
             )
-        return SelectedChunk(token_ids, context_tree, tuple(cut), tuple(nodes), stored.text)
+        return SelectedChunk(token_ids, lead_in, context_tree, tuple(cut), tuple(nodes), stored.text)
+
+    def _chunk(self, token_ids: np.ndarray, number: int) -> tuple[np.ndarray, int]:
+        """A chunk of a document's tokens behind its lead-in, and how many tokens that has."""
+        first = number * self.config.tree.chunk_size
+        begin = max(0, first - self.config.lead_in)
+        return token_ids[begin : first + self.config.tree.chunk_size], first - begin
 
     def _chunks(self, token_ids: np.ndarray) -> list[np.ndarray]:
-        """A document's tokens chunk by chunk."""
-        size = self.config.tree.chunk_size
-        return [token_ids[at : at + size] for at in range(0, len(token_ids), size)]
+        """A document's tokens chunk by chunk, each behind its lead-in."""
+        count = -(-len(token_ids) // self.config.tree.chunk_size)
+        return [self._chunk(token_ids, number)[0] for number in range(count)]
 
     def _names(self, chunks: Iterable[np.ndarray]) -> list[str]:
         """Keys in the KV cache of chunks (token ids each)."""
@@ -980,6 +999,13 @@ class _Scored:
     def levels(self) -> list[np.ndarray]:
         """Scores of the nodes of every level, root first."""
         return by_level(self.leaves)
+
+    def last_leaves(self, tokens: int) -> int:
+        """How many leaves so many tokens at the end of the last document reach into."""
+        trees = [tree for (key, _), tree in zip(self.places, self.trees, strict=True) if key == self.places[-1][0]]
+        sizes = [tree.size(leaf) for tree in trees for leaf in tree.level(tree.height)]
+        unseen = max(0, sum(sizes) - tokens)
+        return sum(size > 0 and end > unseen for size, end in zip(sizes, accumulate(sizes), strict=True))
 
     def similarity(self, chunk: int) -> Callable[[Node], float]:
         """How promising a node of a chunk is: as good as its best leaf."""

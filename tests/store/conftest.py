@@ -15,7 +15,7 @@ import pytest
 from shared_context import Document, SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
 from shared_context.store.embedder import Embedder, load_default_embedder
 
-CONFIG = StoreConfig(tree=TreeConfig(chunk_size=64, height=2), floor=0.0)
+CONFIG = StoreConfig(tree=TreeConfig(chunk_size=64, height=2), floor=0.0, lead_in=16)
 """Leaves of 16 tokens: a sentence or so. Budgets are spent whole."""
 
 LAMP = (

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from shared_context import CacheConfig, SharedLLMModel
+from shared_context import CacheConfig, SharedLLMModel, StoreConfig, TreeConfig
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
 ANSWER = "at 17:30"
-CHUNK_BYTES = 64 * 30 * 2 * 3 * 64 * 4
-"""The KV of a full chunk of the default model in float32."""
+CHUNK_BYTES = (16 + 64) * 30 * 2 * 3 * 64 * 4
+"""The KV of a full chunk of the default model and its lead-in in float32."""
 
 
 @pytest.fixture(scope="session")
@@ -143,3 +143,15 @@ def test_appending_keeps_the_keys_and_values_of_whole_chunks(filled):
     filled.append("ferry", " No ferry on Good Friday.")
     assert whole > 0
     assert filled.stats()["kv_cache"]["disk"]["entries"] == others + whole
+
+
+def test_behind_a_lead_in_that_reaches_its_beginning_a_document_is_read_as_in_one_chunk(model, documents, open_store):
+    def score(chunk_size, lead_in):
+        tree = TreeConfig(chunk_size=chunk_size, height=2)
+        store = open_store(config=StoreConfig(tree=tree, lead_in=lead_in))
+        store.add(documents[1])
+        return model.score(QUERY, ANSWER, context=store.select(None, ratio=1))
+
+    whole = score(chunk_size=128, lead_in=0)
+    assert score(chunk_size=64, lead_in=64) == pytest.approx(whole, abs=1e-4)
+    assert score(chunk_size=64, lead_in=0) != pytest.approx(whole, abs=1e-2)

@@ -121,7 +121,7 @@ def test_chunks_that_are_shown_coarsely_are_covered_exactly_once(hybrid, documen
     assert {n.ratio for n in selection.nodes} > {1}
     for chunk in selection.chunks:
         tokens = [t for node, _ in chunk.cut for t in range(*chunk.tree.span(node))]
-        assert tokens == list(range(len(chunk.token_ids)))
+        assert tokens == list(range(chunk.tree.length))
 
 
 @pytest.mark.parametrize("budget", [0, -1, -1000, 1.5, "64", float("nan")])
@@ -173,7 +173,7 @@ def test_split_and_search_shows_a_part_of_every_chunk(hybrid):
     assert len(selection.chunks) == hybrid.stats()["chunks"]
     assert {n.ratio for n in selection.nodes} <= {r for r in paper_ratios(2) if r}
     for chunk in selection.chunks:
-        assert [t for node, _ in chunk.cut for t in range(*chunk.tree.span(node))] == list(range(len(chunk.token_ids)))
+        assert [t for node, _ in chunk.cut for t in range(*chunk.tree.span(node))] == list(range(chunk.tree.length))
 
 
 def test_without_a_query_split_and_search_keeps_the_end_of_every_chunk_finest(hybrid):
@@ -415,7 +415,7 @@ def test_a_subset_shows_only_the_nodes_kept(hybrid, model):
     assert not selection.subset([])
     stranger = hybrid.selection_from([("lamp", 0, 5)])
     assert selection.subset(stranger.nodes).nodes == () or stranger.nodes[0] in selection.nodes
-    same = hybrid.selection_from([(n.doc_id, n.start, n.end) for n in kept.nodes])
+    same = hybrid.selection_from([(n.doc_id, n.start, n.end, n.ratio, n.score) for n in kept.nodes])
     assert same.kv_entries == kept.kv_entries
     scores = [model.score(QUERY, "at 17:30", context=s) for s in (kept, same)]
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
