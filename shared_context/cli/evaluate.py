@@ -223,6 +223,9 @@ def language_model(
     ] = None,
     places: Annotated[int, typer.Option("--places", min=1, help="Where in each text, evenly spaced.")] = 2,
     budget: Annotated[int, typer.Option("--budget", help="KV entries of a selection.")] = 1024,
+    recent: Annotated[
+        int, typer.Option("--recent", min=0, help="Tokens right before that a selection opens first.")
+    ] = 512,
     seed: SeedOption = 0,
     resume: ResumeOption = None,
     json_file: JsonFileOption = None,
@@ -238,6 +241,7 @@ def language_model(
         lengths=tuple(length) if length else measurement.LENGTHS,
         places=places,
         budget=budget,
+        recent=recent,
         seed=seed,
         resume=resume,
     )

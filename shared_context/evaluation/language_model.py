@@ -32,6 +32,9 @@ RUNNING = 1024
 
 BUDGET = 1024
 
+RECENT = 512
+"""Tokens right before the lead that a selection opens first; the query finds the rest."""
+
 PROMPT = "Go on with this text:\n\n{lead}"
 
 PROMPT_ROOM = 128
@@ -62,14 +65,15 @@ def measure(
     lengths: Sequence[int] = LENGTHS,
     places: int = PLACES,
     budget: int = BUDGET,
+    recent: int = RECENT,
     seed: int = 0,
     resume: str | Path | None = None,
 ) -> Report:
     """Mean negative log-likelihood of running text, nats per token, by tokens of context.
 
     At each place the prompt holds a short lead, and the context is what stands before it: as much of it as there is KV
-    budget for, selected with the lead as the query. The control is selected with the same lead from as much of the
-    next text, and has exactly as many KV entries.
+    budget for, its end and what the lead finds as the query. The control is selected with the same lead from as much
+    of the next text, and has exactly as many KV entries.
 
     Args:
         model: reads; MiniLM embeds.
@@ -77,6 +81,7 @@ def measure(
         lengths: tokens of the context; those that a text is too short for are reported as not run.
         places: where in each text, evenly spaced.
         budget: KV entries of a selection.
+        recent: tokens right before the lead that a selection opens first.
         seed: of the intervals.
         resume: a file that keeps results as they come and from which a run that was stopped goes on.
     """
@@ -94,12 +99,13 @@ def measure(
         "lengths": able,
         "places": places,
         "budget": budget,
+        "recent": recent,
     }
     keys = {f"{place}|{number}": (place, number) for place in range(places) for number in range(len(texts))}
     with _Stores(model, embedder, read, able, places) as stores:
 
         def compute(keys_now: list[str]) -> list[dict[str, float]]:
-            return [_result(model, stores, *keys[key], able, budget) for key in keys_now]
+            return [_result(model, stores, *keys[key], able, budget, recent) for key in keys_now]
 
         results = Ledger(resume, settings).results(list(keys), compute, what="language model")
     not_run = {f"{n:,} tokens": f"a text has {count:,} tokens only" for n in sorted(lengths) if n not in able}
@@ -110,6 +116,7 @@ def measure(
         "places of each": places,
         "running tokens": RUNNING,
         "budget": budget,
+        "recent": recent,
     }
     return _report(setting, results, able, _pasted_most(model), not_run, seed)
 
@@ -190,7 +197,7 @@ class _Stores:
 
 
 def _result(
-    model: SharedLLMModel, stores: _Stores, place: int, number: int, lengths: Sequence[int], budget: int
+    model: SharedLLMModel, stores: _Stores, place: int, number: int, lengths: Sequence[int], budget: int, recent: int
 ) -> dict[str, float]:
     """NLL at one place by way and length; full attention only where nearly all fits the window."""
     other = (number + 1) % len(stores.texts)
@@ -202,7 +209,7 @@ def _result(
     result = {NONE: model.score(prompt, running)}
     for length in lengths:
         parts = [str(part) for part in lengths if part <= length]
-        right, wrong = _as_large(stores.at(place, number), stores.at(place, other), lead, parts, budget)
+        right, wrong = _as_large(stores.at(place, number), stores.at(place, other), lead, parts, budget, recent)
         result[f"{RIGHT}|{length}"] = model.score(prompt, running, context=right)
         result[f"{WRONG}|{length}"] = model.score(prompt, running, context=wrong)
         pasted = min(length, _pasted_most(model))
@@ -213,14 +220,19 @@ def _result(
 
 
 def _as_large(
-    right: SharedLLMContextStore, wrong: SharedLLMContextStore, query: str, parts: Sequence[str], budget: int
+    right: SharedLLMContextStore,
+    wrong: SharedLLMContextStore,
+    query: str,
+    parts: Sequence[str],
+    budget: int,
+    recent: int,
 ) -> tuple[Selection, Selection]:
-    """A selection of each store, of exactly as many KV entries: the right one as anyone would make it.
+    """A selection of each store, of exactly as many KV entries: for running text everything before it may matter.
 
     A text's last leaf is shorter than the others; where it makes a difference, only the best whole leaves of both stay.
     """
-    chosen = right.select(query, budget=budget, doc_ids=parts)
-    control = wrong.select(query, budget=chosen.kv_entries, doc_ids=parts, floor=0.0)
+    chosen = right.select(query, budget=budget, doc_ids=parts, floor=0.0, recent=recent)
+    control = wrong.select(query, budget=chosen.kv_entries, doc_ids=parts, floor=0.0, recent=recent)
     if control.kv_entries == chosen.kv_entries:
         return chosen, control
     leaf = right.config.tree.leaf_size

@@ -53,8 +53,9 @@ def test_a_control_has_exactly_as_many_entries(model):
     with SharedLLMContextStore(model) as right, SharedLLMContextStore(model) as wrong:
         for store, text, tokens in (right, BIRDS, 300), (wrong, TOOLS, 280):
             store.add(text[: model.tokenize(text).bounds[tokens]], id="512")
-        chosen, control = language_model._as_large(right, wrong, "Which bird stands north?", ["512"], 300)
-        assert 0 < chosen.kv_entries == control.kv_entries <= 280
+        for recent in 0, 100:
+            chosen, control = language_model._as_large(right, wrong, "Which bird stands north?", ["512"], 300, recent)
+            assert 0 < chosen.kv_entries == control.kv_entries <= 280
 
 
 def test_a_text_that_is_too_short_or_alone_is_refused(model, handbook):
