@@ -97,6 +97,9 @@ def answers(
     all_settings: Annotated[
         bool, typer.Option("--all-settings", help="Try the baselines' other settings too; takes several times as long.")
     ] = False,
+    answers_only: Annotated[
+        bool, typer.Option("--answers-only", help="No likelihoods and so no controls: a third of the time.")
+    ] = False,
     limit: LimitOption = None,
     seed: SeedOption = 0,
     resume: ResumeOption = None,
@@ -114,6 +117,7 @@ def answers(
         seed=seed,
         budgets=tuple(sorted(budget)) if budget else measurement.BUDGETS,
         all_settings=all_settings,
+        likelihoods=not answers_only,
         resume=resume,
     )
     finish([report], json_file, html_file)

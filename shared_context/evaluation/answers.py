@@ -52,6 +52,7 @@ def measure(
     seed: int = 0,
     budgets: Sequence[int] = BUDGETS,
     all_settings: bool = False,
+    likelihoods: bool = True,
     resume: str | Path | None = None,
 ) -> Report:
     """Likelihood of the gold answer, and the answers given, under several contexts in the same prompt.
@@ -67,6 +68,7 @@ def measure(
         seed: of the drawing and of the intervals.
         budgets: KV entries or tokens shown at most.
         all_settings: try the baselines' other settings as well, which takes several times as long.
+        likelihoods: False measures only what is answered, without the gold answer's likelihood, and so no controls.
         resume: a file that keeps results as they come and from which a run that was stopped goes on.
     """
     asked = several_documents(data)
@@ -81,6 +83,7 @@ def measure(
             "embedder": embedder.name,
             "budgets": budgets,
             "all settings": all_settings,
+            "likelihoods": likelihoods,
             "answer tokens": ANSWER_TOKENS,
         },
     )
@@ -98,7 +101,9 @@ def measure(
         baselines = pasted_baselines(model, embedder, asked, all_settings, not_run)
         results = ledger.results(
             [asked.key(question) for question in chosen],
-            lambda keys: _results([asked.by_key(key) for key in keys], asked, stores, baselines, budgets, all_settings),
+            lambda keys: _results(
+                [asked.by_key(key) for key in keys], asked, stores, baselines, budgets, all_settings, likelihoods
+            ),
             together=TOGETHER,
             what="answers",
         )
@@ -130,15 +135,17 @@ def _results(
     baselines: Mapping[str, tuple[PastedChunks, int | None]],
     budgets: Sequence[int],
     all_settings: bool,
+    likelihoods: bool,
 ) -> list[dict[str, Any]]:
-    """For each question and key: the likelihood, the tokens shown and, of what is no control, the answer.
+    """For each question and key: the tokens shown, the likelihood where wanted and, of what is no control, the answer.
 
     The same way is computed for all questions at once, and what two ways show alike is computed once.
     """
     by_way: dict[str, list[tuple[int, Shown]]] = {}
     for number, question in enumerate(questions):
         for shown in shown_contexts(question, asked, stores, baselines, budgets, all_settings=all_settings):
-            by_way.setdefault(shown.key, []).append((number, shown))
+            if likelihoods or not shown.is_control:
+                by_way.setdefault(shown.key, []).append((number, shown))
     readers = {store.model: TextReader(store.model) for store in stores.values()}
     results: list[dict[str, Any]] = [{} for _ in questions]
     nlls: dict[Hashable, float] = {}
@@ -148,7 +155,8 @@ def _results(
         # By length: a batch has little padding then.
         fitting.sort(key=lambda pair: pair[1].tokens)
         names = [_name(number, shown) for number, shown in fitting]
-        for known, compute, wanted in (nlls, _likelihoods, True), (answers, _answers, not way.startswith(CONTROL)):
+        answered = not way.startswith(CONTROL)
+        for known, compute, wanted in (nlls, _likelihoods, likelihoods), (answers, _answers, answered):
             new = {name: pair for name, pair in zip(names, fitting, strict=True) if name not in known}
             if wanted and new:
                 model = fitting[0][1].model
@@ -156,8 +164,10 @@ def _results(
                 some = [questions[number] for number, _ in new.values()]
                 known |= zip(new, compute(model, some, contexts), strict=True)
         for name, (number, shown) in zip(names, fitting, strict=True):
-            results[number][way] = {"nll": nlls[name], "tokens": shown.tokens}
-            if not shown.is_control:
+            results[number][way] = {"tokens": shown.tokens}
+            if likelihoods:
+                results[number][way]["nll"] = nlls[name]
+            if answered:
                 results[number][way]["answer"] = answers[name]
     return results
 
@@ -206,7 +216,7 @@ def _report(
         if missing:
             keys.remove(key)
             not_run[_title(key)] = f"for {missing} of {len(results)} questions it does not fit the model's window"
-    nll = {key: [result[key]["nll"] for result in results] for key in keys}
+    nll = {key: [result[key]["nll"] for result in results] for key in keys if "nll" in results[0][key]}
     tokens = {key: fmean(result[key]["tokens"] for result in results) for key in keys}
     answered = [key for key in keys if not key.startswith(CONTROL)]
     quality = {
@@ -217,10 +227,11 @@ def _report(
 
     def curves(values: Mapping[str, Sequence[float]], keys: Sequence[str]) -> list[Series]:
         ways = list(dict.fromkeys(key.partition("|")[0] for key in keys))
-        return [
-            Series(way, [_point(n, values[key], seed) for n in budgets for key in (f"{way}|{n}", way) if key in values])
+        points = {
+            way: [_point(n, values[key], seed) for n in budgets for key in (f"{way}|{n}", way) if key in values]
             for way in ways
-        ]
+        }
+        return [Series(way, several) for way, several in points.items() if several]
 
     def differences(values: Mapping[str, Sequence[float]], *, more_is_better: bool) -> list[tuple]:
         """The selection's values minus those of every other way that the same weights answer."""
@@ -262,6 +273,7 @@ def _report(
                 ("with the right context", answered),
                 ("with a wrong one, the control", [key for key in keys if key not in answered]),
             )
+            if nll
         ),
         *(
             Lines(
@@ -280,13 +292,11 @@ def _report(
                 (
                     _title(key),
                     tokens[key],
-                    interval.mean,
-                    interval.low,
-                    interval.high,
+                    *((interval.mean, interval.low, interval.high) if interval else (None, None, None)),
                     *(fmean(quality[name, key]) if key in answered else None for name in METRICS),
                 )
                 for key in keys
-                for interval in [mean_with_interval(nll[key], seed=seed)]
+                for interval in [mean_with_interval(nll[key], seed=seed) if key in nll else None]
             ],
         ),
         *(
@@ -299,6 +309,7 @@ def _report(
                 ("NLL", nll, False),
                 ("F1", {key: quality["F1", key] for key in answered}, True),
             )
+            if values
         ),
         Table(
             "NLL with the right context minus that with a wrong one, paired, 95% interval over questions",

@@ -53,6 +53,18 @@ def test_what_does_not_fit_the_window_is_reported(model, few_questions, monkeypa
 
 
 @pytest.mark.slow
+def test_without_likelihoods_the_answers_are_the_same_and_there_are_no_controls(model, few_questions, report):
+    alone = answers.measure(model, few_questions, limit=4, budgets=[128, 256], likelihoods=False)
+    answered = {name: row for name, row in rows(report, "All ways").items() if not name.startswith("control: ")}
+    ways = rows(alone, "All ways")
+    assert ways == {
+        name: (tokens, None, None, None, *metrics) for name, (tokens, _, _, _, *metrics) in answered.items()
+    }
+    assert rows(alone, "F1 of") and not rows(alone, "NLL")
+    assert sum(isinstance(part, Lines) for part in alone.parts) == 3
+
+
+@pytest.mark.slow
 def test_an_adapter_is_measured_beside_the_model_with_controls_of_its_own(model, few_questions, tmp_path):
     untrained = SharedLLMModel.from_pretrained(injection="cross_attention", injection_layers=4)
     untrained.adapter().save_pretrained(tmp_path / "adapter")
@@ -88,7 +100,7 @@ def test_what_is_computed_together_is_what_each_question_gives_alone(few_questio
     questions = asked.questions[::4][:2]
     with SharedLLMContextStore(exact) as store:
         store.add([Document(text, id) for id, text in asked.documents.items()])
-        results = answers._results(questions, asked, {"": store}, {}, [128], False)
+        results = answers._results(questions, asked, {"": store}, {}, [128], False, True)
         for question, result in zip(questions, results, strict=True):
             for shown in shown_contexts(question, asked, {"": store}, {}, [128], all_settings=False):
                 nll = exact.score(question.text, question.answers[0], context=shown.context)
