@@ -163,4 +163,5 @@ class _Joined:
                 for part, before in zip(parts, accumulate((p.entries for p in parts), initial=0), strict=False)
                 for places in part.places
             ],
+            [positions for part in parts for positions in part.positions],
         )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
-from shared_context.config import MIB, TreeConfig
+from shared_context.config import MIB, CacheConfig, StoreConfig, TreeConfig
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.memory import in_own_process, peak_bytes
 from shared_context.evaluation.questions import QuestionSet
@@ -51,10 +51,12 @@ WARM_UP = 1024
 
 STORE = "store: add the text, select, stream"
 SECOND, AGAIN = "store: a second question", "store: the second question again"
-BARE_STORE = "the same without MiniLM and adapter"
+SMALL_STORE = "the same without MiniLM and adapter, no KV kept"
 STREAMING, LAYOUT, FULL = "streaming, sinks and window", "encoder-decoder layout", "full attention"
 
-MEMORY_OF = (STORE, BARE_STORE, STREAMING, LAYOUT, FULL)
+NO_CACHE = CacheConfig(memory_bytes=0)
+
+MEMORY_OF = (STORE, SMALL_STORE, STREAMING, LAYOUT, FULL)
 """Whose memory is measured."""
 
 WANTED = {STREAMING: 2.0, LAYOUT: 3.0}
@@ -237,18 +239,20 @@ def measure_memory(
         ],
         [
             Target(
-                f"peak of the store in MiB at {WANTED_AT:,} tokens, against {way}",
-                round(peaks[WANTED_AT, STORE] / MIB),
+                f"{store}, peak in MiB at {WANTED_AT:,} tokens, against {way}",
+                round(peaks[WANTED_AT, store] / MIB),
                 "<=",
                 round(peaks[WANTED_AT, way] / MIB),
             )
+            for store in (STORE, SMALL_STORE)
             for way in WANTED
             if WANTED_AT in lengths
         ],
         notes=[
-            "The store's process holds MiniLM and the adapter as well, as it does by default; the others hold the base "
-            "model only. Extrapolated is full attention, by adding the keys and values of what it did not read, and "
-            "streaming, which keeps no more once its window is full."
+            "The store's process holds MiniLM, the adapter and all KV that it computed, as it does by default; the "
+            "others hold the base model only, and so does the small store, which computes the KV of its selection for "
+            "each question anew. Extrapolated is full attention, by adding the keys and values of what it did not "
+            "read, and streaming, which keeps no more once its window is full."
         ],
     )
 
@@ -257,12 +261,17 @@ def measure_memory(
 
 
 def _store(
-    model: SharedLLMModel, embedder: Embedder | None, text: str, questions: Sequence[str], budget: int
+    model: SharedLLMModel,
+    embedder: Embedder | None,
+    text: str,
+    questions: Sequence[str],
+    budget: int,
+    cache: CacheConfig | None = None,
 ) -> list[Taken]:
     """For each question the time to its first token; that of the first begins with the raw text."""
     taken = []
     start = time.perf_counter()
-    with SharedLLMContextStore(model, embedder=embedder) as store:
+    with SharedLLMContextStore(model, config=StoreConfig(cache=cache or CacheConfig()), embedder=embedder) as store:
         store.add(text, id="document")
         tokens = store.stats()["tokens"]
         for question in questions:
@@ -386,8 +395,8 @@ def _peak(
     """Peak bytes of one way, and how much it read."""
     model, embedder = _load(name, way == STORE)
     text = repeat_to(model, source, length)
-    if way in (STORE, BARE_STORE):
-        (taken,) = _store(model, embedder, text, [question], budget)
+    if way in (STORE, SMALL_STORE):
+        (taken,) = _store(model, embedder, text, [question], budget, NO_CACHE if way == SMALL_STORE else None)
     elif way == LAYOUT:
         (taken,) = _layout(model, EncoderDecoder(model, TreeConfig().chunk_size), text, question)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,10 +29,12 @@ class ContextKV:
 
     Attributes:
         chunks: the encodings of the chunks, in document order.
-        rows: for each chunk the token positions that its cut keeps, [n_i].
+        rows: for each chunk the rows of its encoding that its cut keeps, [n_i].
         places: for each kept token its place in the order in which the decoder reads them, [n_i], together 0 to
             entries - 1; the last place is next to the prompt. None reads the chunks as they stand. Cross-attention
             tells chunks apart, not tokens, and pays no heed to it.
+        positions: for each kept row the position in the chunk of its token, [n_i]. None where encodings are whole,
+            whose rows are the positions.
         token_ids: the ids of the kept tokens, [entries]; the decoder computes nothing from them, but penalties on
             repetition count them.
     """
@@ -41,11 +43,22 @@ class ContextKV:
     rows: Sequence[torch.Tensor]
     token_ids: torch.Tensor
     places: Sequence[torch.Tensor] | None = None
+    positions: Sequence[torch.Tensor] | None = None
 
     @property
     def entries(self) -> int:
         """KV entries per layer."""
         return len(self.token_ids)
+
+    def turned_by(self, targets: Iterable[torch.Tensor | int], sink: int) -> list[torch.Tensor]:
+        """By how many positions each kept key is turned, [n_i] for each chunk.
+
+        Args:
+            targets: for each chunk the positions that its kept keys are turned to, or the one for all of them.
+            sink: tokens in front of each chunk while it was encoded.
+        """
+        stood = self.positions or self.rows
+        return [target - (sink + positions) for target, positions in zip(targets, stood, strict=True)]
 
 
 def attention(
@@ -171,7 +184,7 @@ class PrefixInjection:
             lower[:, :, row, :, : width - (context.entries if context is not None else 0)] = 0
             if context is not None:
                 places = context.places or torch.arange(context.entries).split([len(r) for r in context.rows])
-                deltas = [prefix + place - (sink + r) for place, r in zip(places, context.rows, strict=True)]
+                deltas = context.turned_by([prefix + place for place in places], sink)
                 chunks, rows = context.chunks, context.rows
                 if queries is not None and batch == 1 and device.type == "cpu":
                     # The order of columns is nobody's concern: positions are in the keys.
@@ -320,7 +333,7 @@ class CrossAttentionInjection(nn.Module):
         mask = torch.zeros((len(contexts), width), dtype=torch.bool, device=model.device)
         for row, context in enumerate(contexts):
             if context is not None:
-                deltas = [number - (sink + rows) for number, rows in enumerate(context.rows)]
+                deltas = context.turned_by(range(len(context.rows)), sink)
                 place = kv[:, :, row, :, : context.entries]
                 assemble(context.chunks, context.rows, deltas, self.inv_freq, place)
                 mask[row, : context.entries] = True

@@ -42,6 +42,7 @@ from shared_context.errors import (
 )
 from shared_context.kernels import ChunkKV
 from shared_context.kernels import split_and_search as preserved_cuts
+from shared_context.model.cache import give_back_freed
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.codec import Codec
 from shared_context.store.database import (
@@ -167,6 +168,7 @@ class SharedLLMContextStore:
             "config": asdict(config),
         }
         codec = Codec.fit(self.model, config.code_size)
+        give_back_freed()
         return Database(self.path, {"about": json.dumps(about).encode(), "codec": codec.to_bytes()})
 
     def _read_meta(
@@ -486,6 +488,8 @@ class SharedLLMContextStore:
             waiting += len(document.tokens)
             if waiting >= INGEST_TOGETHER or number == len(documents):
                 nodes += self._ingestion(group, advance)
+                if waiting >= INGEST_TOGETHER:
+                    give_back_freed()
                 group, waiting = [], 0
         return nodes
 
@@ -616,7 +620,7 @@ class SharedLLMContextStore:
                 cut = [Grained(Node(tree.height, slot), ratio) for slot, (ratio, _) in sorted(slots.items())]
                 scores = {tree.height: {slot: score for slot, (_, score) in slots.items()}}
                 chunks.append(self._cut(key, number, cut, scores))
-            return Selection(chunks, self._encode, query=query, budget=None, policy=None)
+            return Selection(chunks, self._encode_shown, query=query, budget=None, policy=None)
 
     def warm(self, selection: Selection | None = None, *, progress: Progress | None = None) -> None:
         """Compute keys and values now: those of a selection, or those of all documents that the cache does not hold.
@@ -727,11 +731,11 @@ class SharedLLMContextStore:
             keys = sorted({*keys, *last})
         if ratio is not None:
             chunks = [self._cut(key, number, [Grained(Node(0, 0), ratio)]) for key, number in index.chunks(keys)]
-            return Selection(chunks, self._encode, query=text, budget=None, policy=None)
+            return Selection(chunks, self._encode_shown, query=text, budget=None, policy=None)
         if search == "best_first" and budget is None:
             budget = DEFAULT_BUDGET
         if not keys:
-            return Selection([], self._encode, query=text, budget=budget, policy=policy)
+            return Selection([], self._encode_shown, query=text, budget=budget, policy=policy)
         if search == "best_first":
             scored = self._score(index, query, keys, policy, smooth=policy != "last_token")
             opened = scored.leaves
@@ -765,7 +769,9 @@ class SharedLLMContextStore:
                     cut = split_and_search(context_tree, ratios, similarity)
                 cuts[chunk] = [grained for grained in cut if grained.ratio is not None]
         chunks = [self._scored_cut(scored, chunk, cut) for chunk, cut in cuts.items() if cut]
-        selection = Selection(chunks, self._encode, query=text, budget=budget, policy=None if query is None else policy)
+        selection = Selection(
+            chunks, self._encode_shown, query=text, budget=budget, policy=None if query is None else policy
+        )
         if budget is not None and selection.kv_entries > budget:
             raise BudgetError(
                 f"budget={budget}: split-and-search shows a part of every chunk, {selection.kv_entries} KV entries "
@@ -866,6 +872,17 @@ class SharedLLMContextStore:
                 found[name] = chunk_kv.quantized() if self.config.cache.quantize else chunk_kv
                 self._cache.put(name, found[name])
         return [found[name] for name in names]
+
+    def _encode_shown(self, chunks: Sequence[np.ndarray], rows: Sequence[torch.Tensor]) -> list[ChunkKV]:
+        """Keys and values of chunks; where all of them would take more memory than the cache may, of ``rows`` only."""
+        found: list[ChunkKV] = []
+        tokens = sum(map(len, chunks))
+        for ids, shown in zip(chunks, rows, strict=True):
+            (whole,) = self._encode([ids])
+            if whole.nbytes / whole.tokens * tokens <= self.config.cache.memory_bytes:
+                return self._encode(chunks)
+            found.append(whole.only(shown))
+        return found
 
     # Conversations
 

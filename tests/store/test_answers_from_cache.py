@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from shared_context import CacheConfig, SharedLLMModel, StoreConfig, TreeConfig
+from shared_context import CacheConfig, SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
+from shared_context.config import GIB
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
 ANSWER = "at 17:30"
@@ -155,3 +156,22 @@ def test_behind_a_lead_in_that_reaches_its_beginning_a_document_is_read_as_in_on
     whole = score(chunk_size=128, lead_in=0)
     assert score(chunk_size=64, lead_in=64) == pytest.approx(whole, abs=1e-4)
     assert score(chunk_size=64, lead_in=0) != pytest.approx(whole, abs=1e-2)
+
+
+@pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
+def test_no_more_is_held_than_the_cache_may_and_what_is_shown(documents, model, injection):
+    reader = model
+    if injection == "cross_attention":
+        reader = SharedLLMModel.from_pretrained(adapter=None, dtype="float32", injection=injection, injection_layers=4)
+    scores = []
+    for memory_bytes in (GIB, 1):
+        tree = TreeConfig(chunk_size=64, height=2)
+        config = StoreConfig(tree=tree, floor=0.0, lead_in=16, cache=CacheConfig(memory_bytes=memory_bytes))
+        with SharedLLMContextStore(reader, config=config, embedder=None) as store:
+            store.add(documents)
+            selection = store.select(QUERY, budget=96)
+            assert len(selection.chunks) > 1
+            context = selection.key_values()
+            scores.append(reader.score(QUERY, ANSWER, context=selection))
+    assert sum(chunk.tokens for chunk in context.chunks) == selection.kv_entries
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)

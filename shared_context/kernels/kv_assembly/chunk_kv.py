@@ -59,6 +59,14 @@ class ChunkKV:
         """Bytes of data and scale together."""
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
+    def only(self, rows: Tensor) -> ChunkKV:
+        """A copy of some rows alone, which does not keep the others alive.
+
+        Args:
+            rows: token positions, int64 [n].
+        """
+        return ChunkKV(self.data.index_select(3, rows.to(self.data.device)), self.scale)
+
     def quantized(self) -> ChunkKV:
         """The chunk as int8: symmetric, one scale per channel so that its largest magnitude becomes 127.
 
