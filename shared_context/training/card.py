@@ -8,7 +8,13 @@ from shared_context.model.adapter import AdapterConfig
 from shared_context.training.config import TrainingConfig
 
 
-def model_card(adapter: AdapterConfig, config: TrainingConfig, step: int, figures: Mapping[str, float]) -> str:
+def model_card(
+    adapter: AdapterConfig,
+    config: TrainingConfig,
+    step: int,
+    figures: Mapping[str, float],
+    start: str | None = None,
+) -> str:
     """What a reader should know of an adapter, as Markdown.
 
     Args:
@@ -16,6 +22,7 @@ def model_card(adapter: AdapterConfig, config: TrainingConfig, step: int, figure
         config: how it was trained.
         step: at which it was taken.
         figures: of the last validation (``eval_right``, ``eval_wrong``, ``eval_gain``); empty before the first.
+        start: digest of the adapter that training began with.
     """
     revision = f", revision `{adapter.base_revision}`" if adapter.base_revision else ""
     updates = f"rank {adapter.rank}, alpha {adapter.alpha:g}, " if adapter.rank else ""
@@ -33,6 +40,7 @@ def model_card(adapter: AdapterConfig, config: TrainingConfig, step: int, figure
         f"- injection: {adapter.injection} over the bottom {adapter.injection_layers} layers",
         f"- trained: {updates}stage {config.stage}, {step} steps of {config.batch_size} examples, "
         f"{adapter.tokens_seen:,} tokens, learning rate {config.learning_rate:g}, seed {config.seed}",
+        *([f"- a further stage: it began with adapter `{start}`, whose tokens are counted too"] if start else []),
         f"- ratios: {', '.join(map(str, adapter.ratios))}; chunks of {adapter.chunk_size} tokens at most",
         "",
     ]

@@ -142,7 +142,7 @@ class AdapterTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._config = config
         self._objective = objective
-        self._seen_before = 0 if start is None else start.config.tokens_seen
+        self._start = start
         self._wrong = other_contexts(validation)
         self._parts: list[dict[str, float]] = []
         self._counted: tuple[float, int] | None = None
@@ -203,6 +203,7 @@ class AdapterTrainer(Trainer):
         objective, config = self._objective, self._config
         model = objective.model
         prefix = config.injection == "prefix"
+        seen_before = 0 if self._start is None else self._start.config.tokens_seen
         described = AdapterConfig(
             base_model=model.name,
             base_fingerprint=model.fingerprint,
@@ -214,11 +215,13 @@ class AdapterTrainer(Trainer):
             ratios=tuple(sorted(config.cuts.ratios)),
             chunk_size=config.cuts.chunk_size,
             split_noise=config.cuts.split_noise,
-            tokens_seen=self._seen_before + int(objective.tokens_seen) * self.args.world_size,
+            tokens_seen=seen_before + int(objective.tokens_seen) * self.args.world_size,
         )
         weights = {name: weight.to(torch.bfloat16) for name, weight in objective.trained.state_dict().items()}
         validated = (entry for entry in reversed(self.state.log_history) if "eval_gain" in entry)
-        return Adapter(described, weights, model_card(described, config, self.state.global_step, next(validated, {})))
+        start = None if self._start is None else self._start.digest
+        card = model_card(described, config, self.state.global_step, next(validated, {}), start)
+        return Adapter(described, weights, card)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -159,6 +159,7 @@ def test_a_stage_starts_where_another_ended(whole_run, tmp_path, make_small_mode
     for name, weight in first.weights.items():
         torch.testing.assert_close(second.weights[name], weight)
     assert second.config.tokens_seen > first.config.tokens_seen
+    assert first.digest in second.card and "began with" not in first.card
     with pytest.raises(ConfigError, match="rank=8: is 4 in the adapter"):
         train(make_small_model(), data, tmp_path / "third", TrainingConfig(**{**SMALL, "rank": 8}), start=first)
     with pytest.raises(ConfigError, match="start"):
