@@ -100,6 +100,10 @@ def answers(
     answers_only: Annotated[
         bool, typer.Option("--answers-only", help="No likelihoods and so no controls: a third of the time.")
     ] = False,
+    way: Annotated[
+        list[str] | None,
+        typer.Option("--way", help="Only this way, as the report names it without its budget; several. [all of them]"),
+    ] = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
     resume: ResumeOption = None,
@@ -118,6 +122,7 @@ def answers(
         budgets=tuple(sorted(budget)) if budget else measurement.BUDGETS,
         all_settings=all_settings,
         likelihoods=not answers_only,
+        ways=tuple(way or ()),
         resume=resume,
     )
     finish([report], json_file, html_file)

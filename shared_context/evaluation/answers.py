@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 
 from shared_context import Document, Selection, SharedLLMContextStore, SharedLLMModel
+from shared_context.config import require
 from shared_context.errors import WindowExceededError
 from shared_context.evaluation.contexts import (
     ADAPTER,
     CONTROL,
+    DEFAULTS,
+    FULL,
+    GOLD,
     INJECTED,
+    NONE,
+    OTHER_SETTINGS,
+    PASTED,
+    RAG,
+    WHOLE,
     PastedChunks,
     Shown,
     pasted_baselines,
@@ -53,6 +62,7 @@ def measure(
     budgets: Sequence[int] = BUDGETS,
     all_settings: bool = False,
     likelihoods: bool = True,
+    ways: Sequence[str] = (),
     resume: str | Path | None = None,
 ) -> Report:
     """Likelihood of the gold answer, and the answers given, under several contexts in the same prompt.
@@ -69,6 +79,7 @@ def measure(
         budgets: KV entries or tokens shown at most.
         all_settings: try the baselines' other settings as well, which takes several times as long.
         likelihoods: False measures only what is answered, without the gold answer's likelihood, and so no controls.
+        ways: only these, as reports name them without budget and adapter; all of them where empty.
         resume: a file that keeps results as they come and from which a run that was stopped goes on.
     """
     asked = several_documents(data)
@@ -84,9 +95,13 @@ def measure(
             "budgets": budgets,
             "all settings": all_settings,
             "likelihoods": likelihoods,
+            "ways": list(ways),
             "answer tokens": ANSWER_TOKENS,
         },
     )
+    known = (NONE, INJECTED, FULL, PASTED, RAG, *OTHER_SETTINGS, DEFAULTS, GOLD, WHOLE)
+    for way in ways:
+        require(way in known, "way", way, f"must be one of: {'; '.join(known)}")
     not_run: dict[str, str] = {}
     chosen = asked.sample(limit, seed)
     readers = {"": model}
@@ -102,7 +117,7 @@ def measure(
         results = ledger.results(
             [asked.key(question) for question in chosen],
             lambda keys: _results(
-                [asked.by_key(key) for key in keys], asked, stores, baselines, budgets, all_settings, likelihoods
+                [asked.by_key(key) for key in keys], asked, stores, baselines, budgets, all_settings, likelihoods, ways
             ),
             together=TOGETHER,
             what="answers",
@@ -136,6 +151,7 @@ def _results(
     budgets: Sequence[int],
     all_settings: bool,
     likelihoods: bool,
+    ways: Sequence[str],
 ) -> list[dict[str, Any]]:
     """For each question and key: the tokens shown, the likelihood where wanted and, of what is no control, the answer.
 
@@ -144,7 +160,8 @@ def _results(
     by_way: dict[str, list[tuple[int, Shown]]] = {}
     for number, question in enumerate(questions):
         for shown in shown_contexts(question, asked, stores, baselines, budgets, all_settings=all_settings):
-            if likelihoods or not shown.is_control:
+            wanted = not ways or shown.way.removesuffix(ADAPTER) in ways
+            if wanted and (likelihoods or not shown.is_control):
                 by_way.setdefault(shown.key, []).append((number, shown))
     readers = {store.model: TextReader(store.model) for store in stores.values()}
     results: list[dict[str, Any]] = [{} for _ in questions]

@@ -3,6 +3,7 @@
 import pytest
 
 from shared_context import Document, SharedLLMContextStore, SharedLLMModel
+from shared_context.errors import ConfigError
 from shared_context.evaluation import answers
 from shared_context.evaluation.contexts import ADAPTER, FULL, GOLD, INJECTED, NONE, RAG, WHOLE, shown_contexts
 from shared_context.evaluation.questions import read_questions
@@ -54,7 +55,10 @@ def test_what_does_not_fit_the_window_is_reported(model, few_questions, monkeypa
 
 @pytest.mark.slow
 def test_without_likelihoods_the_answers_are_the_same_and_there_are_no_controls(model, few_questions, report):
-    alone = answers.measure(model, few_questions, limit=4, budgets=[128, 256], likelihoods=False)
+    alone, fewer = (
+        answers.measure(model, few_questions, limit=4, budgets=[128, 256], likelihoods=False, ways=ways)
+        for ways in ((), (INJECTED, GOLD))
+    )
     answered = {name: row for name, row in rows(report, "All ways").items() if not name.startswith("control: ")}
     ways = rows(alone, "All ways")
     assert ways == {
@@ -62,6 +66,11 @@ def test_without_likelihoods_the_answers_are_the_same_and_there_are_no_controls(
     }
     assert rows(alone, "F1 of") and not rows(alone, "NLL")
     assert sum(isinstance(part, Lines) for part in alone.parts) == 3
+    few = rows(fewer, "All ways")
+    assert set(few) == {f"{INJECTED}, 128", f"{INJECTED}, 256", GOLD}
+    assert all(ways[name] == row for name, row in few.items())
+    with pytest.raises(ConfigError, match="way='pasted'.*one of"):
+        answers.measure(model, few_questions, ways=["pasted"])
 
 
 @pytest.mark.slow
@@ -100,7 +109,7 @@ def test_what_is_computed_together_is_what_each_question_gives_alone(few_questio
     questions = asked.questions[::4][:2]
     with SharedLLMContextStore(exact) as store:
         store.add([Document(text, id) for id, text in asked.documents.items()])
-        results = answers._results(questions, asked, {"": store}, {}, [128], False, True)
+        results = answers._results(questions, asked, {"": store}, {}, [128], False, True, ())
         for question, result in zip(questions, results, strict=True):
             for shown in shown_contexts(question, asked, {"": store}, {}, [128], all_settings=False):
                 nll = exact.score(question.text, question.answers[0], context=shown.context)
