@@ -99,7 +99,7 @@ def measure(
             "answer tokens": ANSWER_TOKENS,
         },
     )
-    known = (NONE, INJECTED, FULL, PASTED, RAG, *OTHER_SETTINGS, DEFAULTS, GOLD, WHOLE)
+    known = (NONE, INJECTED, FULL, RAG, GOLD, WHOLE, *((PASTED, *OTHER_SETTINGS, DEFAULTS) if all_settings else ()))
     for way in ways:
         require(way in known, "way", way, f"must be one of: {'; '.join(known)}")
     not_run: dict[str, str] = {}

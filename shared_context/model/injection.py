@@ -33,8 +33,8 @@ class ContextKV:
         places: for each kept token its place in the order in which the decoder reads them, [n_i], together 0 to
             entries - 1; the last place is next to the prompt. None reads the chunks as they stand. Cross-attention
             tells chunks apart, not tokens, and pays no heed to it.
-        positions: for each kept row the position in the chunk of its token, [n_i]. None where encodings are whole,
-            whose rows are the positions.
+        positions: for each kept row the row that it is of the whole encoding, [n_i], counted from where encoding began.
+            None where encodings are whole.
         token_ids: the ids of the kept tokens, [entries]; the decoder computes nothing from them, but penalties on
             repetition count them.
     """
