@@ -262,7 +262,9 @@ class CrossAttention(nn.Module):
             [batch, queries, hidden].
         """
         batch, queries, _ = states.shape
-        query = self.q_proj(self.norm(states)).view(batch, queries, self.heads, self.head_dim)
+        # Trained weights are in float32 whatever the model's dtype.
+        own = states.to(self.q_proj.weight.dtype)
+        query = self.q_proj(self.norm(own)).view(batch, queries, self.heads, self.head_dim)
         # one position for all queries of a row: the batch stands where rotate_keys expects the tokens
         query = rotate_keys(query.permute(1, 2, 0, 3), position, inv_freq).permute(2, 1, 0, 3)
         out = nn.functional.scaled_dot_product_attention(
@@ -274,7 +276,7 @@ class CrossAttention(nn.Module):
         )
         # A row without context has nothing to attend to; its softmax is undefined, its contribution is none.
         out = torch.where(mask.any(dim=1)[:, None, None, None], out, 0.0)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, queries, -1))
+        return self.o_proj(out.transpose(1, 2).reshape(batch, queries, -1)).to(states.dtype)
 
 
 class CrossAttentionInjection(nn.Module):

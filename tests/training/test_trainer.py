@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from shared_context import SharedLLMModel
+from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import ConfigError, TrainingDataError, TrainingError
 from shared_context.model.adapter import Adapter
 from shared_context.training import CutConfig, TrainingConfig, train
@@ -200,6 +200,23 @@ def test_running_text_is_learned_from_too(tmp_path, make_small_model, injection)
     train(make_small_model(injection=injection, injection_layers=2), rows, tmp_path / "run", TrainingConfig(**settings))
     losses = [entry["loss"] for entry in history(tmp_path / "run", "loss")]
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_cross_attention_is_trained_for_a_model_in_bfloat16(tmp_path, data):
+    base = SharedLLMModel.from_pretrained(
+        adapter=None, injection="cross_attention", injection_layers=2, dtype="bfloat16"
+    )
+    settings = {**SMALL, "injection": "cross_attention", "injection_layers": 2, "steps": 2, "evaluate_every": 2}
+    train(base, data, tmp_path, TrainingConfig(**{**settings, "distillation": 0.0}))
+    trained = SharedLLMModel.from_pretrained(adapter=tmp_path / ADAPTER_FOLDER, dtype="bfloat16")
+    untrained = SharedLLMModel.from_pretrained(adapter=None, dtype="bfloat16")
+    assert (trained.injection.kind, trained.injection.layers) == ("cross_attention", 2)
+    with SharedLLMContextStore(trained, embedder=None) as store:
+        store.add("In the year 1807 the keeper of lamp 7 was Ann the 7th.", id="lamp")
+        shown = store.select("who keeps lamp 7")
+        assert trained.score("who keeps lamp 7", "Ann the 7th", context=shown) != pytest.approx(
+            untrained.score("who keeps lamp 7", "Ann the 7th"), abs=1e-3
+        )
 
 
 @pytest.mark.slow
