@@ -138,7 +138,7 @@ def compression(
         typer.Option(
             "--part",
             help="One passage at every grain; mixed grains under a budget; or kvpress's presses at equal KV entries, "
-            "which take minutes a question. The first two if left out.",
+            "which take most of a minute a question. The first two if left out.",
         ),
     ] = None,
     limit: LimitOption = None,

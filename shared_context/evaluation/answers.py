@@ -24,7 +24,6 @@ from shared_context.evaluation.contexts import (
     PASTED,
     RAG,
     WHOLE,
-    PastedChunks,
     Shown,
     pasted_baselines,
     shown_contexts,
@@ -82,6 +81,9 @@ def measure(
         ways: only these, as reports name them without budget and adapter; all of them where empty.
         resume: a file that keeps results as they come and from which a run that was stopped goes on.
     """
+    known = (NONE, INJECTED, FULL, RAG, GOLD, WHOLE, *((PASTED, *OTHER_SETTINGS, DEFAULTS) if all_settings else ()))
+    for way in ways:
+        require(way in known, "way", way, f"must be one of: {'; '.join(known)}")
     asked = several_documents(data)
     embedder = load_default_embedder()
     ledger = Ledger(
@@ -99,9 +101,6 @@ def measure(
             "answer tokens": ANSWER_TOKENS,
         },
     )
-    known = (NONE, INJECTED, FULL, RAG, GOLD, WHOLE, *((PASTED, *OTHER_SETTINGS, DEFAULTS) if all_settings else ()))
-    for way in ways:
-        require(way in known, "way", way, f"must be one of: {'; '.join(known)}")
     not_run: dict[str, str] = {}
     chosen = asked.sample(limit, seed)
     readers = {"": model}
@@ -114,11 +113,15 @@ def measure(
         for store in stores.values():
             store.add([Document(text, id) for id, text in asked.documents.items()])
         baselines = pasted_baselines(model, embedder, asked, all_settings, not_run)
+
+        def shown_to(question: Question) -> list[Shown]:
+            every = shown_contexts(question, asked, stores, baselines, budgets, all_settings=all_settings)
+            wanted = (shown for shown in every if not ways or shown.way.removesuffix(ADAPTER) in ways)
+            return [shown for shown in wanted if likelihoods or not shown.is_control]
+
         results = ledger.results(
             [asked.key(question) for question in chosen],
-            lambda keys: _results(
-                [asked.by_key(key) for key in keys], asked, stores, baselines, budgets, all_settings, likelihoods, ways
-            ),
+            lambda keys: _results([(q, shown_to(q)) for q in map(asked.by_key, keys)], likelihoods=likelihoods),
             together=TOGETHER,
             what="answers",
         )
@@ -143,27 +146,17 @@ def several_documents(data: str | Path) -> QuestionSet:
     return asked if len(asked.documents) > 1 else read_questions(data, "paragraph")
 
 
-def _results(
-    questions: Sequence[Question],
-    asked: QuestionSet,
-    stores: Mapping[str, SharedLLMContextStore],
-    baselines: Mapping[str, tuple[PastedChunks, int | None]],
-    budgets: Sequence[int],
-    all_settings: bool,
-    likelihoods: bool,
-    ways: Sequence[str],
-) -> list[dict[str, Any]]:
+def _results(asked: Sequence[tuple[Question, Sequence[Shown]]], *, likelihoods: bool) -> list[dict[str, Any]]:
     """For each question and key: the tokens shown, the likelihood where wanted and, of what is no control, the answer.
 
     The same way is computed for all questions at once, and what two ways show alike is computed once.
     """
+    questions = [question for question, _ in asked]
     by_way: dict[str, list[tuple[int, Shown]]] = {}
-    for number, question in enumerate(questions):
-        for shown in shown_contexts(question, asked, stores, baselines, budgets, all_settings=all_settings):
-            wanted = not ways or shown.way.removesuffix(ADAPTER) in ways
-            if wanted and (likelihoods or not shown.is_control):
-                by_way.setdefault(shown.key, []).append((number, shown))
-    readers = {store.model: TextReader(store.model) for store in stores.values()}
+    for number, (_, contexts) in enumerate(asked):
+        for shown in contexts:
+            by_way.setdefault(shown.key, []).append((number, shown))
+    readers = {shown.model: TextReader(shown.model) for several in by_way.values() for _, shown in several[:1]}
     results: list[dict[str, Any]] = [{} for _ in questions]
     nlls: dict[Hashable, float] = {}
     answers: dict[Hashable, str] = {}

@@ -1,4 +1,4 @@
-"""Memory for keys and values: a decoder's cache with room for more, and pages that go back when they are let go."""
+"""Memory for keys and values: a decoder's cache with room for more, and what goes back when it is let go."""
 
 from __future__ import annotations
 

@@ -82,7 +82,9 @@ class Selection:
     def __init__(
         self,
         chunks: Iterable[SelectedChunk],
-        encode: Callable[[Sequence[np.ndarray], Sequence[torch.Tensor]], list[ChunkKV]],
+        encode: Callable[
+            [Sequence[np.ndarray], Sequence[torch.Tensor]], tuple[Sequence[ChunkKV], Sequence[torch.Tensor]]
+        ],
         *,
         query: str | None,
         budget: int | None,
@@ -165,15 +167,10 @@ class Selection:
         best what is near (see docs/figures.md). Within a passage the order is the document's.
         """
         rows = [torch.tensor(chunk.rows()) for chunk in self.chunks]
-        encodings = self._encode([chunk.token_ids for chunk in self.chunks], rows)
-        # Of an encoding that is not whole, those rows are all there is.
-        there = [
-            r if encoding.tokens == len(chunk.token_ids) else torch.arange(encoding.tokens)
-            for chunk, encoding, r in zip(self.chunks, encodings, rows, strict=True)
-        ]
+        encodings, kept = self._encode([chunk.token_ids for chunk in self.chunks], rows)
         shown = [chunk.token_ids[r.numpy()] for chunk, r in zip(self.chunks, rows, strict=True)]
         token_ids = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *shown]).astype(np.int64))
-        return ContextKV(encodings, there, token_ids, self._places(), rows)
+        return ContextKV(encodings, kept, token_ids, self._places(), rows)
 
     def _places(self) -> list[torch.Tensor]:
         """For each chunk the place of each kept row in the order of reading."""

@@ -873,16 +873,21 @@ class SharedLLMContextStore:
                 self._cache.put(name, found[name])
         return [found[name] for name in names]
 
-    def _encode_shown(self, chunks: Sequence[np.ndarray], rows: Sequence[torch.Tensor]) -> list[ChunkKV]:
-        """Keys and values of chunks; where all of them would take more memory than the cache may, of ``rows`` only."""
+    def _encode_shown(
+        self, chunks: Sequence[np.ndarray], rows: Sequence[torch.Tensor]
+    ) -> tuple[list[ChunkKV], Sequence[torch.Tensor]]:
+        """Keys and values of chunks, and where ``rows`` lie in them.
+
+        Where whole chunks would together take more memory than the cache may, there is nothing but those rows.
+        """
         found: list[ChunkKV] = []
         tokens = sum(map(len, chunks))
         for ids, shown in zip(chunks, rows, strict=True):
             (whole,) = self._encode([ids])
             if whole.nbytes / whole.tokens * tokens <= self.config.cache.memory_bytes:
-                return self._encode(chunks)
+                return self._encode(chunks), rows
             found.append(whole.only(shown))
-        return found
+        return found, [torch.arange(len(shown)) for shown in rows]
 
     # Conversations
 

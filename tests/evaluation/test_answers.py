@@ -109,9 +109,10 @@ def test_what_is_computed_together_is_what_each_question_gives_alone(few_questio
     questions = asked.questions[::4][:2]
     with SharedLLMContextStore(exact) as store:
         store.add([Document(text, id) for id, text in asked.documents.items()])
-        results = answers._results(questions, asked, {"": store}, {}, [128], False, True, ())
-        for question, result in zip(questions, results, strict=True):
-            for shown in shown_contexts(question, asked, {"": store}, {}, [128], all_settings=False):
+        shown = [(q, list(shown_contexts(q, asked, {"": store}, {}, [128], all_settings=False))) for q in questions]
+        results = answers._results(shown, likelihoods=True)
+        for (question, contexts), result in zip(shown, results, strict=True):
+            for shown in contexts:
                 nll = exact.score(question.text, question.answers[0], context=shown.context)
                 assert result[shown.key]["nll"] == pytest.approx(nll, abs=1e-3), shown.key
                 assert result[shown.key]["tokens"] == shown.tokens

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from shared_context import (
     Document,
@@ -20,7 +19,6 @@ from shared_context import (
     errors,
 )
 from shared_context.errors import StoreUnavailableError
-from shared_context.model.injection import ATTENTION
 from shared_context.store.database import FILE
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
@@ -277,26 +275,10 @@ def test_a_store_that_could_not_be_made_leaves_nothing_behind(model, tmp_path, m
 # Models and settings
 
 
-def random_llama(tokenizer, name: str, **changes: int) -> SharedLLMModel:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        **changes,
-    )
-    base = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).float()
-    return SharedLLMModel(base, tokenizer, name=name)
-
-
 @pytest.fixture(scope="module")
-def tiny(model) -> SharedLLMModel:
-    """A random Llama of two layers with the default model's tokenizer; its states are narrower than a code."""
-    return random_llama(model.tokenizer, "tiny-llama")
+def tiny(make_small_model) -> SharedLLMModel:
+    """A random model with the default model's tokenizer; its states are narrower than a code."""
+    return make_small_model()
 
 
 def test_another_model_is_refused_and_both_are_named(filled, tiny, path):
@@ -330,11 +312,11 @@ def test_a_model_narrower_than_the_codes_that_were_asked_for(tiny, documents, tm
             assert {node.doc_id for node in store.retrieve(QUERY, k=100)} == set(store.ids())
 
 
-def test_a_model_that_computes_no_numbers_is_refused(model):
-    broken = random_llama(model.tokenizer, "broken")
+def test_a_model_that_computes_no_numbers_is_refused(make_small_model):
+    broken = make_small_model()
     with torch.no_grad():
         broken.hf_model.model.layers[0].mlp.down_proj.weight.fill_(float("inf"))
-    with pytest.raises(errors.UnsupportedModelError, match="broken.*infinities or NaN"):
+    with pytest.raises(errors.UnsupportedModelError, match="small-0.*infinities or NaN"):
         SharedLLMContextStore(broken, embedder=None)
 
 
