@@ -27,6 +27,14 @@ def train(
     stage: Annotated[
         str, typer.Option("--stage", help="questions (with answers and passages) or running_text (long texts).")
     ] = "questions",
+    texts: Annotated[
+        list[str] | None,
+        typer.Option("--texts", help="Long texts, of which passages are drawn beside the rows; may be repeated."),
+    ] = None,
+    quotes: Annotated[float, typer.Option("--quotes", help="Share of passages that are also quoted from.")] = 1.0,
+    clozes: Annotated[
+        float, typer.Option("--clozes", help="Share of passages of which a sentence is also shown with a gap.")
+    ] = 0.0,
     injection: Annotated[InjectionKind, typer.Option("--injection", help="What is trained.")] = "prefix",
     injection_layers: Annotated[
         int | None, typer.Option("--injection-layers", help="The bottom layers that see the context; all by default.")
@@ -83,7 +91,8 @@ def train(
         "seed": seed,
     }
     weights = None if ratios is None else _parse_ratios(ratios)
-    history = _train(data, folder, settings, weights, model, start, device, skip_broken, resume)
+    tasks = {"quotes": quotes, "clozes": clozes}
+    history = _train(data, texts or [], folder, settings, tasks, weights, model, start, device, skip_broken, resume)
     if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first one reports
         return
     last = next((entry for entry in reversed(history) if "eval_gain" in entry), {})
@@ -101,8 +110,10 @@ def train(
 
 def _train(
     data: list[str],
+    texts: list[str],
     folder: Path,
     settings: dict[str, Any],
+    tasks: dict[str, float],
     ratios: dict[int, float] | None,
     model: str | None,
     start: str | None,
@@ -115,12 +126,12 @@ def _train(
     from shared_context import SharedLLMModel
     from shared_context.model.adapter import Adapter
     from shared_context.model.pretrained import DEFAULT_MODEL
-    from shared_context.training import CutConfig, TrainingConfig
+    from shared_context.training import CutConfig, Tasks, TrainingConfig
     from shared_context.training import train as run
     from shared_context.training.trainer import HISTORY_FILE
 
     cuts = {} if ratios is None else {"cuts": CutConfig(ratios)}
-    config = TrainingConfig(**settings, **cuts)
+    config = TrainingConfig(**settings, **cuts, tasks=Tasks(**tasks))
     base = SharedLLMModel.from_pretrained(
         model or DEFAULT_MODEL,
         adapter=None,
@@ -129,7 +140,7 @@ def _train(
         injection_layers=config.injection_layers,
     )
     first = None if start is None else Adapter.from_pretrained(start)
-    run(base, data, folder, config, start=first, skip_broken=skip_broken, resume=resume)
+    run(base, data, folder, config, texts=texts, start=first, skip_broken=skip_broken, resume=resume)
     return json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
 
 

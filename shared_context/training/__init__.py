@@ -1,7 +1,8 @@
 """Training of adapters: the objective, its data, and the run."""
 
 from shared_context.training.config import TrainingConfig
+from shared_context.training.examples import Tasks
 from shared_context.training.layout import CutConfig
 from shared_context.training.trainer import train
 
-__all__ = ["CutConfig", "TrainingConfig", "train"]
+__all__ = ["CutConfig", "Tasks", "TrainingConfig", "train"]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from shared_context.config import InjectionKind, one_of, require
+from shared_context.training.examples import Tasks
 from shared_context.training.layout import CutConfig
 
 Stage = Literal["questions", "running_text"]
@@ -30,8 +31,7 @@ class TrainingConfig:
         rank, alpha: of the low-rank updates, which are scaled by ``alpha / rank``.
         distillation: weight of the divergence from the untrained model reading every token as text.
         self_distillation: weight of the divergence from the model that is trained, shown its context at ratio 1.
-        quotes: share of the rows whose passage is quoted from too: how does it go on?
-        key_values: share of the rows that are followed by a made-up passage of facts, one of which is asked for.
+        tasks: what is made of the rows of the stage "questions" beside their questions, and of long texts beside them.
         cuts: how the grains of contexts are drawn.
         max_context: tokens of a context at most.
         running_tokens: tokens behind it, in the stage "running_text".
@@ -54,8 +54,7 @@ class TrainingConfig:
     alpha: float = 32.0
     distillation: float = 0.0
     self_distillation: float = 0.0
-    quotes: float = 1.0
-    key_values: float = 0.1
+    tasks: Tasks = field(default_factory=Tasks)
     cuts: CutConfig = field(default_factory=lambda: CutConfig(RATIOS))
     max_context: int = 1024
     running_tokens: int = 256
@@ -79,8 +78,6 @@ class TrainingConfig:
         require(self.running_tokens >= 2, "running_tokens", self.running_tokens, "must be 2 or more tokens")
         for name in ("learning_rate", "alpha"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
-        for name in ("quotes", "key_values"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be a share between 0 and 1")
         for name in ("distillation", "self_distillation", "warmup"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from shared_context.config import require
 from shared_context.errors import TrainingDataError
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.training.data import Row
@@ -17,6 +18,25 @@ CUE_WORDS = 6
 
 QUOTED_WORDS = 12
 """Words that such a question asks for."""
+
+CLOZE_WORDS = 8
+"""Words of a sentence at most that a cloze quotes on each side of its gap."""
+
+CLOZE_KEPT = 0.8
+"""Share of those words that are left in, so that a question is no mere copy of its sentence."""
+
+PASSAGE_WORDS = (40, 200)
+"""Words of a passage of a long text, at least and at most."""
+
+PASSAGES_PER_TEXT = 16
+"""Passages drawn from a long text each time it is read."""
+
+CONTINUED_WORDS = 48
+"""Words that follow a passage of a long text, as running text."""
+
+NAMED = re.compile(r"(?<=[\w,;] )[A-Z][\w'’-]*\w(?: (?:of |the |de |von )?[A-Z][\w'’-]*\w)*")
+NUMBERED = re.compile(r"(?<!\w)\d[\d.,:]*\d%?(?!\w)|(?<!\w)\d+%?(?!\w)")
+YEAR = re.compile(r"1\d{3}|20\d{2}")
 
 THINGS = ("lamp", "river", "engine", "letter", "garden", "anchor", "window", "candle", "ladder", "mirror", "basket")
 COLOURS = ("red", "blue", "green", "white", "black", "yellow", "silver", "golden", "purple", "orange", "brown", "grey")
@@ -81,6 +101,41 @@ class ExampleMaker:
         span = words[first][0], words[first + asked - 1][1]
         return self._asked(self._around(passage, span), question, answer)
 
+    def cloze(self, passage: str, rng: random.Random) -> Example | None:
+        """A question made from a sentence with a gap: what belongs there? None where no sentence is long enough.
+
+        The gap is mostly a name or a number, as most questions ask for one, else a few words (cf. the questions of
+        arXiv 1906.04980, "Unsupervised Question Answering by Cloze Translation").
+        """
+        spans = [m.span() for pattern in (NAMED, NUMBERED) for m in pattern.finditer(passage)]
+        words = [m.span() for m in re.finditer(r"\w[\w'’-]*", passage)]
+        if len(words) < CLOZE_WORDS:
+            return None
+        if not spans or rng.random() < 0.25:
+            first = rng.randrange(len(words))
+            last = min(first + rng.randrange(4), len(words) - 1)
+            spans = [(words[first][0], words[last][1])]
+        start, end = rng.choice(spans)
+        answer = passage[start:end]
+        before, after = _sentence_around(passage, start, end)
+        left = [word for word in before.split()[-CLOZE_WORDS:] if rng.random() < CLOZE_KEPT]
+        right = [word for word in after.split()[:CLOZE_WORDS] if rng.random() < CLOZE_KEPT]
+        if not left and not right:
+            return None
+        if NUMBERED.fullmatch(answer):
+            asked = "Which year" if YEAR.fullmatch(answer) else "Which number"
+        else:
+            asked = "Who or what" if answer[0].isupper() else "What"
+        gapped = " ".join([*left, "___", *right]).rstrip(".,;:!?")
+        question = f"{asked} is missing here: {gapped}?"
+        return self._asked(self._around(passage, (start, end)), question, answer)
+
+    def continuing(self, passage: str, following: str) -> Example:
+        """The text that follows a passage, as running text behind it."""
+        context = self._model.tokenize(self._around(passage, None)).ids.tolist()
+        running = self._model.tokenize(following).ids.tolist()
+        return Example(tuple(context), tuple(running[:1]), tuple(running[1:]))
+
     def key_values(self, rng: random.Random, pairs: int = 8) -> Example:
         """A passage of made-up facts, one of which is asked for."""
         names = rng.sample([f"{colour} {thing}" for colour in COLOURS for thing in THINGS], pairs)
@@ -119,36 +174,103 @@ def _find(passage: str, answer: str) -> tuple[int, int] | None:
     return found.span() if found else None
 
 
+def _sentence_around(text: str, start: int, end: int) -> tuple[str, str]:
+    """What stands before and behind a span in its own sentence."""
+    before = re.split(r"[.!?][\"'”’)]*\s", text[:start])[-1]
+    after = re.split(r"(?<=[.!?])[\"'”’)]*\s", text[end:], maxsplit=1)[0]
+    return before, after
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What is made of rows beside their questions; each a share of the passages it is made of.
+
+    Args:
+        quotes: passages that are quoted from: how does the text go on?
+        clozes: passages of which a sentence is shown with a gap: what is missing?
+        key_values: rows that are followed by a made-up passage of facts, one of which is asked for.
+        texts: rows that are followed by a passage of a long text, where there are any, with these tasks of its own.
+        continuations: passages of long texts that are followed by their running text.
+    """
+
+    quotes: float = 1.0
+    clozes: float = 0.0
+    key_values: float = 0.1
+    texts: float = 1.0
+    continuations: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name, share in vars(self).items():
+            require(0 <= share <= 1, name, share, "must be a share between 0 and 1")
+
+
 def question_stream(
-    rows: Callable[[], Iterable[Row]], maker: ExampleMaker, *, seed: int, quotes: float, key_values: float
+    rows: Callable[[], Iterable[Row]],
+    maker: ExampleMaker,
+    tasks: Tasks,
+    *,
+    seed: int,
+    texts: Callable[[], Iterable[Row]] | None = None,
 ) -> Iterator[Example]:
     """Examples of questions and answers without end, in an order of its own for each pass over the rows.
 
     Args:
         rows: gives the rows anew; they are kept in a shuffle buffer, not all of them.
         maker: makes examples of them.
+        tasks: what is made of them beside their questions.
         seed: of order and tasks.
-        quotes: share of rows whose passage is also quoted from.
-        key_values: share of rows that are followed by a made-up passage of facts.
+        texts: gives rows of long texts anew, of which passages are drawn.
 
     Raises:
-        TrainingDataError: there are no rows, or one is broken.
+        TrainingDataError: there are no rows or no long texts, or one is broken.
     """
     rng = random.Random(seed)
+    passages = None if texts is None else _passages(texts, rng)
+
+    def made_of(passage: str) -> Iterator[Example]:
+        if rng.random() < tasks.quotes and (quote := maker.quoting(passage, rng)) is not None:
+            yield quote
+        if rng.random() < tasks.clozes and (cloze := maker.cloze(passage, rng)) is not None:
+            yield cloze
+
     while True:
         empty = True
         for row in shuffled(rows(), rng):
             empty = False
-            example = maker.answering(row)
-            yield example
-            if rng.random() < quotes:
-                quote = maker.quoting(row.text("passage", "context"), rng)
-                if quote is not None:
-                    yield quote
-            if rng.random() < key_values:
+            yield maker.answering(row)
+            yield from made_of(row.text("passage", "context"))
+            if rng.random() < tasks.key_values:
                 yield maker.key_values(rng)
+            if passages is not None and rng.random() < tasks.texts:
+                passage, following = next(passages)
+                yield from made_of(passage)
+                if rng.random() < tasks.continuations:
+                    yield maker.continuing(passage, following)
         if empty:
             raise TrainingDataError("There is nothing to train on: the data holds no rows.")
+
+
+def _passages(texts: Callable[[], Iterable[Row]], rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Passages of long texts without end, each with the words that follow it; their line breaks are left out."""
+
+    def drawn(row: Row) -> Iterator[tuple[str, str]]:
+        words = row.text("text", "passage").split()
+        for _ in range(PASSAGES_PER_TEXT):
+            size = rng.randint(*PASSAGE_WORDS)
+            if len(words) >= size + CONTINUED_WORDS:
+                start = rng.randrange(len(words) - size - CONTINUED_WORDS + 1)
+                end = start + size
+                yield " ".join(words[start:end]), " " + " ".join(words[end : end + CONTINUED_WORDS])
+
+    while True:
+        empty = True
+        for passage in shuffled((passage for row in texts() for passage in drawn(row)), rng, size=1024):
+            empty = False
+            yield passage
+        if empty:
+            raise TrainingDataError(
+                f"No long text has {PASSAGE_WORDS[0] + CONTINUED_WORDS} words or more to draw passages from."
+            )
 
 
 def running_stream(

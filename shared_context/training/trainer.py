@@ -7,7 +7,7 @@ import sys
 import time
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -45,6 +45,7 @@ def train(
     output: str | Path,
     config: TrainingConfig | None = None,
     *,
+    texts: str | Path | Sequence[str | Path] = (),
     start: Adapter | None = None,
     skip_broken: bool = False,
     resume: bool = False,
@@ -60,6 +61,7 @@ def train(
         data: one source or several, as :func:`~shared_context.training.data.read_rows` takes them.
         output: folder of the run.
         config: the settings.
+        texts: sources of long texts, of which passages are drawn beside the rows of the stage "questions".
         start: begin with its weights instead of untrained ones, as one stage follows another; it was made for this
             model, with the injection, layers, rank and alpha of ``config``.
         skip_broken: pass over broken lines of JSON data.
@@ -75,17 +77,19 @@ def train(
     config = config or TrainingConfig()
     output = Path(output)
     _check_model(model, config)
-    sources = [data] if isinstance(data, str | Path) else list(data)
+    sources, long_texts = ([s] if isinstance(s, str | Path) else list(s) for s in (data, texts))
+    require(not long_texts or config.stage == "questions", "texts", long_texts, 'belong to the stage "questions"')
     if start is not None:
         _check_start(start, model, config)
     arguments = _arguments(output, config, model.device)
     # One process makes the folder or refuses it, the others wait for that.
     with arguments.main_process_first(local=False):
         if arguments.should_save:
-            _prepare(output, config, sources, start, resume)
+            _prepare(output, config, {"data": sources, "texts": long_texts}, start, resume)
     checkpoint = last_checkpoint(output) if resume else None
     maker = ExampleMaker(model, config.max_context)
     rows = _Rows(sources, skip_broken, config.held_out)
+    stream = _Stream(rows, _Rows(long_texts, skip_broken, held_out=0), maker, config)
     # The end of an answer is no part of what it says, so validation leaves it out, as SharedLLMModel.score does.
     validation = _validation(rows, ExampleMaker(model, config.max_context, ended=False), config)
     torch.manual_seed(config.seed)
@@ -99,7 +103,7 @@ def train(
     )
     if start is not None:
         start.load_into(objective.trained)
-    trainer = AdapterTrainer(config, objective, _Stream(rows, maker, config), validation, arguments, start)
+    trainer = AdapterTrainer(config, objective, stream, validation, arguments, start)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     adapter = trainer.adapter()
     if trainer.args.should_save:
@@ -262,10 +266,10 @@ class _Rows:
     """The rows of all sources, those at the end kept apart."""
 
     def __init__(self, sources: Sequence[str | Path], skip_broken: bool, held_out: int):
-        self._sources, self._skip_broken, self._held_out = sources, skip_broken, held_out
+        self.sources, self._skip_broken, self._held_out = sources, skip_broken, held_out
 
     def _all(self) -> Iterator[Row]:
-        return chain.from_iterable(read_rows(source, skip_broken=self._skip_broken) for source in self._sources)
+        return chain.from_iterable(read_rows(source, skip_broken=self._skip_broken) for source in self.sources)
 
     def training(self) -> Iterator[Row]:
         """All but the last; they are read as they are asked for."""
@@ -283,19 +287,14 @@ class _Rows:
 class _Stream(IterableDataset):
     """Training examples without end; every process of several takes its own share of them."""
 
-    def __init__(self, rows: _Rows, maker: ExampleMaker, config: TrainingConfig):
-        self._rows, self._maker, self._config = rows, maker, config
+    def __init__(self, rows: _Rows, texts: _Rows, maker: ExampleMaker, config: TrainingConfig):
+        self._rows, self._texts, self._maker, self._config = rows, texts, maker, config
 
     def __iter__(self) -> Iterator[Example]:
         config = self._config
         if config.stage == "questions":
-            return question_stream(
-                self._rows.training,
-                self._maker,
-                seed=config.seed,
-                quotes=config.quotes,
-                key_values=config.key_values,
-            )
+            texts = self._texts.training if self._texts.sources else None
+            return question_stream(self._rows.training, self._maker, config.tasks, seed=config.seed, texts=texts)
         return running_stream(self._rows.training, self._maker, seed=config.seed, running_tokens=config.running_tokens)
 
 
@@ -335,12 +334,16 @@ def _check_start(start: Adapter, model: SharedLLMModel, config: TrainingConfig) 
 
 
 def _prepare(
-    output: Path, config: TrainingConfig, sources: Sequence[str | Path], start: Adapter | None, resume: bool
+    output: Path,
+    config: TrainingConfig,
+    sources: Mapping[str, Sequence[str | Path]],
+    start: Adapter | None,
+    resume: bool,
 ) -> None:
     """Write down the settings of a new run, or see that they are those of the run that is resumed."""
     settings = {
         **config.as_json(),
-        "data": [str(source) for source in sources],
+        **{name: [str(source) for source in several] for name, several in sources.items()},
         "start": None if start is None else start.digest,
     }
     file = output / SETTINGS_FILE

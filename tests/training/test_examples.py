@@ -7,7 +7,7 @@ import pytest
 
 from shared_context.errors import TrainingDataError
 from shared_context.training.data import Row
-from shared_context.training.examples import ExampleMaker, other_contexts, question_stream, running_stream
+from shared_context.training.examples import ExampleMaker, Tasks, other_contexts, question_stream, running_stream
 
 
 def row(number: int, passage: str = "") -> Row:
@@ -49,6 +49,26 @@ def test_a_quote_asks_for_what_follows_in_the_passage(model, maker):
     assert maker.quoting("too short a text", random.Random(0)) is None
 
 
+def test_a_cloze_asks_for_what_fills_the_gap_of_a_sentence(model, maker):
+    passage = (
+        "A stone house stands there. Since 1807 the keeper of the northern lamp was Ann Holm, none was better."
+    )
+    seen = set()
+    for seed in range(40):
+        example = maker.cloze(passage, random.Random(seed))
+        question = model.tokenizer.decode(example.prompt).split("Question: ")[1].split("?")[0]
+        asked, _, gapped = question.partition(" is missing here: ")
+        answer = model.tokenizer.decode(example.answer)
+        before, _, after = gapped.partition("___")
+        left, right = passage.split(answer, 1)
+        assert set(before.split()) <= set(left.split())
+        assert set(after.split()) <= {word.rstrip(".,") for word in right.split()} | set(right.split())
+        seen.add((asked, answer))
+    assert {("Which year", "1807"), ("Who or what", "Ann Holm")} <= seen
+    assert len(seen) > 2, "only names and numbers were asked for"
+    assert maker.cloze("Too short a text.", random.Random(0)) is None
+
+
 def test_made_up_facts_hold_the_answer(model, maker):
     example = maker.key_values(random.Random(1))
     thing = model.tokenizer.decode(example.prompt).split("number of the ")[1].split("?")[0]
@@ -74,15 +94,36 @@ def test_wrong_contexts_are_as_long_and_others(maker):
         other_contexts(examples[:1])
 
 
+def long_texts(words: int = 400) -> list[Row]:
+    return [Row({"text": " ".join(f"{name}{i}." for i in range(words))}, "there") for name in ("one", "two")]
+
+
+def test_passages_of_long_texts_are_asked_about_and_continued_beside_the_rows(model, maker):
+    tasks = Tasks(quotes=1, clozes=0, key_values=0, texts=1, continuations=1)
+    stream = question_stream(lambda: map(row, range(3)), maker, tasks, seed=0, texts=long_texts)
+    kinds = list(islice(stream, 12))
+    for answered, quoted, of_text, continued in zip(*(kinds[n::4] for n in range(4)), strict=True):
+        assert answered.context == quoted.context
+        passage = model.tokenizer.decode(continued.context)
+        assert of_text.context == continued.context
+        assert "lamp" not in passage
+        whole = next(text.text("text") for text in long_texts() if passage in text.text("text"))
+        following = model.tokenizer.decode((*continued.prompt, *continued.answer))
+        assert passage + following in whole
+    with pytest.raises(TrainingDataError, match="88 words"):
+        list(islice(question_stream(lambda: [row(1)], maker, tasks, seed=0, texts=lambda: long_texts(87)), 9))
+
+
 def test_streams_repeat_with_their_seed_and_refuse_emptiness(maker):
     def first(seed: int) -> list:
-        stream = question_stream(lambda: map(row, range(9)), maker, seed=seed, quotes=0.5, key_values=0.5)
-        return list(islice(stream, 30))
+        tasks = Tasks(quotes=0.5, clozes=0.5, key_values=0.5)
+        stream = question_stream(lambda: map(row, range(9)), maker, tasks, seed=seed, texts=long_texts)
+        return list(islice(stream, 60))
 
     assert first(1) == first(1)
     assert first(1) != first(2)
     with pytest.raises(TrainingDataError, match="no rows"):
-        next(question_stream(lambda: [], maker, seed=0, quotes=0, key_values=0))
+        next(question_stream(lambda: [], maker, Tasks(), seed=0))
     short = Row({"text": "too short"}, "here")
     with pytest.raises(TrainingDataError, match="no text is as long"):
         next(running_stream(lambda: [short], maker, seed=0, running_tokens=8))

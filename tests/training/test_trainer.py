@@ -13,7 +13,7 @@ import torch
 from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import ConfigError, TrainingDataError, TrainingError
 from shared_context.model.adapter import Adapter
-from shared_context.training import CutConfig, TrainingConfig, train
+from shared_context.training import CutConfig, Tasks, TrainingConfig, train
 from shared_context.training.objective import InjectionObjective
 from shared_context.training.trainer import ADAPTER_FOLDER, CURVES_FILE, HISTORY_FILE, last_checkpoint
 
@@ -49,9 +49,16 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, make_small_model, data):
+def texts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("texts") / "book.txt"
+    file.write_text(" ".join(f"On day {i} Berta walked to the mill of Holm." for i in range(60)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, make_small_model, data, texts):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    train(make_small_model(), data, folder, TrainingConfig(**SMALL))
+    train(make_small_model(), data, folder, TrainingConfig(**SMALL), texts=texts)
     return folder
 
 
@@ -80,7 +87,9 @@ def test_a_run_leaves_history_checkpoints_and_an_adapter_that_serves(whole_run, 
     assert model.score("who keeps lamp 3", "Ann", context="Ann keeps it.") != before
 
 
-def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(whole_run, tmp_path, make_small_model, data, monkeypatch):
+def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(
+    whole_run, tmp_path, make_small_model, data, texts, monkeypatch
+):
     """Broken by a loss that is no number: the checkpoint before it is whole, and training goes on from there."""
     folder = tmp_path / "broken"
     forward = InjectionObjective.forward
@@ -92,7 +101,7 @@ def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(whole_run, tmp_path, 
 
     monkeypatch.setattr(InjectionObjective, "forward", breaks)
     with pytest.raises(TrainingError, match="loss is nan at step 5"):
-        train(make_small_model(), data, folder, TrainingConfig(**SMALL))
+        train(make_small_model(), data, folder, TrainingConfig(**SMALL), texts=texts)
     monkeypatch.undo()
     assert last_checkpoint(folder).name == "checkpoint-4"
     Adapter.from_pretrained(folder / "checkpoint-4" / ADAPTER_FOLDER)
@@ -101,7 +110,7 @@ def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(whole_run, tmp_path, 
     cut = folder / "checkpoint-5"
     shutil.copytree(folder / "checkpoint-4", cut)
     (cut / "optimizer.pt").write_bytes((cut / "optimizer.pt").read_bytes()[:1000])
-    train(make_small_model(), data, folder, TrainingConfig(**SMALL), resume=True)
+    train(make_small_model(), data, folder, TrainingConfig(**SMALL), texts=texts, resume=True)
     assert history(folder, "loss", "nll", "divergence") == history(whole_run, "loss", "nll", "divergence")
     assert history(folder, "eval_right", "eval_wrong") == history(whole_run, "eval_right", "eval_wrong")
     adapters = [Adapter.from_pretrained(run / ADAPTER_FOLDER) for run in (folder, whole_run)]
@@ -127,6 +136,8 @@ def test_a_folder_with_a_run_is_not_written_over_nor_resumed_with_other_settings
         train(make_small_model(), data, whole_run, TrainingConfig(**SMALL))
     with pytest.raises(ConfigError, match="learning_rate"):
         train(make_small_model(), data, whole_run, TrainingConfig(**{**SMALL, "learning_rate": 0.1}), resume=True)
+    with pytest.raises(ConfigError, match="texts"):
+        train(make_small_model(), data, whole_run, TrainingConfig(**SMALL), resume=True)
 
 
 def test_broken_data_stop_a_run_with_the_line(tmp_path, make_small_model, data):
@@ -146,6 +157,8 @@ def test_broken_data_stop_a_run_with_the_line(tmp_path, make_small_model, data):
 
 
 def test_settings_must_be_the_models(tmp_path, make_small_model, data):
+    with pytest.raises(ConfigError, match="texts.*stage"):
+        train(make_small_model(), data, tmp_path, TrainingConfig(stage="running_text"), texts=data)
     with pytest.raises(ConfigError, match="injection_layers=4"):
         train(make_small_model(injection_layers=2), data, tmp_path, TrainingConfig(**SMALL))
     with pytest.raises(ConfigError, match="injection='prefix'"):
@@ -223,7 +236,7 @@ def test_cross_attention_is_trained_for_a_model_in_bfloat16(tmp_path, data):
 def test_a_small_run_learns_and_the_right_context_serves_better_than_a_wrong_one(tmp_path, data):
     base = SharedLLMModel.from_pretrained(adapter=None)
     settings = {**SMALL, "steps": 20, "learning_rate": 1e-3, "evaluate_every": 20, "save_every": 20}
-    settings |= {"quotes": 0.0, "key_values": 0.0, "distillation": 0.0}
+    settings |= {"tasks": Tasks(quotes=0.0, key_values=0.0), "distillation": 0.0}
     train(base, data, tmp_path, TrainingConfig(**settings))
     losses = [entry["loss"] for entry in history(tmp_path, "loss")]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
