@@ -50,18 +50,14 @@ class Ingestion:
             for number, document in enumerate(documents)
             for start in range(0, len(document.tokens), size)
         }
-        done: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        # Their memory is taken before the passes, whose own can then be used again and again.
+        nodes = [self._empty(len(document.tokens)) for document in documents]
         for batch in self._batches(chunks):
             ids = [torch.from_numpy(chunks[place].astype(np.int64)) for place in batch]
-            for place, states in zip(batch, self.model.compressor.first_layer_states(ids), strict=True):
-                done[place] = self._encode(states)
+            for (number, start), states in zip(batch, self.model.compressor.first_layer_states(ids), strict=True):
+                self._encode(states, start, *nodes[number])
             advance(sum(map(len, ids)))
-        nodes = []
-        for number, (document, embeddings) in enumerate(zip(documents, self._embed(documents), strict=True)):
-            parts = [done.pop((number, start)) for start in range(0, len(document.tokens), size)]
-            codes, scales, last = (np.concatenate(part) for part in zip(*parts, strict=True))
-            nodes.append(NodeData(codes, scales, last, embeddings))
-        return nodes
+        return [NodeData(*parts, embeddings) for parts, embeddings in zip(nodes, self._embed(documents), strict=True)]
 
     def extend(self, document: StoredText, nodes: NodeData, more: StoredText) -> tuple[StoredText, NodeData]:
         """A document with text added at its end; only its last, unfinished chunk is computed again."""
@@ -102,14 +98,25 @@ class Ingestion:
         if batch:
             yield batch
 
-    def _encode(self, states: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Codes, their scales, and the states at the last token of each leaf, of one chunk."""
-        codes, scales = quantize_codes(self.codec.encode(states))
-        size = self.tree.leaf_size
+    def _empty(self, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Room for the codes, their scales, and the states at the last token of each leaf, of one document."""
+        leaves, hidden = -(-tokens // self.tree.leaf_size), self.model.hf_model.config.hidden_size
+        return (
+            np.empty((tokens, self.codec.size), np.int8),
+            np.empty(tokens, np.float16),
+            np.empty((leaves, hidden), np.float16),
+        )
+
+    def _encode(
+        self, states: torch.Tensor, start: int, codes: np.ndarray, scales: np.ndarray, last: np.ndarray
+    ) -> None:
+        """Fill in what is made of the states of the chunk that begins at token ``start``."""
+        own, size = slice(start, start + len(states)), self.tree.leaf_size
+        codes[own], scales[own] = (part.numpy() for part in quantize_codes(self.codec.encode(states)))
         ends = torch.arange(size, len(states) + size, size).clamp(max=len(states)) - 1
         # Only their direction counts, and at unit length float16 holds the states of any model.
-        last = torch.nn.functional.normalize(states[ends.to(states.device)].float(), dim=-1)
-        return codes.numpy(), scales.numpy(), last.to("cpu", torch.float16).numpy()
+        unit = torch.nn.functional.normalize(states[ends.to(states.device)].float(), dim=-1)
+        last[start // size : start // size + len(ends)] = unit.to("cpu", torch.float16).numpy()
 
     def _embed(self, documents: Sequence[StoredText]) -> list[np.ndarray]:
         """Embeddings [spans, dimension] of each document's spans of leaves."""
