@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from shared_context.errors import ConfigError
-from shared_context.evaluation.report import Cell, HeatMap, Lines, Part, Report, Series, Table
+from shared_context.evaluation.report import Cell, HeatMap, Lines, Part, Report, Series, Table, text_of
 
 
 def compare_runs(first: Sequence[Report], second: Sequence[Report], names: tuple[str, str]) -> list[Report]:
@@ -42,6 +42,7 @@ def _compare(first: Report, second: Report, names: tuple[str, str]) -> Report:
             left_out.append(part.title)
         else:
             parts += _compared(part, other, names)
+            left_out += _unpaired(part, other)
     left_out += [title for _, title in others]
     notes = [f"In one of the runs only: {'; '.join(left_out)}."] if left_out else []
     not_run = {
@@ -79,14 +80,20 @@ def _line_differences(title: str, first: Series, second: Series) -> Table:
 def _differences(first: Table, second: Table, names: tuple[str, str]) -> Table:
     """Each number of the first run, of the second, and the difference, by row and column."""
     rows: list[tuple[Cell, ...]] = []
-    theirs = {_labels(row): row for row in second.rows}
-    for row in first.rows:
-        other = theirs.get(_labels(row))
-        for column, a, b in zip(first.columns, row, other or (), strict=False):
+    theirs = _by_key(second)
+    for key, row in _by_key(first).items():
+        for column, a, b in zip(first.columns[first.keys :], row, theirs.get(key, ()), strict=False):
             if isinstance(a, int | float) and isinstance(b, int | float):
-                rows.append((", ".join(_labels(row)), column, a, b, b - a))
-    return Table(first.title, ("row", "column", *names, "difference"), rows)
+                rows.append((key, column, a, b, b - a))
+    return Table(first.title, ("row", "column", *names, "difference"), rows, keys=2)
 
 
-def _labels(row: tuple[Cell, ...]) -> tuple[str, ...]:
-    return tuple(cell for cell in row if isinstance(cell, str))
+def _unpaired(first: Part, second: Part) -> list[str]:
+    """Rows that only one of the tables has."""
+    rows, others = _by_key(first.table()), _by_key(second.table())
+    return [f"{first.title}: {key}" for key in [*rows, *others] if key not in rows or key not in others]
+
+
+def _by_key(table: Table) -> dict[str, Sequence[Cell]]:
+    """The cells of each row behind those that name it, by its name."""
+    return {", ".join(map(text_of, row[: table.keys])): row[table.keys :] for row in table.rows}

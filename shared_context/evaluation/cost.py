@@ -153,6 +153,7 @@ def measure(
                 "Seconds to the first token",
                 ("tokens", "way", "median", "least", "most", "runs", "times the store", "how"),
                 rows,
+                keys=2,
             ),
             Table(
                 "A stream behind a full window, by its step",
@@ -227,6 +228,7 @@ def measure_memory(
                 "Peak resident memory",
                 ("tokens", "way", "MiB", "how"),
                 [(n, way, round(peak / MIB), extents[n, way]) for (n, way), peak in peaks.items()],
+                keys=2,
             ),
             Table(
                 "Of that, after loading",

@@ -65,6 +65,7 @@ def measure(
                 "Tokens per second after the first",
                 ("context", "way", "tokens shown", "median", "least", "most"),
                 [(n, way, fmean(shown[n]), median(s), min(s), max(s)) for (n, way), s in speeds.items()],
+                keys=2,
             ),
         ],
     )

@@ -115,6 +115,7 @@ def measure(
                     (tokens, way, fmean(shown[tokens, way]), median(s), min(s), max(s), ratios.get((tokens, way)))
                     for (tokens, way), s in seconds.items()
                 ],
+                keys=2,
             ),
         ],
         [

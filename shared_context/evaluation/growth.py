@@ -72,6 +72,7 @@ def measure(
                 "Selections",
                 ("documents", "tokens", "way", "median, s", "least, s", "most, s"),
                 [(n, tokens[n], way, median(s), min(s), max(s)) for (n, way), s in seconds.items()],
+                keys=3,
             ),
             Lines(
                 "Peak memory of the process",

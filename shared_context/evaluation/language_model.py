@@ -301,6 +301,7 @@ def _report(
                 f"NLL with {RIGHT}, minus that of others, paired, 95% interval over places",
                 ("tokens", "others", "difference", "from", "to", "the first is"),
                 differences,
+                keys=2,
             ),
         ],
         targets=targets,

@@ -400,6 +400,7 @@ def _report(
                 f"Over the {kind}: negative log-likelihood of the gold answer, nats per token, and entries kept",
                 ("context", "of the model, or what a press reads", *(f"ratio {r}" for r in RATIOS)),
                 [(*way, *_cells(nll, kept, "|".join(way))) for way in shown],
+                keys=2,
             )
         )
         pairs, controls = [], []
@@ -425,7 +426,7 @@ def _report(
                 rows.append((_name(first), _name(second), found.mean, found.low, found.high, says))
             if rows:
                 columns = ("first", "minus", "difference", "from", "to", "the first is")
-                tables.append(Table(f"Over the {kind}: {title.lower()}, 95% interval", columns, rows))
+                tables.append(Table(f"Over the {kind}: {title.lower()}, 95% interval", columns, rows, keys=2))
     return Report(
         "presses",
         {

@@ -18,11 +18,16 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under their columns."""
+    """Rows of cells under their columns.
+
+    Attributes:
+        keys: how many of the first columns name a row; the others hold what was found for it.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    keys: int = 1
 
     def table(self) -> Table:
         """The table itself."""

@@ -271,6 +271,7 @@ def _report(
             f"{OURS} minus the baselines, paired, 95% interval over questions",
             ("baseline", "tokens", "its best setting", "difference", "from", "to", f"{OURS} is"),
             gains,
+            keys=2,
         ),
         *(
             Table(
