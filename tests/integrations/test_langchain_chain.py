@@ -168,8 +168,9 @@ def test_what_a_postprocessor_drops_is_not_injected_and_what_it_shortens_is_past
     assert "The code is" in prompt
 
 
-def test_another_retrievers_passages_are_pasted(chain, store):
-    other = RunnableLambda(lambda question: [Document("The code of the safe is 9205.")])
+@pytest.mark.parametrize("place", [{}, {"doc_id": "safe"}, {"doc_id": "safe", "start": 0.0, "end": 12.0}])
+def test_another_retrievers_passages_are_pasted(chain, store, place):
+    other = RunnableLambda(lambda question: [Document("The code of the safe is 9205.", metadata=place)])
     assert "9205" in SharedContextChain(store=store, retriever=other, llm=chain.llm).invoke(SAFE)["answer"]
 
 

@@ -96,3 +96,21 @@ def test_stop_and_prompt_template(llm):
 def test_what_does_not_fit_the_window_is_refused(llm):
     with pytest.raises(WindowExceededError):
         llm.invoke("word " * 9000)
+
+
+def test_a_cache_tells_stop_strings_of_the_model_apart(model):
+    cache = InMemoryCache()
+    question = "Repeat after me: one two three four"
+    whole = SharedLLM(model=model, max_tokens=12, cache=cache).invoke(question)
+    word = whole.split()[2]
+    stopped = SharedLLM(model=model, max_tokens=12, cache=cache, stop=word)
+    assert stopped.invoke(question) == whole[: whole.index(word)]
+
+
+async def test_contexts_stay_with_their_prompts_whatever_runs_at_once(llm, store):
+    contexts, config = [None, store.select(QUESTION)], {"max_concurrency": 1}
+    for answers in (
+        llm.batch([QUESTION, QUESTION], config, context=contexts),
+        await llm.abatch([QUESTION, QUESTION], [config, config], context=contexts),
+    ):
+        assert ["4711" in answer for answer in answers] == [False, True]

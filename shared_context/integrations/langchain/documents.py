@@ -59,9 +59,11 @@ def divide(
     for passage in passages:
         where = passage.metadata
         doc_id, start, end = where.get("doc_id"), where.get("start"), where.get("end")
-        if doc_id in store and doc_id not in texts:
+        # Other retrievers name documents by this key too, and say of places nothing or something else.
+        placed = isinstance(doc_id, str) and isinstance(start, int) and isinstance(end, int)
+        if placed and doc_id in store and doc_id not in texts:
             texts[doc_id] = store.get(doc_id).text
-        if passage.page_content and texts.get(doc_id, "")[start:end] == passage.page_content:
+        if placed and passage.page_content and texts.get(doc_id, "")[start:end] == passage.page_content:
             spans[(doc_id, start, end, where.get("ratio", 1))] = None
         else:
             foreign.append(passage)

@@ -7,9 +7,10 @@ from contextlib import closing
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
-from langchain_core.language_models import LLM
+from langchain_core.language_models import LLM, LanguageModelInput
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from langchain_core.runnables import run_in_executor
+from langchain_core.runnables import RunnableConfig, run_in_executor
+from langchain_core.runnables.config import get_config_list
 
 from shared_context import Completion, SharedLLMModel
 from shared_context.integrations.langchain.settings import GenerationSettings, details_of, usage_of
@@ -54,6 +55,33 @@ class SharedLLM(GenerationSettings, LLM):
     ) -> LLMResult:
         """Answers to ``prompts`` with what they took, from a thread."""
         return await super(SharedLLM, self._for_call(kwargs)).agenerate(prompts, stop, callbacks, **kwargs)
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Answers to ``inputs``, decoded together."""
+        return super().batch(inputs, self._undivided(inputs, config, kwargs), **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Answers to ``inputs``, decoded together in a thread."""
+        return await super().abatch(inputs, self._undivided(inputs, config, kwargs), **kwargs)
+
+    @staticmethod
+    def _undivided(
+        inputs: list[LanguageModelInput], config: RunnableConfig | list[RunnableConfig] | None, kwargs: dict[str, Any]
+    ) -> RunnableConfig | list[RunnableConfig] | None:
+        # By max_concurrency BaseLLM divides the inputs and hands each part the whole list of contexts.
+        if not isinstance(kwargs.get("context"), list):
+            return config
+        return [{**each, "max_concurrency": None} for each in get_config_list(config, len(inputs))]
 
     def _for_call(self, kwargs: dict[str, Any]) -> SharedLLM:
         # BaseLLM's cache key leaves out what a call passes: with a context it would return another context's answer

@@ -81,7 +81,8 @@ class GenerationSettings(BaseLanguageModel):
             "max_tokens": self.max_tokens,
             "top_p": self.top_p,
             "top_k": self.top_k,
-            "stop": self.stop,
+            # Under "stop" LangChain writes what the call passes, in place of what stands there.
+            "own_stop": self.stop,
             "seed": self.seed,
             **self.model_kwargs,
         }
