@@ -25,6 +25,7 @@ from shared_context.evaluation.contexts import (
     RAG,
     WHOLE,
     Shown,
+    other_question,
     pasted_baselines,
     shown_contexts,
 )
@@ -86,13 +87,18 @@ def measure(
         require(way in known, "way", way, f"must be one of: {'; '.join(known)}")
     asked = several_documents(data)
     embedder = load_default_embedder()
+    readers = {"": model}
+    if adapter is not None:
+        readers[ADAPTER] = SharedLLMModel.from_pretrained(
+            model.name, adapter=adapter, device=str(model.device), dtype=model.dtype
+        )
     ledger = Ledger(
         resume,
         {
             "measurement": "answers",
             "data": asked.identity,
             "model": reader_identity(model),
-            "adapter": None if adapter is None else str(adapter),
+            "adapter": None if adapter is None else reader_identity(readers[ADAPTER]),
             "embedder": embedder.name,
             "budgets": budgets,
             "all settings": all_settings,
@@ -103,11 +109,8 @@ def measure(
     )
     not_run: dict[str, str] = {}
     chosen = asked.sample(limit, seed)
-    readers = {"": model}
-    if adapter is not None:
-        readers[ADAPTER] = SharedLLMModel.from_pretrained(
-            model.name, adapter=adapter, device=str(model.device), dtype=model.dtype
-        )
+    if likelihoods and any(other_question(question, asked) is None for question in chosen[:1]):
+        not_run["a wrong context, the control of each way"] = "all questions are about one document"
     stores = {suffix: SharedLLMContextStore(reader, embedder=embedder) for suffix, reader in readers.items()}
     try:
         for store in stores.values():
@@ -135,7 +138,7 @@ def measure(
         "questions": len(chosen),
         "of": len(asked.questions),
         "seed": seed,
-        "adapter": None if adapter is None else Path(adapter).name,
+        **({} if adapter is None else {"adapter": readers[ADAPTER].adapter().digest}),
     }
     return _report(setting, results, [question.answers for question in chosen], budgets, not_run, seed)
 
@@ -314,6 +317,7 @@ def _report(
                 f"{name} of {INJECTED}, minus that of others by the same weights, paired, 95% interval over questions",
                 ("budget", "selection", "minus", "tokens shown there", "difference", "from", "to", "the selection is"),
                 differences(values, more_is_better=more_is_better),
+                keys=3,
             )
             for name, values, more_is_better in (
                 ("NLL", nll, False),

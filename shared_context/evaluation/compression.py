@@ -85,19 +85,19 @@ def measure_passages(model: SharedLLMModel, data: str | Path, *, limit: int | No
         seed: of the drawing.
 
     Raises:
-        ConfigError: the model has no adapter.
+        ConfigError: the model has no adapter, or all other passages together are too short for a wrong one.
     """
     base, asked = _base(model), several_documents(data)
     questions = asked.sample(limit, seed)
-    texts = [asked.documents[q.document][q.passage.start : q.passage.end] for q in questions]
-    tokens = [torch.from_numpy(model.tokenize(text).ids.astype("int64")) for text in texts]
     scores: dict[Way, list[float]] = {}
-    for number, question in enumerate(with_progress(questions, "passages")):
-        own, other = tokens[number], _other(tokens, texts, number)
+    for question in with_progress(questions, "passages"):
+        text = _passage(asked, question)
+        own = _tokens(model, text)
+        other = _wrong(model, asked, question, len(own))
         kv, wrong_kv = (model.compressor.encode([ids])[0] for ids in (own, other))
         shown: dict[Way, Shown] = {
             (NONE, UNTRAINED): None,
-            **{(TEXT, weights): texts[number] for weights in (UNTRAINED, TRAINED)},
+            **{(TEXT, weights): text for weights in (UNTRAINED, TRAINED)},
             (injected(RATIO), UNTRAINED): Passage(base.compressor.encode([own])[0], own, RATIO),
             **{(injected(ratio), TRAINED): Passage(kv, own, ratio) for ratio in RATIOS},
             (WRONG, TRAINED): Passage(wrong_kv, other, RATIO),
@@ -112,6 +112,7 @@ def measure_passages(model: SharedLLMModel, data: str | Path, *, limit: int | No
                 "One paragraph per question, negative log-likelihood of the gold answer, nats per token",
                 ("context", "model", "mean NLL"),
                 [(*way, fmean(nll)) for way, nll in scores.items()],
+                keys=2,
             ),
             _differences(scores, [(right, wrong), (right, text)]),
         ],
@@ -141,9 +142,11 @@ def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None
     Args: as :func:`measure_passages`.
 
     Raises:
-        ConfigError: the model has no adapter.
+        ConfigError: the model has no adapter, or there is one document only, which leaves no wrong one.
     """
     base, asked = _base(model), several_documents(data)
+    if len(asked.documents) < 2:
+        raise ConfigError(f"{data} is one document: a wrong context needs two or more.")
     questions, embedder = asked.sample(limit, seed), load_default_embedder()
     rag = ChunkedRAG(base, embedder, asked.documents)
     scores: dict[Way, list[float]] = {}
@@ -184,6 +187,7 @@ def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None
                 f"A selection under {BUDGET} KV entries, negative log-likelihood of the gold answer, nats per token",
                 ("context", "model", "mean NLL", "entries or tokens shown"),
                 [(*way, fmean(nll), fmean(sizes[way])) for way, nll in scores.items()],
+                keys=2,
             ),
             _differences(scores, pairs),
         ],
@@ -218,14 +222,33 @@ def _differences(scores: Mapping[Way, Sequence[float]], pairs: Sequence[tuple[Wa
         "Differences, 95% interval over questions (below zero: the first is better)",
         ("first", "minus", "difference", "from", "to"),
         rows,
+        keys=2,
     )
 
 
-def _other(tokens: list[torch.Tensor], texts: list[str], number: int) -> torch.Tensor:
-    """As many tokens as the passage of a question has, of passages of questions far from it."""
-    far = [(number + len(texts) // 2 + step) % len(texts) for step in range(len(texts))]
-    behind = torch.cat([tokens[i] for i in far if texts[i] != texts[number]])
-    return behind[: len(tokens[number])]
+def _passage(asked: QuestionSet, question: Question) -> str:
+    return asked.documents[question.document][question.passage.start : question.passage.end]
+
+
+def _tokens(model: SharedLLMModel, text: str) -> torch.Tensor:
+    return torch.from_numpy(model.tokenize(text).ids.astype("int64"))
+
+
+def _wrong(model: SharedLLMModel, asked: QuestionSet, question: Question, wanted: int) -> torch.Tensor:
+    """So many tokens of passages of other questions, of those far from this one in the file first."""
+    count, own = len(asked.questions), _passage(asked, question)
+    begin = asked.questions.index(question) + count // 2
+    far = dict.fromkeys(_passage(asked, asked.questions[(begin + step) % count]) for step in range(count))
+    behind = torch.zeros(0, dtype=torch.long)
+    for text in far:
+        if text != own and len(behind) < wanted:
+            behind = torch.cat([behind, _tokens(model, text)])
+    if len(behind) < wanted:
+        raise ConfigError(
+            f"A wrong passage for {question.text!r} needs {wanted} tokens, and all others have {len(behind)}: add "
+            "questions about other passages."
+        )
+    return behind[:wanted]
 
 
 def _mixed(store: SharedLLMContextStore, question: str, doc_ids: list[str] | None = None) -> Selection:

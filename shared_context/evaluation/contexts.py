@@ -145,7 +145,7 @@ def shown_contexts(
         budgets: KV entries or tokens.
         all_settings: paste the text of selections as well.
     """
-    other = _other(question, asked)
+    other = other_question(question, asked)
     elsewhere = [id for id in asked.documents if id != question.document]
     for suffix, store in stores.items():
         yield Shown(NONE + suffix, None, None, store.model)
@@ -153,29 +153,31 @@ def shown_contexts(
             for way, floor in (INJECTED, None), (FULL, 0.0):
                 selection = store.select(question.text, budget=budget, floor=floor)
                 size = max(selection.kv_entries, store.config.tree.leaf_size)
-                wrong = store.select(other.text, budget=size, floor=0.0, doc_ids=elsewhere)
                 yield Shown(way + suffix, budget, selection, store.model)
-                yield Shown(way + suffix, budget, wrong, store.model, is_control=True)
+                if other is not None:
+                    wrong = store.select(other.text, budget=size, floor=0.0, doc_ids=elsewhere)
+                    yield Shown(way + suffix, budget, wrong, store.model, is_control=True)
                 if all_settings and way == INJECTED:
                     yield Shown(PASTED + suffix, budget, selection.text, store.model)
     for way, (chunks, own_budget) in baselines.items():
         for budget in budgets if own_budget is None else [own_budget]:
             shown = None if own_budget is not None else budget
-            right, wrong = chunks(question.text, budget), chunks(other.text, budget, question.document)
             for suffix, store in stores.items():
-                yield Shown(way + suffix, shown, right, store.model)
-                yield Shown(way + suffix, shown, wrong, store.model, is_control=True)
-    right, wrong = (asked.documents[q.document][q.passage.start : q.passage.end] for q in (question, other))
-    for suffix, store in stores.items():
-        yield Shown(GOLD + suffix, None, right, store.model)
-        yield Shown(GOLD + suffix, None, wrong, store.model, is_control=True)
-        yield Shown(WHOLE + suffix, None, asked.documents[question.document], store.model)
-        yield Shown(WHOLE + suffix, None, asked.documents[other.document], store.model, is_control=True)
+                yield Shown(way + suffix, shown, chunks(question.text, budget), store.model)
+                if other is not None:
+                    wrong = chunks(other.text, budget, question.document)
+                    yield Shown(way + suffix, shown, wrong, store.model, is_control=True)
+    for one, is_control in [(question, False), *([(other, True)] if other is not None else [])]:
+        document = asked.documents[one.document]
+        for suffix, store in stores.items():
+            passage = document[one.passage.start : one.passage.end]
+            yield Shown(GOLD + suffix, None, passage, store.model, is_control=is_control)
+            yield Shown(WHOLE + suffix, None, document, store.model, is_control=is_control)
 
 
-def _other(question: Question, asked: QuestionSet) -> Question:
-    """A question about another document, far from this one in the file."""
+def other_question(question: Question, asked: QuestionSet) -> Question | None:
+    """A question about another document, far from this one in the file; None where all are about one document."""
     count = len(asked.questions)
     begin = asked.questions.index(question) + count // 2
     candidates = (asked.questions[(begin + step) % count] for step in range(count))
-    return next(other for other in candidates if other.document != question.document)
+    return next((other for other in candidates if other.document != question.document), None)

@@ -223,7 +223,8 @@ class _Builder:
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines, also compressed (``.gz``)."""
     content = path.read_bytes()
-    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").splitlines()
+    # Not splitlines: inside a JSON string stand the line separators of Unicode as they are.
+    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").split("\n")
     return [json.loads(line) for line in lines if line.strip()]
 
 

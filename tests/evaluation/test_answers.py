@@ -1,5 +1,7 @@
 """Answers under several contexts, each with its control."""
 
+import json
+
 import pytest
 
 from shared_context import Document, SharedLLMContextStore, SharedLLMModel
@@ -82,7 +84,30 @@ def test_an_adapter_is_measured_beside_the_model_with_controls_of_its_own(model,
     for way in (INJECTED, FULL):
         assert {f"{way}{ADAPTER}, 128", f"control: {way}{ADAPTER}, 128"} <= set(ways)
     assert {f"{NONE}{ADAPTER}", f"{RAG}{ADAPTER}, 128", f"{RAG}, 128", f"{GOLD}{ADAPTER}"} <= set(ways)
-    assert report.setting["adapter"] == "adapter"
+    assert report.setting["adapter"] == untrained.adapter().digest
+
+
+def test_questions_about_one_document_are_measured_without_controls(model, tmp_path):
+    row = {"question": "What burns?", "answers": ["colza"], "passage": "The lamp burns colza, a pint a night."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    report = answers.measure(model, tmp_path / "rows.jsonl", budgets=[64], ways=[INJECTED])
+    assert set(rows(report, "All ways")) == {f"{INJECTED}, 64"}
+    assert rows(report, "Not run") == {
+        "a wrong context, the control of each way": ("all questions are about one document",)
+    }
+
+
+def test_a_run_is_resumed_with_the_same_adapter_only(model, few_questions, tmp_path):
+    for layers in (1, 2):
+        untrained = SharedLLMModel.from_pretrained(injection="cross_attention", injection_layers=layers)
+        untrained.adapter().save_pretrained(tmp_path / "adapter")
+        options = {"adapter": tmp_path / "adapter", "limit": 1, "budgets": [64], "ways": [INJECTED]}
+        options |= {"likelihoods": False, "resume": tmp_path / "state.jsonl"}
+        if layers == 1:
+            answers.measure(model, few_questions, **options)
+        else:
+            with pytest.raises(ConfigError, match="adapter"):
+                answers.measure(model, few_questions, **options)
 
 
 def test_controls_come_from_documents_that_do_not_hold_the_answer(model, few_questions):

@@ -1,5 +1,7 @@
 """What an adapter carries, measured with one that carries nothing."""
 
+import json
+
 import pytest
 
 from shared_context import SharedLLMModel
@@ -10,7 +12,7 @@ from shared_context.model.low_rank import InjectionLoRA
 
 
 @pytest.mark.slow
-def test_nothing_is_found_in_an_adapter_that_changes_nothing(few_questions):
+def test_nothing_is_found_in_an_adapter_that_changes_nothing(few_questions, tmp_path):
     untrained, trained = (SharedLLMModel.from_pretrained(adapter=None) for _ in range(2))
     layers = trained.injection.layers
     config = AdapterConfig(trained.name, trained.fingerprint, "prefix", layers, rank=2, alpha=4.0, ratios=(8,))
@@ -27,5 +29,11 @@ def test_nothing_is_found_in_an_adapter_that_changes_nothing(few_questions):
             assert nll[way, compression.TRAINED] == nll[way, compression.UNTRAINED]
     nll = {row[0]: row[2] for row in passages.tables()[0].rows}
     assert nll[compression.injected(1)] < nll[compression.injected(16)]
+    alone = tmp_path / "alone.jsonl"
+    row = {"question": "What burns?", "answers": ["colza"], "passage": "The lamp burns colza, a pint a night."}
+    alone.write_text(json.dumps(row))
+    for measure, missing in zip(measures, ("wrong passage", "one document"), strict=True):
+        with pytest.raises(ConfigError, match=missing):
+            measure(trained, alone)
     with pytest.raises(ConfigError, match="--adapter"):
         compression.measure_passages(untrained, few_questions, limit=2)

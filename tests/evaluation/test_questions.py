@@ -93,6 +93,13 @@ def test_rows_with_passages(tmp_path, packed):
     assert len(read_questions(path, "paragraph").documents) == 3
 
 
+def test_line_separators_of_unicode_do_not_end_a_row(tmp_path):
+    row = {"question": "What burns?", "answers": ["colza"], "passage": "The lamp\u2028burns\x85colza."}
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes("\r\n".join(json.dumps(r, ensure_ascii=False) for r in (row, row)).encode())
+    assert len(read_questions(path).questions) == 2
+
+
 def test_a_folder_of_documents_with_a_question_file(tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "gate.md").write_text("The gate opens at six.")
