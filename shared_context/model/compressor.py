@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -113,9 +114,17 @@ class Compressor:
         layers: M, the bottom layers whose keys and values are passed up.
         prefix_ids: tokens in front of every chunk while it is encoded; they are the attention sink and are not part
             of what is returned.
+        lock: held while the model runs; None where that may go on beside others.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: int, prefix_ids: Sequence[int]):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: int,
+        prefix_ids: Sequence[int],
+        lock: AbstractContextManager[object] | None = None,
+    ):
+        self._lock = lock or nullcontext()
         self._lower = bottom_layers(model, layers)
         self._first = bottom_layers(model, 1)
         self._prefix = torch.tensor(prefix_ids, dtype=torch.long, device=model.device)
@@ -136,7 +145,8 @@ class Compressor:
         Returns:
             [2, M, chunks, kv_heads, longest chunk, head_dim].
         """
-        return self._lower.key_values(self._behind_prefix(chunks))[..., len(self._prefix) :, :]
+        with self._lock:
+            return self._lower.key_values(self._behind_prefix(chunks))[..., len(self._prefix) :, :]
 
     def _behind_prefix(self, chunks: Sequence[torch.Tensor]) -> torch.Tensor:
         padded = nn.utils.rnn.pad_sequence([c.to(self._prefix.device) for c in chunks], batch_first=True)
@@ -168,13 +178,15 @@ class Compressor:
             For each chunk [tokens, hidden], in the model's dtype.
         """
         sink = len(self._prefix)
-        states = self._first.hidden_states(self._behind_prefix(chunks))
+        with self._lock:
+            states = self._first.hidden_states(self._behind_prefix(chunks))
         return [states[i, sink : sink + len(chunk)] for i, chunk in enumerate(chunks)]
 
     @torch.inference_mode()
     def query_states(self, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states [tokens, hidden] after one layer of a query, which is encoded without the prefix."""
-        return self._first.hidden_states(ids.to(self._prefix.device)[None])[0]
+        with self._lock:
+            return self._first.hidden_states(ids.to(self._prefix.device)[None])[0]
 
 
 def _on_its_own(part: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,10 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextStreamer,
 )
 
 from shared_context.model.cache import RoomyCache
+
+REPLACEMENT = "\ufffd"
+"""What stands in a text for bytes that make no character, or none yet."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +112,34 @@ def one_by_one(
             unread = {}
 
 
-class Words(TextStreamer):
-    """Turns tokens into text as soon as whole words are there."""
+class Detokenizer:
+    """Turns the tokens of an answer into text, each as soon as its characters are whole.
+
+    What a token says can hang on the one before it (sentencepiece drops the space in front of a text's first word), so
+    each is read behind the last ones that were given. tokenizers' own DecodeStream does the same and raises where a
+    model's bytes make no characters.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(tokenizer, skip_special_tokens=True)
-        self._ready = ""
+        self._decode = partial(tokenizer.decode, skip_special_tokens=True)
+        self._tokens: list[int] = []
+        self._begin = self._given = 0
+        self._length = 0
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._ready += text
+    def put(self, token: int) -> str:
+        """The text that this token completes."""
+        self._tokens.append(token)
+        before, text = (self._decode(self._tokens[self._begin : end]) for end in (self._given, len(self._tokens)))
+        if text.endswith(REPLACEMENT):
+            return ""
+        self._begin, self._given = self._given, len(self._tokens)
+        piece = text[len(before) :]
+        self._length += len(piece)
+        return piece
 
-    def take(self) -> str:
-        """The text that was not taken yet."""
-        ready, self._ready = self._ready, ""
-        return ready
+    def end(self) -> str:
+        """What is left: characters that were never completed."""
+        return self._decode(self._tokens)[self._length :]
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -142,7 +159,7 @@ def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
             if kept:
                 yield kept
             return
-        ready = held[: len(held) - longest]
+        ready = held[: max(0, len(held) - longest)]
         held = held[len(ready) :]
         if ready:
             yield ready

@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
 
+FIXED_DATE = "{% set date_string = '26 Jul 2024' %}{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
+"""Opens a chat template so that this is today, by the two names that templates ask for the date."""
+
 SYSTEM_PROMPT = "You are a helpful assistant. Answer from the context, in as few words as possible."
 CONTEXT_HEADER = "Context:\n"
 CONTEXT_FOOTER = "\n\nQuestion: "
@@ -45,21 +48,26 @@ class PromptFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str):
         self._tokenizer = tokenizer
         self._system_prompt = system_prompt
-        self.prefix = self.render([{"role": "user", "content": ""}], with_context=True).prefix
+        # Chunks are encoded behind it and kept for days, so where a template writes the date it says always the same.
+        self.prefix = self._rendered([{"role": "user", "content": ""}], True, FIXED_DATE).prefix
 
     def render(self, messages: Sequence[Message], *, with_context: bool) -> Prompt:
         """The prompt for a conversation whose next turn is the model's.
 
         The context stands at the head of the first user message, so that it has the same prefix in every
-        conversation that keeps the default system prompt: the one that chunks are encoded behind.
+        conversation that keeps the default system prompt: the one that chunks are encoded behind, but for the date,
+        where a template writes one.
         """
+        return self._rendered(messages, with_context, "")
+
+    def _rendered(self, messages: Sequence[Message], with_context: bool, opening: str) -> Prompt:
         messages = [dict(m) for m in messages]
         if messages[0]["role"] != "system" and self._system_prompt:
             messages.insert(0, {"role": "system", "content": self._system_prompt})
         if with_context:
             first = next((m for m in messages if m["role"] == "user"), messages[-1])
             first["content"] = f"{CONTEXT_HEADER}{PLACE}{CONTEXT_FOOTER}{first['content'].replace(PLACE, '')}"
-        return self._split(self._text(messages))
+        return self._split(self._text(messages, opening))
 
     def formatted(self, text: str, *, with_context: bool) -> Prompt:
         """The prompt for text that is in the model's own format already; a context stands in front of it."""
@@ -69,18 +77,21 @@ class PromptFormat:
         begins = start is not None and not text.startswith(word)
         return Prompt((), ((start,) if begins else ()) + self._ids(text))
 
-    def _text(self, messages: Sequence[Message]) -> str:
+    def _text(self, messages: Sequence[Message], opening: str) -> str:
         if self._tokenizer.chat_template is None:
             return self._plain(messages)
         try:
-            return self._apply_template(messages)
+            return self._apply_template(messages, opening)
         except TemplateError:
             # Some templates know no system role; its words then open the first user message.
-            opening = "\n\n".join(m["content"] for m in messages[:2])
-            return self._apply_template([{"role": "user", "content": opening}, *messages[2:]])
+            first = "\n\n".join(m["content"] for m in messages[:2])
+            return self._apply_template([{"role": "user", "content": first}, *messages[2:]], opening)
 
-    def _apply_template(self, messages: Sequence[Message]) -> str:
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    def _apply_template(self, messages: Sequence[Message], opening: str) -> str:
+        template = opening + self._tokenizer.get_chat_template()
+        return self._tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
 
     def _plain(self, messages: Sequence[Message]) -> str:
         names = {"system": "", "user": "Question: ", "assistant": "Answer: "}

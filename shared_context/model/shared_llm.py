@@ -27,7 +27,14 @@ from transformers import (
 )
 
 from shared_context.config import InjectionKind, one_of, require
-from shared_context.errors import AdapterError, ConfigError, QueryError, UnsupportedModelError, WindowExceededError
+from shared_context.errors import (
+    AdapterError,
+    ConfigError,
+    ModelMismatchError,
+    QueryError,
+    UnsupportedModelError,
+    WindowExceededError,
+)
 from shared_context.model.adapter import Adapter, AdapterConfig, shipped_for
 from shared_context.model.cache import RoomyCache
 from shared_context.model.compressor import Compressor, bottom_layers, with_projections
@@ -35,7 +42,7 @@ from shared_context.model.generation import (
     Clock,
     Completion,
     CompletionStream,
-    Words,
+    Detokenizer,
     cut_at_stop,
     one_by_one,
     until_stop,
@@ -62,7 +69,10 @@ PREFIXES_KEPT = 16
 
 @runtime_checkable
 class Context(Protocol):
-    """What can be injected: a store's Selection, or anything else that can say what it holds."""
+    """What can be injected: a store's Selection, or anything else that can say what it holds.
+
+    Where it has a ``model_identity`` it is read by a model of that :attr:`SharedLLMModel.identity` only.
+    """
 
     @property
     def kv_entries(self) -> int:
@@ -139,13 +149,15 @@ class SharedLLMModel:
             if injection == "prefix"
             else CrossAttentionInjection(model, injection_layers, inv_freq)
         )
-        self.compressor = Compressor(model, injection_layers, self.prompt_format.prefix)
+        # Hooks and the random state belong to the whole process, so one generation runs at a time.
+        self._lock = threading.RLock()
+        # Hooks of cross-attention are on layers that the compressor has too.
+        alone = None if injection == "prefix" else self._lock
+        self.compressor = Compressor(model, injection_layers, self.prompt_format.prefix, alone)
         self._decoder = model
         self._all_layers = bottom_layers(model, layers)
         self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
         self._adapter: Adapter | None = None
-        # Hooks and the random state belong to the whole process, so one generation runs at a time.
-        self._lock = threading.RLock()
 
     @classmethod
     def from_pretrained(
@@ -487,6 +499,12 @@ class SharedLLMModel:
             raise QueryError("The prompt is empty; give at least one word.")
         if context is not None and not isinstance(context, str | Context):
             raise ConfigError(f"context is a {type(context).__name__}; give a Selection, a text to be pasted, or None.")
+        theirs = getattr(context, "model_identity", self.identity)
+        if theirs != self.identity:
+            raise ModelMismatchError(
+                f"The context was selected for {theirs}, and {self.name} is {self.identity}: weights, adapter, "
+                "injection, type and prompt have to be the same. Select from a store that was opened with this model."
+            )
         if isinstance(context, Context) and context.kv_entries == 0:
             context = None
         if formatted:
@@ -569,7 +587,7 @@ class SharedLLMModel:
         completion: list[Completion],
     ) -> Generator[str]:
         """The pieces of one answer; the lock and torch's modes are left between them, for others to compute."""
-        clock, words = Clock(), Words(self.tokenizer)
+        clock, text = Clock(), Detokenizer(self.tokenizer)
         with self._lock, torch.inference_mode():
             inputs, injected = self._inputs([request], settings.max_new_tokens, in_place=True)
             chance = None if seed is None else torch.Generator(self.device).manual_seed(seed)
@@ -588,10 +606,8 @@ class SharedLLMModel:
                 if ids is None:
                     break
                 answer.append(ids[0, -1].item())
-                words.put(ids[0, -1:])
-                yield words.take()
-            words.end()
-            yield words.take()
+                yield text.put(answer[-1])
+            yield text.end()
 
         try:
             yield from until_stop(pieces(), stop)

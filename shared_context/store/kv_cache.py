@@ -53,8 +53,8 @@ class KVCache(Protocol):
     def __contains__(self, key: object) -> bool:
         """Whether ``get`` would look at something; counts as no use."""
 
-    def discard(self, keys: Iterable[str]) -> None:
-        """Forget these keys; unknown ones are no error."""
+    def discard(self, beginnings: Iterable[str]) -> None:
+        """Forget all keys that begin with one of these."""
 
     def clear(self) -> None:
         """Forget everything."""
@@ -153,16 +153,18 @@ class TieredKVCache(KVCache):
         with self._lock:
             return key in self._chunks or (self._disk is not None and os.path.isfile(self._disk.path(key)))
 
-    def discard(self, keys: Iterable[str]) -> None:
-        """Forget these keys, in memory and on disk; unknown ones are no error."""
-        keys = [keys] if isinstance(keys, str) else list(keys)
-        for key in keys:
-            _check(key)
+    def discard(self, beginnings: Iterable[str]) -> None:
+        """Forget all keys that begin with one of these, in memory and on disk."""
+        beginnings = (beginnings,) if isinstance(beginnings, str) else tuple(beginnings)
+        for beginning in beginnings:
+            _check(beginning)
+        if not beginnings:
+            return
         with self._lock:
-            for key in keys:
+            for key in [key for key in self._chunks if key.startswith(beginnings)]:
                 self._forget(key)
-                if self._disk is not None:
-                    self._disk.remove(self._disk.path(key))
+            if self._disk is not None:
+                self._disk.discard(beginnings)
 
     def clear(self) -> None:
         """Forget everything, in memory and on disk; files of others in the folder stay."""
@@ -297,6 +299,12 @@ class _Disk:
                 if suffix == _SUFFIX and _is_key(stem) and stem.startswith(shard.name):
                     yield status.st_mtime_ns, status.st_size, Path(entry.path)
                 elif suffix == _TEMPORARY and time.time() - status.st_mtime > _ABANDONED_S:
+                    self.remove(Path(entry.path))
+
+    def discard(self, beginnings: tuple[str, ...]) -> None:
+        for shard in {beginning[:2] for beginning in beginnings}:
+            for entry in _entries(self._folder / shard):
+                if entry.name.startswith(beginnings):
                     self.remove(Path(entry.path))
 
     def touch(self, key: str) -> None:

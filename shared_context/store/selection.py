@@ -11,6 +11,7 @@ import torch
 
 from shared_context.kernels import ChunkKV
 from shared_context.model.injection import ContextKV
+from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.seen import as_html, parts_of
 from shared_context.tree import ContextTree, Grained, cut_rows
 
@@ -83,8 +84,9 @@ class Selection:
         self,
         chunks: Iterable[SelectedChunk],
         encode: Callable[
-            [Sequence[np.ndarray], Sequence[torch.Tensor]], tuple[Sequence[ChunkKV], Sequence[torch.Tensor]]
+            [Sequence[SelectedChunk], Sequence[torch.Tensor]], tuple[Sequence[ChunkKV], Sequence[torch.Tensor]]
         ],
+        model: SharedLLMModel,
         *,
         query: str | None,
         budget: int | None,
@@ -92,7 +94,7 @@ class Selection:
     ):
         self.chunks = tuple(chunks)
         self.query, self.budget, self.policy = query, budget, policy
-        self._encode = encode
+        self._encode, self._model = encode, model
 
     @property
     def nodes(self) -> tuple[SelectedNode, ...]:
@@ -103,6 +105,11 @@ class Selection:
     def kv_entries(self) -> int:
         """KV entries per layer; never more than the budget."""
         return sum(node.kv_entries for node in self.nodes)
+
+    @property
+    def model_identity(self) -> str:
+        """Of the model that encodes it, and alone can read it."""
+        return self._model.identity
 
     @property
     def doc_ids(self) -> list[str]:
@@ -158,7 +165,7 @@ class Selection:
             if kept:
                 cut, shown = zip(*kept, strict=True)
                 chunks.append(replace(chunk, cut=cut, nodes=shown))
-        return Selection(chunks, self._encode, query=self.query, budget=self.budget, policy=self.policy)
+        return Selection(chunks, self._encode, self._model, query=self.query, budget=self.budget, policy=self.policy)
 
     def key_values(self) -> ContextKV:
         """The encodings of the chunks, from the cache or computed now, and the rows of them that are shown.
@@ -167,7 +174,7 @@ class Selection:
         best what is near (see docs/figures.md). Within a passage the order is the document's.
         """
         rows = [torch.tensor(chunk.rows()) for chunk in self.chunks]
-        encodings, kept = self._encode([chunk.token_ids for chunk in self.chunks], rows)
+        encodings, kept = self._encode(self.chunks, rows)
         shown = [chunk.token_ids[r.numpy()] for chunk, r in zip(self.chunks, rows, strict=True)]
         token_ids = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *shown]).astype(np.int64))
         return ContextKV(encodings, kept, token_ids, self._places(), rows)

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from shared_context.kernels import ChunkKV
 from shared_context.kernels import split_and_search as preserved_cuts
 from shared_context.model.cache import give_back_freed
 from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.model.support import usable_window
 from shared_context.store.codec import Codec
 from shared_context.store.database import (
     MAX_ROW_BYTES,
@@ -91,6 +92,9 @@ INGEST_TOGETHER = 1 << 16
 TEXTS_KEPT = 32
 """Documents whose text and tokens are kept in memory after they were selected from."""
 
+DISCARDED_KEPT = 1 << 16
+"""Chunks of deleted documents that are remembered, so that no earlier selection brings their KV back."""
+
 
 class SharedLLMContextStore:
     """Documents as context trees of keys and values, for one model.
@@ -109,7 +113,8 @@ class SharedLLMContextStore:
         StoreFormatError: where the folder is something else, half written or of a newer format.
         StoreUnavailableError: where the folder cannot be read or written now.
         ModelMismatchError: where the store was made with another model or embedder; says which.
-        ConfigError: where ``config`` contradicts what the store was made with, or ``embedder`` is none.
+        ConfigError: where ``config`` contradicts what the store was made with, where its chunks do not fit the model's
+            window, or where ``embedder`` is none.
 
     All methods may be called from several threads, and several processes may open one folder.
     """
@@ -133,6 +138,7 @@ class SharedLLMContextStore:
         try:
             # Read back even where it was just made: another process may have been faster.
             self.config, self.embedder = self._read_meta(config, embedder)
+            _check_window(model, self.config)
             self._codec = Codec.from_bytes(self._database.get_meta("codec"))
             cache = self.config.cache
             self._cache = TieredKVCache(
@@ -141,11 +147,8 @@ class SharedLLMContextStore:
                 cache.disk_bytes,
                 quantize=cache.quantize,
             )
-            self._index = NodeIndex(self.config.tree, model.hf_model.config.vocab_size, model.device)
             self._ingestion = Ingestion(model, self._codec, self.embedder, self.config.tree)
-            self._catalogue: dict[int, Entry] = {}
-            self._keys: dict[tuple[Kind, str], int] = {}
-            self._texts: OrderedDict[int, StoredText] = OrderedDict()
+            self._discarded: OrderedDict[str, None] = OrderedDict()
             self._prefilter: tuple[Leaves, Prefilter] | None = None
             self._seen_version: int | None = None
             with self._database.snapshot():
@@ -159,6 +162,7 @@ class SharedLLMContextStore:
     def _make(self, config: StoreConfig | None, embedder: Embedder | Literal["auto"] | None) -> Database:
         """A new store's database. What it needs is made first, so that a failure leaves no half-made store."""
         config = config or StoreConfig()
+        _check_window(self.model, config)
         self.embedder = load_default_embedder() if embedder == "auto" else embedder
         about = {
             "model": self.model.name,
@@ -250,22 +254,34 @@ class SharedLLMContextStore:
             with self._database.transaction():
                 self._refresh()
                 yield change
+                # Should what follows be interrupted, the next look takes everything in anew.
+                seen, self._seen_version = self._seen_version, None
             for key in change.removed:
                 self._forget(key)
             for key, (entry, stored, nodes) in change.added.items():
                 self._know(key, entry, stored.tokens.ids, nodes)
             self._catalogue |= change.described
+            self._seen_version = seen
             # Keys and values give away what the text said; they must not outlive it.
-            old = {name for ids in change.removed.values() for name in self._names(self._chunks(ids))}
-            if old:
-                tokens = (stored.tokens for _, stored, _ in change.added.values())
-                self._cache.discard(old.difference(*(self._names(self._chunks(t.ids)) for t in tokens)))
+            new = {_content(c) for _, stored, _ in change.added.values() for c in self._chunks(stored.tokens.ids)}
+            old = {_content(c) for ids in change.removed.values() for c in self._chunks(ids)} - new
+            for content in new & self._discarded.keys():
+                del self._discarded[content]
+            self._discarded |= dict.fromkeys(old)
+            while len(self._discarded) > DISCARDED_KEPT:
+                self._discarded.popitem(last=False)
+            self._cache.discard(old)
 
     def _refresh(self) -> None:
         """Take in what another process has committed since the last look."""
         version = self._database.data_version()
         if version == self._seen_version:
             return
+        if self._seen_version is None:
+            self._index = NodeIndex(self.config.tree, self.model.hf_model.config.vocab_size, self.model.device)
+            self._catalogue: dict[int, Entry] = {}
+            self._keys: dict[tuple[Kind, str], int] = {}
+            self._texts: OrderedDict[int, StoredText] = OrderedDict()
         catalogue = self._database.catalogue()
         for key in self._catalogue.keys() - catalogue.keys():
             self._forget(key)
@@ -620,7 +636,7 @@ class SharedLLMContextStore:
                 cut = [Grained(Node(tree.height, slot), ratio) for slot, (ratio, _) in sorted(slots.items())]
                 scores = {tree.height: {slot: score for slot, (_, score) in slots.items()}}
                 chunks.append(self._cut(key, number, cut, scores))
-            return Selection(chunks, self._encode_shown, query=query, budget=None, policy=None)
+            return Selection(chunks, self._encode_shown, self.model, query=query, budget=None, policy=None)
 
     def warm(self, selection: Selection | None = None, *, progress: Progress | None = None) -> None:
         """Compute keys and values now: those of a selection, or those of all documents that the cache does not hold.
@@ -629,7 +645,7 @@ class SharedLLMContextStore:
         """
         with self._open():
             if selection is not None:
-                chunks = missing = [chunk.token_ids for chunk in selection.chunks]
+                chunks = missing = list(selection.chunks)
             else:
                 chunks = [c for key in self._documents() for c in self._chunks(self._database.token_ids(key))]
                 missing = [c for c, name in zip(chunks, self._names(chunks), strict=True) if name not in self._cache]
@@ -731,11 +747,11 @@ class SharedLLMContextStore:
             keys = sorted({*keys, *last})
         if ratio is not None:
             chunks = [self._cut(key, number, [Grained(Node(0, 0), ratio)]) for key, number in index.chunks(keys)]
-            return Selection(chunks, self._encode_shown, query=text, budget=None, policy=None)
+            return Selection(chunks, self._encode_shown, self.model, query=text, budget=None, policy=None)
         if search == "best_first" and budget is None:
             budget = DEFAULT_BUDGET
         if not keys:
-            return Selection([], self._encode_shown, query=text, budget=budget, policy=policy)
+            return Selection([], self._encode_shown, self.model, query=text, budget=budget, policy=policy)
         if search == "best_first":
             scored = self._score(index, query, keys, policy, smooth=policy != "last_token")
             opened = scored.leaves
@@ -770,7 +786,7 @@ class SharedLLMContextStore:
                 cuts[chunk] = [grained for grained in cut if grained.ratio is not None]
         chunks = [self._scored_cut(scored, chunk, cut) for chunk, cut in cuts.items() if cut]
         selection = Selection(
-            chunks, self._encode_shown, query=text, budget=budget, policy=None if query is None else policy
+            chunks, self._encode_shown, self.model, query=text, budget=budget, policy=None if query is None else policy
         )
         if budget is not None and selection.kv_entries > budget:
             raise BudgetError(
@@ -842,48 +858,50 @@ class SharedLLMContextStore:
             )
         return SelectedChunk(token_ids, lead_in, context_tree, tuple(cut), tuple(nodes), stored.text)
 
-    def _chunk(self, token_ids: np.ndarray, number: int) -> tuple[np.ndarray, int]:
-        """A chunk of a document's tokens behind its lead-in, and how many tokens that has."""
+    def _chunk(self, token_ids: np.ndarray, number: int) -> _Chunk:
+        """A chunk of a document's tokens."""
         first = number * self.config.tree.chunk_size
         begin = max(0, first - self.config.lead_in)
-        return token_ids[begin : first + self.config.tree.chunk_size], first - begin
+        return _Chunk(token_ids[begin : first + self.config.tree.chunk_size], first - begin)
 
-    def _chunks(self, token_ids: np.ndarray) -> list[np.ndarray]:
-        """A document's tokens chunk by chunk, each behind its lead-in."""
+    def _chunks(self, token_ids: np.ndarray) -> list[_Chunk]:
+        """A document's tokens chunk by chunk."""
         count = -(-len(token_ids) // self.config.tree.chunk_size)
-        return [self._chunk(token_ids, number)[0] for number in range(count)]
+        return [self._chunk(token_ids, number) for number in range(count)]
 
-    def _names(self, chunks: Iterable[np.ndarray]) -> list[str]:
-        """Keys in the KV cache of chunks (token ids each)."""
+    def _names(self, chunks: Iterable[_Chunk | SelectedChunk]) -> list[str]:
+        """Keys of chunks in the KV cache: what they say, and then what else their encodings depend on."""
         identity = self.model.identity.encode()
-        return [hashlib.sha256(identity + ids.astype(np.int32).tobytes()).hexdigest() for ids in chunks]
+        return [_content(chunk) + _digest(chunk.token_ids[: chunk.lead_in], identity)[:24] for chunk in chunks]
 
-    def _encode(self, chunks: Sequence[np.ndarray]) -> list[ChunkKV]:
-        """Keys and values of chunks (token ids each), from the cache or computed now."""
+    def _encode(self, chunks: Sequence[_Chunk | SelectedChunk]) -> list[ChunkKV]:
+        """Keys and values of chunks, from the cache or computed now."""
         names = self._names(chunks)
         found = {name: self._cache.get(name) for name in dict.fromkeys(names)}
-        missing = {name: ids for name, ids in zip(names, chunks, strict=True) if found[name] is None}
-        order = sorted(missing, key=lambda name: len(missing[name]))
+        missing = {name: chunk for name, chunk in zip(names, chunks, strict=True) if found[name] is None}
+        order = sorted(missing, key=lambda name: len(missing[name].token_ids))
         for at in range(0, len(order), ENCODE_TOGETHER):
             batch = order[at : at + ENCODE_TOGETHER]
-            ids = [torch.from_numpy(missing[name].astype(np.int64)) for name in batch]
+            ids = [torch.from_numpy(missing[name].token_ids.astype(np.int64)) for name in batch]
             for name, chunk_kv in zip(batch, self.model.compressor.encode(ids), strict=True):
                 # As the cache would return it, so that the first answer is no other than the next.
                 found[name] = chunk_kv.quantized() if self.config.cache.quantize else chunk_kv
                 self._cache.put(name, found[name])
+            # A selection outlives its documents, and they may be deleted while it is encoded.
+            self._cache.discard({_content(missing[name]) for name in batch} & self._discarded.keys())
         return [found[name] for name in names]
 
     def _encode_shown(
-        self, chunks: Sequence[np.ndarray], rows: Sequence[torch.Tensor]
+        self, chunks: Sequence[SelectedChunk], rows: Sequence[torch.Tensor]
     ) -> tuple[list[ChunkKV], Sequence[torch.Tensor]]:
         """Keys and values of chunks, and where ``rows`` lie in them.
 
         Where whole chunks would together take more memory than the cache may, there is nothing but those rows.
         """
         found: list[ChunkKV] = []
-        tokens = sum(map(len, chunks))
-        for ids, shown in zip(chunks, rows, strict=True):
-            (whole,) = self._encode([ids])
+        tokens = sum(len(chunk.token_ids) for chunk in chunks)
+        for chunk, shown in zip(chunks, rows, strict=True):
+            (whole,) = self._encode([chunk])
             if whole.nbytes / whole.tokens * tokens <= self.config.cache.memory_bytes:
                 return self._encode(chunks), rows
             found.append(whole.only(shown))
@@ -997,6 +1015,40 @@ class _Change:
     removed: dict[int, np.ndarray] = field(default_factory=dict)
     added: dict[int, tuple[Entry, StoredText, NodeData]] = field(default_factory=dict)
     described: dict[int, Entry] = field(default_factory=dict)
+
+
+class _Chunk(NamedTuple):
+    """The tokens of a chunk.
+
+    Attributes:
+        token_ids: of the chunk behind its lead-in, int32 [lead_in + tokens].
+        lead_in: tokens before the chunk that it is encoded behind.
+    """
+
+    token_ids: np.ndarray
+    lead_in: int
+
+
+def _content(chunk: _Chunk | SelectedChunk) -> str:
+    """What the names of a chunk begin with: it is the same whatever it is encoded by and behind."""
+    return _digest(chunk.token_ids[chunk.lead_in :])[:40]
+
+
+def _digest(token_ids: np.ndarray, before: bytes = b"") -> str:
+    return hashlib.sha256(before + token_ids.astype(np.int32).tobytes()).hexdigest()
+
+
+def _check_window(model: SharedLLMModel, config: StoreConfig) -> None:
+    """That a chunk can be encoded: behind prefix and lead-in, inside the window the model was trained for."""
+    prefix, window = len(model.prompt_format.prefix), usable_window(model.hf_model.config)
+    needed = prefix + config.lead_in + config.tree.chunk_size
+    require(
+        needed <= window,
+        "chunk_size",
+        config.tree.chunk_size,
+        f"behind a prefix of {prefix} tokens and a lead-in of {config.lead_in} that is {needed}, and {model.name} "
+        f"reads {window}; make the store with smaller chunks (TreeConfig(chunk_size=...))",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Cross-attention injection, and the adapters that carry its weights."""
 
 import json
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -135,3 +136,31 @@ def test_a_damaged_adapter_is_refused(tmp_path, trained):
     config.unlink()
     with pytest.raises(AdapterError, match=f"{CONFIG_FILE} is missing"):
         Adapter.from_pretrained(tmp_path)
+
+
+def test_another_thread_encodes_what_it_always_would_while_an_answer_is_computed(trained, inject, tokens, prompt):
+    model = trained()
+    alone = model.compressor.encode([tokens(24, 5)])[0].data
+    inside, go_on, answering = threading.Event(), threading.Event(), threading.current_thread
+    encoded = []
+
+    def wait(*_):
+        if answering().name == "answers":
+            inside.set()
+            go_on.wait(60)
+
+    hook = model.hf_model.base_model.layers[0].self_attn.register_forward_hook(wait)
+    context, running = inject(model, [tokens(40, 1)], [torch.arange(40)]), prompt(model, tokens(9, 2))
+    threads = [
+        threading.Thread(target=model.logits, args=(running, context), name="answers"),
+        threading.Thread(target=lambda: encoded.extend(model.compressor.encode([tokens(24, 5)])), name="encodes"),
+    ]
+    threads[0].start()
+    assert inside.wait(60)
+    threads[1].start()
+    threads[1].join(0.5)  # long enough for it to be done, were it not to wait
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    hook.remove()
+    assert torch.equal(encoded[0].data, alone)

@@ -3,8 +3,12 @@
 import threading
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
-from shared_context.errors import ConfigError, QueryError, WindowExceededError
+from shared_context import SharedLLMContextStore
+from shared_context.errors import ConfigError, ModelMismatchError, QueryError, WindowExceededError
+from shared_context.model.generation import Detokenizer
 
 TEXT = "The night shift starts at 21:47 at the north gate. The harbour master is Ingrid Vale."
 QUESTION = "When does the night shift start?"
@@ -13,8 +17,6 @@ QUESTION = "When does the night shift start?"
 @pytest.fixture(scope="module")
 def selection(model):
     """The whole text, injected."""
-    from shared_context import SharedLLMContextStore
-
     store = SharedLLMContextStore(model, embedder=None)
     store.add(TEXT, id="gate")
     return store.select(QUESTION)
@@ -65,6 +67,44 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(model, selection, s
     first = min(whole.index(s) for s in ([stop] if isinstance(stop, str) else stop) if s in whole)
     assert (completion.text, completion.finish_reason) == (whole[:first], "stop")
     assert "".join(model.stream(QUESTION, context=selection, max_new_tokens=24, stop=stop)) == whole[:first]
+
+
+@pytest.mark.parametrize("begin", [0, 3])
+def test_a_long_stop_string_is_held_back_from_the_first_piece_on(model, begin):
+    whole = model.generate(QUESTION, max_new_tokens=24)
+    stop = whole[begin : len(whole) // 2]
+    assert len(stop) > 12
+    assert "".join(model.stream(QUESTION, max_new_tokens=24, stop=stop)) == whole[:begin]
+
+
+@pytest.fixture
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """Words with their space in front, which the decoder drops at the beginning, and bytes for all else, as Llama 2."""
+    words = ["<s>", "▁def", "▁f", ":", "<0x0A>", "▁▁▁", "▁x", "<0xE6>", "<0x97>", "<0xA5>"]
+    tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, [], byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+def test_spaces_and_characters_of_several_tokens_come_through_a_stream_whole(sentencepiece):
+    tokens = [1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9, 2, 7, 8]
+    text = Detokenizer(sentencepiece)
+    pieces = [text.put(token) for token in tokens]
+    assert pieces[:6] == ["def", " f", ":", "\n", "   ", " x"]
+    assert pieces[9:12] == ["", "", "日"]
+    assert "".join([*pieces, text.end()]) == sentencepiece.decode(tokens) == "def f:\n    x\n    x日 f��"
+
+
+def test_a_selection_is_read_by_the_model_it_was_made_for_alone(make_small_model):
+    mine, other = make_small_model(seed=0), make_small_model(seed=1)
+    with SharedLLMContextStore(mine, embedder=None) as store:
+        store.add(TEXT, id="gate")
+        selection = store.select(QUESTION)
+        mine.generate(QUESTION, context=selection, max_new_tokens=2)
+        for ask in (other.generate, other.stream, lambda q, context: other.score(q, "21:47", context=context)):
+            with pytest.raises(ModelMismatchError, match="selected for .* Select from a store"):
+                ask(QUESTION, context=selection)
 
 
 def test_sampling_repeats_under_a_seed_and_leaves_the_processs_random_state_alone(model):

@@ -1,6 +1,7 @@
 """Prompts: one prefix for every conversation, whatever the model's chat template."""
 
 import copy
+from datetime import date
 
 import pytest
 
@@ -54,3 +55,13 @@ def test_a_system_message_replaces_the_default_one(chat_tokenizer):
     text = chat_tokenizer.decode([*prompt.prefix, *prompt.suffix])
     assert "speak in rhyme" in text
     assert "be brief" not in text
+
+
+@pytest.mark.parametrize("today", ["{{ strftime_now('%d %b %Y') }}", "{{ date_string | default('no date') }}"])
+def test_chunks_are_encoded_behind_the_same_words_every_day(tokenizer, today):
+    chosen = copy.deepcopy(tokenizer)
+    chosen.chat_template = f"Today: {today}\n{TEMPLATES['system role']}"
+    prompts = PromptFormat(chosen, "be brief")
+    assert "26 Jul 2024" in chosen.decode(prompts.prefix)
+    answered = chosen.decode(prompts.render(CONVERSATIONS["question"], with_context=True).prefix)
+    assert (f"{date.today():%d %b %Y}" if "strftime" in today else "no date") in answered

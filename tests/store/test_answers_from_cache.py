@@ -175,3 +175,25 @@ def test_no_more_is_held_than_the_cache_may_and_what_is_shown(documents, model, 
             scores.append(reader.score(QUERY, ANSWER, context=selection))
     assert sum(chunk.tokens for chunk in context.chunks) == selection.kv_entries
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+
+
+def test_no_keys_and_values_of_a_deleted_document_come_back(filled, model, documents):
+    selection = filled.select(QUERY, budget=96)
+    filled.delete(selection.doc_ids)
+    model.score(QUERY, ANSWER, context=selection)
+    cache = filled.stats()["kv_cache"]
+    assert (cache["memory"]["entries"], cache["disk"]["entries"]) == (0, 0)
+    filled.add([d for d in documents if d.id not in filled])
+    model.score(QUERY, ANSWER, context=filled.select(QUERY, budget=96))
+    assert filled.stats()["kv_cache"]["disk"]["entries"] > 0
+
+
+def test_a_deletion_reaches_keys_and_values_that_another_prompt_or_lead_in_left(filled, model, path):
+    filled.warm()
+    filled.close()
+    rhyming = SharedLLMModel(model.hf_model, model.tokenizer, name=model.name, system_prompt="Answer in rhyme.")
+    with SharedLLMContextStore(rhyming, path, config=replace(filled.config, lead_in=8), embedder=None) as other:
+        other.warm()
+        assert other.stats()["kv_cache"]["disk"]["entries"] == 2 * other.stats()["chunks"]
+        other.delete(other.ids())
+        assert other.stats()["kv_cache"]["disk"]["entries"] == 0

@@ -377,3 +377,15 @@ def test_what_the_store_was_made_with_is_readable_json(filled, path):
 def test_a_path_may_be_a_string(model, path):
     with SharedLLMContextStore(model, str(path)) as store:
         assert store.path == Path(path)
+
+
+def test_chunks_that_the_model_cannot_read_are_refused(make_small_model, tmp_path):
+    narrow = make_small_model(window=1024)
+    with pytest.raises(errors.ConfigError, match=r"chunk_size=1024: .* 1[01]\d\d, and small-0 reads 1024.*TreeConfig"):
+        SharedLLMContextStore(narrow, tmp_path / "store", embedder=None)
+    assert not (tmp_path / "store").exists()
+    config = StoreConfig(tree=TreeConfig(chunk_size=512, height=3))
+    SharedLLMContextStore(narrow, tmp_path / "store", config=config, embedder=None).close()
+    with SharedLLMContextStore(narrow, tmp_path / "store", embedder=None) as store:
+        store.add("The gate opens at six. " * 200, id="gate")
+        store.warm()

@@ -336,3 +336,22 @@ def test_a_store_is_closed_at_the_end_of_its_block(model, path):
     with pytest.raises(errors.StoreClosedError):
         len(store)
     assert model.score("What is lit?", "the lamp", context=selection) > 0
+
+
+def test_a_change_that_was_interrupted_behind_its_commit_is_whole(filled, monkeypatch):
+    def interrupted(*_):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(filled, "_know", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        filled.add([Document("The gate opens at six.", "gate"), Document("The bell rings at noon.", "bell")])
+    assert {"gate", "bell"} < set(filled.ids())
+    assert "gate" in filled.select("When does the gate open?", budget=64).doc_ids
+    with pytest.raises(errors.DuplicateDocumentError, match="gate"):
+        filled.add("Another gate.", id="gate")
+    monkeypatch.setattr(filled, "_forget", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        filled.delete(["gate", "bell"])
+    assert not {"gate", "bell"} & set(filled.ids())
+    assert "gate" not in filled.select("When does the gate open?", budget=64).doc_ids

@@ -50,9 +50,7 @@ def test_a_quote_asks_for_what_follows_in_the_passage(model, maker):
 
 
 def test_a_cloze_asks_for_what_fills_the_gap_of_a_sentence(model, maker):
-    passage = (
-        "A stone house stands there. Since 1807 the keeper of the northern lamp was Ann Holm, none was better."
-    )
+    passage = "A stone house stands there. Since 1807 the keeper of the northern lamp was Ann Holm, none was better."
     seen = set()
     for seed in range(40):
         example = maker.cloze(passage, random.Random(seed))
