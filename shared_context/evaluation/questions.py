@@ -100,9 +100,10 @@ def read_questions(path: str | Path, unit: Unit = "file") -> QuestionSet:
     """Read a set of questions.
 
     Args:
-        path: a SQuAD-format JSON file; a JSONL file (also ``.gz``) of rows with ``question``, ``answers`` and
-            ``passage`` or ``passages``; or a folder of text files with one of ``QUESTION_FILES`` among them, whose
-            rows have ``question``, ``answers`` and, where it is known, ``document``, a path in the folder.
+        path: a SQuAD-format JSON file; a JSONL file of rows with ``question``, ``answers`` and ``passage`` or
+            ``passages``; either also compressed (``.gz``); or a folder of text files with one of ``QUESTION_FILES``
+            among them, whose rows have ``question``, ``answers`` and, where it is known, ``document``, a path in the
+            folder.
         unit: of SQuAD files and JSONL: what becomes one document. All paragraphs of the file, those of one article
             (of JSONL: one title), or each by itself. A blank line stands between the paragraphs of a document.
 
@@ -134,7 +135,7 @@ def _read_squad(path: Path, unit: Unit) -> QuestionSet:
     builder = _Builder()
     asked: list[tuple[str, dict[Span, str]]] = []
     passages: list[Span] = []
-    for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
+    for article in json.loads(_content(path))["data"]:
         for paragraph in article["paragraphs"]:
             names = {"file": path.stem, "article": article["title"], "paragraph": str(len(builder.places))}
             passage = builder.add(names[unit], paragraph["context"])
@@ -222,10 +223,13 @@ class _Builder:
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines, also compressed (``.gz``)."""
-    content = path.read_bytes()
     # Not splitlines: inside a JSON string stand the line separators of Unicode as they are.
-    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.strip()]
+    return [json.loads(line) for line in _content(path).split("\n") if line.strip()]
+
+
+def _content(path: Path) -> str:
+    content = path.read_bytes()
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:

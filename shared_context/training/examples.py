@@ -306,14 +306,17 @@ def shuffled(items: Iterable, rng: random.Random, size: int = 4096) -> Iterator:
 
 
 def other_contexts(examples: Sequence[Example]) -> list[Example]:
-    """The same questions, each over a wrong context of exactly as many tokens: the control of every figure."""
-    whole = [token for example in examples for token in example.context]
-    starts = [0]
-    for example in examples:
-        starts.append(starts[-1] + len(example.context))
+    """The same questions, each over a wrong context of exactly as many tokens: the control of every figure.
+
+    It is made of the contexts of the examples that follow, without those that are the same as the right one.
+    """
     wrong = []
     for number, example in enumerate(examples):
-        behind = whole[starts[number + 1] :] + whole[: starts[number]]
+        others = dict.fromkeys(e.context for e in (*examples[number + 1 :], *examples[:number]))
+        behind: list[int] = []
+        for context in others:
+            if context != example.context and len(behind) < len(example.context):
+                behind += context
         if len(behind) < len(example.context):
             raise TrainingDataError("A wrong context of the same length needs more examples than these.")
         wrong.append(Example(tuple(behind[: len(example.context)]), example.prompt, example.answer))

@@ -27,7 +27,7 @@ from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.training.card import model_card
 from shared_context.training.config import TrainingConfig
 from shared_context.training.curves import curves
-from shared_context.training.data import Row, read_rows
+from shared_context.training.data import BLOCK, Row, read_rows
 from shared_context.training.examples import Example, ExampleMaker, other_contexts, question_stream, running_stream
 from shared_context.training.layout import LayoutMaker
 from shared_context.training.objective import InjectionObjective
@@ -300,6 +300,11 @@ class _Stream(IterableDataset):
 
 def _validation(rows: _Rows, maker: ExampleMaker, config: TrainingConfig) -> list[Example]:
     held_out = rows.held_out()
+    if next(rows.training(), None) is None:
+        raise TrainingDataError(
+            f"held_out={config.held_out} leaves nothing to train on: the data have {len(held_out)} rows (a plain text "
+            f"has one for each {BLOCK:,} characters). Hold fewer out (--held-out)."
+        )
     if config.stage == "questions":
         examples = [maker.answering(row) for row in held_out]
     else:
@@ -347,7 +352,7 @@ def _prepare(
         "start": None if start is None else start.digest,
     }
     file = output / SETTINGS_FILE
-    if file.exists():
+    if file.exists() and (last_checkpoint(output) or (output / HISTORY_FILE).exists()):
         require(resume, "output", str(output), "holds a run already; resume it, or name another folder")
         former = json.loads(file.read_text(encoding="utf-8"))
         changed = sorted(name for name in settings.keys() | former.keys() if settings.get(name) != former.get(name))
@@ -375,7 +380,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _arguments(output: Path, config: TrainingConfig, device: torch.device) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         use_cpu=device.type == "cpu",
         max_steps=config.steps,
@@ -399,3 +404,7 @@ def _arguments(output: Path, config: TrainingConfig, device: torch.device) -> Tr
         accelerator_config={"dispatch_batches": False},
         disable_tqdm=True,
     )
+    if arguments.n_gpu > 1:
+        # One process trains on one GPU: copies of the trained weights on others would call the model on the first.
+        arguments._n_gpu = 1
+    return arguments

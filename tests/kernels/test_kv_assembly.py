@@ -168,3 +168,8 @@ def test_rotations_add_up():
     twice = rotate_keys(rotate_keys(keys, torch.full((5,), 7), INV_FREQ), torch.full((5,), 5), INV_FREQ)
     assert (once - twice).abs().max() < 1e-5
     assert torch.equal(rotate_keys(keys, torch.zeros(5), INV_FREQ), keys)
+
+
+def test_positions_need_not_lie_where_the_keys_do():
+    keys = torch.empty(3, 5, 8, device="meta")
+    assert rotate_keys(keys, torch.arange(5), torch.ones(4)).device == keys.device

@@ -61,6 +61,14 @@ def test_squad_files_give_a_row_per_question(tmp_path):
         list(read_rows(file))
 
 
+def test_squad_files_may_be_compressed(tmp_path):
+    asked = {"question": "What burns?", "answers": [{"text": "colza", "answer_start": 15}]}
+    article = {"title": "Lamps", "paragraphs": [{"context": "The lamp burns colza.", "qas": [asked]}]}
+    (tmp_path / "squad.json.gz").write_bytes(gzip.compress(json.dumps({"data": [article]}).encode()))
+    (row,) = read_rows(tmp_path / "squad.json.gz")
+    assert row.texts("answers") == ["colza"]
+
+
 def test_whatever_datasets_loads_is_streamed(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()

@@ -1,6 +1,7 @@
 """Examples: what is asked is in the context, and the control is of the same length."""
 
 import random
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -88,8 +89,18 @@ def test_wrong_contexts_are_as_long_and_others(maker):
         assert (wrong.prompt, wrong.answer) == (example.prompt, example.answer)
         assert len(wrong.context) == len(example.context)
         assert wrong.context != example.context
-    with pytest.raises(TrainingDataError, match="needs more"):
-        other_contexts(examples[:1])
+    for few in (examples[:1], [examples[0], replace(examples[1], context=examples[0].context)]):
+        with pytest.raises(TrainingDataError, match="needs more"):
+            other_contexts(few)
+
+
+def test_a_wrong_context_is_wrong_where_neighbours_share_theirs(maker):
+    mine, theirs = maker.answering(row(1)), maker.answering(row(2))
+    examples = [mine, replace(mine, answer=mine.answer[:1]), theirs, replace(theirs, prompt=mine.prompt)]
+    for example, wrong in zip(examples, other_contexts(examples), strict=True):
+        size = min(len(mine.context), len(theirs.context))
+        other = theirs if example.context == mine.context else mine
+        assert wrong.context[:size] == other.context[:size]
 
 
 def long_texts(words: int = 400) -> list[Row]:

@@ -151,9 +151,11 @@ def test_broken_data_stop_a_run_with_the_line(tmp_path, make_small_model, data):
     with pytest.raises(TrainingDataError, match=r"empty\.jsonl, line 1: passage or context must be a text"):
         train(make_small_model(), empty, tmp_path / "run-2", TrainingConfig(**SMALL))
     few = tmp_path / "few.jsonl"
-    few.write_text(lines[0])
-    with pytest.raises(TrainingDataError, match="1 held-out examples"):
+    few.write_text("\n".join(lines[:4]))
+    with pytest.raises(TrainingDataError, match="held_out=4 leaves nothing to train on: the data have 4 rows"):
         train(make_small_model(), few, tmp_path / "run-3", TrainingConfig(**SMALL))
+    with pytest.raises(TrainingDataError, match="1 held-out examples"):
+        train(make_small_model(), few, tmp_path / "run-3", TrainingConfig(**{**SMALL, "held_out": 1}))
 
 
 def test_settings_must_be_the_models(tmp_path, make_small_model, data):

@@ -18,15 +18,18 @@ def rotate_keys(keys: torch.Tensor, delta: torch.Tensor, inv_freq: torch.Tensor)
     Args:
         keys: [..., tokens, head_dim], halves paired as transformers does (i with i + rotary_dim / 2).
         delta: positions to move each token by, [tokens], integers.
-        inv_freq: [rotary_dim / 2], radians per position; rotary_dim may be smaller than head_dim.
+        inv_freq: [rotary_dim / 2], radians per position; rotary_dim may be smaller than head_dim. Neither has to lie
+            where the keys do.
 
     Returns:
         Keys of the same shape and dtype.
     """
     half = inv_freq.numel()
-    # float64, because an error of the angle grows with the delta and every layer would inherit it
-    angle = delta.to(torch.float64)[:, None] * inv_freq.to(torch.float64)
-    cos, sin = angle.cos().float(), angle.sin().float()
+    # float64, because an error of the angle grows with the delta and every layer would inherit it.
+    # Apple's GPUs have none.
+    at = torch.device("cpu") if keys.device.type == "mps" else keys.device
+    angle = delta.to(at).to(torch.float64)[:, None] * inv_freq.to(at).to(torch.float64)
+    cos, sin = (part.float().to(keys.device) for part in (angle.cos(), angle.sin()))
     first, second, rest = keys.split([half, half, keys.shape[-1] - 2 * half], dim=-1)
     first, second = first.float(), second.float()
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(keys.dtype)
