@@ -113,15 +113,16 @@ class Adapter:
             weights = load_file(folder / WEIGHTS_FILE)
             card = card.read_text(encoding="utf-8") if card.is_file() else ""
         except FileNotFoundError as error:
-            raise AdapterError(f"{folder} is not an adapter: {Path(error.filename).name} is missing.") from error
+            missing = Path(error.filename or WEIGHTS_FILE).name  # safetensors names none
+            raise AdapterError(f"{folder} is not an adapter: {missing} is missing.") from error
         except (json.JSONDecodeError, TypeError, ConfigError, SafetensorError, UnicodeDecodeError) as error:
             raise AdapterError(f"The adapter in {folder} cannot be read ({error}); save or fetch it again.") from error
         return cls(config, weights, card)
 
     @cached_property
     def digest(self) -> str:
-        """Eight hex digits of the weights, read once: every selection asks for it, and they are megabytes."""
-        digest = hashlib.sha256()
+        """Eight hex digits of the weights and their scale, read once: every selection asks, and they are megabytes."""
+        digest = hashlib.sha256(f"{self.config.alpha}".encode())
         for name, weight in sorted(self.weights.items()):
             digest.update(f"{name}{weight.dtype}{tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -143,7 +144,7 @@ class Adapter:
         """Copy the weights into a module.
 
         Raises:
-            AdapterError: where a tensor is missing, unexpected or of another shape.
+            AdapterError: where a tensor is missing, unexpected, of another shape, or holds infinities or NaN.
         """
         expected = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
         found = {name: tuple(weight.shape) for name, weight in self.weights.items()}
@@ -154,6 +155,9 @@ class Adapter:
                 f"The adapter's tensor {name} has shape {found.get(name, 'none')} where {expected.get(name, 'none')} "
                 f"is needed ({len(wrong)} tensors differ); save or fetch the adapter again."
             )
+        for name, weight in self.weights.items():
+            if not torch.isfinite(weight).all():
+                raise AdapterError(f"The adapter's tensor {name} holds infinities or NaN; save or fetch it again.")
         module.load_state_dict(self.weights)
 
 

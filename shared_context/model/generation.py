@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -180,6 +181,7 @@ class CompletionStream(Iterator[str]):
         # The pieces know nothing of this object, so that dropping it ends them at once.
         self._completion: list[Completion] = []
         self._pieces = generate(self._completion)
+        self._lock = threading.Lock()
 
     @property
     def completion(self) -> Completion | None:
@@ -187,8 +189,10 @@ class CompletionStream(Iterator[str]):
         return self._completion[0] if self._completion else None
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        with self._lock:
+            return next(self._pieces)
 
     def close(self) -> None:
-        """End the generation; what was not computed yet never is."""
-        self._pieces.close()
+        """End the generation, after the piece that another thread may be computing; further ones never are."""
+        with self._lock:
+            self._pieces.close()

@@ -16,7 +16,8 @@ SAMPLES = 64
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest (16 hex digits) of a model's shape, of samples of every weight, and of its vocabulary.
 
-    The samples are taken in bfloat16, so loading the same checkpoint in another dtype gives the same digest.
+    The samples are taken in bfloat16, so loading the same checkpoint in bfloat16 and in float32 gives the same digest,
+    and so does float16 where the checkpoint is in bfloat16.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
@@ -27,3 +28,10 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
         digest.update(sample.numpy().tobytes())
     digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
     return digest.hexdigest()[:16]
+
+
+def arithmetic(model: PreTrainedModel) -> str:
+    """What keys and values depend on beside the weights: rotary frequencies and their scale, norms, windows."""
+    rotary, config = model.base_model.rotary_emb, model.config
+    settings = [getattr(config, name, None) for name in ("rms_norm_eps", "sliding_window", "layer_types")]
+    return repr([rotary.inv_freq.tolist(), getattr(rotary, "attention_scaling", 1.0), *settings])

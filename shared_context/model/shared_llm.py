@@ -47,7 +47,7 @@ from shared_context.model.generation import (
     one_by_one,
     until_stop,
 )
-from shared_context.model.identity import fingerprint
+from shared_context.model.identity import arithmetic, fingerprint
 from shared_context.model.injection import ATTENTION, ContextKV, CrossAttentionInjection, PrefixInjection
 from shared_context.model.low_rank import InjectionLoRA, by_layer
 from shared_context.model.pretrained import DEFAULT_MODEL, resolve_model
@@ -215,7 +215,7 @@ class SharedLLMModel:
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=_pick_dtype(dtype, config.dtype, device), attn_implementation=ATTENTION, **model_options
         ).to(device)
-        check_rotation(model, model.base_model.rotary_emb.inv_freq, name)
+        check_rotation(model, name)
         shared = cls(
             model,
             tokenizer,
@@ -243,8 +243,8 @@ class SharedLLMModel:
 
     @property
     def identity(self) -> str:
-        """What keys and values are marked with: the weights, the prefix, the layers and the dtype they come from."""
-        prefix = hashlib.sha256(repr(self.prompt_format.prefix).encode()).hexdigest()[:8]
+        """What keys and values are marked with: the weights, what else they are computed by, the layers, the dtype."""
+        prefix = hashlib.sha256(f"{self.prompt_format.prefix}{arithmetic(self.hf_model)}".encode()).hexdigest()[:8]
         adapter = f"/{self._adapter.digest}" if self._adapter is not None else ""
         return f"{self.fingerprint}/{prefix}/{self.compressor.layers}/{str(self.dtype).removeprefix('torch.')}{adapter}"
 
@@ -358,7 +358,7 @@ class SharedLLMModel:
             return stream.completion
         several = settings.num_return_sequences or 1
         answers: dict[int, list[Completion]] = {}
-        for batch in _batches(requests, batch_size):
+        for batch in self._batches(requests, batch_size, [max_new_tokens] * len(requests)):
             completions = self._run([requests[i] for i in batch], settings, stop, seed)
             answers |= {i: completions[n * several : (n + 1) * several] for n, i in enumerate(batch)}
         completions = [completion for i in range(len(requests)) for completion in answers[i]]
@@ -417,7 +417,7 @@ class SharedLLMModel:
             raise QueryError("An answer to be scored is empty; give at least one token.")
         single, requests = self._requests(question, context, False, [len(ids) for ids in answer_ids])
         scores: dict[int, float] = {}
-        for batch in _batches(requests, batch_size):
+        for batch in self._batches(requests, batch_size, [len(ids) for ids in answer_ids]):
             found = self._score([requests[i] for i in batch], [answer_ids[i] for i in batch])
             scores |= zip(batch, found, strict=True)
         return scores[0] if single else [scores[i] for i in range(len(requests))]
@@ -492,6 +492,31 @@ class SharedLLMModel:
                     "Select with a smaller budget, shorten the prompt or ask for fewer new tokens."
                 )
         return single, requests
+
+    def _batches(self, requests: Sequence[_Request], size: int, new_tokens: Sequence[int]) -> Iterator[list[int]]:
+        """Numbers of the requests that run together: a batch shares the columns of its prefix, and its reader.
+
+        Sliding windows count a batch's columns, not a row's tokens, so that those have to fit the window together.
+        """
+        require(size >= 1, "batch_size", size, "must be 1 or more prompts")
+        alike: defaultdict[tuple[tuple[int, ...], bool], list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            alike[request.prompt.prefix, request.reads].append(index)
+
+        entries = [r.context_entries if self.injection.in_cache else 0 for r in requests]
+
+        def columns(batch: Sequence[int]) -> int:
+            parts = (entries, [len(r.prompt) for r in requests], new_tokens)
+            return sum(max(part[index] for index in batch) for part in parts)
+
+        for group in alike.values():
+            batch: list[int] = []
+            for index in group:
+                if batch and (len(batch) == size or columns([*batch, index]) > self.context_window):
+                    yield batch
+                    batch = []
+                batch.append(index)
+            yield batch
 
     def _request(self, prompt: str | Sequence[Message], context: object, formatted: bool) -> _Request:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -706,17 +731,6 @@ class SharedLLMModel:
         while len(self._prefixes) > PREFIXES_KEPT:
             self._prefixes.popitem(last=False)
         return kv
-
-
-def _batches(requests: Sequence[_Request], size: int) -> Iterator[list[int]]:
-    """Numbers of the requests that run together: a batch shares the columns of its prefix, and its reader."""
-    require(size >= 1, "batch_size", size, "must be 1 or more prompts")
-    alike: defaultdict[tuple[tuple[int, ...], bool], list[int]] = defaultdict(list)
-    for index, request in enumerate(requests):
-        alike[request.prompt.prefix, request.reads].append(index)
-    for group in alike.values():
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
 
 
 def _release(inputs: dict[str, Any]) -> None:

@@ -32,12 +32,16 @@ def check_config(config: PretrainedConfig, name: str) -> None:
         refuse("it uses ALiBi, whose distances cannot be re-written into stored keys")
     if getattr(config, "rope_parameters", None) is None:
         refuse("it has no rotary positions (learned or absolute ones cannot be re-written into stored keys)")
+    if getattr(config, "num_key_value_heads", None) is None:
+        refuse("its configuration names no key-value heads, so its attention is not of the kind that is read here")
     window = usable_window(config)
     if window < MINIMUM_WINDOW:
         refuse(
             f"its narrowest layer sees {window} tokens (window or sliding window), and a selection with a question "
             f"needs at least {MINIMUM_WINDOW}"
         )
+    if getattr(config, "attn_logit_softcapping", None):
+        refuse("it caps its attention's logits, which no attention does that reads injected keys and values")
 
 
 def usable_window(config: PretrainedConfig) -> int:
@@ -60,28 +64,46 @@ def usable_window(config: PretrainedConfig) -> int:
 
 
 @torch.inference_mode()
-def check_rotation(model: PreTrainedModel, inv_freq: torch.Tensor, name: str) -> None:
+def check_rotation(model: PreTrainedModel, name: str) -> None:
     """Measure on the loaded model that moving a key by a delta gives the key computed at the new position.
 
-    One layer over a few tokens tells at once what no list of model types could: learned or absolute positions hidden
-    in a configuration, interleaved rotary layouts, positions added to values.
+    A few tokens tell at once what no list of model types could: learned or absolute positions hidden in a
+    configuration, interleaved rotary layouts, positions added to values, layers that have no positions.
 
     Raises:
         UnsupportedModelError: where the moved and the computed keys or values differ.
     """
-    layer = bottom_layers(model, 1)
+    inv_freq = getattr(getattr(model.base_model, "rotary_emb", None), "inv_freq", None)
+    if inv_freq is None:
+        raise UnsupportedModelError(
+            f"{name} ({model.config.model_type}) cannot be served: it has no rotary frequencies that all layers share."
+        )
+    layers = bottom_layers(model, model.config.num_hidden_layers)
     ids = torch.arange(3, 11, device=model.device)[None] % model.config.vocab_size
     shift = 5
     (here, there) = (
-        layer.key_values(ids, position_ids=torch.arange(8, device=model.device)[None] + offset) for offset in (0, shift)
+        layers.key_values(ids, position_ids=torch.arange(8, device=model.device)[None] + offset).float()
+        for offset in (0, shift)
     )
-    moved = rotate_keys(here[0], torch.full((8,), shift, device=model.device), inv_freq)
+    moved = rotate_keys(here[0], torch.full((8,), shift), inv_freq)
     tolerance = 0.05 if model.dtype in (torch.bfloat16, torch.float16) else 1e-3
-    scale = there[0].float().abs().max().clamp(min=1e-6)
-    error = ((moved.float() - there[0].float()).abs().max() / scale).item()
-    drift = ((here[1].float() - there[1].float()).abs().max() / there[1].float().abs().max().clamp(min=1e-6)).item()
+    # The first layer tells exactly; further up rounding adds up, and all that can be told is which key is nearer.
+    error, drift = (
+        ((a[0] - b[0]).abs().max() / b[0].abs().max().clamp(min=1e-6)).item()
+        for a, b in ((moved, there[0]), (here[1], there[1]))
+    )
     if max(error, drift) > tolerance:
         raise UnsupportedModelError(
             f"{name} ({model.config.model_type}) cannot be served: keys moved to another position differ from keys "
             f"computed there by {error:.0%}, values by {drift:.0%}, so its positions are not plain rotary ones."
+        )
+    unmoved = [
+        number
+        for number, (a, b, before) in enumerate(zip(moved, there[0], here[0], strict=True))
+        if (a - b).norm() > (before - b).norm()
+    ]
+    if unmoved:
+        raise UnsupportedModelError(
+            f"{name} ({model.config.model_type}) cannot be served: its layers {unmoved} have no rotary positions, so "
+            "that keys moved to another position are not what is computed there."
         )

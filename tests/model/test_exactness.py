@@ -125,3 +125,16 @@ def test_beams_and_several_answers_are_those_over_the_same_text_pasted(make_mode
     assert len(answers) == 2
     assert answers == model.generate("the lamp", context=text, **options)
     assert answers != model.generate("the lamp", context=text[::-1], **options)
+
+
+def test_a_batch_that_is_wider_than_a_sliding_window_hides_nothing(make_model, inject, tokenizer):
+    model = make_model("mistral-sliding")
+    window = model.context_window
+    wide = inject(model, [torch.arange(2, 2 + window // 2) % 300 + 2], [torch.arange(window // 2)])
+    narrow = inject(model, [torch.arange(2, 42)], [torch.arange(40)])
+    long = "the lamp and the log of the harbour " * 200
+    while len(model.prompt_format.render([{"role": "user", "content": long}], with_context=True)) > window - 60:
+        long = long[:-10]
+    questions, contexts = ["the lamp", long], [wide, narrow]
+    alone = [model.score(q, "the harbour", context=c) for q, c in zip(questions, contexts, strict=True)]
+    assert model.score(questions, ["the harbour"] * 2, context=contexts) == pytest.approx(alone, abs=1e-4)

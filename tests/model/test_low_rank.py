@@ -146,6 +146,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(make_model, make_adapt
     reshaped = {**adapter.weights, "compress.down.0_q_proj": torch.zeros(5, 64)}
     with pytest.raises(AdapterError, match=r"compress\.down\.0_q_proj has shape \(5, 64\) where \(4, 64\)"):
         model.load_adapter(replace(adapter, weights=reshaped))
+    broken = {**adapter.weights, "compress.down.0_q_proj": torch.full((4, 64), torch.nan)}
+    with pytest.raises(AdapterError, match=r"compress\.down\.0_q_proj holds infinities or NaN"):
+        model.load_adapter(replace(adapter, weights=broken))
     assert model.identity == identity
     assert model.adapter() is None
 
@@ -159,8 +162,14 @@ def test_damaged_files_are_refused(tmp_path, make_adapter):
         with pytest.raises(AdapterError, match=f"cannot be read .*{next(iter(wrong))}"):
             Adapter.from_pretrained(tmp_path)
     config.write_text(json.dumps(written))
+    config.write_text(json.dumps(written | {"alpha": 2 * written["alpha"]}))
+    assert Adapter.from_pretrained(tmp_path).digest != make_adapter().digest
+    config.write_text(json.dumps(written))
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(AdapterError, match="cannot be read"):
+        Adapter.from_pretrained(tmp_path)
+    weights.unlink()
+    with pytest.raises(AdapterError, match=f"{WEIGHTS_FILE} is missing"):
         Adapter.from_pretrained(tmp_path)
 
 

@@ -371,3 +371,9 @@ def test_a_cache_folder_that_cannot_be_written_is_named(new_machine, monkeypatch
     monkeypatch.setenv("SHARED_CONTEXT_HOME", str(new_machine / "file"))
     with pytest.raises(ModelNotFoundError, match="SHARED_CONTEXT_HOME"):
         provide_folder("tiny", lambda folder, scratch: None)
+
+
+def test_the_same_weights_under_other_frequencies_are_another_identity(make_model):
+    plain, stretched = make_model("llama"), make_model("llama-yarn-rope")
+    assert plain.fingerprint == stretched.fingerprint
+    assert plain.identity != stretched.identity

@@ -7,9 +7,12 @@ from transformers import (
     BloomConfig,
     CohereConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     Phi3Config,
+    SmolLM3Config,
     T5Config,
 )
 
@@ -34,6 +37,19 @@ REFUSED = {
     "encoder-decoder": (T5Config(vocab_size=320, d_model=64, d_ff=64, num_layers=2, num_heads=4), "encoder-decoder"),
     "narrow sliding window": (Gemma2Config(**SMALL, head_dim=16, sliding_window=512), "512 tokens"),
     "short window": (LlamaConfig(**SMALL, max_position_embeddings=512), "512 tokens"),
+    "layers without positions": (
+        SmolLM3Config(**SMALL, max_position_embeddings=2048, no_rope_layers=[1, 0]),
+        r"layers \[1\] have no rotary positions",
+    ),
+    "capped logits": (Gemma2Config(**SMALL, head_dim=16, max_position_embeddings=2048), "caps its attention's logits"),
+    "no key-value heads": (
+        GPTNeoXConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
+        "names no key-value heads",
+    ),
+    "frequencies by layer": (
+        Gemma3TextConfig(**SMALL, head_dim=16, max_position_embeddings=2048),
+        "no rotary frequencies that all layers share",
+    ),
     "interleaved rotary": (CohereConfig(**SMALL, max_position_embeddings=2048), "not plain rotary"),
 }
 
