@@ -120,8 +120,9 @@ def _answer(
     """Answer one question and remember both."""
     started = time.perf_counter()
     share = max(budget // MEMORY_SHARE, store.config.tree.leaf_size)
-    # A budget of one leaf or two is for the documents alone.
-    older = [memory.select(question, budget=share, policy=options["policy"])] if share < budget else []
+    # A budget of one leaf or less than two is for the documents alone.
+    fits = share + store.config.tree.leaf_size <= budget
+    older = [memory.select(question, budget=share, policy=options["policy"])] if fits else []
     passages = store.select(question, budget=budget - sum(turns.kv_entries for turns in older), **options)
     context = _Joined((*older, passages))
     select_seconds = time.perf_counter() - started

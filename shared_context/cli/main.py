@@ -41,7 +41,7 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):  # one that was closed is None
         stream.reconfigure(errors="backslashreplace")  # one character that cannot pass does not stop the rest
 
 

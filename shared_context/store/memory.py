@@ -9,6 +9,9 @@ from shared_context.errors import DocumentError
 from shared_context.store.documents import check_id, check_metadata
 from shared_context.store.selection import Selection
 
+QUERY_TOKENS = 1024
+"""Tokens of a message that are searched for: it may be as long as a document, and what it asks is mostly at its end."""
+
 if TYPE_CHECKING:
     from shared_context.store.store import SharedLLMContextStore
 
@@ -55,16 +58,21 @@ class ConversationMemory:
         """The messages that stay verbatim, oldest first."""
         return [row.message for row in self._store._messages(self.id, recent=True)]
 
-    def select(self, query: str, **options: Any) -> Selection:
+    def select(self, query: str | None, **options: Any) -> Selection:
         """What a query is shown of the compressed turns.
 
         Args:
-            query: usually the newest message.
+            query: usually the newest message; of one of more than ``QUERY_TOKENS`` the end counts. None
+                where the store's ``select`` needs none.
             **options: ``budget``, ``policy`` and the like, as in the store's ``select``.
 
         Returns:
             A selection, empty while nothing has been compressed yet.
         """
+        if query is not None:
+            tokens = self._store.model.tokenize(query)
+            if len(tokens) > QUERY_TOKENS:
+                query = query[slice(*tokens.characters(len(tokens) - QUERY_TOKENS, len(tokens)))]
         return self._store._select_conversation(self.id, query, **options)
 
     def clear(self) -> None:

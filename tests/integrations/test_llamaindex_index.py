@@ -17,7 +17,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.retrievers import BaseRetriever
-from llama_index.core.schema import Document, ImageDocument, MetadataMode, NodeWithScore, TextNode
+from llama_index.core.schema import Document, ImageDocument, MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from pydantic import BaseModel
@@ -142,7 +142,7 @@ def test_every_way_to_query_gives_the_same_answer(index):
     pieces = list(response.response_gen)
     assert plain == "".join(apieces) == "".join(pieces) == expected
     assert "" not in pieces[:-1]
-    assert len([piece for piece in pieces if piece]) == len(expected.split()) > 1
+    assert len([piece for piece in pieces if piece]) >= len(expected.split()) > 1
     assert len(apieces) == len(pieces)  # the last holds no text, its response carries the figures
     assert response.source_nodes[0].node.ref_doc_id == "doors"
 
@@ -342,6 +342,8 @@ def test_metadata_filters_mean_what_they_mean_elsewhere(index, filters, expected
 def test_filters_without_a_translation_are_errors(index):
     with pytest.raises(FilterError, match="text_match_insensitive"):
         index.as_retriever(filters=where(("topic", FilterOperator.TEXT_MATCH_INSENSITIVE, "Use")))
+    with pytest.raises(FilterError, match=r"'doc_id' is about ids.*doc_ids="):
+        index.as_retriever(filters=where(("doc_id", FilterOperator.EQ, "doors")))
     with pytest.raises(FilterError, match="any"):
         index.as_retriever(filters=where(("tags", FilterOperator.ANY, "bread")))
 
@@ -420,7 +422,8 @@ def test_documents_come_and_go(small_index):
 
 def test_refresh_does_only_what_changed(small_index):
     shifts, doors, garden = documents()
-    assert small_index.refresh_ref_docs([doors, shifts]) == [False, False]
+    options = {"delete_kwargs": {"delete_from_docstore": True}}
+    assert small_index.refresh_ref_docs([doors, shifts], update_kwargs=options) == [False, False]
     doors.metadata["year"] = 2025
     assert small_index.refresh_ref_docs([doors, shifts, garden]) == [True, False, True]
     assert small_index.ref_doc_info["doors"].metadata["year"] == 2025
@@ -525,7 +528,7 @@ def test_a_chat_streams_and_awaits(index):
     engine = index.as_chat_engine(chat_mode="context")
     pieces = list(engine.stream_chat(DOOR_QUESTION).response_gen)
     assert "".join(pieces) == expected
-    assert len(pieces) == len(expected.split()) > 1
+    assert len(pieces) >= len(expected.split()) > 1
     assert engine.chat_history[-1].content == expected
 
     async def chat():
@@ -567,7 +570,9 @@ def test_system_prompt_and_history_reach_the_model_as_they_are(index, calls):
 def test_chat_modes(index, llm):
     assert isinstance(index.as_chat_engine(), SharedContextChatEngine)
     assert "Paris" in str(index.as_chat_engine(chat_mode="simple").chat("What is the capital of France?"))
-    assert "4417" in str(index.as_chat_engine(chat_mode="condense_question").chat(DOOR_QUESTION))
+    condensing = index.as_chat_engine(chat_mode="condense_question", condense_prompt="{chat_history} | {question}")
+    assert "4417" in str(condensing.chat(DOOR_QUESTION))
+    assert str(condensing.chat("And the yellow gate?"))
     assert DOORS in str(index.as_chat_engine(chat_mode="context", llm=MockLLM()).chat(DOOR_QUESTION))
     with pytest.raises(ConfigError, match="react"):
         index.as_chat_engine(chat_mode="react")
@@ -592,3 +597,8 @@ def test_without_llama_index_the_import_says_what_to_install():
     )
     assert run.returncode != 0
     assert "pip install shared-context[llamaindex]" in run.stderr
+
+
+def test_a_query_transform_says_what_is_searched_for(index):
+    hyde = QueryBundle("What is there?", custom_embedding_strs=[DOOR_QUESTION])
+    assert index.as_retriever(similarity_top_k=1).retrieve(hyde)[0].node.ref_doc_id == "doors"

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+import time
 
 import pytest
 from llama_index.core import Document, PromptTemplate, SummaryIndex
@@ -163,6 +165,29 @@ def test_who_leaves_a_stream_early_ends_the_generation(llm, monkeypatch):
     asyncio.run(leave())
     assert len(streams) == 2
     assert all(s.completion.completion_tokens < 500 for s in streams)
+
+
+def test_a_stream_can_be_cancelled_while_a_piece_is_computed(llm, monkeypatch):
+    model, computing = llm.shared_model, threading.Event()
+    inputs = model._inputs
+
+    def slow(*args, **kwargs):
+        computing.set()
+        time.sleep(0.3)
+        return inputs(*args, **kwargs)
+
+    monkeypatch.setattr(model, "_inputs", slow)
+
+    async def cancelled():
+        stream = await llm.astream_complete(STORY, max_new_tokens=500)
+        task = asyncio.ensure_future(anext(stream))
+        await asyncio.to_thread(computing.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return task.cancelled()
+
+    assert asyncio.run(cancelled())
 
 
 # ----------------------------------------------------------------------------------------------------------- context

@@ -87,6 +87,12 @@ def test_old_turns_come_back_when_they_are_asked_for(store, long_ago):
     assert without.get(QUESTION)[-len(recent) :] == recent
 
 
+def test_a_message_longer_than_the_window_still_finds_older_turns(store, long_ago):
+    memory = SharedContextMemory.from_defaults(store, recent_tokens=100, budget=128, chat_history=long_ago)
+    memory.put(ChatMessage(role="user", content="Nothing is said here. " * 3000 + QUESTION))
+    assert PARROT in text_of(memory.get())
+
+
 def test_any_llm_can_use_it(store, model, long_ago):
     memory = SharedContextMemory.from_defaults(store, recent_tokens=100, budget=128, chat_history=long_ago)
     llm = SharedLLM(model=model, max_new_tokens=12)

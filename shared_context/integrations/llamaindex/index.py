@@ -168,7 +168,11 @@ class SharedContextIndex:
         return cls(_open(llm, path, config, embedder), llm, callback_manager=callback_manager)
 
     def persist(self, persist_dir: str | PathLike[str]) -> None:
-        """Write the index to a folder for :meth:`load`. One that was made with this ``path`` is there already."""
+        """Write the index to a folder for :meth:`load`. One that was made with this ``path`` is there already.
+
+        Raises:
+            StoreFormatError: the folder holds something else, which is not written over.
+        """
         if self._store.path is None or Path(self._store.path).resolve() != Path(persist_dir).resolve():
             self._store.persist(persist_dir)
 
@@ -282,7 +286,9 @@ class SharedContextIndex:
                 query_engine=self.as_query_engine(llm, node_postprocessors=node_postprocessors, **kwargs),
                 llm=llm,
                 memory=memory,
-                condense_question_prompt=condense_prompt,
+                condense_question_prompt=(
+                    PromptTemplate(condense_prompt) if isinstance(condense_prompt, str) else condense_prompt
+                ),
                 system_prompt=system_prompt,
                 verbose=verbose,
             )
@@ -324,8 +330,8 @@ class SharedContextIndex:
         """Every document's metadata by its id. ``node_ids`` is empty: what a node is, each question decides anew."""
         return {document.id: RefDocInfo(metadata=dict(document.metadata)) for document in self._store}
 
-    def insert(self, document: Document) -> None:
-        """Add a document.
+    def insert(self, document: Document, **insert_kwargs: Any) -> None:
+        """Add a document. LlamaIndex's further options are of its nodes and docstores, and mean nothing here.
 
         Raises:
             DuplicateDocumentError: its id is stored already; see :meth:`update_ref_doc`.
@@ -334,7 +340,7 @@ class SharedContextIndex:
         with self._callback_manager.as_trace("insert"):
             self._store.add(to_document(document))
 
-    def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True) -> None:
+    def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
         """Delete a document with all that was derived from it; there is no separate docstore to spare.
 
         Raises:
@@ -342,13 +348,15 @@ class SharedContextIndex:
         """
         self._store.delete(ref_doc_id)
 
-    def update_ref_doc(self, document: Document) -> None:
-        """Replace the document of the same id, or add it."""
+    def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """Replace the document of the same id, or add it; options as in :meth:`insert`."""
         with self._callback_manager.as_trace("update_ref_doc"):
             self._put(to_document(document))
 
-    def refresh_ref_docs(self, documents: Sequence[Document]) -> list[bool]:
+    def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Bring the index up to date: new documents are added, changed ones replaced, the rest is left as it is.
+
+        Options as in :meth:`insert`.
 
         Returns:
             For each document whether it was new or its text or metadata had changed.
@@ -381,19 +389,19 @@ class SharedContextIndex:
         else:
             self._store.add(document)
 
-    async def ainsert(self, document: Document) -> None:
+    async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
         """:meth:`insert` without blocking the event loop."""
         await asyncio.to_thread(self.insert, document)
 
-    async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True) -> None:
+    async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
         """:meth:`delete_ref_doc` without blocking the event loop."""
         await asyncio.to_thread(self.delete_ref_doc, ref_doc_id, delete_from_docstore)
 
-    async def aupdate_ref_doc(self, document: Document) -> None:
+    async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """:meth:`update_ref_doc` without blocking the event loop."""
         await asyncio.to_thread(self.update_ref_doc, document)
 
-    async def arefresh_ref_docs(self, documents: Sequence[Document]) -> list[bool]:
+    async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """:meth:`refresh_ref_docs` without blocking the event loop."""
         return await asyncio.to_thread(self.refresh_ref_docs, documents)
 

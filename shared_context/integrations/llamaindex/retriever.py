@@ -82,7 +82,8 @@ class SharedContextRetriever(BaseRetriever):
         return self._store
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        query = query_bundle.query_str
+        # What a query transform wants to be searched for (HyDE, for instance); otherwise the query itself.
+        query = "\n".join(query_bundle.embedding_strs)
         if self._top_k is not None:
             runs = ([node] for node in self._store.retrieve(query, k=self._top_k, **self._scope))
         else:

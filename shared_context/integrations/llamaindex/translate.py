@@ -75,6 +75,9 @@ READER_KEYS = (
 )
 """Metadata that SimpleDirectoryReader writes and keeps out of every prompt; a store keeps it, but not that wish."""
 
+ID_KEYS = ("doc_id", "ref_doc_id", "document_id")
+"""What LlamaIndex's vector stores keep a document's id under, over whatever its metadata have there."""
+
 _GRAIN = "shared_context.ratio"
 """Where a node's relationship to its document says at what ratio it was shown, under a key no document has."""
 
@@ -174,7 +177,7 @@ def to_filters(filters: MetadataFilters | dict[str, Any] | None) -> dict[str, An
     """The store's filters of LlamaIndex's. A dict is taken to be the store's already.
 
     Raises:
-        FilterError: an operator that the store has no word for.
+        FilterError: an operator that the store has no word for, or one of LlamaIndex's own names for a document's id.
     """
     if not isinstance(filters, MetadataFilters):
         return filters
@@ -188,6 +191,11 @@ def to_filters(filters: MetadataFilters | dict[str, Any] | None) -> dict[str, An
 
 
 def _to_filter(part: MetadataFilter) -> dict[str, Any]:
+    if part.key in ID_KEYS:
+        raise FilterError(
+            f"the filter on {part.key!r} is about ids, which are no metadata of a context store: give "
+            "as_retriever(doc_ids=[...]) the documents to look in"
+        )
     if part.operator in _OPERATORS:
         return {part.key: {_OPERATORS[part.operator]: part.value}}
     if part.operator in _OF_LISTS and isinstance(part.value, list):
