@@ -52,7 +52,7 @@ from shared_context.model.injection import ATTENTION, ContextKV, CrossAttentionI
 from shared_context.model.low_rank import InjectionLoRA, by_layer
 from shared_context.model.pretrained import DEFAULT_MODEL, resolve_model
 from shared_context.model.prompt import SYSTEM_PROMPT, Message, Prompt, PromptFormat
-from shared_context.model.support import check_config, check_rotation, usable_window
+from shared_context.model.support import check_config, check_rotation, processor_dtype, usable_window
 from shared_context.model.tokenization import TokenizedText, tokenize
 
 T = TypeVar("T")
@@ -762,4 +762,4 @@ def _pick_dtype(dtype: str | torch.dtype, own: torch.dtype | None, device: torch
         return picked
     if device.type != "cpu":
         return own or torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return processor_dtype()
