@@ -262,15 +262,15 @@ class SharedLLMContextStore:
                 self._know(key, entry, stored.tokens.ids, nodes)
             self._catalogue |= change.described
             self._seen_version = seen
+            if not change.removed:
+                return
             # Keys and values give away what the text said; they must not outlive it.
+            old = {_content(c) for ids in change.removed.values() for c in self._chunks(ids)}
             new = {_content(c) for _, stored, _ in change.added.values() for c in self._chunks(stored.tokens.ids)}
-            old = {_content(c) for ids in change.removed.values() for c in self._chunks(ids)} - new
-            for content in new & self._discarded.keys():
-                del self._discarded[content]
-            self._discarded |= dict.fromkeys(old)
+            self._discarded |= dict.fromkeys(old - new)
             while len(self._discarded) > DISCARDED_KEPT:
                 self._discarded.popitem(last=False)
-            self._cache.discard(old)
+            self._cache.discard(old - new)
 
     def _refresh(self) -> None:
         """Take in what another process has committed since the last look."""
@@ -648,6 +648,7 @@ class SharedLLMContextStore:
                 chunks = missing = list(selection.chunks)
             else:
                 chunks = [c for key in self._documents() for c in self._chunks(self._database.token_ids(key))]
+                self._keep(chunks)
                 missing = [c for c, name in zip(chunks, self._names(chunks), strict=True) if name not in self._cache]
         # Nobody has to wait for what follows: it may take minutes.
         total = len(chunks)
@@ -836,7 +837,8 @@ class SharedLLMContextStore:
         """
         tree, entry, stored = self.config.tree, self._catalogue[key], self._text(key)
         first = number * tree.chunk_size
-        token_ids, lead_in = self._chunk(stored.tokens.ids, number)
+        token_ids, lead_in = chunk = self._chunk(stored.tokens.ids, number)
+        self._keep([chunk])
         context_tree = regular_tree(len(token_ids) - lead_in, tree.chunk_size, tree.height)
         nodes = []
         for node, ratio in cut:
@@ -868,6 +870,12 @@ class SharedLLMContextStore:
         """A document's tokens chunk by chunk."""
         count = -(-len(token_ids) // self.config.tree.chunk_size)
         return [self._chunk(token_ids, number) for number in range(count)]
+
+    def _keep(self, chunks: Iterable[_Chunk]) -> None:
+        """Let the KV of chunks be kept although a document that said the same was deleted: these are still there."""
+        if self._discarded:
+            for chunk in chunks:
+                self._discarded.pop(_content(chunk), None)
 
     def _names(self, chunks: Iterable[_Chunk | SelectedChunk]) -> list[str]:
         """Keys of chunks in the KV cache: what they say, and then what else their encodings depend on."""

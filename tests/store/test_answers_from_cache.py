@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared_context import CacheConfig, SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
+from shared_context import CacheConfig, Document, SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
 from shared_context.config import GIB
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
@@ -186,6 +186,16 @@ def test_no_keys_and_values_of_a_deleted_document_come_back(filled, model, docum
     filled.add([d for d in documents if d.id not in filled])
     model.score(QUERY, ANSWER, context=filled.select(QUERY, budget=96))
     assert filled.stats()["kv_cache"]["disk"]["entries"] > 0
+
+
+def test_what_another_document_says_too_is_kept(filled, model, documents):
+    twin = next(d for d in documents if d.id == "ferry")
+    filled.add(Document(twin.text, "twin"))
+    filled.delete("ferry")
+    for _ in range(2):
+        model.score(QUERY, ANSWER, context=filled.select(QUERY, budget=64, doc_ids=["twin"]))
+    cache = filled.stats()["kv_cache"]
+    assert 0 < cache["disk"]["entries"] == cache["memory"]["entries"]
 
 
 def test_a_deletion_reaches_keys_and_values_that_another_prompt_or_lead_in_left(filled, model, path):
