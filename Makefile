@@ -43,7 +43,7 @@ lint: $(STAMP)  ## ruff: style, imports, likely bugs
 QUESTIONS := examples/data/handbook-questions.json
 MEASURED := retrieval answers needle latency
 
-report: $(STAMP)  ## measure on the sample data and make build/report.html, in about twenty minutes
+report: $(STAMP)  ## measure on the sample data and make build/report.html, in about half an hour
 	@mkdir -p build
 	@$(BIN)/shared-context eval retrieval $(QUESTIONS) --json build/retrieval.json
 	@$(BIN)/shared-context eval answers $(QUESTIONS) --limit 20 --json build/answers.json
