@@ -230,7 +230,8 @@ def question_stream(
     def made_of(passage: str) -> Iterator[Example]:
         if rng.random() < tasks.quotes and (quote := maker.quoting(passage, rng)) is not None:
             yield quote
-        if rng.random() < tasks.clozes and (cloze := maker.cloze(passage, rng)) is not None:
+        # Where no clozes are wanted nothing is drawn, so that runs without them repeat those of before there were any.
+        if tasks.clozes and rng.random() < tasks.clozes and (cloze := maker.cloze(passage, rng)) is not None:
             yield cloze
 
     while True:

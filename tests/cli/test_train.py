@@ -26,12 +26,18 @@ def rows(tmp_path):
 def test_a_run_is_made_refused_a_second_time_and_resumed(tmp_path, rows):
     args = [rows, "--output", tmp_path / "run", "--steps", 2, "--batch-size", 2, "--held-out", 3, "--evaluate-every", 2]
     args += ["--save-every", 1, "--rank", 2, "--ratios", "4:1,8:3", "--json"]
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(f"On day {i} Berta walked to the mill of Holm." for i in range(60)))
+    args += ["--texts", book, "--texts", book, "--clozes", 1, "--quotes", 0.5]
     result = run(*args)
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout[result.stdout.index("{\n") :])
     assert report["eval_gain"] == pytest.approx(report["eval_wrong"] - report["eval_right"])
     config = Adapter.from_pretrained(report["adapter"]).config
     assert (config.rank, config.ratios) == (2, (4, 8))
+    settings = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert settings["texts"] == [str(book)] * 2
+    assert (settings["tasks"]["clozes"], settings["tasks"]["quotes"]) == (1, 0.5)
     again = run(*args)
     assert (again.exit_code, "holds a run already" in again.stderr) == (1, True)
     assert run(*args, "--resume").exit_code == 0
