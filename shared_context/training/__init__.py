@@ -1,8 +1,9 @@
 """Training of adapters: the objective, its data, and the run."""
 
+from shared_context.training.averaging import average
 from shared_context.training.config import TrainingConfig
 from shared_context.training.examples import Tasks
 from shared_context.training.layout import CutConfig
-from shared_context.training.trainer import train
+from shared_context.training.trainer import train, validate
 
-__all__ = ["CutConfig", "Tasks", "TrainingConfig", "train"]
+__all__ = ["CutConfig", "Tasks", "TrainingConfig", "average", "train", "validate"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from shared_context.model.adapter import AdapterConfig
 from shared_context.training.config import TrainingConfig
@@ -24,8 +24,31 @@ def model_card(
         figures: of the last validation (``eval_right``, ``eval_wrong``, ``eval_gain``); empty before the first.
         start: digest of the adapter that training began with.
     """
-    revision = f", revision `{adapter.base_revision}`" if adapter.base_revision else ""
     updates = f"rank {adapter.rank}, alpha {adapter.alpha:g}, " if adapter.rank else ""
+    origin = [
+        f"- trained: {updates}stage {config.stage}, {step} steps of {config.batch_size} examples, "
+        f"{adapter.tokens_seen:,} tokens, learning rate {config.learning_rate:g}, seed {config.seed}",
+        *([f"- a further stage: it began with adapter `{start}`, whose tokens are counted too"] if start else []),
+    ]
+    return _card(adapter, origin, config.validation_ratio, figures)
+
+
+def averaged_card(adapter: AdapterConfig, of: Sequence[str], ratio: int, figures: Mapping[str, float]) -> str:
+    """The card of an adapter whose weights are the mean of others'.
+
+    Args:
+        adapter: what it was made for.
+        of: their digests.
+        ratio, figures: of a validation, as in :func:`model_card`.
+    """
+    several = ", ".join(f"`{digest}`" for digest in of)
+    seen = f"the one that was trained longest saw {adapter.tokens_seen:,} tokens"
+    updates = f"rank {adapter.rank}, alpha {adapter.alpha:g}, " if adapter.rank else ""
+    return _card(adapter, [f"- {updates}the mean of the weights of adapters {several}; {seen}"], ratio, figures)
+
+
+def _card(adapter: AdapterConfig, origin: Sequence[str], ratio: int, figures: Mapping[str, float]) -> str:
+    revision = f", revision `{adapter.base_revision}`" if adapter.base_revision else ""
     lines = [
         "---",
         "library_name: shared-context",
@@ -38,16 +61,13 @@ def model_card(
         "onto another base model.",
         "",
         f"- injection: {adapter.injection} over the bottom {adapter.injection_layers} layers",
-        f"- trained: {updates}stage {config.stage}, {step} steps of {config.batch_size} examples, "
-        f"{adapter.tokens_seen:,} tokens, learning rate {config.learning_rate:g}, seed {config.seed}",
-        *([f"- a further stage: it began with adapter `{start}`, whose tokens are counted too"] if start else []),
+        *origin,
         f"- ratios: {', '.join(map(str, adapter.ratios))}; chunks of {adapter.chunk_size} tokens at most",
         "",
     ]
     if figures:
         lines += [
-            f"Held-out answers, mean negative log-likelihood in nats per token, contexts at ratio "
-            f"{config.validation_ratio}:",
+            f"Held-out answers, mean negative log-likelihood in nats per token, contexts at ratio {ratio}:",
             "",
             "| right context | a wrong one of the same length | gained |",
             "|---|---|---|",

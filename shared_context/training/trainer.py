@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import zipfile
@@ -71,11 +72,12 @@ def train(
         TrainingDataError: data are broken or empty.
         TrainingError: the loss is no number any more.
         ConfigError: a setting is out of range, not the model's, not those of ``start``, or not those of the run in
-            ``output``.
+            ``output``; or it was launched with FSDP or DeepSpeed.
         ModelMismatchError: ``start`` was trained on another base model.
     """
     config = config or TrainingConfig()
     output = Path(output)
+    _check_launch()
     _check_model(model, config)
     sources, long_texts = ([s] if isinstance(s, str | Path) else list(s) for s in (data, texts))
     require(not long_texts or config.stage == "questions", "texts", long_texts, 'belong to the stage "questions"')
@@ -93,16 +95,7 @@ def train(
     # The end of an answer is no part of what it says, so validation leaves it out, as SharedLLMModel.score does.
     validation = _validation(rows, ExampleMaker(model, config.max_context, ended=False), config)
     torch.manual_seed(config.seed)
-    objective = InjectionObjective(
-        model,
-        LayoutMaker(config.cuts, model.tokenizer(PACKED_SEPARATOR, add_special_tokens=False)["input_ids"]),
-        rank=config.rank,
-        alpha=config.alpha,
-        distillation=config.distillation,
-        self_distillation=config.self_distillation,
-    )
-    if start is not None:
-        start.load_into(objective.trained)
+    objective = _objective(model, config, start)
     trainer = AdapterTrainer(config, objective, stream, validation, arguments, start)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     adapter = trainer.adapter()
@@ -111,6 +104,30 @@ def train(
         picture = curves(trainer.state.log_history, f"{model.name}, {config.injection} injection")
         (output / CURVES_FILE).write_text(picture, encoding="utf-8")
     return adapter
+
+
+def validate(
+    model: SharedLLMModel,
+    adapter: Adapter,
+    data: str | Path | Sequence[str | Path],
+    config: TrainingConfig | None = None,
+    *,
+    skip_broken: bool = False,
+) -> dict[str, float]:
+    """The figures of an adapter on the rows that a run with these settings holds out of ``data``.
+
+    Arguments and errors are those of :func:`train`; the adapter is in the place of ``start``.
+
+    Returns:
+        Nats per answer token: ``eval_right`` with the right context, ``eval_wrong`` with a wrong one of the same
+        length, ``eval_gain``, the second minus the first.
+    """
+    config = config or TrainingConfig()
+    _check_model(model, config)
+    _check_start(adapter, model, config)
+    rows = _Rows([data] if isinstance(data, str | Path) else list(data), skip_broken, config.held_out)
+    examples = _validation(rows, ExampleMaker(model, config.max_context, ended=False), config)
+    return _figures(_objective(model, config, adapter).eval(), examples, other_contexts(examples), config)
 
 
 class AdapterTrainer(Trainer):
@@ -185,19 +202,9 @@ class AdapterTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """NLL of the held-out answers with the right context, with a wrong one of the same length, and the gain."""
-        ratio, size = self._config.validation_ratio, self._config.batch_size
         self.model.eval()
-        means = {
-            name: fmean(
-                nll
-                for start in range(0, len(examples), size)
-                for nll in self._objective.nll(examples[start : start + size], ratio)
-            )
-            for name, examples in (("right", self.eval_dataset), ("wrong", self._wrong))
-        }
+        metrics = _figures(self._objective, self.eval_dataset, self._wrong, self._config)
         self.model.train()
-        metrics = {f"eval_{name}": nll for name, nll in means.items()}
-        metrics["eval_gain"] = means["wrong"] - means["right"]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -230,6 +237,34 @@ class AdapterTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         self.adapter().save_pretrained(Path(output_dir or self.args.output_dir) / ADAPTER_FOLDER)
+
+
+def _objective(model: SharedLLMModel, config: TrainingConfig, start: Adapter | None) -> InjectionObjective:
+    objective = InjectionObjective(
+        model,
+        LayoutMaker(config.cuts, model.tokenizer(PACKED_SEPARATOR, add_special_tokens=False)["input_ids"]),
+        rank=config.rank,
+        alpha=config.alpha,
+        distillation=config.distillation,
+        self_distillation=config.self_distillation,
+    )
+    if start is not None:
+        start.load_into(objective.trained)
+    return objective
+
+
+def _figures(
+    objective: InjectionObjective, right: Sequence[Example], wrong: Sequence[Example], config: TrainingConfig
+) -> dict[str, float]:
+    means = {
+        f"eval_{name}": fmean(
+            nll
+            for start in range(0, len(examples), config.batch_size)
+            for nll in objective.nll(examples[start : start + config.batch_size], config.validation_ratio)
+        )
+        for name, examples in (("right", right), ("wrong", wrong))
+    }
+    return {**means, "eval_gain": means["eval_wrong"] - means["eval_right"]}
 
 
 class _StopAtBrokenGradients(TrainerCallback):
@@ -320,6 +355,18 @@ def _validation(rows: _Rows, maker: ExampleMaker, config: TrainingConfig) -> lis
 
 def _first(items: Iterable[Example]) -> list[Example]:
     return next(([item] for item in items), [])
+
+
+def _check_launch() -> None:
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        set_to = os.environ.get(name, "false")
+        require(
+            set_to.lower() != "true",
+            name,
+            set_to,
+            "FSDP and DeepSpeed would shard the adapter's few weights and not the base model, which is no part of the "
+            "trained module; launch one process per GPU with torchrun, or with accelerate without them",
+        )
 
 
 def _check_model(model: SharedLLMModel, config: TrainingConfig) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from unittest.mock import ANY
 from xml.etree import ElementTree
 
@@ -13,7 +14,7 @@ import torch
 from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import ConfigError, TrainingDataError, TrainingError
 from shared_context.model.adapter import Adapter
-from shared_context.training import CutConfig, Tasks, TrainingConfig, train
+from shared_context.training import CutConfig, Tasks, TrainingConfig, average, train, validate
 from shared_context.training.objective import InjectionObjective
 from shared_context.training.trainer import ADAPTER_FOLDER, CURVES_FILE, HISTORY_FILE, last_checkpoint
 
@@ -182,6 +183,46 @@ def test_a_stage_starts_where_another_ended(whole_run, tmp_path, make_small_mode
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_launches_that_would_shard_are_refused(name, tmp_path, make_small_model, data, monkeypatch):
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(ConfigError, match=f"{name}.*torchrun"):
+        train(make_small_model(), data, tmp_path / "run", TrainingConfig(**SMALL))
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_are_averaged(whole_run, tmp_path, make_small_model, data):
+    first = Adapter.from_pretrained(whole_run / ADAPTER_FOLDER)
+    second = train(make_small_model(), data, tmp_path / "second", TrainingConfig(**SMALL), start=first)
+    mean = average([first, second])
+    for name, weight in mean.weights.items():
+        assert weight.dtype == torch.bfloat16
+        expected = (first.weights[name].float() + second.weights[name].float()) / 2
+        assert torch.allclose(weight.float(), expected, rtol=1e-2, atol=1e-6)
+    assert mean.config == second.config
+    figures = validate(make_small_model(), mean, data, TrainingConfig(**SMALL))
+    assert figures["eval_gain"] == pytest.approx(figures["eval_wrong"] - figures["eval_right"])
+    card = average([first, second], ratio=4, figures=figures).card
+    assert f"the mean of the weights of adapters `{first.digest}`, `{second.digest}`" in card
+    assert "contexts at ratio 4:\n\n| right context | a wrong one" in card
+    assert f"| {figures['eval_right']:.3f} |" in card
+    make_small_model().load_adapter(mean)
+    with pytest.raises(ConfigError, match="two or more"):
+        average([first])
+    with pytest.raises(ConfigError, match="no mean"):
+        average([first, replace(second, config=replace(second.config, alpha=16.0))])
+
+
+def test_validation_repeats_the_last_figures_of_a_run(whole_run, make_small_model, data):
+    adapter = Adapter.from_pretrained(whole_run / ADAPTER_FOLDER)
+    (*_, last) = history(whole_run, "eval_right", "eval_wrong", "eval_gain")
+    # the adapter is kept in bfloat16, the run had float32
+    figures = validate(make_small_model(), adapter, data, TrainingConfig(**SMALL))
+    assert figures == pytest.approx({name: last[name] for name in figures}, abs=1e-2)
+    with pytest.raises(ConfigError, match="rank"):
+        validate(make_small_model(), adapter, data, TrainingConfig(**{**SMALL, "rank": 8}))
+
+
 def test_two_processes_train_one_adapter(tmp_path, make_small_model, data):
     small = make_small_model()
     small.hf_model.save_pretrained(tmp_path / "small")
