@@ -231,10 +231,10 @@ def language_model(
         list[int] | None, typer.Option("--length", help="Tokens of context; several. [3072 to 130048]")
     ] = None,
     places: Annotated[int, typer.Option("--places", min=1, help="Where in each text, evenly spaced.")] = 2,
-    budget: Annotated[int, typer.Option("--budget", help="KV entries of a selection.")] = 1024,
+    budget: Annotated[int, typer.Option("--budget", help="KV entries of a selection.")] = 4096,
     recent: Annotated[
         int, typer.Option("--recent", min=0, help="Tokens right before that a selection opens first.")
-    ] = 512,
+    ] = 2048,
     seed: SeedOption = 0,
     resume: ResumeOption = None,
     json_file: JsonFileOption = None,

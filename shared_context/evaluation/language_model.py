@@ -30,9 +30,10 @@ LEAD = 128
 RUNNING = 1024
 """Tokens whose likelihood is measured."""
 
-BUDGET = 1024
+BUDGET = 4096
+"""KV entries of a selection: half a window of 8K, of which the running text needs an eighth."""
 
-RECENT = 512
+RECENT = 2048
 """Tokens right before the lead that a selection opens first; the query finds the rest."""
 
 PROMPT = "Go on with this text:\n\n{lead}"
