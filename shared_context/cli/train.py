@@ -35,6 +35,15 @@ def train(
     clozes: Annotated[
         float, typer.Option("--clozes", help="Share of passages of which a sentence is also shown with a gap.")
     ] = 0.0,
+    key_values: Annotated[
+        float, typer.Option("--key-values", help="Share of rows followed by a made-up passage of facts.")
+    ] = 0.1,
+    needles: Annotated[
+        float, typer.Option("--needles", help="Share of passages that are also shown with made-up facts in them.")
+    ] = 0.0,
+    tracking: Annotated[
+        float, typer.Option("--tracking", help="Share of rows followed by made-up comparisons that form chains.")
+    ] = 0.0,
     injection: Annotated[InjectionKind, typer.Option("--injection", help="What is trained.")] = "prefix",
     injection_layers: Annotated[
         int | None, typer.Option("--injection-layers", help="The bottom layers that see the context; all by default.")
@@ -50,6 +59,12 @@ def train(
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="At its peak.")] = 1e-3,
     rank: Annotated[int, typer.Option("--rank", help="Of the low-rank updates.")] = 16,
     alpha: Annotated[float, typer.Option("--alpha", help="Low-rank updates are scaled by alpha / rank.")] = 32.0,
+    upper_layers: Annotated[
+        bool,
+        typer.Option(
+            "--upper-layers", help="With cross-attention, also train the attention of the layers above, by updates."
+        ),
+    ] = False,
     distillation: Annotated[
         float, typer.Option("--distillation", help="Weight of the divergence from the untrained model reading text.")
     ] = 0.0,
@@ -59,10 +74,19 @@ def train(
     ratios: Annotated[
         str | None, typer.Option("--ratios", metavar="RATIO:WEIGHT,...", help="How often each grain is drawn.")
     ] = None,
+    split_noise: Annotated[
+        float | None,
+        typer.Option("--split-noise", help="Deviation of the split points of trees, as a share of the span. [0.1]"),
+    ] = None,
+    running_tokens: Annotated[
+        int, typer.Option("--running-tokens", help="Tokens behind a context, in the stage running_text.")
+    ] = 256,
     max_context: Annotated[int, typer.Option("--max-context", help="Tokens of a context at most.")] = 1024,
     held_out: Annotated[int, typer.Option("--held-out", help="Rows at the end, kept for validation.")] = 200,
     evaluate_every: Annotated[int, typer.Option("--evaluate-every", help="Steps between validations.")] = 100,
     save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.")] = 100,
+    log_every: Annotated[int, typer.Option("--log-every", help="Steps between lines of figures.")] = 10,
+    warmup: Annotated[int, typer.Option("--warmup", help="Steps in which the learning rate rises.")] = 20,
     seed: Annotated[int, typer.Option("--seed", help="Of everything drawn at random.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Pass over broken lines of JSON data.")] = False,
@@ -82,17 +106,30 @@ def train(
         "learning_rate": learning_rate,
         "rank": rank,
         "alpha": alpha,
+        "upper_layers": upper_layers,
         "distillation": distillation,
         "self_distillation": self_distillation,
+        "running_tokens": running_tokens,
         "max_context": max_context,
         "held_out": held_out,
         "evaluate_every": evaluate_every,
         "save_every": save_every,
+        "log_every": log_every,
+        "warmup": warmup,
         "seed": seed,
     }
+    cuts = {} if split_noise is None else {"split_noise": split_noise}
     weights = None if ratios is None else _parse_ratios(ratios)
-    tasks = {"quotes": quotes, "clozes": clozes}
-    history = _train(data, texts or [], folder, settings, tasks, weights, model, start, device, skip_broken, resume)
+    tasks = {
+        "quotes": quotes,
+        "clozes": clozes,
+        "key_values": key_values,
+        "needles": needles,
+        "tracking": tracking,
+    }
+    history = _train(
+        data, texts or [], folder, settings, tasks, weights, cuts, model, start, device, skip_broken, resume
+    )
     if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first one reports
         return
     last = next((entry for entry in reversed(history) if "eval_gain" in entry), {})
@@ -115,6 +152,7 @@ def _train(
     settings: dict[str, Any],
     tasks: dict[str, float],
     ratios: dict[int, float] | None,
+    cuts: dict[str, float],
     model: str | None,
     start: str | None,
     device: str,
@@ -128,10 +166,10 @@ def _train(
     from shared_context.model.pretrained import DEFAULT_MODEL
     from shared_context.training import CutConfig, Tasks, TrainingConfig
     from shared_context.training import train as run
+    from shared_context.training.config import RATIOS
     from shared_context.training.trainer import HISTORY_FILE
 
-    cuts = {} if ratios is None else {"cuts": CutConfig(ratios)}
-    config = TrainingConfig(**settings, **cuts, tasks=Tasks(**tasks))
+    config = TrainingConfig(**settings, cuts=CutConfig(ratios or RATIOS, **cuts), tasks=Tasks(**tasks))
     base = SharedLLMModel.from_pretrained(
         model or DEFAULT_MODEL,
         adapter=None,

@@ -34,7 +34,8 @@ class AdapterConfig:
         injection: how the decoder is shown the context.
         injection_layers: M, the bottom layers that see it.
         base_revision: commit of the base model on the Hub, where it is known.
-        rank, alpha: of the low-rank updates (prefix injection); updates are scaled by ``alpha / rank``.
+        rank, alpha: of the low-rank updates, which are scaled by ``alpha / rank``: those of prefix injection, or with
+            cross-attention injection of the layers above, None where they are as in the base model.
         ratios: grains it was trained on.
         chunk_size: tokens per chunk at most while it was trained.
         split_noise: noise of the split points of the trees it was trained on, as a share of the span.
@@ -56,7 +57,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         one_of("injection", self.injection, InjectionKind)
         require(self.injection_layers >= 1, "injection_layers", self.injection_layers, "must be 1 or more")
-        if self.injection == "prefix":
+        if self.injection == "prefix" or self.rank is not None:
             require(self.rank is not None and self.rank >= 1, "rank", self.rank, "must be 1 or more")
             require(self.alpha is not None and self.alpha > 0, "alpha", self.alpha, "must be above 0")
         object.__setattr__(self, "ratios", tuple(self.ratios))

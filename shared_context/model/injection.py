@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from shared_context.kernels import ChunkKV, assemble, rotate_keys
 from shared_context.model.cache import RoomyCache, RoomyLayer
 from shared_context.model.in_place import EncodingsInPlace, Run, split_runs
+from shared_context.model.low_rank import LowRank
 
 ATTENTION = "shared_context"
 """The name under which this library's attention is registered with transformers."""
@@ -300,6 +301,7 @@ class CrossAttentionInjection(nn.Module):
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.layers = layers
         self.inv_freq = inv_freq
+        self.upper: LowRank | None = None
         self.attentions = nn.ModuleList(
             CrossAttention(config.hidden_size, heads, config.num_key_value_heads, head_dim, config.rms_norm_eps)
             for _ in range(layers)
@@ -308,6 +310,18 @@ class CrossAttentionInjection(nn.Module):
             own = getattr(layer.self_attn, "q_proj", None)
             if own is not None:  # Phi-3 keeps q, k and v in one projection
                 cross.q_proj.weight.data.copy_(own.weight.data)
+
+    def adapt_upper(self, model: PreTrainedModel, rank: int | None, alpha: float | None) -> None:
+        """Have low-rank updates for the attention of the layers above, which add nothing before they are trained.
+
+        The paper trains that attention beside the injection's own; it is updated behind a context only.
+
+        Args:
+            model: the whole causal language model.
+            rank, alpha: updates are scaled by ``alpha / rank``; None for none.
+        """
+        layers = model.config.num_hidden_layers
+        self.upper = None if rank is None else LowRank(model, layers, rank, alpha / rank, first=self.layers)
 
     def installed(
         self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int
@@ -361,10 +375,13 @@ class CrossAttentionHooks(AbstractContextManager[None]):
         position: torch.Tensor,
     ):
         self._layers = list(zip(injection.attentions, model.base_model.layers, kv.unbind(1), strict=False))
+        self._model, self._upper, self._stack = model, injection.upper, ExitStack()
         self._mask, self._position, self._inv_freq = mask, position, injection.inv_freq
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> None:
+        if self._upper is not None:
+            self._stack.enter_context(self._upper.installed(self._model))
         for cross, layer, kv in self._layers:
             residual: dict[str, torch.Tensor] = {}
 
@@ -396,6 +413,7 @@ class CrossAttentionHooks(AbstractContextManager[None]):
             self._handles.append(attention_output(layer).register_forward_hook(add_cross))
 
     def __exit__(self, *raised: object) -> None:
+        self._stack.close()
         while self._handles:
             self._handles.pop().remove()
 

@@ -27,13 +27,23 @@ class LowRank(nn.Module):
         scale: what each update is multiplied by.
         for_keys: leave out what the keys and values of these layers do not depend on, which is the top layer's
             queries and output.
+        first: the lowest layer that is adapted.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: int, rank: int, scale: float, *, for_keys: bool = False):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: int,
+        rank: int,
+        scale: float,
+        *,
+        for_keys: bool = False,
+        first: int = 0,
+    ):
         super().__init__()
         self.scale = scale
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        for index, layer in enumerate(model.base_model.layers[:layers]):
+        for index, layer in enumerate(model.base_model.layers[first:layers], start=first):
             for name in PROJECTIONS:
                 projection = getattr(layer.self_attn, name, None)
                 if projection is None or (for_keys and index == layers - 1 and name in WITHOUT_KEYS):

@@ -265,17 +265,18 @@ class SharedLLMModel:
             AdapterError: where it is for another injection, or a tensor is missing or reshaped.
         """
         adapter.check_base(self.name, self.fingerprint)
+        config = adapter.config
         own = self.injection.kind, self.injection.layers
-        its = adapter.config.injection, adapter.config.injection_layers
+        its = config.injection, config.injection_layers
         if own != its:
             raise AdapterError(
                 f"The adapter is for {its[0]} injection over {its[1]} layers, and {self.name} has {own[0]} injection "
                 f"over {own[1]}; pass the adapter to from_pretrained, which takes both from it."
             )
         if isinstance(self.injection, CrossAttentionInjection):
+            self.injection.adapt_upper(self.hf_model, config.rank, config.alpha)
             adapter.load_into(self.injection)
         else:
-            config = adapter.config
             lora = InjectionLoRA(self.hf_model, config.injection_layers, config.rank, config.alpha)
             adapter.load_into(lora)
             self.compressor.adapt(self.hf_model, by_layer(lora.compress.merged(self.hf_model)))

@@ -29,6 +29,8 @@ class TrainingConfig:
         batch_size: examples per step and process.
         learning_rate: at its peak; it rises over ``warmup`` steps and falls as a cosine.
         rank, alpha: of the low-rank updates, which are scaled by ``alpha / rank``.
+        upper_layers: with cross-attention injection, low-rank updates of the attention of the layers above are trained
+            too, as the paper trains that attention.
         distillation: weight of the divergence from the untrained model reading every token as text.
         self_distillation: weight of the divergence from the model that is trained, shown its context at ratio 1.
         tasks: what is made of the rows of the stage "questions" beside their questions, and of long texts beside them.
@@ -52,6 +54,7 @@ class TrainingConfig:
     warmup: int = 20
     rank: int = 16
     alpha: float = 32.0
+    upper_layers: bool = False
     distillation: float = 0.0
     self_distillation: float = 0.0
     tasks: Tasks = field(default_factory=Tasks)
@@ -78,8 +81,15 @@ class TrainingConfig:
         require(self.running_tokens >= 2, "running_tokens", self.running_tokens, "must be 2 or more tokens")
         for name in ("learning_rate", "alpha"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        prefix = self.injection == "prefix"
+        require(not (prefix and self.upper_layers), "upper_layers", True, "is of cross_attention injection")
         for name in ("distillation", "self_distillation", "warmup"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+
+    @property
+    def low_rank(self) -> tuple[int, float] | None:
+        """Rank and alpha of the low-rank updates; None where none are trained."""
+        return (self.rank, self.alpha) if self.injection == "prefix" or self.upper_layers else None
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values."""

@@ -38,6 +38,12 @@ NAMED = re.compile(r"(?<=[\w,;] )[A-Z][\w'’-]*\w(?: (?:of |the |de |von )?[A-Z
 NUMBERED = re.compile(r"(?<!\w)\d[\d.,:]*\d%?(?!\w)|(?<!\w)\d+%?(?!\w)")
 YEAR = re.compile(r"1\d{3}|20\d{2}")
 
+FACTS = 3
+"""Made-up facts at most that are put into a passage, one of which is asked for."""
+
+CHAIN = 3
+"""Things of the same weight in a chain of comparisons, one of which is weighed."""
+
 THINGS = ("lamp", "river", "engine", "letter", "garden", "anchor", "window", "candle", "ladder", "mirror", "basket")
 COLOURS = ("red", "blue", "green", "white", "black", "yellow", "silver", "golden", "purple", "orange", "brown", "grey")
 
@@ -138,11 +144,43 @@ class ExampleMaker:
 
     def key_values(self, rng: random.Random, pairs: int = 8) -> Example:
         """A passage of made-up facts, one of which is asked for."""
-        names = rng.sample([f"{colour} {thing}" for colour in COLOURS for thing in THINGS], pairs)
+        names = _things(rng, pairs)
         values = [str(rng.randrange(100, 1000)) for _ in names]
         passage = " ".join(f"The number of the {name} is {value}." for name, value in zip(names, values, strict=True))
         asked = rng.randrange(pairs)
         return self._asked(passage, f"What is the number of the {names[asked]}?", values[asked])
+
+    def needle(self, passage: str, rng: random.Random) -> Example:
+        """A passage with a made-up fact or a few between its sentences, one of which is asked for.
+
+        After the single and multi-key needles of RULER (arXiv 2404.06654).
+        """
+        names = _things(rng, rng.randint(1, FACTS))
+        codes = [str(rng.randrange(1000, 100_000)) for _ in names]
+        for name, code in zip(names, codes, strict=True):
+            ends = [0, *(m.end() for m in re.finditer(r"[.!?][\"'”’)]*\s+", passage)), len(passage)]
+            at = rng.choice(ends)
+            before, after = passage[:at].rstrip(), passage[at:].lstrip()
+            passage = " ".join(filter(None, (before, f"The code of the {name} is {code}.", after)))
+        start = passage.index(f"The code of the {names[0]} is {codes[0]}.")
+        end = passage.index(".", start) + 1
+        return self._asked(self._around(passage, (start, end)), f"What is the code of the {names[0]}?", codes[0])
+
+    def tracking(self, rng: random.Random) -> Example:
+        """Chains of comparisons in any order, of one of which all things are asked for.
+
+        After RULER's variable tracking (arXiv 2404.06654): only the first thing of a chain is weighed, and what the
+        others weigh has to be followed through it.
+        """
+        names = _things(rng, 2 * CHAIN)
+        chains = names[:CHAIN], names[CHAIN:]
+        grams = rng.sample(range(100, 1000), len(chains))
+        facts = [f"The {chain[0]} weighs {weight} grams." for chain, weight in zip(chains, grams, strict=True)]
+        facts += [f"The {b} weighs as much as the {a}." for chain in chains for a, b in pairwise(chain)]
+        rng.shuffle(facts)
+        *others, last = (f"the {name}" for name in chains[0])
+        answer = f"{', '.join(others)} and {last}"
+        return self._asked(" ".join(facts), f"Which things weigh {grams[0]} grams?", answer)
 
     def running(self, text: str, running_tokens: int) -> Iterator[Example]:
         """Stretches of a long text: as much context as there may be, then running text that is to be predicted."""
@@ -174,6 +212,11 @@ def _find(passage: str, answer: str) -> tuple[int, int] | None:
     return found.span() if found else None
 
 
+def _things(rng: random.Random, count: int) -> list[str]:
+    """Names of things, none twice."""
+    return rng.sample([f"{colour} {thing}" for colour in COLOURS for thing in THINGS], count)
+
+
 def _sentence_around(text: str, start: int, end: int) -> tuple[str, str]:
     """What stands before and behind a span in its own sentence."""
     before = re.split(r"[.!?][\"'”’)]*\s", text[:start])[-1]
@@ -189,6 +232,8 @@ class Tasks:
         quotes: passages that are quoted from: how does the text go on?
         clozes: passages of which a sentence is shown with a gap: what is missing?
         key_values: rows that are followed by a made-up passage of facts, one of which is asked for.
+        needles: passages that are shown with made-up facts in them, one of which is asked for.
+        tracking: rows that are followed by made-up comparisons, which have to be followed from one to the next.
         texts: rows that are followed by a passage of a long text, where there are any, with these tasks of its own.
         continuations: passages of long texts that are followed by their running text.
     """
@@ -196,6 +241,8 @@ class Tasks:
     quotes: float = 1.0
     clozes: float = 0.0
     key_values: float = 0.1
+    needles: float = 0.0
+    tracking: float = 0.0
     texts: float = 1.0
     continuations: float = 0.25
 
@@ -227,12 +274,17 @@ def question_stream(
     rng = random.Random(seed)
     passages = None if texts is None else _passages(texts, rng)
 
+    def wanted(share: float) -> bool:
+        # Where none are wanted nothing is drawn, so that runs repeat those of before there was such a task.
+        return share > 0 and rng.random() < share
+
     def made_of(passage: str) -> Iterator[Example]:
         if rng.random() < tasks.quotes and (quote := maker.quoting(passage, rng)) is not None:
             yield quote
-        # Where no clozes are wanted nothing is drawn, so that runs without them repeat those of before there were any.
-        if tasks.clozes and rng.random() < tasks.clozes and (cloze := maker.cloze(passage, rng)) is not None:
+        if wanted(tasks.clozes) and (cloze := maker.cloze(passage, rng)) is not None:
             yield cloze
+        if wanted(tasks.needles):
+            yield maker.needle(passage, rng)
 
     while True:
         empty = True
@@ -242,6 +294,8 @@ def question_stream(
             yield from made_of(row.text("passage", "context"))
             if rng.random() < tasks.key_values:
                 yield maker.key_values(rng)
+            if wanted(tasks.tracking):
+                yield maker.tracking(rng)
             if passages is not None and rng.random() < tasks.texts:
                 passage, following = next(passages)
                 yield from made_of(passage)

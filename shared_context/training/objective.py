@@ -30,7 +30,8 @@ class InjectionObjective(nn.Module):
     Args:
         model: the untrained model.
         layouts: lays out batches.
-        rank, alpha: of the low-rank updates of prefix injection.
+        low_rank: rank and alpha of the low-rank updates of prefix injection, or with cross-attention injection of the
+            attention of the layers above, None for none there.
         distillation: weight of the divergence from the untrained model reading every token of the context as text; 0
             spares that reading.
         self_distillation: weight of the divergence from itself, as it is now, shown every row of the context; 0
@@ -42,8 +43,7 @@ class InjectionObjective(nn.Module):
         model: SharedLLMModel,
         layouts: LayoutMaker,
         *,
-        rank: int,
-        alpha: float,
+        low_rank: tuple[int, float] | None,
         distillation: float = 0.0,
         self_distillation: float = 0.0,
     ):
@@ -59,9 +59,12 @@ class InjectionObjective(nn.Module):
         self._whole = bottom_layers(hf, hf.config.num_hidden_layers)
         self._compressor = Compressor(hf, model.injection.layers, self._prefix)
         self.distillation, self.self_distillation = distillation, self_distillation
-        in_layers = isinstance(model.injection, CrossAttentionInjection)
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
-        self.trained = model.injection.float() if in_layers else InjectionLoRA(hf, model.injection.layers, rank, alpha)
+        if isinstance(model.injection, CrossAttentionInjection):
+            model.injection.adapt_upper(hf, *(low_rank or (None, None)))
+            self.trained = model.injection.float()
+        else:
+            self.trained = InjectionLoRA(hf, model.injection.layers, *low_rank)
 
     @property
     def model(self) -> SharedLLMModel:

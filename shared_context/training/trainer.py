@@ -213,7 +213,7 @@ class AdapterTrainer(Trainer):
         """The adapter as it is now, its weights in bfloat16."""
         objective, config = self._objective, self._config
         model = objective.model
-        prefix = config.injection == "prefix"
+        rank, alpha = config.low_rank or (None, None)
         seen_before = 0 if self._start is None else self._start.config.tokens_seen
         described = AdapterConfig(
             base_model=model.name,
@@ -221,8 +221,8 @@ class AdapterTrainer(Trainer):
             injection=config.injection,
             injection_layers=model.injection.layers,
             base_revision=getattr(model.hf_model.config, "_commit_hash", None),
-            rank=config.rank if prefix else None,
-            alpha=config.alpha if prefix else None,
+            rank=rank,
+            alpha=alpha,
             ratios=tuple(sorted(config.cuts.ratios)),
             chunk_size=config.cuts.chunk_size,
             split_noise=config.cuts.split_noise,
@@ -243,8 +243,7 @@ def _objective(model: SharedLLMModel, config: TrainingConfig, start: Adapter | N
     objective = InjectionObjective(
         model,
         LayoutMaker(config.cuts, model.tokenizer(PACKED_SEPARATOR, add_special_tokens=False)["input_ids"]),
-        rank=config.rank,
-        alpha=config.alpha,
+        low_rank=config.low_rank,
         distillation=config.distillation,
         self_distillation=config.self_distillation,
     )
@@ -377,9 +376,13 @@ def _check_model(model: SharedLLMModel, config: TrainingConfig) -> None:
 
 def _check_start(start: Adapter, model: SharedLLMModel, config: TrainingConfig) -> None:
     start.check_base(model.name, model.fingerprint)
-    wanted: dict[str, Any] = {"injection": config.injection, "injection_layers": model.injection.layers}
-    if config.injection == "prefix":
-        wanted |= {"rank": config.rank, "alpha": config.alpha}
+    rank, alpha = config.low_rank or (None, None)
+    wanted: dict[str, Any] = {
+        "injection": config.injection,
+        "injection_layers": model.injection.layers,
+        "rank": rank,
+        "alpha": alpha,
+    }
     for name, value in wanted.items():
         found = getattr(start.config, name)
         require(found == value, name, value, f"is {found} in the adapter that training starts from")

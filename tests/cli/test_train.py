@@ -29,6 +29,7 @@ def test_a_run_is_made_refused_a_second_time_and_resumed(tmp_path, rows):
     book = tmp_path / "book.txt"
     book.write_text(" ".join(f"On day {i} Berta walked to the mill of Holm." for i in range(60)))
     args += ["--texts", book, "--texts", book, "--clozes", 1, "--quotes", 0.5]
+    args += ["--needles", 1, "--tracking", 1, "--split-noise", 0.2, "--warmup", 1, "--log-every", 1]
     result = run(*args)
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout[result.stdout.index("{\n") :])
@@ -37,7 +38,9 @@ def test_a_run_is_made_refused_a_second_time_and_resumed(tmp_path, rows):
     assert (config.rank, config.ratios) == (2, (4, 8))
     settings = json.loads((tmp_path / "run" / "training.json").read_text())
     assert settings["texts"] == [str(book)] * 2
-    assert (settings["tasks"]["clozes"], settings["tasks"]["quotes"]) == (1, 0.5)
+    tasks = {"clozes": 1, "quotes": 0.5, "needles": 1, "tracking": 1, "key_values": 0.1}
+    assert settings["tasks"] == settings["tasks"] | tasks
+    assert (settings["cuts"]["split_noise"], settings["warmup"], settings["log_every"]) == (0.2, 1, 1)
     again = run(*args)
     assert (again.exit_code, "holds a run already" in again.stderr) == (1, True)
     assert run(*args, "--resume").exit_code == 0
@@ -51,6 +54,8 @@ def test_a_run_is_made_refused_a_second_time_and_resumed(tmp_path, rows):
         (["--stage", "dreams"], 1, "stage"),
         (["--steps", "0"], 1, "steps=0"),
         (["--injection", "none"], 2, "--injection"),
+        (["--split-noise", "1"], 1, "split_noise"),
+        (["--upper-layers"], 1, "upper_layers"),
     ],
 )
 def test_wrong_settings_are_refused_before_a_model_is_loaded(tmp_path, rows, monkeypatch, args, code, message):

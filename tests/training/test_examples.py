@@ -1,6 +1,7 @@
 """Examples: what is asked is in the context, and the control is of the same length."""
 
 import random
+import re
 from dataclasses import replace
 from itertools import islice
 
@@ -75,6 +76,41 @@ def test_made_up_facts_hold_the_answer(model, maker):
     assert f"The number of the {thing} is {answer}." in model.tokenizer.decode(example.context)
 
 
+def test_a_needle_stands_between_the_sentences_of_its_passage(model, maker):
+    sentences = ["A stone house stands there.", "It was built in 1807.", "Nobody has lived in it since."]
+    numbers = set()
+    for seed in range(30):
+        example = maker.needle(" ".join(sentences), random.Random(seed))
+        context, answer = (model.tokenizer.decode(ids) for ids in (example.context, example.answer))
+        asked = model.tokenizer.decode(example.prompt).split("What is the code of the ")[1].split("?")[0]
+        assert f"The code of the {asked} is {answer}." in context
+        facts = re.findall(r"The code of the [a-z]+ [a-z]+ is \d+\.", context)
+        rest = context
+        for fact in facts:
+            rest = rest.replace(fact, "")
+        assert rest.split() == " ".join(sentences).split()
+        numbers.add(len(facts))
+    assert numbers == {1, 2, 3}
+    long = ExampleMaker(model, max_context=64).needle("Nothing is said here. " * 60, random.Random(1))
+    assert len(long.context) <= 65
+    assert model.tokenizer.decode(long.answer).removesuffix("<|im_end|>") in model.tokenizer.decode(long.context)
+
+
+def test_tracking_asks_for_all_that_weigh_the_same(model, maker):
+    for seed in range(10):
+        example = maker.tracking(random.Random(seed))
+        context = model.tokenizer.decode(example.context)
+        weight = model.tokenizer.decode(example.prompt).split("Which things weigh ")[1].split(" grams")[0]
+        same = dict(re.findall(r"The (\w+ \w+) weighs as much as the (\w+ \w+)\.", context))
+        weights = dict(re.findall(r"The (\w+ \w+) weighs (\d+) grams\.", context))
+
+        while len(weights) < 6:
+            weights |= {name: weights[other] for name, other in same.items() if other in weights}
+        answer = re.findall(r"the (\w+ \w+)", model.tokenizer.decode(example.answer))
+        assert sorted(answer) == sorted(name for name, its in weights.items() if its == weight)
+        assert len(answer) == 3
+
+
 def test_running_text_follows_its_context(model, maker):
     text = " ".join(str(i) for i in range(3000))
     examples = list(ExampleMaker(model, max_context=200).running(text, 50))
@@ -125,7 +161,7 @@ def test_passages_of_long_texts_are_asked_about_and_continued_beside_the_rows(mo
 
 def test_streams_repeat_with_their_seed_and_refuse_emptiness(maker):
     def first(seed: int) -> list:
-        tasks = Tasks(quotes=0.5, clozes=0.5, key_values=0.5)
+        tasks = Tasks(quotes=0.5, clozes=0.5, key_values=0.5, needles=0.5, tracking=0.5)
         stream = question_stream(lambda: map(row, range(9)), maker, tasks, seed=seed, texts=long_texts)
         return list(islice(stream, 60))
 

@@ -42,7 +42,7 @@ def examples():
 
 
 def make(model, **options):
-    settings = {"rank": 4, "alpha": 8.0, **options}
+    settings = {"low_rank": (4, 8.0) if model.injection.kind == "prefix" else None, **options}
     return InjectionObjective(model, LayoutMaker(CutConfig(RATIOS), [28]), **settings)
 
 
@@ -58,11 +58,11 @@ def trained(objective, scale=0.3):
 def served(make_small_model, objective):
     """The model with the objective's weights loaded as an adapter."""
     base = objective.model
-    prefix = base.injection.kind == "prefix"
+    low_rank = base.injection.kind == "prefix" or base.injection.upper is not None
     fresh = make_small_model(injection=base.injection.kind, injection_layers=base.injection.layers)
     config = AdapterConfig(
         base.name, base.fingerprint, base.injection.kind, base.injection.layers,
-        rank=4 if prefix else None, alpha=8.0 if prefix else None,
+        rank=4 if low_rank else None, alpha=8.0 if low_rank else None,
     )  # fmt: skip
     fresh.load_adapter(Adapter(config, {k: v.detach().clone() for k, v in objective.trained.state_dict().items()}))
     return fresh
@@ -86,6 +86,30 @@ def test_its_nll_is_that_of_the_served_model_with_the_adapter_loaded(make_small_
         assert torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer)).item() == pytest.approx(
             nll[number], abs=1e-4
         )
+
+
+def test_the_attention_of_the_layers_above_is_updated_behind_a_context_only(make_small_model, examples):
+    model = make_small_model(injection="cross_attention", injection_layers=2)
+    alone = trained(make(model)).nll(examples, 4)
+    objective = make(model, low_rank=(4, 8.0))
+    assert objective.nll(examples, 4) == alone
+    torch.manual_seed(6)
+    for up in objective.trained.upper.up.values():
+        torch.nn.init.normal_(up, std=0.3)
+    nll = objective.nll(examples, 4)
+    assert max(abs(a - b) for a, b in zip(nll, alone, strict=True)) > 0.05
+    assert {int(key[0]) for key in objective.trained.upper.up} == {2, 3}
+
+    fresh = served(make_small_model, objective)
+    layout = LayoutMaker(CutConfig(RATIOS), [28]).fixed(examples, 4)
+    for number, example in enumerate(examples):
+        whole = Prompt(fresh.prompt_format.prefix, (*example.prompt, *example.answer[:-1]))
+        logits = fresh.logits(whole, Shown(fresh, layout, number))[-len(example.answer) :]
+        assert torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer)).item() == pytest.approx(
+            nll[number], abs=1e-4
+        )
+        untrained = make_small_model(injection="cross_attention", injection_layers=2)
+        assert torch.equal(fresh.logits(whole), untrained.logits(whole))
 
 
 def test_a_drawn_layout_gives_the_served_models_logits_too(make_small_model, examples):
@@ -117,7 +141,8 @@ def test_the_teacher_is_the_untrained_model_reading_every_token(make_small_model
 def test_its_own_teacher_is_itself_shown_every_row(make_small_model, examples, injection):
     model = make_small_model(injection=injection, injection_layers=2)
     coarse = LayoutMaker(CutConfig({8: 1}, mixed=0.0, packed=0.0, distractors=0.0), [28])
-    objective = trained(InjectionObjective(model, coarse, rank=4, alpha=8.0, self_distillation=0.5))
+    low_rank = (4, 8.0) if injection == "prefix" else None
+    objective = trained(InjectionObjective(model, coarse, low_rank=low_rank, self_distillation=0.5))
     parts = objective(examples)
     student, teacher = (objective.logits(examples, coarse.fixed(examples, ratio)).log_softmax(-1) for ratio in (8, 1))
     expected = torch.stack(
