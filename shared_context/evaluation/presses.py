@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -43,27 +44,67 @@ PLAIN_ATTENTION = "sdpa"
 AGNOSTIC, AWARE = "the context only", "context and question"
 """What a press reads."""
 
-AT_ONCE: Mapping[str, Sequence[str]] = {
-    "ExpectedAttentionPress": (AGNOSTIC, AWARE),
-    "SnapKVPress": (AGNOSTIC, AWARE),
-    "TOVAPress": (AGNOSTIC, AWARE),
-    "KeyDiffPress": (AGNOSTIC,),
-    "KnormPress": (AGNOSTIC,),
-    "StreamingLLMPress": (AGNOSTIC,),
-}
-"""Presses that work on each layer as it is prefilled, and what they are given to read.
 
-A question changes nothing for those that look at keys and places only."""
+@dataclass(frozen=True)
+class Press:
+    """A press of kvpress, with its defaults where no setting is given.
 
-REPLAYING = "KVzipPress"
-"""A press that reads the context a second time; made to know no question."""
+    Attributes:
+        name: of its class.
+        reads: what it is given to read. A question changes nothing for those that look at keys and places only.
+        around: of a press that shares out what another one's scores would keep, the other's name.
+        settings: of it, or of the press that it is around.
+    """
+
+    name: str
+    reads: Sequence[str] = (AGNOSTIC,)
+    around: str | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        scores = "" if self.around is None else f" around {self.around}"
+        return f"{self.name}{scores}" + "".join(f", {name} {value}" for name, value in self.settings)
+
+    def make(self, kvpress: Any, compression_ratio: float) -> Any:
+        """It, ready to be used once."""
+        settings = dict(self.settings)
+        scorer = getattr(kvpress, self.around or self.name)(compression_ratio=compression_ratio, **settings)
+        return scorer if self.around is None else getattr(kvpress, self.name)(press=scorer)
+
+
+AT_ONCE = (
+    Press("ExpectedAttentionPress", (AGNOSTIC, AWARE)),
+    Press("SnapKVPress", (AGNOSTIC, AWARE)),
+    # the default window of 64 takes the whole of a small budget
+    *(Press("SnapKVPress", (AGNOSTIC, AWARE), settings=(("window_size", size),)) for size in (8, 16)),
+    Press("TOVAPress", (AGNOSTIC, AWARE)),
+    Press("CriticalKVPress", (AGNOSTIC, AWARE), around="ExpectedAttentionPress"),
+    Press("ChunkKVPress", (AGNOSTIC, AWARE), around="SnapKVPress", settings=(("window_size", 16),)),
+    Press("PyramidKVPress", (AGNOSTIC, AWARE), settings=(("window_size", 16),)),
+    Press("NonCausalAttnPress"),
+    Press("CompactorPress"),
+    Press("LeverageScorePress"),
+    Press("CURPress"),
+    Press("LagKVPress"),
+    Press("KeyDiffPress"),
+    Press("KnormPress"),
+    Press("StreamingLLMPress"),
+)
+"""Presses that work on each layer as it is prefilled."""
+
+HIDING = (
+    Press("KVzipPress"),
+    Press("AdaKVPress", (AGNOSTIC, AWARE), around="ExpectedAttentionPress"),
+)
+"""Presses that keep other entries for each head, which hide what they drop; they read for themselves."""
 
 LEFT_OUT = {
     "DuoAttention, ExpectedAttentionStats, FastKVzip, KVzap, LU-KV, QFilter, RestoreKV, DMS": "need weights or "
     "statistics that nobody made for this model",
-    "AdaKV, CriticalKV, PyramidKV, ChunkKV, Block, Composed and others around a press": "share out among heads, layers "
-    "or chunks what the measured presses keep; not tried",
-    "CUR, Leverage, Compactor, LagKV, NonCausal, KVgrad, KVCompose, Cap, Merging, Finch": "not tried",
+    "ObservedAttention": "needs attention weights, which this attention does not give",
+    "Finch, KVgrad, KVCompose, Merging, SimLayerKV, CAM, EntropyGatedChunkKV, CriticalAdaKV, Cap": "not tried",
+    "Block, Chunk, Composed, KeyRerotation, PerLayer, Decoding and PrefillDecoding": "apply a press in parts, later or "
+    "elsewhere",
     "ThinK": "drops channels instead of entries",
 }
 """What is not measured, and why."""
@@ -121,7 +162,6 @@ def prefilled(
         The caches by name, and why those failed that did.
     """
     caches, failed = {name: DynamicCache() for name in presses}, {}
-    positions = torch.arange(len(ids), device=model.device)
 
     def press_layer(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         layer = kwargs["past_key_values"].layers[module.layer_idx]
@@ -131,10 +171,7 @@ def prefilled(
             own = caches[name]
             own.update(layer.keys, layer.values, module.layer_idx)
             try:
-                # transformers passes no positions of the cache on any more, and presses look for them
-                press.forward_hook(
-                    module, args, {**kwargs, "past_key_values": own, "cache_position": positions}, output
-                )
+                press.forward_hook(module, args, {**kwargs, "past_key_values": own}, output)
             except Exception as error:  # whatever a press of another library may raise: it did not run
                 failed[name] = _reason(error)
 
@@ -145,11 +182,29 @@ def prefilled(
         layer.self_attn.rotary_emb = model.base_model.rotary_emb  # where presses look for it
     hooks = [layer.self_attn.register_forward_hook(press_layer, with_kwargs=True) for layer in layers]
     try:
-        model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=DynamicCache())
+        _prefill(model, ids, DynamicCache())
     finally:
         for hook in hooks:
             hook.remove()
     return {name: cache for name, cache in caches.items() if name not in failed}, failed
+
+
+def _prefill(model: nn.Module, ids: Sequence[int], cache: DynamicCache) -> None:
+    """Read into a cache, each layer told where in the cache: presses ask, and transformers says it no more."""
+    positions = torch.arange(len(ids), device=model.device)
+
+    def tell(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, {**kwargs, "cache_position": positions}
+
+    hooks = [
+        layer.self_attn.register_forward_pre_hook(tell, with_kwargs=True, prepend=True)
+        for layer in model.base_model.layers
+    ]
+    try:
+        model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.inference_mode()
@@ -186,42 +241,42 @@ def pressed(model: nn.Module, kvpress: Any, of: Prompted, ratios: Sequence[int])
         A label, the negative log-likelihood of the answer with how many entries are kept of the context, and why it
         failed where it did.
     """
+    layers = model.base_model.layers
     for reads in (AGNOSTIC, AWARE):
         ids = [*of.prefix, *of.context, *(of.asked if reads == AWARE else ())]
         beside = len(ids) - len(of.context)
-        names = [name for name, both in AT_ONCE.items() if reads in both]
-        presses = {
-            (name, ratio): getattr(kvpress, name)(compression_ratio=_share(len(ids), beside + of.budget(ratio)))
-            for name in names
-            for ratio in ratios
-        }
-        caches, failed = prefilled(model, ids, presses)
-        for name, ratio in presses:
-            label = f"{name}|{reads}|{ratio}"
-            if (name, ratio) in failed:
-                yield label, None, failed[name, ratio]
-                continue
-            cache = caches[name, ratio]
-            kept = cache.get_seq_length() - beside
-            yield label, [score_behind(model, cache, len(ids), of), kept], ""
-    ids = [*of.prefix, *of.context]
-    for ratio in ratios:
-        kept = len(of.prefix) + of.budget(ratio)
-        label = f"{REPLAYING}|{AGNOSTIC}|{ratio}"
-        try:
-            press = getattr(kvpress, REPLAYING)(compression_ratio=_share(len(ids), kept))
-            cache = DynamicCache()
-            with torch.inference_mode(), press(model):
-                model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache)
-            # It hides what it drops, head by head, instead of removing it.
-            hidden = sum(len(layer.self_attn.masked_key_indices[0]) for layer in model.base_model.layers)
-            each = hidden / (len(model.base_model.layers) * model.config.num_key_value_heads)
-            yield label, [score_behind(model, cache, len(ids), of), len(ids) - each - len(of.prefix)], ""
-        except Exception as error:  # as above
-            yield label, None, _reason(error)
-        finally:
-            for layer in model.base_model.layers:
-                layer.self_attn.masked_key_indices = None
+        shares = {ratio: _share(len(ids), beside + of.budget(ratio)) for ratio in ratios}
+        made: dict[tuple[Press, int], Any] = {}
+        failed: dict[tuple[Press, int], str] = {}
+        for press in (press for press in AT_ONCE if reads in press.reads):
+            for ratio, share in shares.items():
+                try:
+                    made[press, ratio] = press.make(kvpress, share)
+                except Exception as error:  # whatever another library may raise: it did not run
+                    failed[press, ratio] = _reason(error)
+        caches, found_failing = prefilled(model, ids, made)
+        for press, ratio in (failed := failed | found_failing):
+            yield f"{press}|{reads}|{ratio}", None, failed[press, ratio]
+        for (press, ratio), cache in caches.items():
+            kept = fmean(layer.keys.shape[2] for layer in cache.layers) - beside
+            try:
+                yield f"{press}|{reads}|{ratio}", [score_behind(model, cache, len(ids), of), kept], ""
+            except Exception as error:
+                yield f"{press}|{reads}|{ratio}", None, _reason(error)
+        for press in (press for press in HIDING if reads in press.reads):
+            for ratio, share in shares.items():
+                try:
+                    cache = DynamicCache()
+                    with torch.inference_mode(), press.make(kvpress, share)(model):
+                        _prefill(model, ids, cache)
+                    hidden = sum(len(layer.self_attn.masked_key_indices[0]) for layer in layers)
+                    kept = len(ids) - hidden / (len(layers) * model.config.num_key_value_heads) - beside
+                    yield f"{press}|{reads}|{ratio}", [score_behind(model, cache, len(ids), of), kept], ""
+                except Exception as error:
+                    yield f"{press}|{reads}|{ratio}", None, _reason(error)
+                finally:
+                    for layer in layers:
+                        layer.self_attn.masked_key_indices = None
 
 
 def _share(count: int, kept: int) -> float:
@@ -267,13 +322,14 @@ def measure(
         logging.getLogger("kvpress").setLevel(logging.ERROR)  # KVzip says of each press made what it costs
     except ImportError as error:
         kvpress = None
-        not_run[", ".join([*AT_ONCE, REPLAYING])] = f"{error}: pip install kvpress"
+        not_run[", ".join(map(str, (*AT_ONCE, *HIDING)))] = f"{error}: pip install kvpress"
     settings = {
         "measurement": "presses",
         "data": asked.identity,
         "model": reader_identity(model),
         "embedder": embedder.name,
-        "kvpress": kvpress is not None,
+        "kvpress": version("kvpress") if kvpress is not None else None,
+        "presses": [str(press) for press in (*AT_ONCE, *HIDING)],
         "seed": seed,
         "limit": limit,
     }
@@ -293,7 +349,15 @@ def measure(
         for label in dict.fromkeys(label for one in of for label in one["failed"]):
             reasons = [one["failed"][label] for one in of if label in one["failed"]]
             not_run[f"{label.replace('|', ', ')}, {kind}, {len(reasons)} of {len(of)} questions"] = reasons[0]
-    return _report(model, asked, questions, results, not_run, seed)
+    setting = {
+        **model_setting(model),
+        "embedder": embedder.name,
+        "kvpress": settings["kvpress"],
+        "documents": len(asked.documents),
+        "questions": len(questions),
+        "seed": seed,
+    }
+    return _report(setting, results, not_run, seed)
 
 
 def _contexts(model: SharedLLMModel, asked: QuestionSet, question: Question, count: int) -> tuple[str, str]:
@@ -370,9 +434,7 @@ def _selections(
 
 
 def _report(
-    model: SharedLLMModel,
-    asked: QuestionSet,
-    questions: Sequence[Question],
+    setting: Mapping[str, Cell],
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     not_run: Mapping[str, str],
     seed: int,
@@ -387,8 +449,8 @@ def _report(
         ways = dict.fromkeys(tuple(label.split("|")[:2]) for label in labels)
         best = {
             ratio: min(
-                (label for label in labels if "Press|" in label and not label.startswith(CONTROL)
-                 and label.endswith(f"|{ratio}")),
+                (label for label in labels if label.split("|")[1:] in ([AGNOSTIC, str(ratio)], [AWARE, str(ratio)])
+                 and not label.startswith(CONTROL)),
                 key=lambda label: fmean(nll[label]),
                 default=None,
             )
@@ -429,18 +491,15 @@ def _report(
                 tables.append(Table(f"Over the {kind}: {title.lower()}, 95% interval", columns, rows, keys=2))
     return Report(
         "presses",
-        {
-            **model_setting(model),
-            "documents": len(asked.documents),
-            "questions": len(questions),
-        },
+        setting,
         tables,
         targets,
         not_run=not_run,
         notes=[
             "At ratio r everybody keeps an r-th of the context's tokens per layer, and the prompt's prefix. Presses "
-            "are kvpress's own with its defaults, on the untrained model; one that reads the question keeps as many "
-            "entries more as the question has tokens. KVzip keeps as many on average over heads and layers. A "
+            "are kvpress's own, with its defaults where no setting is named, on the untrained model; one that reads "
+            "the question keeps as many entries more as the question has tokens. KVzip and AdaKV keep as many on "
+            "average over heads, KVzip and PyramidKV over layers. A "
             "selection that opens whole leaves may stay below the budget. The same model, prompt and answer for all."
         ],
     )
