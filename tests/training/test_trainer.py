@@ -378,6 +378,9 @@ def test_two_processes_train_one_adapter(tmp_path, make_small_model, data):
     assert history(tmp_path / "run", "eval_gain") == [
         {"step": step, "eval_gain": gain} for step, gain in [(2, ANY), (4, report["eval_gain"])]
     ]
+    assert last_checkpoint(tmp_path / "run", processes=2).name == "checkpoint-4"
+    (tmp_path / "run" / "checkpoint-4" / "rng_state_1.pth").unlink()
+    assert last_checkpoint(tmp_path / "run", processes=2).name == "checkpoint-2"
     trained = Adapter.from_pretrained(report["adapter"])
     assert trained.config.tokens_seen > 2 * 4 * 3 * 30  # what both saw
     assert any(weight.any() for name, weight in trained.weights.items() if ".up." in name)
