@@ -89,7 +89,7 @@ def train(
     warmup: Annotated[int, typer.Option("--warmup", help="Steps in which the learning rate rises.")] = 20,
     seed: Annotated[int, typer.Option("--seed", help="Of everything drawn at random.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Pass over broken lines of JSON data.")] = False,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Pass over broken rows.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole checkpoint.")] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -288,12 +288,19 @@ class SharedLLMModel:
     def adapter(self) -> Adapter | None:
         """The trained weights on top of the base model, to be saved with ``save_pretrained``; None where it has none.
 
-        Those of cross-attention injection are the weights as they are now.
+        Those of cross-attention injection are the weights as they are now, described as the adapter that was loaded.
         """
         if not isinstance(self.injection, CrossAttentionInjection):
             return self._adapter
+        if self._adapter is not None:
+            return replace(self._adapter, weights=self.injection.state_dict())
         config = AdapterConfig(self.name, self.fingerprint, self.injection.kind, self.injection.layers)
         return Adapter(config, self.injection.state_dict())
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter was loaded."""
+        return self._adapter is not None
 
     # Tokens
 

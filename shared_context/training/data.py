@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,11 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 20
 """Characters of a plain text that become one row, so that a text may be longer than memory."""
+
+MEND = "Mend it, or pass over broken rows with skip_broken (--skip-broken)."
+
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which JSON can spell and no tokenizer takes."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,20 @@ class Row:
         value = next((self.fields[name] for name in names if name in self.fields), None)
         value = value.get("text") if isinstance(value, Mapping) else value
         texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            raise TrainingDataError(f"{self.place}: {' or '.join(names)} must be a text that is not empty.")
+        if not isinstance(texts, list) or not texts or not all(map(_says_something, texts)):
+            raise TrainingDataError(
+                f"{self.place}: {' or '.join(names)} must be a text that is not empty, without halves of surrogate "
+                "pairs."
+            )
         return texts
 
     def text(self, *names: str) -> str:
         """The one text of the first of these fields; raises as :meth:`texts`."""
         return self.texts(*names)[0]
+
+
+def _says_something(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and not HALF_PAIR.search(value)
 
 
 def read_rows(source: str | Path, *, skip_broken: bool = False) -> Iterator[Row]:
@@ -77,7 +91,7 @@ def read_rows(source: str | Path, *, skip_broken: bool = False) -> Iterator[Row]
 
 
 def _open(path: Path) -> Any:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _json_lines(path: Path, skip_broken: bool) -> Iterator[Row]:
@@ -86,8 +100,9 @@ def _json_lines(path: Path, skip_broken: bool) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
+                # by itself json would guess the encoding
+                fields = json.loads(line.decode("utf-8"))
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
                 fields, reason = None, str(error)
             else:
                 reason = f"a {type(fields).__name__}, not an object"
@@ -96,10 +111,7 @@ def _json_lines(path: Path, skip_broken: bool) -> Iterator[Row]:
             elif skip_broken:
                 logger.warning("%s, line %d is skipped: %s", path, number, reason)
             else:
-                raise TrainingDataError(
-                    f"{path}, line {number} is broken ({reason}). Mend it, or pass over broken lines with skip_broken "
-                    "(--skip-broken)."
-                )
+                raise TrainingDataError(f"{path}, line {number} is broken ({reason}). {MEND}")
 
 
 def _squad_rows(path: Path) -> Iterator[Row]:
@@ -117,7 +129,7 @@ def _squad_rows(path: Path) -> Iterator[Row]:
 
 
 def _text_rows(path: Path) -> Iterator[Row]:
-    with _open(path) as stream:
+    with io.TextIOWrapper(_open(path), encoding="utf-8") as stream:
         rest, number = "", 0
         while block := stream.read(BLOCK):
             number += 1

@@ -13,6 +13,12 @@ from shared_context.errors import TrainingDataError
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.training.data import Row
 
+PASSAGE = "passage", "context"
+"""Names of the field of a row that holds what its question is about, the first that is there."""
+
+LONG_TEXT = "text", "passage"
+"""The same of the field that holds a long text."""
+
 CUE_WORDS = 6
 """Words of a passage that a question quotes, so that what follows them is asked for."""
 
@@ -81,6 +87,8 @@ class ExampleMaker:
         end = model.hf_model.generation_config.eos_token_id
         end = model.tokenizer.eos_token_id if end is None else end
         self._end = (end[0] if isinstance(end, list) else end,) if ended else ()
+        # tokens of every prompt, whatever it asks, and of the answer's end
+        self._frame = len(model.prompt_format.render([{"role": "user", "content": ""}], with_context=True)) + 1
 
     def answering(self, row: Row) -> Example:
         """A row with ``question``, ``answers`` and ``passage``; the answer is spelled as the passage spells it.
@@ -88,11 +96,24 @@ class ExampleMaker:
         Raises:
             TrainingDataError: something of it is missing or empty, with the row's place.
         """
-        passage, question = row.text("passage", "context"), row.text("question")
-        answers = row.texts("answers", "answer")
-        found = next(filter(None, (_find(passage, answer) for answer in answers)), None)
-        answer = answers[0] if found is None else passage[slice(*found)]
+        passage, question, answer, found = _fields(row)
         return self._asked(self._around(passage, found), question, answer)
+
+    def check(self, row: Row) -> bool:
+        """Whether the answer of a row stands in its passage.
+
+        Raises:
+            TrainingDataError: as :meth:`answering`; or question and answer do not fit the window beside a context.
+        """
+        _, question, answer, found = _fields(row)
+        model = self._model
+        beside = model.count_tokens(question) + model.count_tokens(answer) + self._frame
+        if beside + self._max_context > model.context_window:
+            raise TrainingDataError(
+                f"{row.place}: prompt and answer take {beside} tokens, and beside max_context={self._max_context} "
+                f"{model.name} reads {model.context_window - self._max_context}; shorten them or lower max_context."
+            )
+        return found is not None
 
     def quoting(self, passage: str, rng: random.Random) -> Example | None:
         """A question made from the passage itself: how does it go on? None where it is too short to ask that."""
@@ -207,6 +228,14 @@ class ExampleMaker:
         return passage[int(bounds[start]) : int(bounds[start + self._max_context])]
 
 
+def _fields(row: Row) -> tuple[str, str, str, tuple[int, int] | None]:
+    """Passage, question and answer of a row, and where in the passage the answer stands."""
+    passage, question = row.text(*PASSAGE), row.text("question")
+    answers = row.texts("answers", "answer")
+    found = next(filter(None, (_find(passage, answer) for answer in answers)), None)
+    return passage, question, answers[0] if found is None else passage[slice(*found)], found
+
+
 def _find(passage: str, answer: str) -> tuple[int, int] | None:
     found = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", passage, re.IGNORECASE)
     return found.span() if found else None
@@ -291,7 +320,7 @@ def question_stream(
         for row in shuffled(rows(), rng):
             empty = False
             yield maker.answering(row)
-            yield from made_of(row.text("passage", "context"))
+            yield from made_of(row.text(*PASSAGE))
             if rng.random() < tasks.key_values:
                 yield maker.key_values(rng)
             if wanted(tasks.tracking):
@@ -309,7 +338,7 @@ def _passages(texts: Callable[[], Iterable[Row]], rng: random.Random) -> Iterato
     """Passages of long texts without end, each with the words that follow it; their line breaks are left out."""
 
     def drawn(row: Row) -> Iterator[tuple[str, str]]:
-        words = row.text("text", "passage").split()
+        words = row.text(*LONG_TEXT).split()
         for _ in range(PASSAGES_PER_TEXT):
             size = rng.randint(*PASSAGE_WORDS)
             if len(words) >= size + CONTINUED_WORDS:
@@ -339,7 +368,7 @@ def running_stream(
     rng = random.Random(seed)
     while True:
         empty = True
-        stretches = (e for row in rows() for e in maker.running(row.text("text", "passage"), running_tokens))
+        stretches = (e for row in rows() for e in maker.running(row.text(*LONG_TEXT), running_tokens))
         for example in shuffled(stretches, rng, size=64):
             empty = False
             yield example

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from random import Random
 
 import torch
@@ -61,8 +62,9 @@ class InjectionObjective(nn.Module):
         self.distillation, self.self_distillation = distillation, self_distillation
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
         if isinstance(model.injection, CrossAttentionInjection):
-            model.injection.adapt_upper(hf, *(low_rank or (None, None)))
-            self.trained = model.injection.float()
+            # a copy, so that the model stays as it was given
+            self.trained = deepcopy(model.injection).float()
+            self.trained.adapt_upper(hf, *(low_rank or (None, None)))
         else:
             self.trained = InjectionLoRA(hf, model.injection.layers, *low_rank)
 
@@ -208,7 +210,7 @@ class InjectionObjective(nn.Module):
             rows = [torch.tensor(rows) for _, rows in pieces]
             contexts.append(ContextKV([kv[chunk] for chunk, _ in pieces], rows, torch.tensor(ids)))
         texts = [[*self._prefix, *e.prompt, *e.answer[:-1]] for e in examples]
-        with model.injection.installed(model.hf_model, contexts, len(self._prefix)):
+        with self.trained.installed(model.hf_model, contexts, len(self._prefix)):
             return self._run(examples, texts, None, torch.zeros(len(examples), 0, dtype=torch.long))
 
     def _cross_entropy(self, examples: Sequence[Example], logits: torch.Tensor) -> torch.Tensor:

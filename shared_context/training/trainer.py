@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import sys
 import time
@@ -19,19 +21,30 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from shared_context.config import require
-from shared_context.errors import TrainingDataError, TrainingError
+from shared_context.errors import ModelMismatchError, TrainingDataError, TrainingError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.training.card import model_card
-from shared_context.training.config import TrainingConfig
+from shared_context.training.config import Stage, TrainingConfig
 from shared_context.training.curves import curves
-from shared_context.training.data import BLOCK, Row, read_rows
-from shared_context.training.examples import Example, ExampleMaker, other_contexts, question_stream, running_stream
+from shared_context.training.data import BLOCK, MEND, Row, read_rows
+from shared_context.training.examples import (
+    LONG_TEXT,
+    PASSAGE,
+    Example,
+    ExampleMaker,
+    other_contexts,
+    question_stream,
+    running_stream,
+)
 from shared_context.training.layout import LayoutMaker
 from shared_context.training.objective import InjectionObjective
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
 SETTINGS_FILE = "training.json"
@@ -65,15 +78,17 @@ def train(
         texts: sources of long texts, of which passages are drawn beside the rows of the stage "questions".
         start: begin with its weights instead of untrained ones, as one stage follows another; it was made for this
             model, with the injection, layers, rank and alpha of ``config``.
-        skip_broken: pass over broken lines of JSON data.
-        resume: go on from the last whole checkpoint in ``output``, where there is one.
+        skip_broken: pass over broken rows, with a warning each: lines that are no JSON object, texts that are missing
+            or empty, questions that do not fit the window.
+        resume: go on from the last whole checkpoint in ``output``, where there is one; of a run that has ended the
+            adapter is returned as it lies there.
 
     Raises:
         TrainingDataError: data are broken or empty.
-        TrainingError: the loss is no number any more.
+        TrainingError: the loss is no number any more, or a figure of a validation is none.
         ConfigError: a setting is out of range, not the model's, not those of ``start``, or not those of the run in
-            ``output``; or it was launched with FSDP or DeepSpeed.
-        ModelMismatchError: ``start`` was trained on another base model.
+            ``output``; or the model has an adapter; or it was launched with FSDP or DeepSpeed.
+        ModelMismatchError: ``start``, or the run that is resumed, was trained on another base model.
     """
     config = config or TrainingConfig()
     output = Path(output)
@@ -87,22 +102,29 @@ def train(
     # One process makes the folder or refuses it, the others wait for that.
     with arguments.main_process_first(local=False):
         if arguments.should_save:
-            _prepare(output, config, {"data": sources, "texts": long_texts}, start, resume)
-    checkpoint = last_checkpoint(output) if resume else None
-    maker = ExampleMaker(model, config.max_context)
-    rows = _Rows(sources, skip_broken, config.held_out)
-    stream = _Stream(rows, _Rows(long_texts, skip_broken, held_out=0), maker, config)
-    # The end of an answer is no part of what it says, so validation leaves it out, as SharedLLMModel.score does.
-    validation = _validation(rows, ExampleMaker(model, config.max_context, ended=False), config)
-    torch.manual_seed(config.seed)
-    objective = _objective(model, config, start)
-    trainer = AdapterTrainer(config, objective, stream, validation, arguments, start)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    adapter = trainer.adapter()
-    if trainer.args.should_save:
+            _prepare(output, model, config, {"data": sources, "texts": long_texts}, start, arguments.world_size, resume)
+    if resume and (output / CURVES_FILE).exists():  # what a run writes last
+        return Adapter.from_pretrained(output / ADAPTER_FOLDER)
+    checkpoint = last_checkpoint(output, arguments.world_size) if resume else None
+    state = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME) if checkpoint else TrainerState()
+    if checkpoint and state.global_step >= config.steps:  # the Trainer would take one step more
+        adapter = Adapter.from_pretrained(checkpoint / ADAPTER_FOLDER)
+    else:
+        maker = ExampleMaker(model, config.max_context)
+        rows = _Rows(sources, skip_broken, config.stage, maker, config.held_out)
+        books = _Rows(long_texts, skip_broken, "running_text", maker)
+        books.survey()
+        # The end of an answer is no part of what it says, so validation leaves it out, as SharedLLMModel.score does.
+        validation = _validation(rows, ExampleMaker(model, config.max_context, ended=False), config)
+        torch.manual_seed(config.seed)
+        objective = _objective(model, config, start)
+        stream = _Stream(rows, books, maker, config)
+        trainer = AdapterTrainer(config, objective, stream, validation, arguments, start)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        adapter, state = trainer.adapter(), trainer.state
+    if arguments.should_save:
         adapter.save_pretrained(output / ADAPTER_FOLDER)
-        picture = curves(trainer.state.log_history, f"{model.name}, {config.injection} injection")
-        (output / CURVES_FILE).write_text(picture, encoding="utf-8")
+        _write(output / CURVES_FILE, curves(state.log_history, f"{model.name}, {config.injection} injection"))
     return adapter
 
 
@@ -125,8 +147,9 @@ def validate(
     config = config or TrainingConfig()
     _check_model(model, config)
     _check_start(adapter, model, config)
-    rows = _Rows([data] if isinstance(data, str | Path) else list(data), skip_broken, config.held_out)
-    examples = _validation(rows, ExampleMaker(model, config.max_context, ended=False), config)
+    sources = [data] if isinstance(data, str | Path) else list(data)
+    maker = ExampleMaker(model, config.max_context, ended=False)
+    examples = _validation(_Rows(sources, skip_broken, config.stage, maker, config.held_out), maker, config)
     return _figures(_objective(model, config, adapter).eval(), examples, other_contexts(examples), config)
 
 
@@ -178,9 +201,9 @@ class AdapterTrainer(Trainer):
         """The loss of a batch; one that is no number stops the training before anything is changed by it."""
         parts = model(inputs["examples"])
         if not torch.isfinite(parts["loss"]):
+            step = self.state.global_step + 1
             raise TrainingError(
-                f"The loss is {parts['loss'].item()} at step {self.state.global_step + 1}; it was not learned from. "
-                "Go on from the last checkpoint with a lower learning rate, or look at the data of this step."
+                f"The loss is {parts['loss'].item()} at step {step}; it was not learned from. {_advice(self.args)}"
             )
         self._parts.append({name: value.item() for name, value in parts.items() if name != "loss"})
         return (parts["loss"], parts) if return_outputs else parts["loss"]
@@ -193,18 +216,26 @@ class AdapterTrainer(Trainer):
             now, tokens = time.perf_counter(), int(self._objective.tokens_seen)
             if self._counted is not None:
                 since, before = self._counted
-                logs["tokens_per_second"] = (tokens - before) / (now - since)
+                logs["tokens_per_second"] = (tokens - before) * self.args.world_size / (now - since)
             self._counted = now, tokens
         super().log(logs, *args, **kwargs)
         if self.args.should_save:
-            path = Path(self.args.output_dir) / HISTORY_FILE
-            path.write_text(json.dumps(self.state.log_history, indent=1) + "\n", encoding="utf-8")
+            # A norm of gradients may be infinite, which JSON has no word for.
+            history = [{k: v if math.isfinite(v) else None for k, v in e.items()} for e in self.state.log_history]
+            _write(Path(self.args.output_dir) / HISTORY_FILE, json.dumps(history, indent=1) + "\n")
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """NLL of the held-out answers with the right context, with a wrong one of the same length, and the gain."""
+        """NLL of the held-out answers with the right context, with a wrong one of the same length, and the gain.
+
+        One that is no number stops the training before a checkpoint of this step takes the place of an older one.
+        """
         self.model.eval()
         metrics = _figures(self._objective, self.eval_dataset, self._wrong, self._config)
         self.model.train()
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                step = self.state.global_step
+                raise TrainingError(f"{name} is {value} at step {step}, which was not saved. {_advice(self.args)}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -233,6 +264,14 @@ class AdapterTrainer(Trainer):
         start = None if self._start is None else self._start.digest
         card = model_card(described, config, self.state.global_step, next(validated, {}), start)
         return Adapter(described, weights, card)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        began = time.perf_counter()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._counted is not None:
+            # Validating and saving are no time of training: what has passed since the log is not counted.
+            since, tokens = self._counted
+            self._counted = since + time.perf_counter() - max(began, since), tokens
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -274,10 +313,20 @@ class _StopAtBrokenGradients(TrainerCallback):
     ) -> None:
         for name, parameter in model.named_parameters():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                step = state.global_step + 1
                 raise TrainingError(
-                    f"The gradient of {name} is no number at step {state.global_step + 1}; it was not learned from. "
-                    "Go on from the last checkpoint with a lower learning rate, or look at the data of this step."
+                    f"The gradient of {name} is no number at step {step}; it was not learned from. {_advice(args)}"
                 )
+
+
+def _advice(args: TrainingArguments) -> str:
+    """What to do after a number that is none: a run is resumed with its own settings only, so a new one is needed."""
+    checkpoint = last_checkpoint(Path(args.output_dir), args.world_size)
+    start = f"from the last checkpoint's adapter (--start {checkpoint / ADAPTER_FOLDER}) " if checkpoint else ""
+    return (
+        f"Begin a new run {start}with a lower learning rate (--learning-rate) in another folder (--output), or look "
+        "at the data of this step."
+    )
 
 
 class _Progress(TrainerCallback):
@@ -297,25 +346,62 @@ class _Progress(TrainerCallback):
 
 
 class _Rows:
-    """The rows of all sources, those at the end kept apart."""
+    """The rows of all sources, those at the end kept apart.
 
-    def __init__(self, sources: Sequence[str | Path], skip_broken: bool, held_out: int):
-        self.sources, self._skip_broken, self._held_out = sources, skip_broken, held_out
+    Args:
+        sources: as :func:`~shared_context.training.data.read_rows` takes them.
+        skip_broken: pass over rows that the stage cannot use.
+        stage: that the rows are for.
+        maker: makes examples of them.
+        held_out: rows at the end that are kept apart.
+    """
 
-    def _all(self) -> Iterator[Row]:
-        return chain.from_iterable(read_rows(source, skip_broken=self._skip_broken) for source in self.sources)
+    def __init__(
+        self, sources: Sequence[str | Path], skip_broken: bool, stage: Stage, maker: ExampleMaker, held_out: int = 0
+    ):
+        self.sources = sources
+        self._skip_broken, self._stage, self._maker, self._held_out = skip_broken, stage, maker, held_out
+        self._kept_apart: set[int] = set()
+
+    def survey(self) -> list[Row]:
+        """Read and check every row; the last ones, whose passages :meth:`training` leaves out from now on."""
+        last: deque[Row] = deque(maxlen=self._held_out)
+        unfounded = []
+        for row, founded in self._all():
+            last.append(row)
+            if not founded:
+                unfounded.append(row.place)
+        if unfounded:
+            logger.warning(
+                "Rows whose answer does not stand in their passage: %d, the first is %s; they are taken as they are.",
+                len(unfounded),
+                unfounded[0],
+            )
+        self._kept_apart = {self._passage(row) for row in last}
+        return list(last)
 
     def training(self) -> Iterator[Row]:
-        """All but the last; they are read as they are asked for."""
+        """All but the last and those that share a passage with them; they are read as they are asked for."""
         waiting: deque[Row] = deque()
-        for row in self._all():
+        for row, _ in self._all():
             waiting.append(row)
-            if len(waiting) > self._held_out:
-                yield waiting.popleft()
+            if len(waiting) > self._held_out and self._passage(first := waiting.popleft()) not in self._kept_apart:
+                yield first
 
-    def held_out(self) -> list[Row]:
-        """The last ones."""
-        return list(deque(self._all(), maxlen=self._held_out))
+    def _all(self) -> Iterator[tuple[Row, bool]]:
+        """The rows, each with whether its answer stands in its passage."""
+        for row in chain.from_iterable(read_rows(source, skip_broken=self._skip_broken) for source in self.sources):
+            try:
+                founded = self._maker.check(row) if self._stage == "questions" else bool(row.text(*LONG_TEXT))
+            except TrainingDataError as error:
+                if not self._skip_broken:
+                    raise TrainingDataError(f"{error} {MEND}") from error
+                logger.warning("A row is skipped. %s", error)
+            else:
+                yield row, founded
+
+    def _passage(self, row: Row) -> int:
+        return hash(row.text(*PASSAGE if self._stage == "questions" else LONG_TEXT))
 
 
 class _Stream(IterableDataset):
@@ -333,17 +419,17 @@ class _Stream(IterableDataset):
 
 
 def _validation(rows: _Rows, maker: ExampleMaker, config: TrainingConfig) -> list[Example]:
-    held_out = rows.held_out()
+    held_out = rows.survey()
     if next(rows.training(), None) is None:
         raise TrainingDataError(
             f"held_out={config.held_out} leaves nothing to train on: the data have {len(held_out)} rows (a plain text "
-            f"has one for each {BLOCK:,} characters). Hold fewer out (--held-out)."
+            f"has one for each {BLOCK:,} characters), or all share the passages of these. Hold fewer out (--held-out)."
         )
     if config.stage == "questions":
         examples = [maker.answering(row) for row in held_out]
     else:
         # one stretch of each row, or a few long books would take all the time there is
-        stretches = (maker.running(row.text("text", "passage"), config.running_tokens) for row in held_out)
+        stretches = (maker.running(row.text(*LONG_TEXT), config.running_tokens) for row in held_out)
         examples = [example for stretch in stretches for example in _first(stretch)]
     if len(examples) < 2:
         raise TrainingDataError(
@@ -372,6 +458,21 @@ def _check_model(model: SharedLLMModel, config: TrainingConfig) -> None:
     require(config.injection == model.injection.kind, "injection", config.injection, f"{model!r} was given")
     layers = model.hf_model.config.num_hidden_layers if config.injection_layers is None else config.injection_layers
     require(layers == model.injection.layers, "injection_layers", layers, f"{model!r} was given")
+    require(
+        not model.has_adapter,
+        "model",
+        model,
+        "has an adapter loaded; load it with adapter=None, and give the adapter by itself (start)",
+    )
+    running = config.running_tokens if config.stage == "running_text" else 0
+    needed = len(model.prompt_format.prefix) + config.max_context + running
+    require(
+        needed <= model.context_window,
+        "max_context",
+        config.max_context,
+        f"with the prompt's prefix and {running} running tokens that is {needed} tokens, and {model.name} reads "
+        f"{model.context_window}",
+    )
 
 
 def _check_start(start: Adapter, model: SharedLLMModel, config: TrainingConfig) -> None:
@@ -390,9 +491,11 @@ def _check_start(start: Adapter, model: SharedLLMModel, config: TrainingConfig) 
 
 def _prepare(
     output: Path,
+    model: SharedLLMModel,
     config: TrainingConfig,
     sources: Mapping[str, Sequence[str | Path]],
     start: Adapter | None,
+    processes: int,
     resume: bool,
 ) -> None:
     """Write down the settings of a new run, or see that they are those of the run that is resumed."""
@@ -400,33 +503,55 @@ def _prepare(
         **config.as_json(),
         **{name: [str(source) for source in several] for name, several in sources.items()},
         "start": None if start is None else start.digest,
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "processes": processes,
     }
     file = output / SETTINGS_FILE
-    if file.exists() and (last_checkpoint(output) or (output / HISTORY_FILE).exists()):
+    if file.exists() and (_checkpoints(output) or (output / HISTORY_FILE).exists()):
         require(resume, "output", str(output), "holds a run already; resume it, or name another folder")
         former = json.loads(file.read_text(encoding="utf-8"))
+        if former.get("fingerprint", model.fingerprint) != model.fingerprint:
+            raise ModelMismatchError(
+                f"The run in {output} trains an adapter for {former['model']} ({former['fingerprint']}), and "
+                f"{model.name} ({model.fingerprint}) was given; resume it with its own base model."
+            )
         changed = sorted(name for name in settings.keys() | former.keys() if settings.get(name) != former.get(name))
         require(not changed, "settings", changed, f"are others than those of the run in {output}, which is resumed")
         return
     output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    _write(file, json.dumps(settings, indent=2) + "\n")
 
 
-def last_checkpoint(output: Path) -> Path | None:
-    """The last checkpoint in a folder that was written to its end; None where there is none."""
-    folders = sorted(output.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True)
-    return next((folder for folder in folders if _is_whole(folder)), None)
+def _write(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, file)
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def last_checkpoint(output: Path, processes: int = 1) -> Path | None:
+    """The last checkpoint in a folder that so many processes wrote to its end; None where there is none."""
+    return next((folder for folder in reversed(_checkpoints(output)) if _is_whole(folder, processes)), None)
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    """The checkpoints of a run in the order of their steps, whole or not."""
+    steps = {folder: folder.name.rpartition("-")[2] for folder in output.glob("checkpoint-*")}
+    return sorted((folder for folder, step in steps.items() if step.isdecimal()), key=lambda f: int(steps[f]))
+
+
+def _is_whole(checkpoint: Path, processes: int) -> bool:
     """Whether a checkpoint's files can be read, the last written among them."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt") as weights:
             weights.keys()
     except (OSError, ValueError, SafetensorError):
         return False
-    return all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt"))
+    random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    return all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt", *random))
 
 
 def _arguments(output: Path, config: TrainingConfig, device: torch.device) -> TrainingArguments:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,6 +100,19 @@ def test_a_saved_adapter_gives_the_same_logits_when_it_is_loaded(tmp_path, train
     running, chunk = prompt(model, tokens(9, 9)), tokens(40, 10)
     logits = [m.logits(running, inject(m, [chunk], [torch.arange(40)])) for m in (model, fresh)]
     assert torch.equal(*logits)
+
+
+def test_a_loaded_adapter_keeps_its_description_with_the_weights_as_they_are_now(trained, make_model):
+    given = trained().adapter()
+    described = replace(given.config, ratios=(1, 8), chunk_size=512, split_noise=0.1, tokens_seen=1000)
+    fresh = make_model("llama", injection="cross_attention", injection_layers=2)
+    assert not fresh.has_adapter
+    fresh.load_adapter(Adapter(described, given.weights, "# A card"))
+    assert fresh.has_adapter
+    assert (fresh.adapter().config, fresh.adapter().card) == (described, "# A card")
+    assert fresh.adapter().digest == given.digest
+    torch.nn.init.ones_(fresh.injection.attentions[0].o_proj.weight)
+    assert fresh.adapter().digest != given.digest
 
 
 def test_from_pretrained_takes_injection_and_layers_from_the_adapter(tmp_path, trained, tokenizer):

@@ -33,6 +33,18 @@ def test_a_broken_line_is_reported_with_its_number_and_skipped_on_request_only(t
     assert ["line 2" in m or "line 3" in m for m in caplog.messages] == [True, True]
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_bytes_that_are_no_utf_8_break_their_line_only(tmp_path, name, caplog):
+    file = tmp_path / name
+    lines = [json.dumps(ROWS[0]).encode(), '{"passage": "Grüße"}'.encode("latin-1"), json.dumps(ROWS[1]).encode()]
+    content = b"\n".join(lines)
+    file.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(TrainingDataError, match="line 2 is broken .*utf-8.*--skip-broken"):
+        list(read_rows(file))
+    assert [row.fields for row in read_rows(file, skip_broken=True)] == ROWS[:2]
+    assert "line 2 is skipped" in caplog.text
+
+
 def test_a_cut_off_file_is_an_error(tmp_path):
     file = tmp_path / "rows.jsonl.gz"
     whole = gzip.compress("\n".join(json.dumps(row) for row in ROWS * 50).encode())
@@ -85,3 +97,12 @@ def test_a_row_without_answer_is_named(tmp_path, answers):
     (row,) = read_rows(file)
     with pytest.raises(TrainingDataError, match="line 1: answers"):
         row.texts("answers")
+
+
+def test_a_text_with_half_of_a_surrogate_pair_is_named(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a lamp \\ud83d"}\n{"text": "a lamp \\ud83d\\ude00"}')
+    broken, whole = read_rows(file)
+    assert whole.text("text") == "a lamp \U0001f600"
+    with pytest.raises(TrainingDataError, match="line 1: text must be .* surrogate"):
+        broken.text("text")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
-from shared_context.errors import ConfigError, TrainingDataError, TrainingError
+from shared_context.errors import ConfigError, ModelMismatchError, TrainingDataError, TrainingError
 from shared_context.model.adapter import Adapter
 from shared_context.training import CutConfig, Tasks, TrainingConfig, average, train, validate
 from shared_context.training.objective import InjectionObjective
@@ -101,22 +101,76 @@ def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(
         return {**parts, "loss": parts["loss"] * (float("nan") if next(calls) == 4 else 1)}
 
     monkeypatch.setattr(InjectionObjective, "forward", breaks)
-    with pytest.raises(TrainingError, match="loss is nan at step 5"):
+    advice = rf"loss is nan at step 5.*\(--start {folder}/checkpoint-4/adapter\).*--learning-rate.*--output"
+    with pytest.raises(TrainingError, match=advice):
         train(make_small_model(), data, folder, TrainingConfig(**SMALL), texts=texts)
     monkeypatch.undo()
     assert last_checkpoint(folder).name == "checkpoint-4"
     Adapter.from_pretrained(folder / "checkpoint-4" / ADAPTER_FOLDER)
 
-    # one that was cut off in writing is passed over
-    cut = folder / "checkpoint-5"
-    shutil.copytree(folder / "checkpoint-4", cut)
-    (cut / "optimizer.pt").write_bytes((cut / "optimizer.pt").read_bytes()[:1000])
+    # those that were cut off in writing are passed over, as are those that others put there
+    for step, (file, kept) in enumerate([("optimizer.pt", 1000), ("rng_state.pth", 1000), ("rng_state.pth", 0)], 5):
+        cut = folder / f"checkpoint-{step}"
+        shutil.copytree(folder / "checkpoint-4", cut)
+        content = (cut / file).read_bytes()[:kept]
+        (cut / file).write_bytes(content) if content else (cut / file).unlink()
+    shutil.copytree(folder / "checkpoint-4", folder / "checkpoint-best")
+    assert last_checkpoint(folder).name == "checkpoint-4"
     train(make_small_model(), data, folder, TrainingConfig(**SMALL), texts=texts, resume=True)
     assert history(folder, "loss", "nll", "divergence") == history(whole_run, "loss", "nll", "divergence")
     assert history(folder, "eval_right", "eval_wrong") == history(whole_run, "eval_right", "eval_wrong")
     adapters = [Adapter.from_pretrained(run / ADAPTER_FOLDER) for run in (folder, whole_run)]
     assert adapters[0].config == adapters[1].config
     assert adapters[0].digest == adapters[1].digest
+
+
+def test_an_ended_run_is_left_as_it_is(whole_run, tmp_path, make_small_model, data, texts):
+    def files(folder):
+        return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.rglob("*") if file.is_file()}
+
+    stored, before = Adapter.from_pretrained(whole_run / ADAPTER_FOLDER), files(whole_run)
+    resumed = train(make_small_model(), data, whole_run, TrainingConfig(**SMALL), texts=texts, resume=True)
+    assert (resumed.digest, resumed.config) == (stored.digest, stored.config)
+    assert files(whole_run) == before
+
+    # stopped between its last checkpoint and its end
+    folder = tmp_path / "unfinished"
+    shutil.copytree(whole_run, folder)
+    shutil.rmtree(folder / ADAPTER_FOLDER)
+    (folder / CURVES_FILE).unlink()
+    train(make_small_model(), data, folder, TrainingConfig(**SMALL), texts=texts, resume=True)
+    ended = Adapter.from_pretrained(folder / ADAPTER_FOLDER)
+    assert (ended.digest, ended.config, ended.card) == (stored.digest, stored.config, stored.card)
+    assert (folder / CURVES_FILE).read_text() == (whole_run / CURVES_FILE).read_text()
+
+
+def test_a_validation_that_is_no_number_stops_a_run_before_its_checkpoint(
+    tmp_path, make_small_model, data, monkeypatch
+):
+    monkeypatch.setattr(InjectionObjective, "nll", lambda self, examples, ratio: [float("nan")] * len(examples))
+    config = TrainingConfig(**{**SMALL, "evaluate_every": 4, "distillation": 0.0})
+    with pytest.raises(TrainingError, match="eval_right is nan at step 4, which was not saved.*checkpoint-2/adapter"):
+        train(make_small_model(), data, tmp_path, config)
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
+    assert [entry["step"] for entry in history(tmp_path, "loss")] == [1, 2, 3, 4]
+
+
+def test_the_history_stays_json_where_a_figure_is_infinite(tmp_path, make_small_model, data, monkeypatch):
+    forward = InjectionObjective.forward
+
+    def steep(self, examples):
+        parts = forward(self, examples)
+        parts["loss"].register_hook(lambda gradient: gradient * 1e30)
+        return parts
+
+    monkeypatch.setattr(InjectionObjective, "forward", steep)
+    train(make_small_model(), data, tmp_path, TrainingConfig(**{**SMALL, "steps": 1, "distillation": 0.0}))
+
+    def refused(word):
+        raise ValueError(f"{word} is no JSON")
+
+    entries = json.loads((tmp_path / HISTORY_FILE).read_text(), parse_constant=refused)
+    assert entries[0]["grad_norm"] is None
 
 
 def test_gradients_that_are_no_numbers_stop_a_run_before_they_are_used(tmp_path, make_small_model, data, monkeypatch):
@@ -141,6 +195,15 @@ def test_a_folder_with_a_run_is_not_written_over_nor_resumed_with_other_settings
         train(make_small_model(), data, whole_run, TrainingConfig(**SMALL), resume=True)
 
 
+def test_a_run_is_resumed_with_its_own_base_model(whole_run, make_small_model, data, texts):
+    with pytest.raises(ModelMismatchError, match="for small-0 .* and small-1 "):
+        train(make_small_model(seed=1), data, whole_run, TrainingConfig(**SMALL), texts=texts, resume=True)
+    other = make_small_model()
+    other.hf_model.to(torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"settings=\['dtype'\]"):
+        train(other, data, whole_run, TrainingConfig(**SMALL), texts=texts, resume=True)
+
+
 def test_broken_data_stop_a_run_with_the_line(tmp_path, make_small_model, data):
     lines = data.read_text().splitlines()
     broken = tmp_path / "broken.jsonl"
@@ -159,6 +222,60 @@ def test_broken_data_stop_a_run_with_the_line(tmp_path, make_small_model, data):
         train(make_small_model(), few, tmp_path / "run-3", TrainingConfig(**{**SMALL, "held_out": 1}))
 
 
+def test_broken_rows_stop_a_run_before_its_first_step_or_are_passed_over(
+    tmp_path, make_small_model, data, texts, caplog
+):
+    config = TrainingConfig(**{**SMALL, "steps": 2, "evaluate_every": 2, "distillation": 0.0})
+    lines = data.read_text().splitlines()
+    row = json.loads(lines[0])
+    broken = {"passage": "", "answers": [], "question": None, "answer": "far too long " * 700}
+    file = tmp_path / "rows.jsonl"
+    for field, value in broken.items():
+        wrong = {**row, field: value}
+        if field == "answer":
+            del wrong["answers"]
+        file.write_text("\n".join([*lines[:15], json.dumps(wrong), *lines[15:]]))
+        with pytest.raises(TrainingDataError, match=r"line 16: (?s:.*)--skip-broken"):
+            train(make_small_model(), file, tmp_path / field, config)
+        assert not (tmp_path / field / HISTORY_FILE).exists()
+        caplog.clear()
+        train(make_small_model(), file, tmp_path / field, config, skip_broken=True)
+        assert "A row is skipped" in caplog.text and "line 16" in caplog.text
+    train(make_small_model(), data, tmp_path / "clean", config)
+    for field in broken:
+        assert history(tmp_path / field, "loss") == history(tmp_path / "clean", "loss")
+    empty = tmp_path / "books.jsonl"
+    empty.write_text(json.dumps({"text": texts.read_text()}) + '\n{"text": " "}')
+    with pytest.raises(TrainingDataError, match=r"books\.jsonl, line 2: text or passage"):
+        train(make_small_model(), data, tmp_path / "run", config, texts=empty)
+
+
+def test_passages_that_are_held_out_are_not_trained_on_in_other_rows(
+    tmp_path, make_small_model, data, monkeypatch, caplog
+):
+    lines = data.read_text().splitlines()
+    held_out = [json.loads(line) for line in lines[-SMALL["held_out"] :]]
+    again = [
+        {**row, "question": f"which keeper is that of {i}", "answers": ["Nobody"]} for i, row in enumerate(held_out)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([*map(json.dumps, again), *lines]))
+    model, seen = make_small_model(), set()
+    forward = InjectionObjective.forward
+
+    def noted(self, examples):
+        seen.update(model.tokenizer.decode(example.context) for example in examples)
+        return forward(self, examples)
+
+    monkeypatch.setattr(InjectionObjective, "forward", noted)
+    config = {**SMALL, "steps": 8, "distillation": 0.0, "tasks": Tasks(quotes=0.0, key_values=0.0)}
+    train(model, file, tmp_path / "run", TrainingConfig(**config))
+    assert len(seen) == len(lines) - len(held_out)
+    assert not seen & {row["passage"] for row in held_out}
+    (warning,) = [message for message in caplog.messages if "does not stand in their passage" in message]
+    assert f"passage: 4, the first is {file}, line 1;" in warning
+
+
 def test_settings_must_be_the_models(tmp_path, make_small_model, data):
     with pytest.raises(ConfigError, match="texts.*stage"):
         train(make_small_model(), data, tmp_path, TrainingConfig(stage="running_text"), texts=data)
@@ -166,6 +283,30 @@ def test_settings_must_be_the_models(tmp_path, make_small_model, data):
         train(make_small_model(injection_layers=2), data, tmp_path, TrainingConfig(**SMALL))
     with pytest.raises(ConfigError, match="injection='prefix'"):
         train(make_small_model(injection="cross_attention"), data, tmp_path, TrainingConfig(**SMALL))
+    with pytest.raises(ConfigError, match="max_context=1024.*small-0 reads 1024"):
+        train(make_small_model(window=1024), data, tmp_path, TrainingConfig(**SMALL))
+    running = {**SMALL, "stage": "running_text", "max_context": 900}
+    with pytest.raises(ConfigError, match="max_context=900.*256 running tokens.*small-0 reads 1024"):
+        train(make_small_model(window=1024), data, tmp_path, TrainingConfig(**running))
+
+
+@pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
+def test_a_model_stays_as_it_was_given_and_may_have_no_adapter(tmp_path, make_small_model, data, injection):
+    config = TrainingConfig(**{**SMALL, "injection": injection, "steps": 2, "evaluate_every": 2, "distillation": 0.0})
+    model = make_small_model(injection=injection)
+    adapters = [train(model, data, tmp_path / name, config) for name in ("first", "second")]
+    assert adapters[0].digest == adapters[1].digest
+    losses = [history(tmp_path / name, "loss") for name in ("first", "second")]
+    assert losses[0] == losses[1]
+    figures = [validate(model, adapter, data, config) for adapter in adapters]
+    assert figures[0] == figures[1]
+    own = [getattr(m.adapter(), "digest", None) for m in (model, make_small_model(injection=injection))]
+    assert own[0] == own[1]
+    model.load_adapter(adapters[0])
+    with pytest.raises(ConfigError, match="has an adapter loaded.*adapter=None.*start"):
+        train(model, data, tmp_path / "third", config)
+    with pytest.raises(ConfigError, match="has an adapter loaded"):
+        validate(model, adapters[0], data, config)
 
 
 def test_a_stage_starts_where_another_ended(whole_run, tmp_path, make_small_model, data):
@@ -237,6 +378,9 @@ def test_two_processes_train_one_adapter(tmp_path, make_small_model, data):
     assert history(tmp_path / "run", "eval_gain") == [
         {"step": step, "eval_gain": gain} for step, gain in [(2, ANY), (4, report["eval_gain"])]
     ]
+    assert last_checkpoint(tmp_path / "run", processes=2).name == "checkpoint-4"
+    (tmp_path / "run" / "checkpoint-4" / "rng_state_1.pth").unlink()
+    assert last_checkpoint(tmp_path / "run", processes=2).name == "checkpoint-2"
     trained = Adapter.from_pretrained(report["adapter"])
     assert trained.config.tokens_seen > 2 * 4 * 3 * 30  # what both saw
     assert any(weight.any() for name, weight in trained.weights.items() if ".up." in name)
