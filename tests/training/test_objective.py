@@ -58,7 +58,7 @@ def trained(objective, scale=0.3):
 def served(make_small_model, objective):
     """The model with the objective's weights loaded as an adapter."""
     base = objective.model
-    low_rank = base.injection.kind == "prefix" or base.injection.upper is not None
+    low_rank = base.injection.kind == "prefix" or objective.trained.upper is not None
     fresh = make_small_model(injection=base.injection.kind, injection_layers=base.injection.layers)
     config = AdapterConfig(
         base.name, base.fingerprint, base.injection.kind, base.injection.layers,
