@@ -169,6 +169,8 @@ def compression(
     from shared_context.evaluation import compression as measurement
     from shared_context.evaluation import presses
 
+    if resume is not None and part != "presses":
+        raise typer.BadParameter("only --part presses can be resumed; leave it out.", param_hint="--resume")
     reader = load(model, adapter)
     measures = {
         "passages": measurement.measure_passages,

@@ -49,7 +49,7 @@ BUDGETS = (256, 1024)
 ANSWER_TOKENS = 20
 
 TOGETHER = 16
-"""Questions whose results are computed, and kept, at a time."""
+"""Questions whose results are computed at a time; one by one takes several times as long."""
 
 
 def measure(
@@ -74,7 +74,8 @@ def measure(
         model: answers; MiniLM embeds for all.
         data: questions; every article or file is one document, every paragraph where there is one article only.
         adapter: folder of an adapter, with which the model is loaded anew and measured beside itself.
-        limit: only so many questions, drawn at random.
+        limit: only so many questions, drawn at random. They are computed in batches, in the order of the drawing, so
+            that a larger limit changes the results of the last batch at most, by rounding, where that was not full.
         seed: of the drawing and of the intervals.
         budgets: KV entries or tokens shown at most.
         all_settings: try the baselines' other settings as well, which takes several times as long.
@@ -108,7 +109,7 @@ def measure(
         },
     )
     not_run: dict[str, str] = {}
-    chosen = asked.sample(limit, seed)
+    chosen = asked.drawn(limit, seed)
     if likelihoods and any(other_question(question, asked) is None for question in chosen[:1]):
         not_run["a wrong context, the control of each way"] = "all questions are about one document"
     stores = {suffix: SharedLLMContextStore(reader, embedder=embedder) for suffix, reader in readers.items()}

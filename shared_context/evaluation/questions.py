@@ -72,11 +72,15 @@ class QuestionSet:
 
     def sample(self, limit: int | None, seed: int = 0) -> tuple[Question, ...]:
         """``limit`` questions drawn at random, in the order of the file; all of them where it is None or larger."""
+        return tuple(self.questions[i] for i in sorted(self._drawn(limit, seed)))
+
+    def drawn(self, limit: int | None, seed: int = 0) -> tuple[Question, ...]:
+        """The questions of :meth:`sample` in the order of the drawing: a larger limit only adds to their end."""
+        return tuple(self.questions[i] for i in self._drawn(limit, seed))
+
+    def _drawn(self, limit: int | None, seed: int) -> np.ndarray:
         require(limit is None or limit >= 1, "limit", limit, "must be 1 question or more")
-        if limit is None or limit >= len(self.questions):
-            return self.questions
-        chosen = np.random.default_rng(seed).permutation(len(self.questions))[:limit]
-        return tuple(self.questions[i] for i in sorted(chosen))
+        return np.random.default_rng(seed).permutation(len(self.questions))[:limit]
 
     def key(self, question: Question) -> str:
         """Names a question of the set, whatever sample it is in."""

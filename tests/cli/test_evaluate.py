@@ -68,6 +68,13 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_loaded(opt
     assert loaded == [] and not (tmp_path / "missing").exists()
 
 
+@pytest.mark.parametrize("part", [(), ("--part", "passages"), ("--part", "grains")])
+def test_what_cannot_be_resumed_is_refused(part, questions, loaded, tmp_path):
+    result = run("eval", "compression", questions, *part, "--resume", tmp_path / "state")
+    assert result.exit_code == 2 and "presses" in result.stderr
+    assert loaded == [] and not (tmp_path / "state").exists()
+
+
 def test_what_was_measured_is_kept_where_a_later_measurement_fails(questions, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("out of memory")

@@ -60,6 +60,9 @@ def test_the_same_seed_draws_the_same_questions_in_the_order_of_the_file():
     assert places == sorted(set(places)) and len(places) == 10
     assert asked.sample(10, seed=3) == few != asked.sample(10, seed=4)
     assert asked.sample(None) == asked.sample(1000) == asked.questions
+    drawn = asked.drawn(None, seed=3)
+    assert sorted(drawn, key=asked.questions.index) == list(asked.questions) != list(drawn)
+    assert set(drawn[:10]) == set(few) and asked.drawn(10, seed=3) == drawn[:10]
     with pytest.raises(ConfigError, match="limit"):
         asked.sample(0)
 
