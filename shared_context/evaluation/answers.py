@@ -68,7 +68,8 @@ def measure(
     """Likelihood of the gold answer, and the answers given, under several contexts in the same prompt.
 
     Every way has its control: the same way with the context of another question, from documents that do not hold the
-    answer, of as many tokens. What a way gains over its control came through the context.
+    answer, of as many tokens but for paragraphs and documents, which are shown whole. What a way gains over its control
+    came through the context.
 
     Args:
         model: answers; MiniLM embeds for all.
@@ -138,6 +139,7 @@ def measure(
         "documents": len(asked.documents),
         "questions": len(chosen),
         "of": len(asked.questions),
+        "left out": asked.left_out_text,
         "seed": seed,
         **({} if adapter is None else {"adapter": readers[ADAPTER].adapter().digest}),
     }
@@ -340,7 +342,9 @@ def _report(
         notes=[
             "What has no budget of its own is drawn as a level line. The question's own document is what retrieval "
             "would have to find first: nobody else is told which document it is. Controls show as many tokens of other "
-            "documents, chosen for another question; of them only the likelihood is measured.",
+            "documents, chosen for another question; of them only the likelihood is measured. The controls of the gold "
+            "paragraph and of the whole document are another question's, whole, of whatever length they have: the "
+            "table has their tokens.",
             "A selection may leave out what is far below its best leaf (StoreConfig.floor); without the floor it "
             "spends the whole budget. All ways use the same prompt, and pasted text stands where the injected "
             "selection does.",
