@@ -111,6 +111,16 @@ def test_bench_without_the_frameworks_says_what_to_install(questions, monkeypatc
     assert "**Not run**" in result.stdout and "shared-context[eval]" in result.stdout
 
 
+def test_compression_needs_the_frameworks_only_where_it_measures_against_them(questions, monkeypatch):
+    for name in "compression", "baselines":
+        monkeypatch.delattr(f"shared_context.evaluation.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"shared_context.evaluation.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "shared_context.evaluation.baselines", None)
+    for part, missing in ("passages", "--adapter"), ("grains", "shared-context[eval]"):
+        result = run("eval", "compression", questions, "--part", part)
+        assert result.exit_code == 1 and missing in result.stderr, result.output
+
+
 # ---- report
 
 
