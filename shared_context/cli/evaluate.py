@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from shared_context.cli import output, session
+from shared_context.cli.options import to_be_written
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from shared_context import SharedLLMModel
     from shared_context.evaluation.report import Report
@@ -44,15 +45,22 @@ AdapterOption = Annotated[
     ),
 ]
 JsonFileOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the results to FILE too, as JSON.")
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the results to FILE too, as JSON.", callback=to_be_written),
 ]
 HtmlFileOption = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots and tables to FILE too.")
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", help="Write a page with plots and tables to FILE too.", callback=to_be_written
+    ),
 ]
 ResumeOption = Annotated[
     Path | None,
     typer.Option(
-        "--resume", metavar="FILE", help="Keep results in FILE as they come; started again, go on where it was stopped."
+        "--resume",
+        metavar="FILE",
+        help="Keep results in FILE as they come; started again, go on where it was stopped.",
+        callback=to_be_written,
     ),
 ]
 
@@ -145,7 +153,12 @@ def compression(
     seed: SeedOption = 0,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="FILE", help="Of presses: keep results in FILE, and go on from it."),
+        typer.Option(
+            "--resume",
+            metavar="FILE",
+            help="Of presses: keep results in FILE, and go on from it.",
+            callback=to_be_written,
+        ),
     ] = None,
     json_file: JsonFileOption = None,
     html_file: HtmlFileOption = None,
@@ -156,6 +169,8 @@ def compression(
     from shared_context.evaluation import compression as measurement
     from shared_context.evaluation import presses
 
+    if resume is not None and part != "presses":
+        raise typer.BadParameter("only --part presses can be resumed; leave it out.", param_hint="--resume")
     reader = load(model, adapter)
     measures = {
         "passages": measurement.measure_passages,
@@ -163,7 +178,7 @@ def compression(
         "presses": partial(presses.measure, resume=resume),
     }
     wanted = [part] if part else ["passages", "grains"]
-    finish([measures[one](reader, data, limit=limit, seed=seed) for one in wanted], json_file, html_file)
+    finish((measures[one](reader, data, limit=limit, seed=seed) for one in wanted), json_file, html_file)
 
 
 @app.command(epilog=output.EXIT_CODES)
@@ -265,17 +280,19 @@ def load(name: str | None, adapter: str | None = "auto", dtype: str = "auto") ->
     return session.load_model(name or DEFAULT_MODEL, None if adapter == "none" else adapter, dtype)
 
 
-def finish(reports: Sequence[Report], json_file: Path | None, html_file: Path | None) -> None:
-    """Print reports, and write them where that is wanted."""
+def finish(reports: Iterable[Report], json_file: Path | None, html_file: Path | None) -> None:
+    """Print each report as it comes, and write all so far where that is wanted: a later one may fail or be stopped."""
     import json
 
+    done = []
     for report in reports:
         print(report.markdown(), flush=True)
-    if json_file is not None:
-        content = json.dumps({"reports": [report.as_json() for report in reports]}, indent=1)
-        json_file.write_text(content + "\n", encoding="utf-8")
-    if html_file is not None:
-        from shared_context.evaluation.page import page
+        done.append(report)
+        if json_file is not None:
+            content = json.dumps({"reports": [one.as_json() for one in done]}, indent=1)
+            json_file.write_text(content + "\n", encoding="utf-8")
+        if html_file is not None:
+            from shared_context.evaluation.page import page
 
-        title = ", ".join(report.name for report in reports)
-        html_file.write_text(page(f"shared-context: {title}", reports), encoding="utf-8")
+            title = ", ".join(one.name for one in done)
+            html_file.write_text(page(f"shared-context: {title}", done), encoding="utf-8")

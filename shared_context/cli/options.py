@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,22 @@ def parse_metadata(given: list[str] | None) -> dict[str, Any] | None:
     """The metadata for all `--metadata` options together, or None where there are none."""
     pairs = [parse_pair(text, "--metadata") for text in given or ()]
     return {key: value for pair in pairs for key, value in pair.items()} or None
+
+
+def to_be_written(file: Path | None) -> Path | None:
+    """The file of an option, which a long run writes at its end.
+
+    Raises:
+        typer.BadParameter: it cannot be written, said before the run begins.
+    """
+    if file is not None:
+        if not file.parent.is_dir():
+            raise typer.BadParameter(f"{file} cannot be written: there is no folder {file.parent}; make it first.")
+        if file.is_dir():
+            raise typer.BadParameter(f"{file} is a folder; name a file.")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise typer.BadParameter(f"{file} cannot be written: it is not permitted.")
+    return file
 
 
 def parse_pair(text: str, option: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shared_context.cli import output
+from shared_context.cli.options import to_be_written
 
 
 def report(
@@ -15,9 +16,9 @@ def report(
         list[Path],
         typer.Argument(metavar="FILE...", help="What --json of eval and bench wrote.", show_default=False),
     ],
-    html_file: Annotated[Path, typer.Option("--html", metavar="FILE", help="Where the page goes.")] = Path(
-        "report.html"
-    ),
+    html_file: Annotated[
+        Path, typer.Option("--html", metavar="FILE", help="Where the page goes.", callback=to_be_written)
+    ] = Path("report.html"),
     together: Annotated[
         bool, typer.Option("--together", help="Put all results on one page as they are, instead of comparing two runs.")
     ] = False,

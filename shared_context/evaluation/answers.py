@@ -49,7 +49,7 @@ BUDGETS = (256, 1024)
 ANSWER_TOKENS = 20
 
 TOGETHER = 16
-"""Questions whose results are computed, and kept, at a time."""
+"""Questions whose results are computed at a time; one by one takes several times as long."""
 
 
 def measure(
@@ -68,13 +68,15 @@ def measure(
     """Likelihood of the gold answer, and the answers given, under several contexts in the same prompt.
 
     Every way has its control: the same way with the context of another question, from documents that do not hold the
-    answer, of as many tokens. What a way gains over its control came through the context.
+    answer, of as many tokens but for paragraphs and documents, which are shown whole. What a way gains over its control
+    came through the context.
 
     Args:
         model: answers; MiniLM embeds for all.
         data: questions; every article or file is one document, every paragraph where there is one article only.
         adapter: folder of an adapter, with which the model is loaded anew and measured beside itself.
-        limit: only so many questions, drawn at random.
+        limit: only so many questions, drawn at random. They are computed in batches, in the order of the drawing, so
+            that a larger limit changes the results of the last batch at most, by rounding, where that was not full.
         seed: of the drawing and of the intervals.
         budgets: KV entries or tokens shown at most.
         all_settings: try the baselines' other settings as well, which takes several times as long.
@@ -108,7 +110,7 @@ def measure(
         },
     )
     not_run: dict[str, str] = {}
-    chosen = asked.sample(limit, seed)
+    chosen = asked.drawn(limit, seed)
     if likelihoods and any(other_question(question, asked) is None for question in chosen[:1]):
         not_run["a wrong context, the control of each way"] = "all questions are about one document"
     stores = {suffix: SharedLLMContextStore(reader, embedder=embedder) for suffix, reader in readers.items()}
@@ -137,6 +139,7 @@ def measure(
         "documents": len(asked.documents),
         "questions": len(chosen),
         "of": len(asked.questions),
+        "left out": asked.left_out_text,
         "seed": seed,
         **({} if adapter is None else {"adapter": readers[ADAPTER].adapter().digest}),
     }
@@ -339,7 +342,9 @@ def _report(
         notes=[
             "What has no budget of its own is drawn as a level line. The question's own document is what retrieval "
             "would have to find first: nobody else is told which document it is. Controls show as many tokens of other "
-            "documents, chosen for another question; of them only the likelihood is measured.",
+            "documents, chosen for another question; of them only the likelihood is measured. The controls of the gold "
+            "paragraph and of the whole document are another question's, whole, of whatever length they have: the "
+            "table has their tokens.",
             "A selection may leave out what is far below its best leaf (StoreConfig.floor); without the floor it "
             "spends the whole budget. All ways use the same prompt, and pasted text stands where the injected "
             "selection does.",

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from shared_context.errors import ConfigError
 from shared_context.evaluation.report import Cell, HeatMap, Lines, Part, Report, Series, Table, text_of
+
+NO_INTERVAL = (
+    "Differences are the second run's figures minus the first's, without an interval: results do not hold the figures "
+    "of single questions, which an interval would have to be paired by."
+)
 
 
 def compare_runs(first: Sequence[Report], second: Sequence[Report], names: tuple[str, str]) -> list[Report]:
@@ -44,14 +50,19 @@ def _compare(first: Report, second: Report, names: tuple[str, str]) -> Report:
             parts += _compared(part, other, names)
             left_out += _unpaired(part, other)
     left_out += [title for _, title in others]
-    notes = [f"In one of the runs only: {'; '.join(left_out)}."] if left_out else []
+    notes = [NO_INTERVAL, *([f"In one of the runs only: {'; '.join(left_out)}."] if left_out else [])]
+    targets = [
+        replace(target, what=f"{target.what} ({name})")
+        for name, r in zip(names, (first, second), strict=True)
+        for target in r.targets
+    ]
     not_run = {
         f"{what} ({name})": why
         for name, r in zip(names, (first, second), strict=True)
         for what, why in r.not_run.items()
     }
     shared = {name: value for name, value in first.setting.items() if second.setting.get(name) == value}
-    return Report(f"{first.name}: {names[0]} and {names[1]}", shared, parts, (), not_run, [*first.notes, *notes])
+    return Report(f"{first.name}: {names[0]} and {names[1]}", shared, parts, targets, not_run, [*first.notes, *notes])
 
 
 def _compared(first: Part, second: Part, names: tuple[str, str]) -> Iterator[Part]:
@@ -82,18 +93,30 @@ def _differences(first: Table, second: Table, names: tuple[str, str]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     theirs = _by_key(second)
     for key, row in _by_key(first).items():
-        for column, a, b in zip(first.columns[first.keys :], row, theirs.get(key, ()), strict=False):
+        other = theirs.get(key, {})
+        for column, a in row.items():
+            b = other.get(column)
             if isinstance(a, int | float) and isinstance(b, int | float):
                 rows.append((key, column, a, b, b - a))
     return Table(first.title, ("row", "column", *names, "difference"), rows, keys=2)
 
 
 def _unpaired(first: Part, second: Part) -> list[str]:
-    """Rows that only one of the tables has."""
-    rows, others = _by_key(first.table()), _by_key(second.table())
-    return [f"{first.title}: {key}" for key in [*rows, *others] if key not in rows or key not in others]
+    """Rows and columns that only one of the tables has."""
+    one, other = first.table(), second.table()
+    named = [(list(_by_key(table)), list(table.columns[table.keys :])) for table in (one, other)]
+    return [
+        f"{first.title}: {name}"
+        for ours, theirs in zip(*named, strict=True)
+        for name in dict.fromkeys([*ours, *theirs])
+        if name not in ours or name not in theirs
+    ]
 
 
-def _by_key(table: Table) -> dict[str, Sequence[Cell]]:
-    """The cells of each row behind those that name it, by its name."""
-    return {", ".join(map(text_of, row[: table.keys])): row[table.keys :] for row in table.rows}
+def _by_key(table: Table) -> dict[str, dict[str, Cell]]:
+    """The cells of each row behind those that name it, by column, by the row's name."""
+    columns = table.columns[table.keys :]
+    return {
+        ", ".join(map(text_of, row[: table.keys])): dict(zip(columns, row[table.keys :], strict=True))
+        for row in table.rows
+    }

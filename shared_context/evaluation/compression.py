@@ -11,7 +11,6 @@ import torch
 from shared_context import Selection, SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import ConfigError
 from shared_context.evaluation.answers import several_documents
-from shared_context.evaluation.baselines import ChunkedRAG, pasted
 from shared_context.evaluation.metrics import paired_difference
 from shared_context.evaluation.questions import Question, QuestionSet
 from shared_context.evaluation.report import Cell, Report, Table, Target, model_setting, with_progress
@@ -142,8 +141,15 @@ def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None
     Args: as :func:`measure_passages`.
 
     Raises:
-        ConfigError: the model has no adapter, or there is one document only, which leaves no wrong one.
+        ConfigError: the model has no adapter, LlamaIndex is missing, or there is one document only, which leaves no
+            wrong one.
     """
+    try:
+        from shared_context.evaluation.baselines import ChunkedRAG, pasted
+    except ImportError as error:
+        raise ConfigError(
+            f"Grains are measured against chunked RAG: {error}. pip install 'shared-context[eval]'"
+        ) from error
     base, asked = _base(model), several_documents(data)
     if len(asked.documents) < 2:
         raise ConfigError(f"{data} is one document: a wrong context needs two or more.")
@@ -210,6 +216,7 @@ def _setting(model: SharedLLMModel, asked: QuestionSet, questions: Sequence[Ques
         "tokens it saw": adapter.config.tokens_seen,
         "documents": len(asked.documents),
         "questions": len(questions),
+        "left out": asked.left_out_text,
     }
 
 

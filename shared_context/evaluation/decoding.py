@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context.config import require
 from shared_context.evaluation.questions import QuestionSet
 from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting, with_progress
 from shared_context.store.embedder import load_default_embedder
@@ -25,17 +26,21 @@ def measure(
 
     Args:
         model: answers; MiniLM embeds.
-        asked: questions, over documents of more tokens than the largest context.
-        context_tokens: KV entries shown at most.
+        asked: two questions or more.
+        context_tokens: KV entries shown at most; what is more than the documents hold is not run.
         runs: questions that are counted.
+
+    Raises:
+        ConfigError: there is one question only, or none is to be counted.
     """
-    warm_up, *questions = (question.text for question in asked.sample(runs + 1))
+    warm_up, *questions = warm_up_and_counted(asked, runs)
+    not_run: dict[str, str] = {}
     speeds: dict[tuple[int, str], list[float]] = {}
     shown: dict[int, list[int]] = {}
     with SharedLLMContextStore(model, embedder=load_default_embedder()) as store:
         for id, text in asked.documents.items():
             store.add(text, id=id)
-        for tokens in context_tokens:
+        for tokens in filled(context_tokens, store.stats()["tokens"], not_run):
             for question in with_progress([warm_up, *questions], f"decoding, {tokens} tokens"):
                 selection = store.select(question, budget=tokens, floor=0.0)
                 for way, context in (INJECTED, selection), (PASTED, selection.text):
@@ -49,7 +54,7 @@ def measure(
                         shown.setdefault(tokens, []).append(selection.kv_entries)
     return Report(
         "decoding",
-        {**model_setting(model), "answer tokens": ANSWER_TOKENS, "runs": runs},
+        {**model_setting(model), "answer tokens": ANSWER_TOKENS, "runs": len(questions)},
         [
             Lines(
                 "Tokens per second after the first, median",
@@ -57,7 +62,7 @@ def measure(
                 "tokens per second",
                 [
                     Series(way, [Point(n, median(s), min(s), max(s)) for (n, of), s in speeds.items() if of == way])
-                    for way in (INJECTED, PASTED)
+                    for way in dict.fromkeys(way for _, way in speeds)
                 ],
                 log_x=True,
             ),
@@ -68,4 +73,27 @@ def measure(
                 keys=2,
             ),
         ],
+        not_run=not_run,
     )
+
+
+def warm_up_and_counted(asked: QuestionSet, runs: int) -> list[str]:
+    """A question that is not counted, and those that are: ``runs`` of them, or all others.
+
+    Raises:
+        ConfigError: there would be none to count.
+    """
+    require(runs >= 1, "runs", runs, "must be 1 question or more")
+    count = len(asked.questions)
+    require(count >= 2, "questions", count, "one is not counted, so two or more are needed; add some")
+    return [question.text for question in asked.sample(runs + 1)]
+
+
+def filled(context_tokens: Sequence[int], available: int, not_run: dict[str, str]) -> list[int]:
+    """The sizes of context that documents of ``available`` tokens can fill; why not the others is put down."""
+    not_run |= {
+        f"{tokens:,} context tokens": f"the documents have {available:,} together"
+        for tokens in context_tokens
+        if tokens > available
+    }
+    return [tokens for tokens in context_tokens if tokens <= available]

@@ -12,7 +12,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 
 from shared_context import SharedLLMModel, StoreConfig
 from shared_context.evaluation.baselines import CHUNK_OVERLAP, CHUNK_SIZE, ChunkedRAG
-from shared_context.evaluation.decoding import CONTEXT_TOKENS
+from shared_context.evaluation.decoding import CONTEXT_TOKENS, filled, warm_up_and_counted
 from shared_context.evaluation.questions import QuestionSet
 from shared_context.evaluation.report import (
     Lines,
@@ -48,11 +48,15 @@ def measure(
 
     Args:
         model: answers; MiniLM embeds for both sides.
-        asked: questions, over documents of more tokens than the largest context.
-        context_tokens: the sizes of context to compare at; the most that either side is given.
+        asked: two questions or more.
+        context_tokens: the sizes of context to compare at, the most that either side is given; what is more than the
+            documents hold is not run.
         runs: questions that are counted.
+
+    Raises:
+        ConfigError: there is one question only, or none is to be counted.
     """
-    warm_up, *questions = (question.text for question in asked.sample(runs + 1))
+    warm_up, *questions = warm_up_and_counted(asked, runs)
     embedder, llm = load_default_embedder(), SharedLLM(model=model, max_new_tokens=1)
     rag = ChunkedRAG(model, embedder, asked.documents)
     not_run: dict[str, str] = {}
@@ -65,6 +69,8 @@ def measure(
         config=StoreConfig(floor=0.0),
     )
     store = index.store
+    document_tokens = store.stats()["tokens"]
+    context_tokens = filled(context_tokens, document_tokens, not_run)
     seconds: dict[tuple[int, str], list[float]] = {}
     shown: dict[tuple[int, str], list[int]] = {}
     for tokens in context_tokens:
@@ -89,7 +95,6 @@ def measure(
                 if question is not warm_up:
                     seconds.setdefault((tokens, way), []).append(taken)
                     shown.setdefault((tokens, way), []).append(entries[way])
-    document_tokens = store.stats()["tokens"]
     store.close()
     ratios = {
         (tokens, ours): median(seconds[tokens, theirs]) / median(seconds[tokens, ours])
@@ -98,7 +103,7 @@ def measure(
     }
     return Report(
         "first-token",
-        {**model_setting(model), "tokens of documents": document_tokens, "runs": runs},
+        {**model_setting(model), "tokens of documents": document_tokens, "runs": len(questions)},
         [
             Lines(
                 "Time to first token, median",

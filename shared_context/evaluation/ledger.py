@@ -46,12 +46,14 @@ class Ledger:
         Args:
             keys: one for each result.
             compute: the results of some keys, in their order.
-            together: how many are computed, and kept, at a time.
+            together: how many are computed at a time, as their order has them. Where one of those is missing all are
+                computed anew: a result may hang on what is computed with it, and not on where a run was stopped.
             what: what the progress bar says.
         """
-        missing = [key for key in dict.fromkeys(keys) if key not in self._results]
-        for at in with_progress(range(0, len(missing), together), what):
-            now = missing[at : at + together]
+        several = list(dict.fromkeys(keys))
+        batches = [several[at : at + together] for at in range(0, len(several), together)]
+        missing = [batch for batch in batches if any(key not in self._results for key in batch)]
+        for now in with_progress(missing, what):
             for key, result in zip(now, compute(now), strict=True):
                 # Through JSON, so that a result is the same whether it was just computed or read back.
                 self._results[key] = json.loads(json.dumps(result))

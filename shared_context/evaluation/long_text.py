@@ -9,7 +9,7 @@ from pathlib import Path
 from shared_context import SharedLLMModel
 from shared_context.config import require
 from shared_context.errors import DocumentError
-from shared_context.evaluation.questions import json_lines
+from shared_context.evaluation.questions import JSON_LINES, json_lines
 
 
 def read_texts(path: str | Path) -> list[str]:
@@ -20,7 +20,7 @@ def read_texts(path: str | Path) -> list[str]:
     """
     path = Path(path)
     try:
-        if path.name.endswith((".jsonl", ".jsonl.gz")):
+        if path.name.endswith(JSON_LINES):
             return [row["text"] for row in json_lines(path)]
         return [path.read_text(encoding="utf-8")]
     except (ValueError, KeyError, TypeError) as error:

@@ -7,9 +7,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -17,10 +18,23 @@ from shared_context.config import StoreConfig, require
 from shared_context.errors import DocumentError
 from shared_context.store.documents import load_documents
 
+T = TypeVar("T")
+
 BETWEEN_PARAGRAPHS = "\n\n"
 
 QUESTION_FILES = ("questions.json", "questions.jsonl", "questions.jsonl.gz")
 """What the question file of a folder of documents may be called."""
+
+JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+"""How the names of files of JSON lines end."""
+
+# Thai, Lao, Burmese, Khmer, Japanese and Chinese.
+_WITHOUT_SPACES = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    r"\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_IN_WORD = rf"[^\W{_WITHOUT_SPACES}]"
+"""A character of a word, in scripts that separate words by spaces."""
 
 Unit = Literal["file", "article", "paragraph"]
 
@@ -63,20 +77,30 @@ class QuestionSet:
     Attributes:
         documents: texts by id.
         questions: those whose answers stand in the documents.
-        left_out: how many others there were.
+        left_out: where the others stand in the file, by why they cannot be used.
     """
 
     documents: dict[str, str]
     questions: tuple[Question, ...]
-    left_out: int = 0
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def left_out_text(self) -> str:
+        """How many were left out, why, and where the first of them stands."""
+        reasons = [f"{len(at)} for {why} (the first: {at[0]})" for why, at in self.left_out.items()]
+        return "; ".join(reasons) or "none"
 
     def sample(self, limit: int | None, seed: int = 0) -> tuple[Question, ...]:
         """``limit`` questions drawn at random, in the order of the file; all of them where it is None or larger."""
+        return tuple(self.questions[i] for i in sorted(self._drawn(limit, seed)))
+
+    def drawn(self, limit: int | None, seed: int = 0) -> tuple[Question, ...]:
+        """The questions of :meth:`sample` in the order of the drawing: a larger limit only adds to their end."""
+        return tuple(self.questions[i] for i in self._drawn(limit, seed))
+
+    def _drawn(self, limit: int | None, seed: int) -> np.ndarray:
         require(limit is None or limit >= 1, "limit", limit, "must be 1 question or more")
-        if limit is None or limit >= len(self.questions):
-            return self.questions
-        chosen = np.random.default_rng(seed).permutation(len(self.questions))[:limit]
-        return tuple(self.questions[i] for i in sorted(chosen))
+        return np.random.default_rng(seed).permutation(len(self.questions))[:limit]
 
     def key(self, question: Question) -> str:
         """Names a question of the set, whatever sample it is in."""
@@ -97,7 +121,7 @@ class QuestionSet:
 
 
 def read_questions(path: str | Path, unit: Unit = "file") -> QuestionSet:
-    """Read a set of questions.
+    """Read a set of questions. Rows that cannot be used are left out, and the set says why.
 
     Args:
         path: a SQuAD-format JSON file; a JSONL file of rows with ``question``, ``answers`` and ``passage`` or
@@ -108,13 +132,13 @@ def read_questions(path: str | Path, unit: Unit = "file") -> QuestionSet:
             (of JSONL: one title), or each by itself. A blank line stands between the paragraphs of a document.
 
     Raises:
-        DocumentError: it is in none of these formats, or no answer stands in the documents.
+        DocumentError: it is in none of these formats, or none of its rows can be used.
     """
     path = Path(path)
     try:
         if path.is_dir():
             found = _read_folder(path)
-        elif path.name.endswith((".jsonl", ".jsonl.gz")):
+        elif path.name.endswith(JSON_LINES):
             found = _read_rows(path, unit)
         else:
             found = _read_squad(path, unit)
@@ -124,7 +148,9 @@ def read_questions(path: str | Path, unit: Unit = "file") -> QuestionSet:
             "question, answers and passage or passages, or a folder of documents with a questions.jsonl."
         ) from error
     if not found.questions:
-        raise DocumentError(f"{path} has no question whose answer stands in its documents")
+        raise DocumentError(
+            f"{path} has no question whose answer stands in its documents. Left out: {found.left_out_text}."
+        )
     return found
 
 
@@ -132,31 +158,44 @@ def read_questions(path: str | Path, unit: Unit = "file") -> QuestionSet:
 
 
 def _read_squad(path: Path, unit: Unit) -> QuestionSet:
-    builder = _Builder()
-    asked: list[tuple[str, dict[Span, str]]] = []
-    passages: list[Span] = []
-    for article in json.loads(_content(path))["data"]:
-        for paragraph in article["paragraphs"]:
-            names = {"file": path.stem, "article": article["title"], "paragraph": str(len(builder.places))}
-            passage = builder.add(names[unit], paragraph["context"])
-            asked += [(q["question"], _gold(paragraph["context"], passage, q["answers"])) for q in paragraph["qas"]]
-            passages += [passage] * len(paragraph["qas"])
-    questions = [
-        Question(text, tuple(gold.values()), tuple(gold), passage)
-        for (text, gold), passage in zip(asked, passages, strict=True)
-        if gold
-    ]
-    return QuestionSet(builder.documents(), tuple(questions), len(asked) - len(questions))
+    builder, left_out, titles = _Builder(), _LeftOut(), set()
+    questions = []
+    for a, article in enumerate(json.loads(_content(path))["data"], start=1):
+        with left_out.unusable(at := f"article {a}"):
+            paragraphs = _field(article, "paragraphs", list)
+            title = _new_title(str(article.get("title") or at), titles)
+            for p, paragraph in enumerate(paragraphs, start=1):
+                with left_out.unusable(beneath := f"{at}, paragraph {p}"):
+                    context, asked = _field(paragraph, "context", str), _field(paragraph, "qas", list)
+                    names = {"file": path.stem, "article": title, "paragraph": str(len(builder.places))}
+                    passage = builder.add(names[unit], context)
+                    for q, one in enumerate(asked, start=1):
+                        with left_out.unusable(f"{beneath}, question {q}"):
+                            text, gold = _field(one, "question", str), _gold(context, passage, one)
+                            questions.append(Question(text, tuple(gold.values()), tuple(gold), passage))
+    return QuestionSet(builder.documents(), tuple(questions), left_out)
 
 
-def _gold(context: str, passage: Span, answers: Iterable[Mapping[str, Any]]) -> dict[Span, str]:
+def _new_title(title: str, titles: set[str]) -> str:
+    """The title, told apart from those that other articles have already, among which it is put."""
+    new, number = title, 1
+    while new in titles:
+        number += 1
+        new = f"{title} ({number})"
+    titles.add(new)
+    return new
+
+
+def _gold(context: str, passage: Span, asked: Mapping[str, Any]) -> dict[Span, str]:
     """The answers by where they stand."""
     gold = {}
-    for answer in answers:
-        start, text = answer["answer_start"], answer["text"]
-        if not text or context[start : start + len(text)] != text:
-            raise ValueError(f"answer {text!r} is not at character {start} of its paragraph")
+    for answer in asked.get("answers") or ():
+        start, text = _field(answer, "answer_start", int), _field(answer, "text", str)
+        if start < 0 or not context.startswith(text, start):
+            raise _UnusableError("an answer that is not at its answer_start")
         gold[Span(passage.document, passage.start + start, passage.start + start + len(text))] = text
+    if not gold:
+        raise _UnusableError("no answers")
     return gold
 
 
@@ -164,17 +203,23 @@ def _gold(context: str, passage: Span, answers: Iterable[Mapping[str, Any]]) -> 
 
 
 def _read_rows(path: Path, unit: Unit) -> QuestionSet:
-    builder = _Builder()
+    builder, left_out = _Builder(), _LeftOut()
     asked = []
-    for row in json_lines(path):
-        given = row["passages"] if "passages" in row else [row["passage"]]
-        passages = []
-        for one in given:
-            text, title = (one["text"], one.get("title")) if isinstance(one, Mapping) else (one, row.get("title"))
-            names = {"file": path.name.partition(".")[0], "article": title, "paragraph": None}
-            passages.append(builder.add(names[unit] or f"passage {len(builder.places)}", text))
-        asked.append((row["question"], _answers(row), passages))
-    return _found(builder.documents(), asked)
+    for at, row in _rows(path, left_out):
+        with left_out.unusable(at):
+            given = row["passages"] if "passages" in row else row.get("passage")
+            titled = [
+                (_field(one, "text", str), one.get("title"))
+                if isinstance(one, Mapping)
+                else (_field({"passage": one}, "passage", str), row.get("title"))
+                for one in (given if isinstance(given, list) else [given])
+            ]
+            passages = []
+            for text, title in titled:
+                names = {"file": path.name.partition(".")[0], "article": title and str(title), "paragraph": None}
+                passages.append(builder.add(names[unit] or f"passage {len(builder.places)}", text))
+            asked.append((at, row, passages))
+    return _found(builder.documents(), asked, left_out)
 
 
 # ---- folders
@@ -184,18 +229,44 @@ def _read_folder(path: Path) -> QuestionSet:
     file = next((path / name for name in QUESTION_FILES if (path / name).exists()), None)
     if file is None:
         raise DocumentError(f"{path} has no question file: add one of {', '.join(QUESTION_FILES)}")
-    rows = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else list(json_lines(file))
     documents = load_documents(path, max_bytes=StoreConfig().max_document_bytes)
     texts = {Path(document.id).relative_to(path).as_posix(): document.text for document in documents}
     whole = {id: Span(id, 0, len(text)) for id, text in texts.items()}
-    asked = (
-        (row["question"], _answers(row), [whole[row["document"]]] if "document" in row else list(whole.values()))
-        for row in rows
-    )
-    return _found(texts, asked)
+    left_out, asked = _LeftOut(), []
+    for at, row in _rows(file, left_out):
+        with left_out.unusable(at):
+            document = row.get("document")
+            if document is not None and str(document) not in whole:
+                raise _UnusableError("a document that is not in the folder")
+            asked.append((at, row, list(whole.values()) if document is None else [whole[str(document)]]))
+    return _found(texts, asked, left_out)
 
 
 # ---- what they share
+
+
+class _UnusableError(Exception):
+    """Why something of a file cannot be used, as a noun."""
+
+
+class _LeftOut(dict[str, list[str]]):
+    """Where in a file there is what cannot be used, by why."""
+
+    @contextmanager
+    def unusable(self, at: str) -> Iterator[None]:
+        """Leave out what stands at a place where it turns out to be of no use."""
+        try:
+            yield
+        except _UnusableError as error:
+            self.setdefault(str(error), []).append(at)
+
+
+def _field(of: Any, name: str, kind: type[T]) -> T:
+    """A field that must be there, and a text not blank."""
+    value = of.get(name) if isinstance(of, Mapping) else None
+    if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
+        raise _UnusableError(f"no {name}")
+    return value
 
 
 @dataclass
@@ -208,8 +279,6 @@ class _Builder:
 
     def add(self, id: str, text: str) -> Span:
         """The place of a paragraph, which becomes the next one of the document ``id`` where it is new."""
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"a passage of {id!r} is no text: {text!r}")
         if text not in self.places:
             start = self.lengths[id] + len(BETWEEN_PARAGRAPHS) if id in self.parts else 0
             self.parts.setdefault(id, []).append(text)
@@ -223,38 +292,73 @@ class _Builder:
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines, also compressed (``.gz``)."""
+    return [json.loads(line) for _, line in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers."""
     # Not splitlines: inside a JSON string stand the line separators of Unicode as they are.
-    return [json.loads(line) for line in _content(path).split("\n") if line.strip()]
+    return ((n, line) for n, line in enumerate(_content(path).split("\n"), start=1) if line.strip())
+
+
+def _rows(path: Path, left_out: _LeftOut) -> list[tuple[str, Mapping[str, Any]]]:
+    """The objects of a file of JSON lines, or of one list, with where they stand."""
+    if path.suffix == ".json":
+        rows = [(f"row {n}", row) for n, row in enumerate(json.loads(_content(path)), start=1)]
+    else:
+        rows = [(f"line {n}", _parsed(line)) for n, line in _lines(path)]
+    found = []
+    for at, row in rows:
+        with left_out.unusable(at):
+            if not isinstance(row, Mapping):
+                raise _UnusableError("no JSON object")
+            found.append((at, row))
+    return found
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _content(path: Path) -> str:
     content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
-    answers = row["answers"]
-    answers = [answers] if isinstance(answers, str) else answers["text"] if isinstance(answers, Mapping) else answers
-    return tuple(answer for answer in answers if answer.strip())
+    answers = row.get("answers")
+    answers = answers.get("text") if isinstance(answers, Mapping) else answers
+    answers = answers if isinstance(answers, list) else [answers]
+    found = tuple(str(a) for a in answers if isinstance(a, str | int | float) and str(a).strip())
+    if not found:
+        raise _UnusableError("no answers")
+    return found
 
 
-def _found(documents: dict[str, str], asked: Iterable[tuple[str, tuple[str, ...], Sequence[Span]]]) -> QuestionSet:
+def _found(
+    documents: dict[str, str], asked: Iterable[tuple[str, Mapping[str, Any], Sequence[Span]]], left_out: _LeftOut
+) -> QuestionSet:
     """The questions that one of their passages answers word for word, upper and lower case being the same."""
-    questions, left_out = [], 0
-    for text, answers, passages in asked:
-        spans = [span for passage in passages for span in _occurrences(documents, passage, answers)]
-        if not spans:
-            left_out += 1
-            continue
-        passage = next(p for p in passages if p.document == spans[0].document and p.start <= spans[0].start < p.end)
-        questions.append(Question(text, answers, tuple(spans), passage))
+    questions = []
+    for at, row, passages in asked:
+        with left_out.unusable(at):
+            text, answers = _field(row, "question", str), _answers(row)
+            spans = [span for passage in passages for span in _occurrences(documents, passage, answers)]
+            if not spans:
+                raise _UnusableError("no answer that stands in the documents")
+            passage = next(p for p in passages if p.document == spans[0].document and p.start <= spans[0].start < p.end)
+            questions.append(Question(text, answers, tuple(spans), passage))
     return QuestionSet(documents, tuple(questions), left_out)
 
 
 def _occurrences(documents: Mapping[str, str], passage: Span, answers: Iterable[str]) -> Iterator[Span]:
-    for answer in answers:
-        # No part of a longer word or number: "9" does not stand in "1950".
-        pattern = rf"(?<!\w){re.escape(answer.strip())}(?!\w)"
+    for answer in map(str.strip, answers):
+        # No part of a longer word or number: "9" does not stand in "1950". Text without spaces shows no ends of words.
+        before, behind = (not re.match(f"[{_WITHOUT_SPACES}]", end) for end in (answer[0], answer[-1]))
+        pattern = (rf"(?<!{_IN_WORD})" if before else "") + re.escape(answer) + (rf"(?!{_IN_WORD})" if behind else "")
         for match in re.compile(pattern, re.IGNORECASE).finditer(
             documents[passage.document], passage.start, passage.end
         ):

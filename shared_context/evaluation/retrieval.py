@@ -143,7 +143,7 @@ def measure(
     setting = {
         **model_setting(model), "embedder": embedder.name, "documents": len(asked.documents),
         "tokens of documents": document_tokens, "questions": len(chosen), "of": len(asked.questions),
-        "left out, answer not in the documents": asked.left_out, "seed": seed,
+        "left out": asked.left_out_text, "seed": seed,
     }  # fmt: skip
     return _report(setting, ways, tokens, hits, shown, not_run, seed)
 

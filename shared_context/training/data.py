@@ -119,6 +119,8 @@ def _squad_rows(path: Path) -> Iterator[Row]:
         asked = read_questions(path, unit="paragraph")
     except DocumentError as error:
         raise TrainingDataError(str(error)) from error
+    if asked.left_out:
+        logger.warning("%s: left out %s", path, asked.left_out_text)
     for number, question in enumerate(asked.questions, start=1):
         fields = {
             "question": question.text,

@@ -60,6 +60,34 @@ def test_data_that_is_none_is_named(command, tmp_path):
         assert name in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--json", "--html", "--resume"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_loaded(option, questions, loaded, tmp_path):
+    for file in tmp_path / "missing" / "file", tmp_path:
+        result = run("eval", "retrieval", questions, option, file)
+        assert result.exit_code == 2 and option in result.stderr, result.output
+    assert loaded == [] and not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("part", [(), ("--part", "passages"), ("--part", "grains")])
+def test_what_cannot_be_resumed_is_refused(part, questions, loaded, tmp_path):
+    result = run("eval", "compression", questions, *part, "--resume", tmp_path / "state")
+    assert result.exit_code == 2 and "presses" in result.stderr
+    assert loaded == [] and not (tmp_path / "state").exists()
+
+
+def test_what_was_measured_is_kept_where_a_later_measurement_fails(questions, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("shared_context.evaluation.memory.measure", fail)
+    results, page = tmp_path / "b.json", tmp_path / "b.html"
+    only = ["--only", "storage", "--only", "memory", "--tokens", 1024]
+    result = run("bench", "latency", questions, *only, "--json", results, "--html", page)
+    assert result.exit_code == 1 and "## storage" in result.stdout
+    assert [report["name"] for report in json.loads(results.read_text())["reports"]] == ["storage"]
+    assert "<h1>shared-context: storage</h1>" in page.read_text()
+
+
 def test_bench_measures_only_what_is_asked_for(questions, tmp_path):
     results = tmp_path / "b.json"
     result = run("bench", "latency", questions, "--only", "storage", "--tokens", 1024, "--json", results)
@@ -81,6 +109,16 @@ def test_bench_without_the_frameworks_says_what_to_install(questions, monkeypatc
     result = run("bench", "latency", questions, "--only", "first-token")
     assert result.exit_code == 0, result.output
     assert "**Not run**" in result.stdout and "shared-context[eval]" in result.stdout
+
+
+def test_compression_needs_the_frameworks_only_where_it_measures_against_them(questions, monkeypatch):
+    for name in "compression", "baselines":
+        monkeypatch.delattr(f"shared_context.evaluation.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"shared_context.evaluation.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "shared_context.evaluation.baselines", None)
+    for part, missing in ("passages", "--adapter"), ("grains", "shared-context[eval]"):
+        result = run("eval", "compression", questions, "--part", part)
+        assert result.exit_code == 1 and missing in result.stderr, result.output
 
 
 # ---- report

@@ -110,6 +110,17 @@ def test_a_run_is_resumed_with_the_same_adapter_only(model, few_questions, tmp_p
                 answers.measure(model, few_questions, **options)
 
 
+def test_a_run_that_is_resumed_with_more_questions_gives_what_a_fresh_one_gives(
+    model, few_questions, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(answers, "TOGETHER", 2)
+    options = {"budgets": [64], "ways": [NONE], "resume": tmp_path / "state.jsonl"}
+    answers.measure(model, few_questions, limit=3, **options)
+    resumed = answers.measure(model, few_questions, limit=4, **options)
+    fresh = answers.measure(model, few_questions, limit=4, **options | {"resume": None})
+    assert resumed.as_json() == fresh.as_json()
+
+
 def test_controls_come_from_documents_that_do_not_hold_the_answer(model, few_questions):
     asked = read_questions(few_questions, "article")
     question = asked.questions[0]

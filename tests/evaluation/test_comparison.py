@@ -3,8 +3,8 @@
 import pytest
 
 from shared_context.errors import ConfigError
-from shared_context.evaluation.comparison import compare_runs
-from shared_context.evaluation.report import HeatMap, Lines, Point, Report, Series, Table
+from shared_context.evaluation.comparison import NO_INTERVAL, compare_runs
+from shared_context.evaluation.report import HeatMap, Lines, Point, Report, Series, Table, Target
 
 
 def run(recall, seconds, *, model="small", name="retrieval", extra=()):
@@ -47,18 +47,43 @@ def test_rows_are_paired_by_the_cells_that_name_them_whatever_was_found():
         ("1,024, ours", "median", 1.024, 2.048, 1.024),
         ("7,800, ours", "median", 7.8, 15.6, 7.8),
     ]
-    assert report.notes == []
+    assert report.notes == [NO_INTERVAL]
 
 
 def test_what_only_one_run_has_is_said():
     first = run(0.5, 2.0)
     second = Report("retrieval", first.setting, [*first.parts[:2], Table("Tokens", ("way",), [])])
     (report,) = compare_runs([first], [second], ("a", "b"))
-    assert report.notes == ["In one of the runs only: Seconds; Tokens."]
+    assert report.notes == [NO_INTERVAL, "In one of the runs only: Seconds; Tokens."]
     another = Table("Seconds", ("way", "median", "setting"), [("ours", 2.0, "best"), ("BM25", 1.0, "best")])
     second = Report("retrieval", first.setting, [*first.parts[:2], another])
     (report,) = compare_runs([first], [second], ("a", "b"))
-    assert report.notes == ["In one of the runs only: Seconds: theirs; Seconds: BM25."]
+    assert report.notes == [NO_INTERVAL, "In one of the runs only: Seconds: theirs; Seconds: BM25."]
+
+
+def test_columns_are_paired_by_name_and_those_of_one_run_are_named():
+    def by_tokens(recall):
+        columns = [str(tokens) for tokens in recall]
+        parts = [
+            Table("Recall", ("way", *columns), [("hybrid", *recall.values())]),
+            HeatMap("Needles", "depth", "tokens", ["0%"], columns, [list(recall.values())]),
+        ]
+        return Report("retrieval", {}, parts)
+
+    (report,) = compare_runs([by_tokens({128: 0.25, 256: 0.5})], [by_tokens({256: 0.75, 512: 1.0})], ("a", "b"))
+    for title, row in ("Recall", "hybrid"), ("Needles", "0%"):
+        assert tables(report)[title] == [(row, "256", 0.5, 0.75, 0.25)]
+        assert all(f"{title}: {column}" in report.notes[-1] for column in ("128", "512"))
+    assert "256" not in report.notes[-1]
+
+
+def test_targets_of_both_runs_are_kept():
+    first, second = (Report("speed", {}, [], [Target("times faster", value, ">=", 8.0)]) for value in (9.0, 5.0))
+    (report,) = compare_runs([first], [second], ("a", "b"))
+    assert tables(report)["Targets"] == [
+        ("times faster (a)", 9.0, ">= 8.000", "yes"),
+        ("times faster (b)", 5.0, ">= 8.000", "NO"),
+    ]
 
 
 def test_runs_without_a_common_measurement_are_refused():

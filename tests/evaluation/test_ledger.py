@@ -38,6 +38,16 @@ def test_what_is_computed_together_is_kept_together(tmp_path):
     assert run(path, ["1", "2", "3", "4", "5"], together=2)[1] == ["5"]
 
 
+def test_a_batch_of_which_a_result_is_missing_is_computed_anew_as_a_whole(tmp_path):
+    path = tmp_path / "state"
+    run(path, ["1", "2", "3", "4"], together=2)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert run(path, ["1", "2", "3", "4"], together=2) == ([1, 4, 9, 16], ["3", "4"])
+    run(path, ["1", "2", "3", "4", "5"], together=2)
+    assert run(path, ["1", "2", "3", "4", "5", "6"], together=2) == ([1, 4, 9, 16, 25, 36], ["5", "6"])
+    assert run(path, ["1", "2", "3", "4", "5", "6"], together=2)[1] == []
+
+
 def test_without_a_file_nothing_is_kept():
     assert run(None, ["1", "2"]) == ([1, 4], ["1", "2"])
 

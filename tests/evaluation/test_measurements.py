@@ -1,7 +1,10 @@
 """Time, memory and bytes on tiny inputs: that each is measured, for all sides, and says what it extrapolates."""
 
+from dataclasses import replace
+
 import pytest
 
+from shared_context.errors import ConfigError
 from shared_context.evaluation import decoding, first_token, growth, ingest, memory, storage
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.questions import read_questions
@@ -46,6 +49,23 @@ def test_decoding_is_timed_for_both_sides(model, few_questions):
     rows = {row[1]: row for row in tables(report)["Tokens per second after the first"].rows}
     assert list(rows) == [decoding.INJECTED, decoding.PASTED]
     assert all(128 < row[2] <= 256 and 0 < row[4] <= row[3] <= row[5] for row in rows.values())
+
+
+@pytest.mark.parametrize("measurement", [decoding, first_token])
+def test_contexts_that_the_documents_cannot_fill_are_not_run(measurement, model, few_questions):
+    report = measurement.measure(model, read_questions(few_questions), context_tokens=[100_000], runs=1)
+    assert "100,000 context tokens" in report.not_run
+    assert all(table.rows == [] for title, table in tables(report).items() if title != "Not run")
+    assert not report.targets
+
+
+@pytest.mark.parametrize("measurement", [decoding, first_token])
+def test_speed_needs_a_question_beside_that_which_is_not_counted(measurement, model, few_questions):
+    asked = read_questions(few_questions)
+    with pytest.raises(ConfigError, match="questions=1: .*two or more"):
+        measurement.measure(model, replace(asked, questions=asked.questions[:1]))
+    with pytest.raises(ConfigError, match="runs=0"):
+        measurement.measure(model, asked, runs=0)
 
 
 def test_ingest_says_what_is_extrapolated(model, handbook):

@@ -41,7 +41,8 @@ def test_answers_stand_where_their_spans_say_whatever_a_document_is(file, unit, 
     asked = read_questions(file, unit)
     assert len(asked.documents) == documents
     assert [question.answers for question in asked.questions] == [("colza oil", "oil"), ("90 m",), ("Imelda",)]
-    assert asked.left_out == 1  # a question that SQuAD marks as having no answer
+    # A question that SQuAD marks as having no answer.
+    assert asked.left_out == {"no answers": ["article 1, paragraph 2, question 2"]}
     for question in asked.questions:
         text = asked.documents[question.document]
         assert [text[span.start : span.end] for span in question.spans] == list(question.answers)
@@ -60,6 +61,9 @@ def test_the_same_seed_draws_the_same_questions_in_the_order_of_the_file():
     assert places == sorted(set(places)) and len(places) == 10
     assert asked.sample(10, seed=3) == few != asked.sample(10, seed=4)
     assert asked.sample(None) == asked.sample(1000) == asked.questions
+    drawn = asked.drawn(None, seed=3)
+    assert sorted(drawn, key=asked.questions.index) == list(asked.questions) != list(drawn)
+    assert set(drawn[:10]) == set(few) and asked.drawn(10, seed=3) == drawn[:10]
     with pytest.raises(ConfigError, match="limit"):
         asked.sample(0)
 
@@ -89,7 +93,7 @@ def test_rows_with_passages(tmp_path, packed):
     # Upper and lower case are the same; "9" does not stand in "1950" or "19".
     assert found == [["colza"], ["9 barrels"], ["9"]]
     assert [text[q.passage.start : q.passage.end] for q in asked.questions][1] == "Now 9 barrels do."
-    assert asked.left_out == 1
+    assert asked.left_out == {"no answer that stands in the documents": ["line 4"]}
     assert len(read_questions(path, "paragraph").documents) == 3
 
 
@@ -127,6 +131,78 @@ def test_questions_that_no_document_answers_are_refused(tmp_path):
     path.write_text(json.dumps(ROWS[-1]))
     with pytest.raises(DocumentError, match="no question whose answer"):
         read_questions(path)
+
+
+def test_what_cannot_be_used_of_a_squad_file_is_left_out_and_named(tmp_path):
+    lamp = paragraph("The lamp burns colza.", ("What burns?", "colza"), ("Who?", "Imelda"))
+    lamp["qas"] += [{"question": "Why?", "is_impossible": True}, {"question": None, "answers": []}]
+    same = [{"title": "Lamp", "paragraphs": [paragraph(f"It burns {n}.", ("What?", n))]} for n in ("oil", "gas")]
+    articles = [{"paragraphs": [lamp, {"context": " "}, {"qas": []}]}, *same, {"title": "Empty"}, "none"]
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps({"data": articles}), encoding="utf-8-sig")
+    asked = read_questions(path, "article")
+    assert list(asked.documents) == ["article 1", "Lamp", "Lamp (2)"]
+    assert [question.answers for question in asked.questions] == [("colza",), ("oil",), ("gas",)]
+    assert asked.left_out == {
+        "an answer that is not at its answer_start": ["article 1, paragraph 1, question 2"],
+        "no answers": ["article 1, paragraph 1, question 3"],
+        "no question": ["article 1, paragraph 1, question 4"],
+        "no context": ["article 1, paragraph 2", "article 1, paragraph 3"],
+        "no paragraphs": ["article 4", "article 5"],
+    }
+    assert "2 for no context (the first: article 1, paragraph 2)" in asked.left_out_text
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_named(tmp_path):
+    rows = [
+        {"question": "When?", "answers": [1950, None], "passages": "It was bought in 1950."},
+        {"question": "When?", "passage": "It was bought in 1950."},
+        {"question": "When?", "answers": None, "passage": "It was bought in 1950."},
+        {"answers": "1950", "passage": "It was bought in 1950."},
+        {"question": "When?", "answers": "1950", "passages": [{"title": "t"}]},
+    ]
+    path = tmp_path / "rows.ndjson"
+    content = "\n".join([*map(json.dumps, rows), "", "no JSON", "[]"])
+    path.write_text(content, encoding="utf-8-sig")
+    asked = read_questions(path)
+    assert [question.answers for question in asked.questions] == [("1950",)]
+    assert asked.left_out == {
+        "no text": ["line 5"],
+        "no JSON object": ["line 7", "line 8"],
+        "no answers": ["line 2", "line 3"],
+        "no question": ["line 4"],
+    }
+    path.write_text("\n".join(content.splitlines()[1:]))
+    with pytest.raises(DocumentError, match=r"rows\.ndjson .*the first: line 1\)"):
+        read_questions(path)
+
+
+def test_a_question_about_a_document_that_is_missing_is_left_out(tmp_path):
+    (tmp_path / "gate.md").write_text("The gate opens at six.")
+    rows = [{"question": "When?", "answers": "six", "document": name} for name in ("lamp.md", "gate.md", None)]
+    (tmp_path / "questions.json").write_text(json.dumps(rows), encoding="utf-8-sig")
+    asked = read_questions(tmp_path)
+    assert len(asked.questions) == 2
+    assert asked.left_out == {"a document that is not in the folder": ["row 1"]}
+
+
+@pytest.mark.parametrize(
+    ("passage", "answer", "stands"),
+    [
+        ("灯塔建于1950年，位于北京东部。", "北京", True),
+        ("灯塔建于1950年，位于北京东部。", "1950", True),
+        ("灯塔建于1950年，位于北京东部。", "50", False),
+        ("その灯台は東京にあります。", "東京", True),
+        ("ประภาคารอยู่ที่กรุงเทพมหานคร", "กรุงเทพ", True),
+        ("The lamp burns.", "amp", False),
+    ],
+)
+def test_an_answer_need_not_stand_between_spaces_where_none_are_written(tmp_path, passage, answer, stands):
+    row = {"question": "Which?", "answers": [answer], "passage": passage}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, (row, ROWS[0]))))
+    found = [span.start for question in read_questions(path).questions[:-1] for span in question.spans]
+    assert found == ([passage.index(answer)] if stands else [])
 
 
 @pytest.mark.parametrize(
