@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal
 
 from llama_index.core import Document, VectorStoreIndex
@@ -57,7 +59,8 @@ class ChunkedRAG:
         model: whose tokenizer counts, and which answers.
         embedder: embeds chunks and questions.
         documents: texts by id.
-        chunk_size, chunk_overlap: tokens.
+        chunk_size, chunk_overlap: tokens; without a size the splitter's own defaults hold for both, 1,024 and 200
+            tokens of LlamaIndex's own tokenizer.
     """
 
     def __init__(
@@ -66,23 +69,36 @@ class ChunkedRAG:
         embedder: Embedder,
         documents: Mapping[str, str],
         *,
-        chunk_size: int = CHUNK_SIZE,
+        chunk_size: int | None = CHUNK_SIZE,
         chunk_overlap: int = CHUNK_OVERLAP,
     ):
-        splitter = SentenceSplitter(
-            chunk_size=chunk_size,
-            chunk_overlap=chunk_overlap,
-            tokenizer=lambda text: model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+        self._model = model
+        splitter = (
+            SentenceSplitter()
+            if chunk_size is None
+            else SentenceSplitter(
+                chunk_size=chunk_size,
+                chunk_overlap=chunk_overlap,
+                tokenizer=lambda text: model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+            )
         )
         self.index = VectorStoreIndex.from_documents(
             [Document(text=text, id_=id) for id, text in documents.items()],
             embed_model=StoreEmbedding(embedder),
             transformations=[splitter],
         )
-        self._tokens = {id: model.count_tokens(node.text) for id, node in self.index.docstore.docs.items()}
+
+    @cached_property
+    def _tokens(self) -> dict[str, int]:
+        # Counted when first asked for: it is no part of indexing, which is timed.
+        return {id: self._model.count_tokens(node.text) for id, node in self.index.docstore.docs.items()}
 
     def __len__(self) -> int:
         return len(self._tokens)
+
+    def save(self, folder: Path) -> None:
+        """Write the index as LlamaIndex persists it."""
+        self.index.storage_context.persist(persist_dir=folder)
 
     def top(self, question: str, k: int) -> list[NodeWithScore]:
         """The ``k`` best chunks, best first."""

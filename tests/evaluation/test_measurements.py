@@ -1,5 +1,7 @@
 """Time, memory and bytes on tiny inputs: that each is measured, for all sides, and says what it extrapolates."""
 
+import sys
+
 import pytest
 
 from shared_context.evaluation import decoding, first_token, growth, ingest, memory, storage
@@ -7,6 +9,13 @@ from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.questions import read_questions
 from shared_context.evaluation.report import Lines
 from shared_context.model.pretrained import DEFAULT_MODEL
+
+FRAMEWORKS = [
+    "LlamaIndex's VectorStoreIndex, default chunks (1,024 tokens)",
+    "LlamaIndex's VectorStoreIndex, chunks of 256 tokens",
+    "LangChain's InMemoryVectorStore, default chunks (4,000 characters)",
+    "LangChain's InMemoryVectorStore, chunks of 256 tokens",
+]
 
 
 def tables(report):
@@ -48,18 +57,47 @@ def test_decoding_is_timed_for_both_sides(model, few_questions):
     assert all(128 < row[2] <= 256 and 0 < row[4] <= row[3] <= row[5] for row in rows.values())
 
 
-def test_ingest_says_what_is_extrapolated(model, handbook):
-    report = ingest.measure(model, handbook, tokens=4096, limit=1)
+def test_ingest_is_timed_beside_both_frameworks_and_says_what_is_extrapolated(model, handbook):
+    report = ingest.measure(model, handbook, tokens=1536, limit=1, runs=2)
     rows = by_first_column(tables(report)["Seconds"])
-    assert list(rows) == ["ingest, lazily", "prefill in windows of 8,192", "prefill in windows of 1,024"]
-    assert report.notes == ["Windows of 1,024: extrapolated from the first 1,024 tokens."]
+    assert list(rows) == [
+        "ingest, lazily",
+        *FRAMEWORKS,
+        "prefill in windows of 8,192",
+        "prefill in windows of 1,024",
+    ]
+    for middle, least, most, speed, ratio in rows.values():
+        assert 0 < least <= middle <= most
+        assert speed == pytest.approx(report.setting["document"] / middle)
+        assert ratio == pytest.approx(middle / rows["ingest, lazily"][0])
+    assert report.not_run == {}
+    assert report.notes[1:] == ["Windows of 1,024: extrapolated from the first 1,024 tokens."]
 
 
-def test_storage_counts_bytes_by_length(model, handbook):
-    report = storage.measure(model, handbook, tokens=[512, 2048])
-    size, _, kv = (part.table() for part in report.parts)
-    assert size.columns[1:] == ("512", "2,048")
+@pytest.mark.parametrize(("measurement", "options"), [(ingest, {"limit": 1, "runs": 1}), (storage, {})])
+def test_a_framework_that_is_missing_is_reported_and_the_other_measured(
+    model, handbook, monkeypatch, measurement, options
+):
+    monkeypatch.setitem(sys.modules, "shared_context.evaluation.langchain_rag", None)
+    tokens = 512 if measurement is ingest else [512]
+    report = measurement.measure(model, handbook, tokens=tokens, **options)
+    assert list(report.not_run) == ["LangChain's InMemoryVectorStore"]
+    assert "shared-context[eval]" in report.not_run["LangChain's InMemoryVectorStore"]
+    measured = [row[0] for row in report.parts[0].table().rows]
+    assert [name for name in measured if name in FRAMEWORKS] == FRAMEWORKS[:2]
+
+
+def test_storage_counts_bytes_by_length_beside_both_frameworks(model, handbook):
+    report = storage.measure(model, handbook, tokens=[512, 1024])
+    size, seconds, kv = (part.table() for part in report.parts)
+    assert size.columns[1:] == seconds.columns[1:] == ("512", "1,024")
     assert all(64 < each < 1000 for each in size.rows[0][1:])  # a code alone takes 64 bytes a token
+    assert [row[0] for row in size.rows[1:]] == [row[0] for row in seconds.rows[1:]] == FRAMEWORKS
+    assert all(each > 0 for row in seconds.rows for each in row[1:])
+    for name, _, long in size.rows[1:]:
+        chunks = 1024 / (256 if "256" in name else 1024)
+        # The text itself, and for each chunk an embedding of 384 numbers, which JSON writes with 16 digits or more.
+        assert long > len(handbook) / model.count_tokens(handbook) + chunks * 384 * 16 / 1024
     kept = by_first_column(kv)
     assert kept["as computed"] == (23_040.0,)  # 30 layers of 3 KV heads of 64 numbers, two bytes each, twice
     assert 0.5 < kept["int8"][0] / 23_040 < 0.6
