@@ -8,6 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -16,7 +17,7 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
-from llama_index.core.schema import NodeWithScore
+from llama_index.core.schema import NodeWithScore, TextNode
 
 from shared_context import SharedLLMModel
 from shared_context.integrations.llamaindex import SharedLLM
@@ -157,6 +158,12 @@ class ChunkedRAG:
         That mode, "compact", makes one call as long as the chunks fit the model's window.
         """
         return self.index.as_query_engine(llm=llm, similarity_top_k=k, streaming=True)
+
+
+def index_of(chunks: Iterable[tuple[str, np.ndarray]], embedder: Embedder) -> VectorStoreIndex:
+    """An index of chunks that are embedded already; the embedder is for the questions."""
+    nodes = [TextNode(text=text, embedding=embedding.tolist()) for text, embedding in chunks]
+    return VectorStoreIndex(nodes, embed_model=StoreEmbedding(embedder))
 
 
 def pasted(chunks: Iterable[NodeWithScore]) -> str:

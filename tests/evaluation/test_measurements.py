@@ -115,22 +115,41 @@ def test_memory_is_measured_in_processes_of_their_own(handbook):
 
 
 @pytest.mark.slow
-def test_growth_measures_both_ways_at_each_size_and_fits_slopes(handbook):
+def test_growth_measures_all_ways_at_each_size_and_fits_slopes(handbook):
     questions = ["Who draws up the rosters?", "When does the night shift begin?"]
-    report = growth.measure(DEFAULT_MODEL, [handbook], questions, documents=[20, 60], runs=2)
+    report = growth.measure(DEFAULT_MODEL, [handbook], questions, documents=[60, 20], runs=2)
     rows = tables(report)["Selections"].rows
-    assert [(row[0], row[2]) for row in rows] == [
-        (size, way) for size in (20, 60) for way in (growth.ALL, growth.PREFILTERED)
-    ]
+    ways = [growth.ALL, growth.PREFILTERED, growth.LLAMAINDEX]
+    assert [(row[0], row[2]) for row in rows] == [(size, way) for size in (20, 60) for way in ways]
     assert all(0 < least <= median <= most for *_, median, least, most in rows)
-    assert len(tables(report)["Fitted slopes on log scales: 1 is linear, less is sub-linear"].rows) == 3
-    assert len(report.targets) == 1
+    _, memory = (part for part in report.parts if isinstance(part, Lines))
+    assert [line.name for line in memory.series] == [growth.STORE_MEMORY, growth.LLAMAINDEX_MEMORY]
+    assert all(line.points[0].y <= line.points[1].y for line in memory.series)  # a peak never falls
+    slopes = tables(report)["Slopes on log scales: 1 is linear, less is sub-linear"]
+    assert slopes.columns == ("what", "fitted", "20 to 60")
+    assert len(slopes.rows) == len(ways) + 2
+    for what, fitted, step in slopes.rows:
+        assert fitted == pytest.approx(step), what
+    (target,) = report.targets
+    assert target.sign == "<" and target.value == by_first_column(slopes)[f"seconds of a selection, {ways[1]}"][0]
+    assert report.not_run == {}
+    assert "repeated under different headings" in report.notes[0]
+
+
+@pytest.mark.slow
+def test_growth_without_llamaindex_measures_the_store_and_says_what_is_missing(handbook, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shared_context.evaluation.baselines", None)
+    report = growth.measure(DEFAULT_MODEL, [handbook], ["Who draws up the rosters?"], documents=[20], runs=1)
+    assert [row[2] for row in tables(report)["Selections"].rows] == [growth.ALL, growth.PREFILTERED]
+    assert "shared-context[eval]" in report.not_run[growth.LLAMAINDEX]
+    assert report.targets == []  # one size has no slope
 
 
 def test_slope_is_the_exponent_of_a_power_law():
     assert growth.slope([100, 1000, 10_000], [1.0, 10.0, 100.0]) == pytest.approx(1.0)
     assert growth.slope([100, 10_000], [2.0, 20.0]) == pytest.approx(0.5)
     assert growth.slope([100], [2.0]) is None
+    assert growth.slope([100, 1000], [0.0, 2.0]) is None  # no power law begins at nothing
 
 
 def test_repeated_text_has_the_length_and_no_section_twice(model, handbook):
