@@ -65,7 +65,13 @@ def latency(
         list[int] | None,
         typer.Option("--context-tokens", help="Of first-token and decoding; several. [1024, 4096 and 7800]"),
     ] = None,
-    runs: Annotated[int, typer.Option("--runs", help="Questions counted in each place; medians are over these.")] = 5,
+    runs: Annotated[
+        int,
+        typer.Option(
+            "--runs",
+            help="Questions counted in each place, and how often ingest takes its document in; medians are over these.",
+        ),
+    ] = 5,
     tokens: Annotated[int, typer.Option("--tokens", help="Of the long document of ingest and memory.")] = 131_072,
     length: Annotated[
         list[int] | None,
@@ -109,7 +115,7 @@ def latency(
     figures: dict[Figure, Callable[[], Report]] = {
         Figure.first_token: lambda: _first_token(reader, asked, sizes, runs),
         Figure.decoding: lambda: decoding.measure(reader, asked, context_tokens=sizes, runs=runs),
-        Figure.ingest: lambda: ingest.measure(reader, text, tokens=tokens, limit=windows),
+        Figure.ingest: lambda: ingest.measure(reader, text, tokens=tokens, limit=windows, runs=runs),
         Figure.storage: lambda: storage.measure(reader, text, tokens=[n for n in storage.TOKENS if n <= tokens]),
         Figure.memory: lambda: memory.measure(reader.name, text, tokens=tokens, cache_mib=cache_mib),
         Figure.cost: lambda: cost.measure(reader, asked, lengths=lengths, runs=runs, read_at_most=read_at_most),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -14,7 +17,7 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
-from llama_index.core.schema import NodeWithScore
+from llama_index.core.schema import NodeWithScore, TextNode
 
 from shared_context import SharedLLMModel
 from shared_context.integrations.llamaindex import SharedLLM
@@ -57,7 +60,8 @@ class ChunkedRAG:
         model: whose tokenizer counts, and which answers.
         embedder: embeds chunks and questions.
         documents: texts by id.
-        chunk_size, chunk_overlap: tokens.
+        chunk_size, chunk_overlap: tokens; without a size the splitter's own defaults hold for both, 1,024 and 200
+            tokens of LlamaIndex's own tokenizer.
     """
 
     def __init__(
@@ -66,23 +70,36 @@ class ChunkedRAG:
         embedder: Embedder,
         documents: Mapping[str, str],
         *,
-        chunk_size: int = CHUNK_SIZE,
+        chunk_size: int | None = CHUNK_SIZE,
         chunk_overlap: int = CHUNK_OVERLAP,
     ):
-        splitter = SentenceSplitter(
-            chunk_size=chunk_size,
-            chunk_overlap=chunk_overlap,
-            tokenizer=lambda text: model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+        self._model = model
+        splitter = (
+            SentenceSplitter()
+            if chunk_size is None
+            else SentenceSplitter(
+                chunk_size=chunk_size,
+                chunk_overlap=chunk_overlap,
+                tokenizer=lambda text: model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+            )
         )
         self.index = VectorStoreIndex.from_documents(
             [Document(text=text, id_=id) for id, text in documents.items()],
             embed_model=StoreEmbedding(embedder),
             transformations=[splitter],
         )
-        self._tokens = {id: model.count_tokens(node.text) for id, node in self.index.docstore.docs.items()}
+
+    @cached_property
+    def _tokens(self) -> dict[str, int]:
+        # Counted when first asked for: it is no part of indexing, which is timed.
+        return {id: self._model.count_tokens(node.text) for id, node in self.index.docstore.docs.items()}
 
     def __len__(self) -> int:
         return len(self._tokens)
+
+    def save(self, folder: Path) -> None:
+        """Write the index as LlamaIndex persists it."""
+        self.index.storage_context.persist(persist_dir=folder)
 
     def top(self, question: str, k: int) -> list[NodeWithScore]:
         """The ``k`` best chunks, best first."""
@@ -141,6 +158,12 @@ class ChunkedRAG:
         That mode, "compact", makes one call as long as the chunks fit the model's window.
         """
         return self.index.as_query_engine(llm=llm, similarity_top_k=k, streaming=True)
+
+
+def index_of(chunks: Iterable[tuple[str, np.ndarray]], embedder: Embedder) -> VectorStoreIndex:
+    """An index of chunks that are embedded already; the embedder is for the questions."""
+    nodes = [TextNode(text=text, embedding=embedding.tolist()) for text, embedding in chunks]
+    return VectorStoreIndex(nodes, embed_model=StoreEmbedding(embedder))
 
 
 def pasted(chunks: Iterable[NodeWithScore]) -> str:

@@ -1,16 +1,19 @@
-"""Growth: what selecting costs by how many documents the store holds, with and without the FAISS prefilter."""
+"""Growth: what selecting costs by how many documents a store holds, against retrieval from as many in LlamaIndex."""
 
 from __future__ import annotations
 
+import gc
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count, cycle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle, islice, pairwise
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shared_context import Document, Selection, SharedLLMContextStore, SharedLLMModel
+from shared_context import Document, SharedLLMContextStore, SharedLLMModel
+from shared_context.config import MIB
 from shared_context.evaluation.memory import in_own_process, peak_bytes
 from shared_context.evaluation.report import (
     Lines,
@@ -22,7 +25,10 @@ from shared_context.evaluation.report import (
     model_setting,
     with_progress,
 )
-from shared_context.store.embedder import load_default_embedder
+from shared_context.store.embedder import Embedder, load_default_embedder
+
+if TYPE_CHECKING:
+    from llama_index.core import VectorStoreIndex
 
 DOCUMENTS = (100, 1_000, 10_000)
 
@@ -33,26 +39,59 @@ BUDGET = 1024
 """KV entries of a selection."""
 
 ALL, PREFILTERED = "every document scored", f"prefilter, {PREFILTER} documents scored"
+LLAMAINDEX = "LlamaIndex's retriever"
+
+STORE_MEMORY, LLAMAINDEX_MEMORY = "store", "LlamaIndex's VectorStoreIndex"
+
+IndexOf = Callable[[Iterable[tuple[str, np.ndarray]], Embedder], "VectorStoreIndex"]
 
 
 def measure(
     model: str, texts: Sequence[str], questions: Sequence[str], *, documents: Sequence[int] = DOCUMENTS, runs: int = 9
 ) -> Report:
-    """Seconds of a selection and peak memory of the process, by the number of documents, with fitted slopes.
+    """Seconds of a selection and peak memory of the process, by the number of documents, with slopes.
 
-    One store grows in a process of its own. At each size both ways take turns, question by question, after one that is
-    not counted.
+    One store grows in a process of its own, where at each size an index in LlamaIndex of the same documents stands
+    beside it. All ways take turns, question by question, after one question that is not counted. The index's memory is
+    that of another process, which has no store.
 
     Args:
-        model: name or folder of the model, which the process loads anew.
+        model: name or folder of the model, which the processes load anew.
         texts: Markdown, whose paragraphs become the documents, over and over, each under a heading of its own.
         questions: what is asked, in turn.
         documents: sizes of the store.
         runs: selections that are counted for each way and size.
     """
-    seconds, peaks, tokens, setting = in_own_process(_grow, model, texts, questions, sorted(documents), runs)
-    slopes = {way: slope([n for n, _ in of], [median(s) for _, s in of]) for way, of in _by_way(seconds).items()}
-    first, *_, last = sorted(peaks) if len(peaks) > 1 else [*peaks, *peaks]
+    sizes, not_run = sorted(set(documents)), dict[str, str]()
+    index_of, embeddings, index_peaks = _index_of(not_run), None, {}
+    if index_of is not None:
+        of_index, embeddings = in_own_process(_index_peaks, model, texts, questions, sizes, index_of)
+        index_peaks = {LLAMAINDEX_MEMORY: of_index}
+    seconds, of_store, tokens, setting = in_own_process(
+        _grow, model, texts, questions, sizes, runs, index_of, embeddings
+    )
+    peaks = {STORE_MEMORY: of_store, **index_peaks}
+    medians = {way: {n: median(s) for (n, of), s in seconds.items() if of == way} for _, way in seconds}
+    beyond = {what: {n: of[n] - of[0] for n in sizes} for what, of in peaks.items()}
+    first, last = sizes[0], sizes[-1]
+    prefiltered = _slope(medians[PREFILTERED])
+    notes = [
+        f"The documents are the {len(_paragraphs(texts)):,} paragraphs of the texts, repeated under different "
+        "headings.",
+        "The prefilter's index is made by the first question that asks for it, which is not counted.",
+        *(
+            f"Memory, {what}: {(of[last] - of[first]) / max(1, last - first) / 1024:.1f} KiB per document between "
+            f"{first:,} and {last:,} documents; {peaks[what][0] / MIB:,.0f} MiB with the models loaded, before what it "
+            "takes to embed."
+            for what, of in beyond.items()
+        ),
+    ]
+    if index_of is not None:
+        notes.append(
+            "LlamaIndex keeps each document as one chunk in its default vector store and brings the 2 best, its "
+            "default. Each paragraph is embedded once, without its heading, for all chunks that hold it; what is "
+            "timed, to embed the question and to score every chunk, is the same as with embeddings of their own."
+        )
     return Report(
         "growth",
         {**setting, "budget": BUDGET, "runs": runs},
@@ -62,8 +101,8 @@ def measure(
                 "documents",
                 "seconds",
                 [
-                    Series(way, [Point(n, median(s), min(s), max(s)) for n, s in of])
-                    for way, of in _by_way(seconds).items()
+                    Series(way, [Point(n, s, min(seconds[n, way]), max(seconds[n, way])) for n, s in of.items()])
+                    for way, of in medians.items()
                 ],
                 log_x=True,
                 log_y=True,
@@ -78,69 +117,121 @@ def measure(
                 "Peak memory of the process",
                 "documents",
                 "MiB",
-                [Series("peak resident memory", [Point(n, peak / 2**20) for n, peak in peaks.items()])],
+                [Series(what, [Point(n, peaks[what][n] / MIB) for n in sizes]) for what in peaks],
                 log_x=True,
             ),
             Table(
-                "Fitted slopes on log scales: 1 is linear, less is sub-linear",
-                ("what", "slope"),
+                "Slopes on log scales: 1 is linear, less is sub-linear",
+                ("what", "fitted", *(f"{a:,} to {b:,}" for a, b in pairwise(sizes))),
                 [
-                    *((f"seconds of a selection, {way}", value) for way, value in slopes.items()),
-                    ("peak memory", slope(list(peaks), list(peaks.values()))),
+                    *((f"seconds of a selection, {way}", *_slopes(of)) for way, of in medians.items()),
+                    *((f"peak memory beyond the loaded models, {what}", *_slopes(of)) for what, of in beyond.items()),
                 ],
             ),
         ],
-        [Target(f"slope of seconds, {PREFILTERED}", slopes[PREFILTERED], "<=", 1.0)] if len(peaks) > 1 else [],
-        notes=[
-            f"Memory per document between {first:,} and {last:,} documents: "
-            f"{(peaks[last] - peaks[first]) / max(1, last - first) / 1024:.1f} KiB; the models are in the peak. The "
-            "prefilter's index is made by the first question that asks for it, which is not counted."
-        ],
+        [] if prefiltered is None else [Target(f"slope of seconds, {PREFILTERED}", prefiltered, "<", 1.0)],
+        not_run=not_run,
+        notes=notes,
     )
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """The exponent of the power law that fits best; None of fewer than two places."""
-    if len(x) < 2:
+    """The exponent of the power law that fits best; None of fewer than two places, or where a figure is not above 0."""
+    if len(x) < 2 or min(y) <= 0:
         return None
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def _by_way(seconds: dict[tuple[int, str], list[float]]) -> dict[str, list[tuple[int, list[float]]]]:
-    return {way: [(n, s) for (n, of), s in seconds.items() if of == way] for way in (ALL, PREFILTERED)}
+def _slope(figures: Mapping[int, float]) -> float | None:
+    return slope(list(figures), list(figures.values()))
+
+
+def _slopes(figures: Mapping[int, float]) -> list[float | None]:
+    """The slope fitted to all sizes, and that of each step from one to the next."""
+    return [_slope(figures), *(_slope(dict(step)) for step in pairwise(figures.items()))]
+
+
+def _index_of(not_run: dict[str, str]) -> IndexOf | None:
+    """What makes an index in LlamaIndex, or None where it cannot run."""
+    try:
+        from shared_context.evaluation.baselines import index_of
+    except ImportError as error:
+        not_run[LLAMAINDEX] = f"{error}: pip install 'shared-context[eval]'"
+        return None
+    return index_of
 
 
 def _grow(
-    name: str, texts: Sequence[str], questions: Sequence[str], sizes: Sequence[int], runs: int
+    name: str,
+    texts: Sequence[str],
+    questions: Sequence[str],
+    sizes: Sequence[int],
+    runs: int,
+    index_of: IndexOf | None,
+    embeddings: np.ndarray | None,
 ) -> tuple[dict[tuple[int, str], list[float]], dict[int, int], dict[int, int], dict[str, str | int]]:
-    """Seconds by size and way, peak bytes by size, tokens by size, and the setting."""
-    model = SharedLLMModel.from_pretrained(name)
+    """Seconds by size and way, peak bytes by size (at 0 with the models loaded), tokens by size, and the setting."""
+    model, embedder = SharedLLMModel.from_pretrained(name), load_default_embedder()
     new, asked = _documents(texts), cycle(questions)
     seconds: dict[tuple[int, str], list[float]] = {}
-    peaks, tokens = {}, {}
-    with SharedLLMContextStore(model, embedder=load_default_embedder()) as store:
+    peaks, tokens = {0: peak_bytes()}, {}
+    with SharedLLMContextStore(model, embedder=embedder) as store:
         for size in sizes:
             missing = size - len(store)
             for _ in with_progress(range(0, missing, 500), f"ingest, up to {size} documents"):
                 store.add([next(new) for _ in range(min(500, size - len(store)))])
-            for run in range(runs + 1):
-                question = next(asked)
-                ways: dict[str, Callable[[], Selection]] = {
-                    ALL: lambda q=question: store.select(q, budget=BUDGET),
-                    PREFILTERED: lambda q=question: store.select(q, budget=BUDGET, prefilter=PREFILTER),
-                }
+            ways: dict[str, Callable[[str], object]] = {
+                ALL: lambda question: store.select(question, budget=BUDGET),
+                PREFILTERED: lambda question: store.select(question, budget=BUDGET, prefilter=PREFILTER),
+            }
+            uncounted = next(asked)
+            for select in ways.values():
+                select(uncounted)
+            # Now, while no index stands beside the store: the last size's is gone, and what it took is free again.
+            peaks[size], tokens[size] = peak_bytes(), store.stats()["tokens"]
+            if index_of is not None:
+                index = index_of(_chunks(texts, size, embeddings), embedder)
+                ways[LLAMAINDEX] = index.as_retriever().retrieve
+                ways[LLAMAINDEX](uncounted)
+                del index
+            for question in islice(asked, runs):
                 for way, select in ways.items():
                     start = time.perf_counter()
-                    select()
-                    if run:
-                        seconds.setdefault((size, way), []).append(time.perf_counter() - start)
-            peaks[size], tokens[size] = peak_bytes(), store.stats()["tokens"]
+                    select(question)
+                    seconds.setdefault((size, way), []).append(time.perf_counter() - start)
+            del ways, select
+            gc.collect()
     return seconds, peaks, tokens, model_setting(model)
+
+
+def _index_peaks(
+    name: str, texts: Sequence[str], questions: Sequence[str], sizes: Sequence[int], index_of: IndexOf
+) -> tuple[dict[int, int], np.ndarray]:
+    """Peak bytes by size (at 0 with the models loaded), and the embeddings of the paragraphs."""
+    _model, embedder = SharedLLMModel.from_pretrained(name), load_default_embedder()
+    peaks = {0: peak_bytes()}
+    embeddings = embedder.encode(_paragraphs(texts))
+    for size in sizes:
+        index = index_of(_chunks(texts, size, embeddings), embedder)
+        index.as_retriever().retrieve(questions[0])
+        peaks[size] = peak_bytes()
+        del index
+        gc.collect()
+    return peaks, embeddings
+
+
+def _chunks(texts: Sequence[str], size: int, embeddings: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """So many documents, each with the embedding of its paragraph."""
+    return zip((document.text for document in islice(_documents(texts), size)), cycle(embeddings), strict=False)
 
 
 def _documents(texts: Sequence[str]) -> Iterator[Document]:
     """Paragraphs as documents, over and over; a number tells them apart."""
+    for number, paragraph in enumerate(cycle(_paragraphs(texts)), start=1):
+        yield Document(f"# Note {number}\n\n{paragraph}", f"note {number}")
+
+
+def _paragraphs(texts: Sequence[str]) -> list[str]:
+    """Paragraphs of 20 words or more, or the whole texts where there are none."""
     paragraphs = [part.strip() for text in texts for part in re.split(r"\n{2,}", text) if len(part.split()) >= 20]
-    paragraphs = paragraphs or list(texts)
-    for number in count(1):
-        yield Document(f"# Note {number}\n\n{paragraphs[(number - 1) % len(paragraphs)]}", f"note {number}")
+    return paragraphs or list(texts)

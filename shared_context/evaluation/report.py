@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -116,13 +117,15 @@ class Target:
 
     what: str
     value: float
-    sign: Literal[">=", ">", "<="]
+    sign: Literal[">=", ">", "<=", "<"]
     bound: float
 
     @property
     def reached(self) -> bool:
         """Whether the figure keeps the bound."""
-        return {">=": self.value >= self.bound, ">": self.value > self.bound, "<=": self.value <= self.bound}[self.sign]
+        return {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}[self.sign](
+            self.value, self.bound
+        )
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_json_keeps_figures_unrounded(report):
 
 @pytest.mark.parametrize(
     ("sign", "below", "equal", "above"),
-    [(">=", False, True, True), (">", False, False, True), ("<=", True, True, False)],
+    [(">=", False, True, True), (">", False, False, True), ("<=", True, True, False), ("<", True, False, False)],
 )
 def test_a_target_at_its_bound(sign, below, equal, above):
     assert [Target("it", value, sign, 1.0).reached for value in (0.9, 1.0, 1.1)] == [below, equal, above]
