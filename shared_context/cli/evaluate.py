@@ -96,7 +96,11 @@ def answers(
     data: DataArgument,
     model: EvalModelOption = None,
     adapter: Annotated[
-        Path | None, typer.Option("--adapter", metavar="FOLDER", help="Measure the model with this adapter as well.")
+        str | None,
+        typer.Option(
+            "--adapter",
+            help="Measure the model with this adapter as well: a name or folder; auto is the one that ships for it.",
+        ),
     ] = None,
     budget: Annotated[
         list[int] | None,

@@ -74,7 +74,8 @@ def measure(
     Args:
         model: answers; MiniLM embeds for all.
         data: questions; every article or file is one document, every paragraph where there is one article only.
-        adapter: folder of an adapter, with which the model is loaded anew and measured beside itself.
+        adapter: name or folder of an adapter, with which the model is loaded anew and measured beside itself; "auto" is
+            the one that ships for it.
         limit: only so many questions, drawn at random. They are computed in batches, in the order of the drawing, so
             that a larger limit changes the results of the last batch at most, by rounding, where that was not full.
         seed: of the drawing and of the intervals.
@@ -94,6 +95,7 @@ def measure(
         readers[ADAPTER] = SharedLLMModel.from_pretrained(
             model.name, adapter=adapter, device=str(model.device), dtype=model.dtype
         )
+        require(readers[ADAPTER].has_adapter, "adapter", adapter, f"none ships for {model.name}; name a folder")
     ledger = Ledger(
         resume,
         {
@@ -110,6 +112,10 @@ def measure(
         },
     )
     not_run: dict[str, str] = {}
+    if all(reader.injection.kind == "prefix" for reader in readers.values()):
+        not_run["selections by cross-attention injection"] = "no adapter trained for it is given, and none ships"
+    if adapter is None:
+        not_run["the model with an adapter"] = "none is given (--adapter)"
     chosen = asked.drawn(limit, seed)
     if likelihoods and any(other_question(question, asked) is None for question in chosen[:1]):
         not_run["a wrong context, the control of each way"] = "all questions are about one document"

@@ -39,7 +39,7 @@ Way = tuple[str, str]
 NONE, TEXT, WRONG = "none", "gold paragraph as text", f"a wrong passage, injected at ratio {RATIO}"
 MIXED, ELSEWHERE = "best leaf whole, its chunk at 8 and 16", "the same for another question"
 OPENED, FINE = "leaves above the floor whole, their chunks at 8 and 16", "leaves above the floor whole"
-RAG = f"chunked RAG, top {TOP_K} chunks as text"
+RAG, RAG_WITHIN = (f"chunked RAG, {chunks} as text" for chunks in (f"top {TOP_K} chunks", "chunks within the budget"))
 
 
 def injected(ratio: int) -> str:
@@ -166,7 +166,10 @@ def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None
             plain.add(text, id=id)
         for number, question in enumerate(with_progress(questions, "grains")):
             other = questions[(number + len(questions) // 2) % len(questions)]
-            chunks = rag.top(question.text, TOP_K)
+            chunks = {
+                RAG: rag.top(question.text, TOP_K),
+                RAG_WITHIN: rag.within(rag.top(question.text, len(rag)), BUDGET),
+            }
             shown: dict[Way, Shown] = {
                 (MIXED, TRAINED): _mixed(store, question.text),
                 (ELSEWHERE, TRAINED): _mixed(
@@ -175,15 +178,17 @@ def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None
                 (OPENED, TRAINED): store.select(question.text, budget=BUDGET, coarse=COARSE),
                 (FINE, TRAINED): store.select(question.text, budget=BUDGET),
                 (FINE, UNTRAINED): plain.select(question.text, budget=BUDGET),
-                **{(RAG, weights): pasted(chunks) for weights in (TRAINED, UNTRAINED)},
+                **{(way, weights): pasted(found) for way, found in chunks.items() for weights in (TRAINED, UNTRAINED)},
             }
             _score(scores, model, base, question, shown)
             for way, context in shown.items():
-                size = context.kv_entries if isinstance(context, Selection) else rag.count_tokens(chunks)
+                size = context.kv_entries if isinstance(context, Selection) else rag.count_tokens(chunks[way[0]])
                 sizes.setdefault(way, []).append(size)
     mixed, chunked = (MIXED, TRAINED), (RAG, TRAINED)
     opened, fine = (OPENED, TRAINED), (FINE, TRAINED)
-    pairs = [(mixed, chunked), (mixed, (ELSEWHERE, TRAINED)), (opened, chunked), (fine, chunked)]
+    within = (RAG_WITHIN, TRAINED)
+    pairs = [(first, rags) for first in (mixed, opened, fine) for rags in (chunked, within)]
+    pairs += [(mixed, (ELSEWHERE, TRAINED))]
     pairs += [(opened, fine), (fine, (FINE, UNTRAINED))]
     return Report(
         "grains",
@@ -197,8 +202,8 @@ def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None
             ),
             _differences(scores, pairs),
         ],
-        [Target(f"{MIXED}, against chunked RAG, both with the adapter", fmean(scores[mixed]), "<=",
-                fmean(scores[chunked]))],
+        [Target(f"{MIXED}, against {rags[0]}, both with the adapter", fmean(scores[mixed]), "<=", fmean(scores[rags]))
+         for rags in (chunked, within)],
     )  # fmt: skip
 
 

@@ -355,6 +355,7 @@ def measure(
         "kvpress": settings["kvpress"],
         "documents": len(asked.documents),
         "questions": len(questions),
+        "left out": asked.left_out_text,
         "seed": seed,
     }
     return _report(setting, results, not_run, seed)
