@@ -188,8 +188,8 @@ def _new_title(title: str, titles: set[str]) -> str:
 
 def _gold(context: str, passage: Span, asked: Mapping[str, Any]) -> dict[Span, str]:
     """The answers by where they stand."""
-    gold = {}
-    for answer in asked.get("answers") or ():
+    gold, answers = {}, asked.get("answers")
+    for answer in answers if isinstance(answers, list) else ():
         start, text = _field(answer, "answer_start", int), _field(answer, "text", str)
         if start < 0 or not context.startswith(text, start):
             raise _UnusableError("an answer that is not at its answer_start")

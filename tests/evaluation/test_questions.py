@@ -135,7 +135,11 @@ def test_questions_that_no_document_answers_are_refused(tmp_path):
 
 def test_what_cannot_be_used_of_a_squad_file_is_left_out_and_named(tmp_path):
     lamp = paragraph("The lamp burns colza.", ("What burns?", "colza"), ("Who?", "Imelda"))
-    lamp["qas"] += [{"question": "Why?", "is_impossible": True}, {"question": None, "answers": []}]
+    lamp["qas"] += [
+        {"question": "Why?", "is_impossible": True},
+        {"question": None, "answers": []},
+        {"question": "Why?", "answers": 9},
+    ]
     same = [{"title": "Lamp", "paragraphs": [paragraph(f"It burns {n}.", ("What?", n))]} for n in ("oil", "gas")]
     articles = [{"paragraphs": [lamp, {"context": " "}, {"qas": []}]}, *same, {"title": "Empty"}, "none"]
     path = tmp_path / "questions.json"
@@ -145,7 +149,7 @@ def test_what_cannot_be_used_of_a_squad_file_is_left_out_and_named(tmp_path):
     assert [question.answers for question in asked.questions] == [("colza",), ("oil",), ("gas",)]
     assert asked.left_out == {
         "an answer that is not at its answer_start": ["article 1, paragraph 1, question 2"],
-        "no answers": ["article 1, paragraph 1, question 3"],
+        "no answers": ["article 1, paragraph 1, question 3", "article 1, paragraph 1, question 5"],
         "no question": ["article 1, paragraph 1, question 4"],
         "no context": ["article 1, paragraph 2", "article 1, paragraph 3"],
         "no paragraphs": ["article 4", "article 5"],
