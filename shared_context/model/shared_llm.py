@@ -334,9 +334,11 @@ class SharedLLMModel:
             context: a Selection, whose KV are injected; text, which is pasted into the same prompt; or None. For a
                 batch one for all prompts, or a list with one for each.
             max_new_tokens: tokens of the answer at most.
-            temperature: 0 takes the likeliest token every time; above, tokens are sampled.
-            top_p, top_k: limits of the sampling; None leaves them off.
-            stop: strings that end the answer and are not part of it.
+            temperature: 0 takes the likeliest token every time; above, tokens are sampled. With ``do_sample=True`` 0
+                stands for 1.
+            top_p, top_k: limits of the sampling; None leaves them off. Where the likeliest token is taken they change
+                nothing: it lies within them.
+            stop: strings that end the answer and are not part of it; ``stop_strings`` is the same.
             seed: of the sampling.
             formatted: the prompt is in the model's own format already.
             batch_size: prompts that run together.
@@ -345,8 +347,9 @@ class SharedLLMModel:
         Raises:
             WindowExceededError: before any computing, where prompt, context and answer do not fit the window.
             QueryError: where a prompt is empty.
+            ConfigError: where another argument is wrong.
         """
-        stop = _as_stop(stop)
+        stop = _as_stop(stop, generation_options.pop("stop_strings", None))
         settings = self._settings(max_new_tokens, temperature, top_p, top_k, generation_options)
         single, requests = self._requests(prompt, context, formatted, max_new_tokens)
         require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more prompts")
@@ -382,7 +385,7 @@ class SharedLLMModel:
 
         What is wrong with the call is raised here; nothing is computed before the first piece is asked for.
         """
-        stop = _as_stop(stop)
+        stop = _as_stop(stop, generation_options.pop("stop_strings", None))
         settings = self._settings(max_new_tokens, temperature, top_p, top_k, generation_options)
         single, requests = self._requests(prompt, context, formatted, max_new_tokens)
         if not single:
@@ -556,9 +559,19 @@ class SharedLLMModel:
     ) -> GenerationConfig:
         require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be 1 or more tokens")
         require(temperature >= 0, "temperature", temperature, "must be 0 or more")
-        sampling: dict[str, Any] = {"do_sample": temperature > 0}
-        if temperature > 0:
-            sampling |= {"temperature": temperature, "top_p": top_p or 1.0, "top_k": top_k or 0}
+        require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "must be above 0 and at most 1")
+        require(top_k is None or top_k >= 0, "top_k", top_k, "must be 1 or more tokens, or 0 for no limit")
+        asked = options.get("do_sample")
+        sampled = temperature > 0 if asked is None else bool(asked)
+        require(
+            sampled or temperature == 0,
+            "temperature",
+            temperature,
+            "do_sample=False takes the likeliest token; drop one of the two",
+        )
+        sampling: dict[str, Any] = {"do_sample": sampled}
+        if sampled:
+            sampling |= {"temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": top_k or 0}
         unknown = [name for name in options if not hasattr(GenerationConfig(), name)]
         require(not unknown, "generation_options", unknown, "transformers' GenerationConfig has no such fields")
         own = self.hf_model.generation_config
@@ -566,7 +579,7 @@ class SharedLLMModel:
         ends = end if isinstance(end, list) else [end]
         padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else ends[0]
         return GenerationConfig(
-            **{"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding, **sampling, **options}
+            **{"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding, **options, **sampling}
         )
 
     def _criteria(self, clock: Clock, stop: Sequence[str]) -> list[StoppingCriteria]:
@@ -740,8 +753,8 @@ def _release(inputs: dict[str, Any]) -> None:
         cache.release()
 
 
-def _as_stop(stop: str | Sequence[str] | None) -> list[str]:
-    return [stop] if isinstance(stop, str) else [s for s in stop or () if s]
+def _as_stop(*given: str | Sequence[str] | None) -> list[str]:
+    return [s for stop in given for s in ([stop] if isinstance(stop, str) else stop or ()) if s]
 
 
 def _pick_device(device: str) -> torch.device:
