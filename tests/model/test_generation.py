@@ -195,6 +195,9 @@ def test_what_does_not_fit_the_window_is_refused_with_the_numbers(model, selecti
     ("options", "error", "named"),
     [
         ({"prompt": "  "}, QueryError, "empty"),
+        ({"prompt": [{"role": "user"}]}, ConfigError, "message={'role': 'user'}"),
+        ({"prompt": [{"role": "user", "content": None}]}, ConfigError, "'content': None"),
+        ({"prompt": [["hello"]]}, ConfigError, "message='hello'"),
         ({"prompt": "hi", "max_new_tokens": 0}, ConfigError, "max_new_tokens=0"),
         ({"prompt": "hi", "temperature": -1}, ConfigError, "temperature=-1"),
         ({"prompt": "hi", "temperature": 0.7, "do_sample": False}, ConfigError, "temperature=0.7: do_sample=False"),
