@@ -735,12 +735,13 @@ class SharedLLMContextStore:
             _check_count("ratio", ratio, "tokens per KV entry")
         tree = replace(
             self.config.tree,
-            coarse=self.config.tree.coarse if coarse is None else tuple(coarse),
+            coarse=self.config.tree.coarse if coarse is None else coarse,
             fine=self.config.tree.fine if fine is None else fine,
         )
         floor = replace(self.config, floor=self.config.floor if floor is None else floor).floor
         searched = search == "best_first" and ratio is None
-        require(recent == 0 or (searched and recent > 0), "recent", recent, "must be 0, or with best_first more tokens")
+        tokens = isinstance(recent, Integral) and (recent == 0 or (searched and recent > 0))
+        require(tokens, "recent", recent, "must be 0, or with best_first more tokens")
         needs_no_query = ratio is not None or search == "split_and_search"
         query = None if text is None and needs_no_query else self._query(text, index)
         last, keys = keys[-1:], self._nearest(query, keys, prefilter)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -327,7 +328,12 @@ def test_a_query_with_a_lone_surrogate_is_refused(hybrid):
         ({"prefilter": "many"}, errors.ConfigError, "prefilter='many'"),
         ({"coarse": (16, 8)}, errors.ConfigError, "coarse"),
         ({"coarse": (16, 8, 0)}, errors.ConfigError, "coarse"),
+        ({"coarse": ("a", 8, 4)}, errors.ConfigError, "coarse=.'a'"),
+        ({"coarse": 8}, errors.ConfigError, "coarse=8"),
         ({"fine": 0}, errors.ConfigError, "fine"),
+        ({"fine": "1"}, errors.ConfigError, "fine='1'"),
+        ({"recent": "a"}, errors.ConfigError, "recent='a'"),
+        ({"floor": "x"}, errors.ConfigError, "floor='x'"),
         ({"floor": -0.1}, errors.ConfigError, "floor=-0.1"),
         ({"floor": 1.5}, errors.ConfigError, "floor=1.5"),
     ],
@@ -444,6 +450,16 @@ def test_trees_of_any_shape(open_store, documents, tree):
     covered(selection, documents)
     assert store.select(QUERY, search="split_and_search")
     assert len(store.retrieve(QUERY, k=3)) == 3
+
+
+def test_leaves_within_one_character_each_have_a_place_of_their_own(open_store, model):
+    store = open_store(config=StoreConfig(tree=TreeConfig(chunk_size=8, height=3)))
+    text = "The 🦔 met the 🦦 at 🕰 noon, and 🧿 watched."
+    store.add(text, id="emoji")
+    selection = store.selection_from([("emoji", 0, len(text))])
+    assert len(set(selection.nodes)) < len(selection.nodes)
+    places = torch.cat(selection.key_values().places)
+    assert sorted(places.tolist()) == list(range(selection.kv_entries))
 
 
 class OddEmbedder:
