@@ -139,7 +139,8 @@ class SharedLLMContextStore:
             # Read back even where it was just made: another process may have been faster.
             self.config, self.embedder = self._read_meta(config, embedder)
             _check_window(model, self.config)
-            self._codec = Codec.from_bytes(self._database.get_meta("codec"))
+            with self._database.decoding():
+                self._codec = Codec.from_bytes(self._database.get_meta("codec"))
             cache = self.config.cache
             self._cache = TieredKVCache(
                 cache.memory_bytes,
@@ -178,7 +179,8 @@ class SharedLLMContextStore:
     def _read_meta(
         self, config: StoreConfig | None, embedder: Embedder | Literal["auto"] | None
     ) -> tuple[StoreConfig, Embedder | None]:
-        about = json.loads(self._database.get_meta("about"))
+        with self._database.decoding():
+            about = json.loads(self._database.get_meta("about"))
         if about["fingerprint"] != self.model.fingerprint:
             raise ModelMismatchError(
                 f"The store {self.path} was made with the model {about['model']} ({about['fingerprint']}) and cannot "
