@@ -416,7 +416,7 @@ class SharedLLMModel:
         formatted: bool = False,
         **generation_options: Any,
     ) -> CompletionStream:
-        """Answer one prompt piece by piece; takes and raises what :meth:`complete` does.
+        """Answer one prompt piece by piece; takes and raises what :meth:`complete` does, but no batch.
 
         What is wrong with the call is raised here; nothing is computed before the first piece is asked for.
         """

@@ -490,14 +490,14 @@ class SharedLLMContextStore:
         return whole
 
     def _ingest(self, documents: Sequence[StoredText], progress: Progress | None) -> list[NodeData]:
-        total, done = sum(len(d.tokens) for d in documents), 0
+        total, done, passes = sum(len(d.tokens) for d in documents), 0, self._ingestion.passes
         nodes: list[NodeData] = []
 
         def advance(tokens: int) -> None:
             nonlocal done
             done += tokens
             if progress is not None:
-                progress(done, total, "tokens")
+                progress(done // passes, total, "tokens")
 
         group: list[StoredText] = []
         waiting = 0
@@ -541,7 +541,7 @@ class SharedLLMContextStore:
         Args:
             query: a question; None only with ``search="split_and_search"`` or with ``ratio``.
             budget: KV entries at most; None is 1,024 for best_first and no limit otherwise.
-            ratio: show everything that may be considered at this one grain, without any search or budget.
+            ratio: show everything that may be considered at this one grain, without any search; goes with no budget.
             policy: how nodes are scored; None is "hybrid", or "late_interaction" in a store without an embedder.
             search: "best_first" under the budget over all chunks, or the paper's "split_and_search" in each chunk.
             coarse: ratios of unopened nodes by level, root first; None is the configuration's (for split_and_search,
@@ -735,6 +735,12 @@ class SharedLLMContextStore:
             _check_count("budget", budget, "KV entries", BudgetError)
         if ratio is not None:
             _check_count("ratio", ratio, "tokens per KV entry")
+            require(
+                budget is None,
+                "budget",
+                budget,
+                f"ratio={ratio} shows everything, so both exclude each other; drop one",
+            )
         tree = replace(
             self.config.tree,
             coarse=self.config.tree.coarse if coarse is None else coarse,

@@ -69,7 +69,7 @@ def test_the_text_joins_what_touches_and_parts_what_does_not(hybrid):
 
 def test_everything_at_one_grain(hybrid, documents):
     for ratio in (1, 4, 1000):
-        selection = hybrid.select(QUERY, ratio=ratio, budget=5)
+        selection = hybrid.select(QUERY, ratio=ratio)
         assert [sorted(c) for c in covered(selection, documents).values()] == [
             list(range(len(d.text))) for d in documents
         ]
@@ -324,6 +324,7 @@ def test_a_query_with_a_lone_surrogate_is_refused(hybrid):
         ({"search": "random"}, errors.ConfigError, "split_and_search"),
         ({"ratio": 0}, errors.ConfigError, "ratio=0"),
         ({"ratio": 2.5}, errors.ConfigError, "ratio=2.5"),
+        ({"ratio": 8, "budget": 10}, errors.ConfigError, "budget=10: ratio=8"),
         ({"prefilter": 0}, errors.ConfigError, "prefilter=0"),
         ({"prefilter": "many"}, errors.ConfigError, "prefilter='many'"),
         ({"coarse": (16, 8)}, errors.ConfigError, "coarse"),
