@@ -6,7 +6,9 @@ compared with ``==``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from shared_context.errors import ConfigError
@@ -61,8 +63,9 @@ class TreeConfig:
             self.chunk_size,
             f"must be a positive multiple of 2**height = {2**self.height} tokens",
         )
-        require(self.fine >= 1, "fine", self.fine, "must be a ratio of 1 or more")
+        require(_is_ratio(self.fine), "fine", self.fine, "must be a whole ratio of 1 or more")
         coarse = self.coarse if self.coarse is not None else (None,) * (self.height + 1)
+        require(isinstance(coarse, Sequence), "coarse", coarse, "must be a sequence of ratios, root first")
         object.__setattr__(self, "coarse", tuple(coarse))
         require(
             len(coarse) == self.height + 1,
@@ -70,7 +73,8 @@ class TreeConfig:
             coarse,
             f"must give one ratio for each of the {self.height + 1} levels, root first",
         )
-        require(all(r is None or r >= 1 for r in coarse), "coarse", coarse, "ratios must be 1 or more, or None")
+        whole = all(r is None or _is_ratio(r) for r in coarse)
+        require(whole, "coarse", coarse, "ratios must be whole and 1 or more, or None")
 
     @property
     def leaf_size(self) -> int:
@@ -87,6 +91,10 @@ class TreeConfig:
     def embedded_leaves(self) -> int:
         """Leaves of a span that is embedded as one."""
         return 2 ** (self.height - self.embedded_level)
+
+
+def _is_ratio(value: object) -> bool:
+    return isinstance(value, Integral) and value >= 1
 
 
 def paper_ratios(height: int) -> tuple[int | None, ...]:
@@ -145,7 +153,8 @@ class StoreConfig:
     def __post_init__(self) -> None:
         require(self.code_size >= 1, "code_size", self.code_size, "must be 1 or more dimensions")
         require(0 <= self.neighbour_weight <= 1, "neighbour_weight", self.neighbour_weight, "must lie between 0 and 1")
-        require(0 <= self.floor <= 1, "floor", self.floor, "must lie between 0 and 1")
+        floor = isinstance(self.floor, Real) and 0 <= self.floor <= 1
+        require(floor, "floor", self.floor, "must lie between 0 and 1")
         require(self.lead_in >= 0, "lead_in", self.lead_in, "must be 0 or more tokens")
         require(self.max_document_bytes >= 1, "max_document_bytes", self.max_document_bytes, "must be 1 byte or more")
 

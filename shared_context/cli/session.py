@@ -67,6 +67,7 @@ def made_with(path: Path) -> dict[str, Any]:
 
     database = Database(path)
     try:
-        return json.loads(database.get_meta("about"))
+        with database.decoding():
+            return json.loads(database.get_meta("about"))
     finally:
         database.close()

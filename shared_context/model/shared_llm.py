@@ -7,13 +7,14 @@ import os
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,7 +32,9 @@ from shared_context.errors import (
     AdapterError,
     ConfigError,
     ModelMismatchError,
+    ModelNotFoundError,
     QueryError,
+    SharedContextError,
     UnsupportedModelError,
     WindowExceededError,
 )
@@ -62,6 +65,15 @@ AUTO_ADAPTER = "auto"
 
 SEVERAL_ANSWERS = ("num_beams", "num_return_sequences")
 """Fields of GenerationConfig that ask for more than one answer to be worked on, which no stream does."""
+
+REFUSED_OPTIONS = {
+    "attn_implementation": "the injection brings its own attention; leave it out",
+    "trust_remote_code": "code that comes with weights is never run; choose a model that transformers knows itself",
+    "output_loading_info": "from_pretrained gives the model alone; leave it out",
+    "local_files_only": "the Hub is asked only for what is not here; set HF_HUB_OFFLINE=1 to keep it from being asked",
+    "force_download": "what is here is taken; delete it from the Hugging Face cache to have it fetched again",
+}
+"""Options of transformers' ``from_pretrained`` that cannot be honoured, and what to do instead."""
 
 PREFIXES_KEPT = 16
 """Prefixes whose keys and values are kept: one for each system prompt in use."""
@@ -171,6 +183,9 @@ class SharedLLMModel:
         injection_layers: int | None = None,
         context_window: int | None = None,
         system_prompt: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
         **model_options: Any,
     ) -> SharedLLMModel:
         """Load a model.
@@ -187,16 +202,22 @@ class SharedLLMModel:
             injection_layers: M, the bottom layers that see the context; None is all of them.
             context_window: tokens; None is as many as the model serves.
             system_prompt: system message of prompts that bring none; None is the library's.
+            revision: branch, tag or commit of the model's repository on the Hub; None is its main branch.
+            token: for a repository that is not public; None is the one of ``hf auth login``.
+            cache_dir: folder of the Hugging Face cache; None is its usual one.
             **model_options: passed to ``AutoModelForCausalLM.from_pretrained``.
 
         Raises:
-            ModelNotFoundError: where there are no weights of that name.
+            ModelNotFoundError: where there are no weights of that name, or they are incomplete or damaged.
             UnsupportedModelError: where the model cannot be stacked on itself, with the reason.
             ModelMismatchError, AdapterError: where the adapter belongs to another model or is damaged.
-            ConfigError: where a setting is out of range.
+            ConfigError: where a setting is out of range, or cannot be honoured.
         """
         name = str(name_or_path)
-        source = resolve_model(name_or_path)
+        for option, value in model_options.items():
+            require(not value or option not in REFUSED_OPTIONS, option, value, REFUSED_OPTIONS.get(option, ""))
+        device = _pick_device(device)
+        source = resolve_model(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
         trained = Adapter.from_pretrained(adapter) if adapter not in (None, AUTO_ADAPTER) else None
         if trained is not None:
             given = {"injection": injection, "injection_layers": injection_layers}
@@ -204,17 +225,31 @@ class SharedLLMModel:
                 own = getattr(trained.config, setting)
                 require(value in (None, own), setting, value, f"the adapter in {adapter} was trained with {own!r}")
             injection, injection_layers = trained.config.injection, trained.config.injection_layers
-        config = AutoConfig.from_pretrained(source)
+        # With trust_remote_code left open, transformers would ask on the terminal whether to run a repository's code.
+        mend = "choose a decoder-only model that transformers knows itself, or mend the file"
+        with _said_as(UnsupportedModelError, f"The config.json of {name} cannot be read; {mend}"):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_config(config, name)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        with _said_as(ModelNotFoundError, f"The tokenizer of {name} is missing or damaged; add its tokenizer.json"):
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if not tokenizer.is_fast:
             raise UnsupportedModelError(
                 f"{name} has only a slow tokenizer, which gives no character offsets; add a tokenizer.json to it."
             )
-        device = _pick_device(device)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=_pick_dtype(dtype, config.dtype, device), attn_implementation=ATTENTION, **model_options
-        ).to(device)
+        model_options |= {
+            "dtype": _pick_dtype(dtype, config.dtype, device),
+            "attn_implementation": ATTENTION,
+            "trust_remote_code": False,
+            "output_loading_info": True,
+        }
+        damaged = f"The weights of {name} are incomplete or damaged; fetch or save them again"
+        with _said_as(ModelNotFoundError, damaged, (OSError, RuntimeError, SafetensorError)):
+            model, loaded = AutoModelForCausalLM.from_pretrained(source, **model_options)
+        # Transformers fills what is missing with random numbers.
+        missing = sorted(loaded["missing_keys"])
+        if missing:
+            raise ModelNotFoundError(f"{damaged} ({len(missing)} tensors are missing, {missing[0]} among them).")
+        model = model.to(device)
         check_rotation(model, name)
         shared = cls(
             model,
@@ -342,9 +377,11 @@ class SharedLLMModel:
             context: a Selection, whose KV are injected; text, which is pasted into the same prompt; or None. For a
                 batch one for all prompts, or a list with one for each.
             max_new_tokens: tokens of the answer at most.
-            temperature: 0 takes the likeliest token every time; above, tokens are sampled.
-            top_p, top_k: limits of the sampling; None leaves them off.
-            stop: strings that end the answer and are not part of it.
+            temperature: 0 takes the likeliest token every time; above, tokens are sampled. With ``do_sample=True`` 0
+                stands for 1.
+            top_p, top_k: limits of the sampling; None leaves them off. Where the likeliest token is taken they change
+                nothing: it lies within them.
+            stop: strings that end the answer and are not part of it; ``stop_strings`` is the same.
             seed: of the sampling.
             formatted: the prompt is in the model's own format already.
             batch_size: prompts that run together.
@@ -353,8 +390,9 @@ class SharedLLMModel:
         Raises:
             WindowExceededError: before any computing, where prompt, context and answer do not fit the window.
             QueryError: where a prompt is empty.
+            ConfigError: where another argument is wrong.
         """
-        stop = _as_stop(stop)
+        stop = _as_stop(stop, generation_options.pop("stop_strings", None))
         settings = self._settings(max_new_tokens, temperature, top_p, top_k, generation_options)
         single, requests = self._requests(prompt, context, formatted, max_new_tokens)
         require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more prompts")
@@ -386,11 +424,11 @@ class SharedLLMModel:
         formatted: bool = False,
         **generation_options: Any,
     ) -> CompletionStream:
-        """Answer one prompt piece by piece; takes and raises what :meth:`complete` does.
+        """Answer one prompt piece by piece; takes and raises what :meth:`complete` does, but no batch.
 
         What is wrong with the call is raised here; nothing is computed before the first piece is asked for.
         """
-        stop = _as_stop(stop)
+        stop = _as_stop(stop, generation_options.pop("stop_strings", None))
         settings = self._settings(max_new_tokens, temperature, top_p, top_k, generation_options)
         single, requests = self._requests(prompt, context, formatted, max_new_tokens)
         if not single:
@@ -528,6 +566,9 @@ class SharedLLMModel:
 
     def _request(self, prompt: str | Sequence[Message], context: object, formatted: bool) -> _Request:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        for message in messages:
+            whole = isinstance(message, dict) and all(isinstance(message.get(p), str) for p in ("role", "content"))
+            require(whole, "message", message, "must be a dict with a role and a content, both of them text")
         if not any(m["content"].strip() for m in messages):
             raise QueryError("The prompt is empty; give at least one word.")
         if context is not None and not isinstance(context, str | Context):
@@ -564,9 +605,19 @@ class SharedLLMModel:
     ) -> GenerationConfig:
         require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be 1 or more tokens")
         require(temperature >= 0, "temperature", temperature, "must be 0 or more")
-        sampling: dict[str, Any] = {"do_sample": temperature > 0}
-        if temperature > 0:
-            sampling |= {"temperature": temperature, "top_p": top_p or 1.0, "top_k": top_k or 0}
+        require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "must be above 0 and at most 1")
+        require(top_k is None or top_k >= 0, "top_k", top_k, "must be 1 or more tokens, or 0 for no limit")
+        asked = options.get("do_sample")
+        sampled = temperature > 0 if asked is None else bool(asked)
+        require(
+            sampled or temperature == 0,
+            "temperature",
+            temperature,
+            "do_sample=False takes the likeliest token; drop one of the two",
+        )
+        sampling: dict[str, Any] = {"do_sample": sampled}
+        if sampled:
+            sampling |= {"temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": top_k or 0}
         unknown = [name for name in options if not hasattr(GenerationConfig(), name)]
         require(not unknown, "generation_options", unknown, "transformers' GenerationConfig has no such fields")
         own = self.hf_model.generation_config
@@ -574,7 +625,7 @@ class SharedLLMModel:
         ends = end if isinstance(end, list) else [end]
         padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else ends[0]
         return GenerationConfig(
-            **{"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding, **sampling, **options}
+            **{"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding, **options, **sampling}
         )
 
     def _criteria(self, clock: Clock, stop: Sequence[str]) -> list[StoppingCriteria]:
@@ -748,13 +799,27 @@ def _release(inputs: dict[str, Any]) -> None:
         cache.release()
 
 
-def _as_stop(stop: str | Sequence[str] | None) -> list[str]:
-    return [stop] if isinstance(stop, str) else [s for s in stop or () if s]
+def _as_stop(*given: str | Sequence[str] | None) -> list[str]:
+    return [s for stop in given for s in ([stop] if isinstance(stop, str) else stop or ()) if s]
+
+
+@contextmanager
+def _said_as(
+    error: type[SharedContextError], message: str, faults: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
+    """Say in the library's own error what transformers raises inside; it and tokenizers agree on no narrower types."""
+    try:
+        yield
+    except faults as fault:
+        reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+        raise error(f"{message} ({reason}).") from fault
 
 
 def _pick_device(device: str) -> torch.device:
     if device != "auto":
-        return torch.device(device)
+        refused = (RuntimeError, AssertionError, TypeError)  # no such kind; none of that kind here; no device at all
+        with _said_as(ConfigError, f"device={device!r}: must be 'auto', 'cpu' or a device of this machine", refused):
+            return torch.empty(0, device=device).device
     if torch.cuda.is_available():
         # Of several processes that torchrun starts on a machine, each has a GPU of its own.
         return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError
 
 from shared_context.errors import StoreFormatError, StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
@@ -109,7 +110,7 @@ class Message:
 class Database:
     """The store's SQLite file.
 
-    Everything but :meth:`get_meta` is called inside of :meth:`snapshot` or :meth:`transaction`.
+    Everything but :meth:`get_meta` and :meth:`decoding` is called inside of :meth:`snapshot` or :meth:`transaction`.
 
     Args:
         folder: the store's folder; None keeps the database in memory.
@@ -220,6 +221,14 @@ class Database:
             raise _damaged(self._place, f"its {key} is missing")
         return row[0]
 
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """What was read is decoded inside; where it cannot be, the file is damaged."""
+        try:
+            yield
+        except (ValueError, TypeError, SafetensorError) as error:
+            raise _damaged(self._place, error) from error
+
     def insert(self, entry: Entry, stored: StoredText, nodes: NodeData) -> int:
         """Add a document's row; returns its key, which no other row ever has."""
         cursor = self._connection.execute(
@@ -253,32 +262,36 @@ class Database:
     def catalogue(self) -> dict[int, Entry]:
         """The lines of all documents by their keys, which rise in the order of adding."""
         rows = self._connection.execute("SELECT key, kind, id, metadata FROM documents ORDER BY key")
-        return {key: Entry(kind, id, json.loads(metadata)) for key, kind, id, metadata in rows}
+        with self.decoding():
+            return {key: Entry(kind, id, json.loads(metadata)) for key, kind, id, metadata in rows}
 
     def document(self, key: int) -> StoredText:
         """A document's text with its tokens."""
         row = self._connection.execute("SELECT text, ids, bounds FROM documents WHERE key = ?", (key,)).fetchone()
-        text, ids, bounds = row
-        tokens = TokenizedText(np.frombuffer(ids, np.int32), np.frombuffer(bounds, np.uint32).astype(np.int64))
-        return StoredText(text, tokens)
+        with self.decoding():
+            text, ids, bounds = row
+            tokens = TokenizedText(np.frombuffer(ids, np.int32), np.frombuffer(bounds, np.uint32).astype(np.int64))
+            return StoredText(text, tokens)
 
     def token_ids(self, key: int) -> np.ndarray:
         """A document's token ids, int32 [tokens]."""
         row = self._connection.execute("SELECT ids FROM documents WHERE key = ?", (key,)).fetchone()
-        return np.frombuffer(row[0], np.int32)
+        with self.decoding():
+            return np.frombuffer(row[0], np.int32)
 
     def nodes(self, key: int, code_size: int, hidden: int, dimension: int) -> NodeData:
         """What scoring needs of a document."""
         row = self._connection.execute(
             "SELECT codes, scales, states, embeddings FROM documents WHERE key = ?", (key,)
         ).fetchone()
-        embeddings = np.frombuffer(row[3], np.float32)
-        return NodeData(
-            np.frombuffer(row[0], np.int8).reshape(-1, code_size),
-            np.frombuffer(row[1], np.float16),
-            np.frombuffer(row[2], np.float16).reshape(-1, hidden),
-            embeddings.reshape(len(embeddings) // max(1, dimension), dimension),
-        )
+        with self.decoding():
+            embeddings = np.frombuffer(row[3], np.float32)
+            return NodeData(
+                np.frombuffer(row[0], np.int8).reshape(-1, code_size),
+                np.frombuffer(row[1], np.float16),
+                np.frombuffer(row[2], np.float16).reshape(-1, hidden),
+                embeddings.reshape(len(embeddings) // max(1, dimension), dimension),
+            )
 
     def nbytes(self) -> int:
         """Bytes of all that is kept of the documents."""
@@ -298,7 +311,8 @@ class Database:
             "ORDER BY number",
             (conversation, 0 if recent else 1),
         )
-        return [Message(number, json.loads(message), tokens, bool(old)) for number, message, tokens, old in rows]
+        with self.decoding():
+            return [Message(number, json.loads(message), tokens, bool(old)) for number, message, tokens, old in rows]
 
     def add_message(self, conversation: str, message: dict[str, Any], tokens: int) -> None:
         """Append a message to a conversation."""
@@ -374,6 +388,9 @@ def _errors(place: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode"):
+            # Not of SQLite but of Python's module, which quotes the whole text.
+            raise _damaged(place, "it holds text that is not UTF-8") from error
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code is the plain one
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise _damaged(place, error) from error

@@ -19,6 +19,9 @@ from shared_context.store.embedder import Embedder, embed
 BATCH_TOKENS = 4096
 """Tokens that pass the first layer together, prefixes and padding included."""
 
+EMBEDDED_TOGETHER = 128
+"""Spans that an embedder is given at a time: progress is told between them."""
+
 
 @dataclass(frozen=True)
 class Ingestion:
@@ -32,6 +35,11 @@ class Ingestion:
     embedder: Embedder | None
     tree: TreeConfig
 
+    @property
+    def passes(self) -> int:
+        """How often every token is read: by the first layer, and by the embedder where there is one."""
+        return 1 if self.embedder is None else 2
+
     def __call__(
         self, documents: Sequence[StoredText], advance: Callable[[int], None] = lambda tokens: None
     ) -> list[NodeData]:
@@ -39,7 +47,7 @@ class Ingestion:
 
         Args:
             documents: texts with their tokens.
-            advance: called with the number of tokens done, as they are done.
+            advance: called with the number of tokens done, as they are done; in each of the passes.
 
         Raises:
             ConfigError: the embedder gives something else than embeddings.
@@ -57,7 +65,8 @@ class Ingestion:
             for (number, start), states in zip(batch, self.model.compressor.first_layer_states(ids), strict=True):
                 self._encode(states, start, *nodes[number])
             advance(sum(map(len, ids)))
-        return [NodeData(*parts, embeddings) for parts, embeddings in zip(nodes, self._embed(documents), strict=True)]
+        embeddings = self._embed(documents, advance)
+        return [NodeData(*parts, of_spans) for parts, of_spans in zip(nodes, embeddings, strict=True)]
 
     def extend(self, document: StoredText, nodes: NodeData, more: StoredText) -> tuple[StoredText, NodeData]:
         """A document with text added at its end; only its last, unfinished chunk is computed again."""
@@ -118,17 +127,21 @@ class Ingestion:
         unit = torch.nn.functional.normalize(states[ends.to(states.device)].float(), dim=-1)
         last[start // size : start // size + len(ends)] = unit.to("cpu", torch.float16).numpy()
 
-    def _embed(self, documents: Sequence[StoredText]) -> list[np.ndarray]:
+    def _embed(self, documents: Sequence[StoredText], advance: Callable[[int], None]) -> list[np.ndarray]:
         """Embeddings [spans, dimension] of each document's spans of leaves."""
         size = self.tree.leaf_size * self.tree.embedded_leaves
         spans = [
-            [
-                document.text[slice(*document.tokens.characters(start, min(start + size, len(document.tokens))))]
-                for start in range(0, len(document.tokens), size)
-            ]
+            (document, start, min(start + size, len(document.tokens)))
             for document in documents
+            for start in range(0, len(document.tokens), size)
         ]
+        counts = [-(-len(document.tokens) // size) for document in documents]
         if self.embedder is None:
-            return [np.zeros((len(texts), 0), dtype=np.float32) for texts in spans]
-        every = embed(self.embedder, [text for texts in spans for text in texts])
-        return np.split(every, np.cumsum([len(texts) for texts in spans])[:-1])
+            return [np.zeros((count, 0), dtype=np.float32) for count in counts]
+        embeddings = []
+        for at in range(0, len(spans), EMBEDDED_TOGETHER):
+            together = spans[at : at + EMBEDDED_TOGETHER]
+            texts = [document.text[slice(*document.tokens.characters(*span))] for document, *span in together]
+            embeddings.append(embed(self.embedder, texts))
+            advance(sum(end - start for _, start, end in together))
+        return np.split(np.concatenate(embeddings), np.cumsum(counts)[:-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ class Leaves:
         spans: rows of ``embeddings`` that surround the leaf, int64 [leaves, 2]: its own span and, of those beside that
             in the document, the one it is nearer to; twice its own where there is none.
         span_document: key of the span's document, int64 [spans].
+        span_chunk: row of the span's chunk in the arrays below, int64 [spans].
         document: key of the leaf's document, int64 [leaves].
         chunk: row of the leaf's chunk in the arrays below, int64 [leaves].
         slot: the leaf's place in its chunk's tree, int64 [leaves].
@@ -39,6 +40,7 @@ class Leaves:
     embeddings: torch.Tensor
     spans: torch.Tensor
     span_document: np.ndarray
+    span_chunk: np.ndarray
     document: np.ndarray
     chunk: np.ndarray
     slot: np.ndarray
@@ -48,6 +50,20 @@ class Leaves:
 
     def __len__(self) -> int:
         return len(self.document)
+
+    def places(self, chunks: np.ndarray) -> list[tuple[int, int]]:
+        """Each chunk's document, by its key, and its number in the document; chunks are given by their rows."""
+        return list(zip(self.chunk_document[chunks].tolist(), self.chunk_number[chunks].tolist(), strict=True))
+
+    def chunks(self, keys: Sequence[int]) -> np.ndarray:
+        """Rows of all chunks of documents."""
+        return np.flatnonzero(np.isin(self.chunk_document, keys))
+
+    def end(self, key: int, tokens: int) -> np.ndarray:
+        """Rows of the chunks that so many tokens at the end of a document reach into."""
+        rows = self.chunks([key])
+        behind = np.cumsum(self.chunk_length[rows][::-1])[::-1] - self.chunk_length[rows]
+        return rows[behind < tokens]
 
 
 @dataclass(frozen=True)
@@ -117,11 +133,6 @@ class NodeIndex:
         """Inverse leaf frequency of tokens, ``ln((n + 1) / (n_t + 0.5))``, float32 [tokens]."""
         return torch.from_numpy(np.log((self._leaf_count + 1) / (self._frequency[token_ids] + 0.5))).float()
 
-    def chunks(self, keys: Iterable[int]) -> list[tuple[int, int]]:
-        """All chunks of documents: each one's document and its number in it."""
-        size = self._tree.chunk_size
-        return [(key, n) for key in keys for n in range(-(-len(self._documents[key].token_ids) // size))]
-
     def leaves(self) -> Leaves:
         """All leaves of at least one document; the arrays are joined again after a change."""
         if self._leaves is None:
@@ -162,6 +173,7 @@ class NodeIndex:
             **joined,
             spans=torch.from_numpy(np.stack([first_span + span, first_span + beside], axis=1)).to(self._device),
             span_document=np.repeat(np.array(keys, dtype=np.int64), spans),
+            span_chunk=np.repeat(first_chunk, spans) + _ranges(spans) // (per_chunk // together),
             document=np.repeat(np.array(keys, dtype=np.int64), per_document),
             chunk=np.repeat(first_chunk, per_document) + number // per_chunk,
             slot=number % per_chunk,

@@ -1,4 +1,4 @@
-"""The prefilter: which documents are considered at all, found by FAISS over the embeddings of their spans."""
+"""The prefilter: which documents and chunks are considered at all, found by FAISS over their spans' embeddings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ EXHAUSTIVE_SPANS = 20_000
 """Up to here every span is compared; above, an inverted file keeps the search sub-linear."""
 
 PROBED_LISTS = 32
-"""Lists of the inverted file that a search reads first; it reads more where these hold too few documents."""
+"""Lists of the inverted file that a search reads first; it reads more where these hold spans of too few."""
 
 
 class Prefilter:
-    """A FAISS index over the embedded spans of a store; a document is as near to the query as its nearest span.
+    """A FAISS index over the embedded spans of a store.
+
+    A document, or a chunk, is as near to the query as its nearest span.
 
     Args:
         leaves: the store's leaves, with embeddings.
@@ -35,12 +37,14 @@ class Prefilter:
             sample = np.random.default_rng(0).permutation(count)[: 39 * self._lists]
             self._index.train(embeddings[np.sort(sample)])
         self._index.add(embeddings)
-        self._document = leaves.span_document
 
-    def documents(self, embedding: np.ndarray, count: int) -> list[int]:
-        """Keys of the ``count`` documents nearest to a query's embedding [dimension], nearest first.
+    def nearest(self, embedding: np.ndarray, of_span: np.ndarray, count: int) -> list[int]:
+        """The ``count`` documents or chunks nearest to a query's embedding [dimension], nearest first.
 
-        Only where the store has fewer documents are there fewer.
+        Only where the store has fewer are there fewer.
+
+        Args:
+            of_span: what each span belongs to, ``span_document`` or ``span_chunk`` of the leaves, [spans].
         """
         spans, lists = self._index.ntotal, self._lists
         wanted, probed = min(spans, 4 * count), min(lists, PROBED_LISTS)
@@ -48,7 +52,7 @@ class Prefilter:
             if lists:
                 self._index.nprobe = probed
             found = self._index.search(embedding[None], wanted)[1][0]
-            keys = list(dict.fromkeys(self._document[found[found >= 0]].tolist()))
-            if len(keys) >= count or (wanted, probed) == (spans, lists):
-                return keys[:count]
+            owners = list(dict.fromkeys(of_span[found[found >= 0]].tolist()))
+            if len(owners) >= count or (wanted, probed) == (spans, lists):
+                return owners[:count]
             wanted, probed = min(spans, 4 * wanted), min(lists, 4 * probed)

@@ -49,6 +49,16 @@ class Query:
         return torch.from_numpy(embed(self.embedder, [self.text])[0])
 
 
+def touching(leaves: Leaves, rows: np.ndarray) -> np.ndarray:
+    """Whether each leaf is the one before the next in its document, bool [rows - 1].
+
+    Args:
+        rows: rising rows of ``leaves``.
+    """
+    document = leaves.document[rows]
+    return (document[1:] == document[:-1]) & (np.diff(rows) == 1)
+
+
 def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
     """Max-similarity of each query token over the leaf's tokens, weighted by inverse leaf frequency, summed.
 
@@ -57,14 +67,14 @@ def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -
     """
     codes, weights = query.codec.encode(query.states), query.index.weights(query.token_ids)
     device, chosen = leaves.codes.device, None if isinstance(rows, slice) else rows
-    document = leaves.document[rows if chosen is None else chosen.numpy(force=True)]
+    places = np.arange(len(leaves)) if chosen is None else chosen.numpy(force=True)
     return late_interaction_scores(
         codes.to(device),
         weights.to(device),
         leaves.codes,
         leaves.scales,
         leaves=chosen,
-        adjacent=torch.from_numpy(document[1:] == document[:-1]).to(device),
+        adjacent=torch.from_numpy(touching(leaves, places)).to(device),
     )
 
 
@@ -111,7 +121,7 @@ FLOOR_LEAVES = 32
 """Among fewer leaves the mean says too little of what a question does not need, and there is no floor."""
 
 
-def above_floor(scores: torch.Tensor, floor: float, document: np.ndarray) -> torch.Tensor:
+def above_floor(scores: torch.Tensor, floor: float, stretch: np.ndarray) -> torch.Tensor:
     """Scores in which leaves below a share of the best one are minus infinity, so that no search opens them.
 
     The leaves on both sides of the best keep their scores, unless the floor is 1: what it says may begin before it or
@@ -122,7 +132,7 @@ def above_floor(scores: torch.Tensor, floor: float, document: np.ndarray) -> tor
             leaf.
         floor: the share, counted from the mean: at 0.4 a leaf must reach 40% of what the best is above it; at 1 nothing
             but the best is opened.
-        document: key of each chunk's document, [chunks].
+        stretch: of an unbroken stretch of a document's chunks each has the same number, [chunks].
     """
     flat = scores.flatten()
     there = flat.isfinite().nonzero()[:, 0]
@@ -131,7 +141,7 @@ def above_floor(scores: torch.Tensor, floor: float, document: np.ndarray) -> tor
     present = flat[there]
     mean, best = present.mean(), int(present.argmax())
     above = present >= mean + floor * (present[best] - mean)
-    of = document[there.numpy(force=True) // scores.shape[1]]
+    of = stretch[there.numpy(force=True) // scores.shape[1]]
     for beside in (best - 1, best + 1) if floor < 1 else ():
         if 0 <= beside < len(of) and of[beside] == of[best]:
             above[beside] = True
@@ -164,16 +174,16 @@ def by_level(leaf_scores: torch.Tensor) -> list[np.ndarray]:
     return [nodes[:, 2**level - 1 : 2 ** (level + 1) - 1] for level in range(leaf_scores.shape[1].bit_length())]
 
 
-def with_neighbours(scores: torch.Tensor, document: np.ndarray, weight: float) -> torch.Tensor:
+def with_neighbours(scores: torch.Tensor, touch: np.ndarray, weight: float) -> torch.Tensor:
     """Scores to which each leaf's neighbours in its document add ``weight`` of what they are above the mean.
 
     Args:
         scores: [leaves], leaves in document order.
-        document: key of each leaf's document, [leaves].
+        touch: of the leaves, see :func:`touching`.
         weight: share of a neighbour's score.
     """
     above = (scores - scores.mean()) * weight
-    same = torch.from_numpy(document[1:] == document[:-1]).to(scores.device)
+    same = torch.from_numpy(touch).to(scores.device)
     smoothed = scores.clone()
     smoothed[1:] += above[:-1] * same
     smoothed[:-1] += above[1:] * same

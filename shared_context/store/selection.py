@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -181,13 +182,14 @@ class Selection:
 
     def _places(self) -> list[torch.Tensor]:
         """For each chunk the place of each kept row in the order of reading."""
-        starts: dict[SelectedNode, int] = {}
+        numbers = count()
+        # By their numbers, for nodes within one character are equal.
+        passages = [[(next(numbers), node) for node in passage] for passage in self.passages]
+        places: dict[int, torch.Tensor] = {}
         at = 0
-        for passage in sorted(self.passages, key=lambda nodes: max(node.score for node in nodes)):
-            for node in passage:
-                starts[node] = at
+        for passage in sorted(passages, key=lambda nodes: max(node.score for _, node in nodes)):
+            for number, node in passage:
+                places[number] = torch.arange(at, at + node.kv_entries)
                 at += node.kv_entries
-        return [
-            torch.cat([torch.arange(starts[node], starts[node] + node.kv_entries) for node in chunk.nodes])
-            for chunk in self.chunks
-        ]
+        numbers = count()
+        return [torch.cat([places[next(numbers)] for _ in chunk.nodes]) for chunk in self.chunks]

@@ -72,7 +72,15 @@ from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.memory import ConversationMemory
 from shared_context.store.node_index import Leaves, NodeIndex
 from shared_context.store.prefilter import Prefilter
-from shared_context.store.scoring import POLICIES, Query, above_floor, by_level, recent_scores, with_neighbours
+from shared_context.store.scoring import (
+    POLICIES,
+    Query,
+    above_floor,
+    by_level,
+    recent_scores,
+    touching,
+    with_neighbours,
+)
 from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
 from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
 from shared_context.tree.search import smallest_cut
@@ -139,7 +147,8 @@ class SharedLLMContextStore:
             # Read back even where it was just made: another process may have been faster.
             self.config, self.embedder = self._read_meta(config, embedder)
             _check_window(model, self.config)
-            self._codec = Codec.from_bytes(self._database.get_meta("codec"))
+            with self._database.decoding():
+                self._codec = Codec.from_bytes(self._database.get_meta("codec"))
             cache = self.config.cache
             self._cache = TieredKVCache(
                 cache.memory_bytes,
@@ -178,7 +187,8 @@ class SharedLLMContextStore:
     def _read_meta(
         self, config: StoreConfig | None, embedder: Embedder | Literal["auto"] | None
     ) -> tuple[StoreConfig, Embedder | None]:
-        about = json.loads(self._database.get_meta("about"))
+        with self._database.decoding():
+            about = json.loads(self._database.get_meta("about"))
         if about["fingerprint"] != self.model.fingerprint:
             raise ModelMismatchError(
                 f"The store {self.path} was made with the model {about['model']} ({about['fingerprint']}) and cannot "
@@ -488,14 +498,14 @@ class SharedLLMContextStore:
         return whole
 
     def _ingest(self, documents: Sequence[StoredText], progress: Progress | None) -> list[NodeData]:
-        total, done = sum(len(d.tokens) for d in documents), 0
+        total, done, passes = sum(len(d.tokens) for d in documents), 0, self._ingestion.passes
         nodes: list[NodeData] = []
 
         def advance(tokens: int) -> None:
             nonlocal done
             done += tokens
             if progress is not None:
-                progress(done, total, "tokens")
+                progress(done // passes, total, "tokens")
 
         group: list[StoredText] = []
         waiting = 0
@@ -533,13 +543,14 @@ class SharedLLMContextStore:
         filters: Mapping[str, Any] | None = None,
         doc_ids: Iterable[str] | None = None,
         prefilter: int | None = None,
+        prefilter_chunks: int | None = None,
     ) -> Selection:
         """Choose what a query is shown finely, coarsely and not at all.
 
         Args:
             query: a question; None only with ``search="split_and_search"`` or with ``ratio``.
             budget: KV entries at most; None is 1,024 for best_first and no limit otherwise.
-            ratio: show everything that may be considered at this one grain, without any search or budget.
+            ratio: show everything that may be considered at this one grain, without any search; goes with no budget.
             policy: how nodes are scored; None is "hybrid", or "late_interaction" in a store without an embedder.
             search: "best_first" under the budget over all chunks, or the paper's "split_and_search" in each chunk.
             coarse: ratios of unopened nodes by level, root first; None is the configuration's (for split_and_search,
@@ -554,6 +565,8 @@ class SharedLLMContextStore:
             filters: of metadata, see :func:`~shared_context.store.filters.compile_filter`.
             doc_ids: only these documents.
             prefilter: only so many documents, those nearest to the query by embedding.
+            prefilter_chunks: only so many chunks of these documents, again the nearest: of a long document nothing else
+                is scored. ``recent`` tokens are considered all the same.
 
         Returns:
             The selection; an empty one where no document may be considered.
@@ -568,6 +581,7 @@ class SharedLLMContextStore:
             return self._select(
                 self._index, query, self._candidates(filters, doc_ids), budget=budget, ratio=ratio, policy=policy,
                 search=search, coarse=coarse, fine=fine, floor=floor, recent=recent, prefilter=prefilter,
+                prefilter_chunks=prefilter_chunks,
             )  # fmt: skip
 
     def retrieve(
@@ -579,6 +593,7 @@ class SharedLLMContextStore:
         filters: Mapping[str, Any] | None = None,
         doc_ids: Iterable[str] | None = None,
         prefilter: int | None = None,
+        prefilter_chunks: int | None = None,
     ) -> list[SelectedNode]:
         """The ``k`` best passages as text, best first, for any language model; arguments as in :meth:`select`.
 
@@ -588,10 +603,11 @@ class SharedLLMContextStore:
         doc_ids = _as_list(doc_ids)
         with self._open():
             asked, policy = self._query(query, self._index), self._policy(policy)
-            keys = self._nearest(asked, self._candidates(filters, doc_ids), prefilter)
-            if not keys:
+            keys = self._candidates(filters, doc_ids)
+            considered = self._considered(self._index, asked, keys, prefilter, prefilter_chunks)
+            if not len(considered):
                 return []
-            scored = self._score(self._index, asked, keys, policy, smooth=policy != "last_token")
+            scored = self._score(self._index, asked, considered, policy, smooth=policy != "last_token")
             level = self.config.tree.embedded_level
             nodes = []
             of_passages = scored.levels[level]
@@ -690,26 +706,51 @@ class SharedLLMContextStore:
         keys = self._documents() if doc_ids is None else sorted(set(map(self._key, doc_ids)))
         return keys if not filters else [key for key in keys if passes(self._catalogue[key].metadata)]
 
-    def _nearest(self, query: Query | None, keys: list[int], count: int | None) -> list[int]:
-        """The ``count`` documents of those that may be considered which are nearest to the query; all where None."""
-        if count is None:
-            return keys
-        _check_count("prefilter", count, "documents")
-        if query is None:
-            raise ConfigError(f"prefilter={count}: without a query no document is nearer than another; leave it out.")
-        embedding = query.embedding
-        if len(keys) <= count:
-            return keys
-        leaves = self._index.leaves()
-        if len(keys) < len(self._index):
-            # What filters leave is usually few: their leaves are compared one by one.
-            rows = np.flatnonzero(np.isin(leaves.document, keys))
-            near = POLICIES["embedding"](query, leaves, torch.from_numpy(rows)).numpy(force=True)
-            ordered = dict.fromkeys(leaves.document[rows[np.argsort(-near, kind="stable")]].tolist())
-            return sorted(list(ordered)[:count])
+    def _considered(
+        self,
+        index: NodeIndex,
+        query: Query | None,
+        keys: list[int],
+        prefilter: int | None,
+        prefilter_chunks: int | None,
+        recent: int = 0,
+    ) -> np.ndarray:
+        """Rows of the chunks that are considered, of the documents that may be; arguments as in :meth:`select`."""
+        asked = ("prefilter", prefilter, "documents"), ("prefilter_chunks", prefilter_chunks, "chunks")
+        for setting, count, unit in asked:
+            if count is not None:
+                _check_count(setting, count, unit)
+                if query is None:
+                    raise ConfigError(
+                        f"{setting}={count}: without a query nothing is nearer than all else; leave it out."
+                    )
+                embedding = query.embedding
+        if not keys:
+            return np.zeros(0, np.int64)
+        leaves, last = index.leaves(), keys[-1]
+        if prefilter is not None and prefilter < len(keys):
+            keys = self._nearest(index, embedding, keys, leaves.span_document, prefilter)
+        chunks = leaves.chunks(keys)
+        if prefilter_chunks is not None and prefilter_chunks < len(chunks):
+            chunks = np.array(self._nearest(index, embedding, keys, leaves.span_chunk, prefilter_chunks))
+        if recent:
+            chunks = np.union1d(chunks, leaves.chunks([last]) if prefilter_chunks is None else leaves.end(last, recent))
+        return chunks
+
+    def _nearest(
+        self, index: NodeIndex, embedding: torch.Tensor, keys: list[int], of_span: np.ndarray, count: int
+    ) -> list[int]:
+        """The ``count`` of what documents' spans belong to whose nearest span is nearest, in rising order."""
+        leaves = index.leaves()
+        if index is not self._index or len(keys) < len(index):
+            # What filters leave is usually few: their spans are compared one by one.
+            spans = np.flatnonzero(np.isin(leaves.span_document, keys))
+            theirs = leaves.embeddings[torch.from_numpy(spans).to(leaves.embeddings.device)]
+            near = (theirs @ embedding.to(theirs.device)).numpy(force=True)
+            return sorted(list(dict.fromkeys(of_span[spans[np.argsort(-near, kind="stable")]].tolist()))[:count])
         if self._prefilter is None or self._prefilter[0] is not leaves:
             self._prefilter = (leaves, Prefilter(leaves))
-        return sorted(self._prefilter[1].documents(embedding.numpy(), count))
+        return sorted(self._prefilter[1].nearest(embedding.numpy(), of_span, count))
 
     def _select(
         self,
@@ -726,6 +767,7 @@ class SharedLLMContextStore:
         floor: float | None = None,
         recent: int = 0,
         prefilter: int | None = None,
+        prefilter_chunks: int | None = None,
     ) -> Selection:
         one_of("search", search, Search)
         policy = self._policy(policy)
@@ -733,32 +775,37 @@ class SharedLLMContextStore:
             _check_count("budget", budget, "KV entries", BudgetError)
         if ratio is not None:
             _check_count("ratio", ratio, "tokens per KV entry")
+            require(
+                budget is None,
+                "budget",
+                budget,
+                f"ratio={ratio} shows everything, so both exclude each other; drop one",
+            )
         tree = replace(
             self.config.tree,
-            coarse=self.config.tree.coarse if coarse is None else tuple(coarse),
+            coarse=self.config.tree.coarse if coarse is None else coarse,
             fine=self.config.tree.fine if fine is None else fine,
         )
         floor = replace(self.config, floor=self.config.floor if floor is None else floor).floor
         searched = search == "best_first" and ratio is None
-        require(recent == 0 or (searched and recent > 0), "recent", recent, "must be 0, or with best_first more tokens")
+        tokens = isinstance(recent, Integral) and (recent == 0 or (searched and recent > 0))
+        require(tokens, "recent", recent, "must be 0, or with best_first more tokens")
         needs_no_query = ratio is not None or search == "split_and_search"
         query = None if text is None and needs_no_query else self._query(text, index)
-        last, keys = keys[-1:], self._nearest(query, keys, prefilter)
-        if recent:
-            keys = sorted({*keys, *last})
+        considered = self._considered(index, query, keys, prefilter, prefilter_chunks, recent)
         if ratio is not None:
-            chunks = [self._cut(key, number, [Grained(Node(0, 0), ratio)]) for key, number in index.chunks(keys)]
+            places = index.leaves().places(considered) if len(considered) else []
+            chunks = [self._cut(key, number, [Grained(Node(0, 0), ratio)]) for key, number in places]
             return Selection(chunks, self._encode_shown, self.model, query=text, budget=None, policy=None)
         if search == "best_first" and budget is None:
             budget = DEFAULT_BUDGET
-        if not keys:
+        if not len(considered):
             return Selection([], self._encode_shown, self.model, query=text, budget=budget, policy=policy)
         if search == "best_first":
-            scored = self._score(index, query, keys, policy, smooth=policy != "last_token")
+            scored = self._score(index, query, considered, policy, smooth=policy != "last_token")
             opened = scored.leaves
             if any(total > budget for total in accumulate(kv_entries(t.length, tree.fine) for t in scored.trees)):
-                of = np.array([key for key, _ in scored.places])
-                opened = above_floor(scored.leaves, floor, of)
+                opened = above_floor(scored.leaves, floor, scored.stretches())
             if recent:
                 at_the_end = recent_scores(scored.leaves, scored.last_leaves(recent))
                 scored = replace(scored, leaves=torch.maximum(scored.leaves, at_the_end))
@@ -774,7 +821,7 @@ class SharedLLMContextStore:
                     "Raise the budget, or make the store with smaller leaves (TreeConfig)."
                 )
         else:
-            scored = self._score(index, query, keys, policy, smooth=False)
+            scored = self._score(index, query, considered, policy, smooth=False)
             ratios = tree.coarse if any(tree.coarse) else paper_ratios(tree.height)
             paths = scored.paths(query.states[-1]) if query is not None and policy == "last_token" else None
             cuts = {}
@@ -797,12 +844,12 @@ class SharedLLMContextStore:
         return selection
 
     def _score(
-        self, index: NodeIndex, query: Query | None, keys: list[int], policy: Policy, *, smooth: bool
+        self, index: NodeIndex, query: Query | None, considered: np.ndarray, policy: Policy, *, smooth: bool
     ) -> _Scored:
-        """Scores of all leaves of documents, arranged by chunk; zeros where there is no query."""
+        """Scores of all leaves of the chunks considered, arranged by chunk; zeros where there is no query."""
         tree, leaves = self.config.tree, index.leaves()
-        everything = len(keys) == len(index)
-        rows = np.arange(len(leaves)) if everything else np.flatnonzero(np.isin(leaves.document, keys))
+        everything = len(considered) == len(leaves.chunk_length)
+        rows = np.arange(len(leaves)) if everything else np.flatnonzero(np.isin(leaves.chunk, considered))
         # All rows are taken as they lie; some of them are copied.
         taken = slice(None) if everything else torch.from_numpy(rows).to(leaves.codes.device)
         if query is None:
@@ -810,13 +857,13 @@ class SharedLLMContextStore:
         else:
             scores = POLICIES[policy](query, leaves, taken)
         if smooth:
-            scores = with_neighbours(scores, leaves.document[rows], self.config.neighbour_weight)
+            scores = with_neighbours(scores, touching(leaves, rows), self.config.neighbour_weight)
         chunks, first, place = np.unique(leaves.chunk[rows], return_index=True, return_inverse=True)
         by_chunk = scores.new_full((len(chunks), 2**tree.height), -torch.inf)
         by_chunk[torch.from_numpy(place), torch.from_numpy(leaves.slot[rows])] = scores
         return _Scored(
             by_chunk,
-            list(zip(leaves.chunk_document[chunks].tolist(), leaves.chunk_number[chunks].tolist(), strict=True)),
+            leaves.places(chunks),
             [regular_tree(length, tree.chunk_size, tree.height) for length in leaves.chunk_length[chunks].tolist()],
             leaves.states,
             rows[first],
@@ -1081,6 +1128,11 @@ class _Scored:
     def levels(self) -> list[np.ndarray]:
         """Scores of the nodes of every level, root first."""
         return by_level(self.leaves)
+
+    def stretches(self) -> np.ndarray:
+        """Of an unbroken stretch of a document's chunks each has the same number, [chunks]."""
+        apart = (np.diff(np.array(self.places), axis=0) != (0, 1)).any(axis=1)
+        return np.concatenate([[0], np.cumsum(apart)])
 
     def last_leaves(self, tokens: int) -> int:
         """How many leaves so many tokens at the end of the last document reach into."""

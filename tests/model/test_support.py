@@ -1,6 +1,10 @@
 """Models that cannot be served are refused when they are loaded, with the reason."""
 
+import json
+
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -88,6 +92,10 @@ def test_a_model_whose_layers_slide_is_served_within_their_window(save):
         ({"injection_layers": 3}, "injection_layers=3"),
         ({"injection": "suffix"}, "injection='suffix'"),
         ({"dtype": "float31"}, "dtype='float31'"),
+        ({"device": "gpu"}, "device='gpu'"),
+        ({"attn_implementation": "eager"}, "attn_implementation='eager'"),
+        ({"trust_remote_code": True}, "trust_remote_code=True"),
+        ({"revision": "v2"}, "revision='v2'"),
     ],
 )
 def test_a_setting_out_of_range_is_named(save, options, named):
@@ -99,3 +107,62 @@ def test_a_setting_out_of_range_is_named(save, options, named):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         SharedLLMModel.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_is_named(save):
+    folder = save(LlamaConfig(**SMALL, max_position_embeddings=2048))
+    with pytest.raises(ConfigError, match="device='cuda'"):
+        SharedLLMModel.from_pretrained(folder, device="cuda")
+
+
+# Damage
+
+
+def set_config(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def drop(folder, words):
+    file = folder / "model.safetensors"
+    save_file({k: w for k, w in load_file(file).items() if words not in k}, file, {"format": "pt"})
+
+
+def cut_off(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+REMOTE = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+
+DAMAGED = {
+    "unknown kind": (lambda f: set_config(f, model_type="martian"), UnsupportedModelError, "martian"),
+    "code of its own": (
+        lambda f: set_config(f, model_type="martian", auto_map=REMOTE),
+        UnsupportedModelError,
+        "custom code",
+    ),
+    "no tokenizer": (lambda f: [t.unlink() for t in f.glob("token*")], ModelNotFoundError, "tokenizer"),
+    "damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), ModelNotFoundError, "tokenizer"),
+    "weights cut off": (cut_off, ModelNotFoundError, "weights of"),
+    "a layer missing": (lambda f: drop(f, "layers.1."), ModelNotFoundError, "tensors are missing"),
+    "another shape": (lambda f: set_config(f, intermediate_size=128), ModelNotFoundError, "weights of"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_folder_is_refused_and_nothing_is_asked(save, monkeypatch, what):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked on the terminal"))
+    folder = save(LlamaConfig(**SMALL, max_position_embeddings=2048))
+    damage, error, reason = DAMAGED[what]
+    damage(folder)
+    with pytest.raises(error, match=reason) as refusal:
+        SharedLLMModel.from_pretrained(folder)
+    assert str(folder) in str(refusal.value)
+
+
+def test_tied_weights_that_a_file_holds_once_are_not_missing(save):
+    folder = save(LlamaConfig(**SMALL, max_position_embeddings=2048, tie_word_embeddings=True))
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    assert SharedLLMModel.from_pretrained(folder).context_window == 2048

@@ -248,6 +248,16 @@ def test_a_store_of_a_newer_format(model, filled, path):
     assert "99" in refused(model, path)
 
 
+@pytest.mark.parametrize("key", ["about", "codec"])
+def test_a_store_whose_meta_cannot_be_read(model, filled, path, key):
+    filled.close()
+    connection = sqlite3.connect(path / FILE)
+    connection.execute("UPDATE meta SET value = x'7b' WHERE key = ?", (key,))
+    connection.commit()
+    connection.close()
+    assert "damaged" in refused(model, path)
+
+
 def test_a_half_written_store(model, filled, path):
     filled.close()
     content = (path / FILE).read_bytes()

@@ -272,6 +272,25 @@ def test_a_page_of_garbage_is_refused(folder, table):
     assert "damaged" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "metadata = '{\"id\": '",
+        "metadata = CAST(x'7bff' AS TEXT)",
+        "text = CAST(x'c3' AS TEXT)",
+        "ids = x'000000'",
+        "codes = x'000000'",
+        "embeddings = 7",
+    ],
+)
+def test_a_row_that_cannot_be_decoded_is_damage(folder, damage):
+    connection = sqlite3.connect(folder / FILE)
+    connection.execute(f"UPDATE documents SET {damage} WHERE id = 'two'")
+    connection.commit()
+    connection.close()
+    assert "damaged" in refused(folder)
+
+
 def test_a_log_that_was_cut_off_loses_no_change_that_came_before(folder, tmp_path):
     store = Database(folder)
     insert(store, "three")

@@ -74,8 +74,13 @@ def test_the_index_is_that_of_the_documents_it_holds_whatever_came_and_went(held
         spans = -(-len(left[key]) // 8)
         assert leaves.embeddings[leaves.spans[row], 0].tolist() == [chunk, min(max(beside, 0), spans - 1)]
         assert leaves.span_document[leaves.spans[row]].tolist() == [key, key]
+        assert leaves.span_chunk[leaves.spans[row, 0]] == at
     chunks = [(key, n) for key, ids in sorted(left.items()) for n in range(-(-len(ids) // 8))]
-    assert index.chunks(sorted(left)) == chunks
+    assert leaves.places(leaves.chunks(list(left))) == chunks
+    ends = {key: leaves.places(leaves.end(key, 9)) for key in left}
+    assert all(
+        [n for _, n in ends[key]] == sorted({token // 8 for token in range(len(ids))[-9:]}) for key, ids in left.items()
+    )
     for token in range(0, VOCABULARY, 7):
         with_it = sum(token in ids for *_, ids in expected)
         weight = index.weights(np.array([token])).item()
@@ -99,11 +104,16 @@ def nearest(index: NodeIndex, query: np.ndarray) -> list[int]:
     return list(dict.fromkeys(leaves.span_document[np.argsort(-near)].tolist()))
 
 
+def nearest_by_prefilter(index: NodeIndex, query: np.ndarray, count: int) -> list[int]:
+    leaves = index.leaves()
+    return Prefilter(leaves).nearest(query, leaves.span_document, count)
+
+
 @pytest.mark.parametrize("count", [1, 3, 50, 99, 100])
 def test_the_prefilter_finds_the_nearest_documents(count):
     index = random_spans(600, 6)
     query = np.random.default_rng(1).standard_normal(DIMENSION).astype(np.float32)
-    found = Prefilter(index.leaves()).documents(query, count)
+    found = nearest_by_prefilter(index, query, count)
     assert found == nearest(index, query)[:count]
 
 
@@ -112,7 +122,7 @@ def test_a_document_whose_every_span_is_near_does_not_crowd_out_the_others():
     query = np.eye(DIMENSION, dtype=np.float32)[0]
     ids = np.zeros(8000, dtype=np.int64)
     index.add(1000, ids, data(ids, np.tile(query, (1000, 1))))
-    found = Prefilter(index.leaves()).documents(query, 4)
+    found = nearest_by_prefilter(index, query, 4)
     assert found == nearest(index, query)[:4]
     assert found[0] == 1000
 
@@ -123,7 +133,7 @@ def test_a_large_prefilter_reads_as_many_lists_as_it_takes(monkeypatch, count):
     monkeypatch.setattr(prefilter, "PROBED_LISTS", 2)
     index = random_spans(999, 3)
     query = np.random.default_rng(1).standard_normal(DIMENSION).astype(np.float32)
-    found = Prefilter(index.leaves()).documents(query, count)
+    found = nearest_by_prefilter(index, query, count)
     assert len(found) == len(set(found)) == count
     exact = nearest(index, query)
     if count == 333:

@@ -30,6 +30,9 @@ def test_only_the_last_document_has_an_end_and_no_prefilter_takes_it_away(hybrid
     selection = hybrid.select(query, budget=64, recent=10_000, prefilter=1)
     assert selection.doc_ids == ["kitchen"]
     assert hybrid.select(query, budget=64, recent=20, prefilter=1).doc_ids == ["ferry", "kitchen"]
+    narrowed = hybrid.select(query, budget=64, recent=20, prefilter_chunks=1)
+    assert narrowed.doc_ids == ["ferry", "kitchen"]
+    assert narrowed.nodes[-1].end == len(hybrid.get("kitchen").text)
     assert hybrid.select(query, budget=32, recent=32, doc_ids=["lamp", "ferry"]).doc_ids == ["ferry"]
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -68,7 +69,7 @@ def test_the_text_joins_what_touches_and_parts_what_does_not(hybrid):
 
 def test_everything_at_one_grain(hybrid, documents):
     for ratio in (1, 4, 1000):
-        selection = hybrid.select(QUERY, ratio=ratio, budget=5)
+        selection = hybrid.select(QUERY, ratio=ratio)
         assert [sorted(c) for c in covered(selection, documents).values()] == [
             list(range(len(d.text))) for d in documents
         ]
@@ -268,6 +269,54 @@ def test_a_prefilter_of_more_documents_than_there_are_lets_all_through(hybrid, p
     assert len(hybrid.select(QUERY, prefilter=prefilter).doc_ids) == 3
 
 
+@pytest.mark.parametrize("doc_ids", [None, ["ferry", "kitchen"]], ids=["by FAISS", "one by one"])
+def test_a_prefilter_of_chunks_considers_the_nearest_of_all_documents(hybrid, doc_ids):
+    (best,) = hybrid.retrieve(QUERY, k=1, policy="embedding", doc_ids=doc_ids)
+    for narrowed in (
+        hybrid.select(QUERY, prefilter_chunks=1, doc_ids=doc_ids),
+        hybrid.select(QUERY, prefilter_chunks=1, doc_ids=doc_ids, search="split_and_search"),
+        hybrid.select(QUERY, prefilter_chunks=1, doc_ids=doc_ids, ratio=1),
+    ):
+        assert (narrowed.doc_ids, len(narrowed.chunks)) == (["ferry"], 1)
+        assert (narrowed.nodes[0].start, narrowed.nodes[-1].end) == (best.start, best.end)
+    nodes = hybrid.retrieve(QUERY, k=10, prefilter_chunks=2, doc_ids=doc_ids)
+    assert len(nodes) == 2
+    assert best.start in [node.start for node in nodes if node.doc_id == "ferry"]
+
+
+@policies
+def test_a_prefilter_of_as_many_chunks_as_there_are_changes_nothing(hybrid, policy):
+    chunks = hybrid.stats()["chunks"]
+    expected = hybrid.select(QUERY, budget=64, policy=policy)
+    for count in (chunks, chunks + 1, 10_000):
+        assert hybrid.select(QUERY, budget=64, policy=policy, prefilter_chunks=count).nodes == expected.nodes
+
+
+def test_both_prefilters_hold(hybrid):
+    selection = hybrid.select("Who lights the lamp?", prefilter=1, prefilter_chunks=1)
+    assert (selection.doc_ids, len(selection.chunks)) == (["lamp"], 1)
+
+
+def test_of_one_long_document_a_few_chunks_are_considered_and_they_hold_the_answer(handbook_store):
+    selection = handbook_store.select("Who raised the Temperance's bell from the seabed?", prefilter_chunks=3)
+    assert 0 < len(selection.chunks) <= 3
+    assert "Kalymnos" in selection.text
+
+
+def test_chunks_that_do_not_touch_are_no_neighbours(open_store):
+    def give(counts):
+        return np.float32(counts)
+
+    config = StoreConfig(tree=TreeConfig(chunk_size=16, height=2), neighbour_weight=0.0)
+    store = open_store(config=config, embedder=OddEmbedder(give))
+    store.add("a a a a a a a a a a a a a a a a" + " e" * 48 + " a e a e a e a e a e a e a e a e", id="apart")
+    options = {"policy": "late_interaction", "budget": 64, "floor": 0.0}
+    alone, both = (store.select("a banana", prefilter_chunks=count, **options) for count in (1, 2))
+    assert [node.start for node in alone.nodes] == [node.start for node in both.chunks[0].nodes]
+    assert len(both.chunks) == 2 and both.nodes[-1].start > 100
+    assert [n.score for n in both.chunks[0].nodes] == pytest.approx([n.score for n in alone.nodes])
+
+
 def test_scores_are_of_the_documents_considered_and_no_others(hybrid, open_store, documents, embedder):
     alone = open_store(config=hybrid.config, embedder=embedder)
     alone.add(documents[1])
@@ -323,11 +372,18 @@ def test_a_query_with_a_lone_surrogate_is_refused(hybrid):
         ({"search": "random"}, errors.ConfigError, "split_and_search"),
         ({"ratio": 0}, errors.ConfigError, "ratio=0"),
         ({"ratio": 2.5}, errors.ConfigError, "ratio=2.5"),
+        ({"ratio": 8, "budget": 10}, errors.ConfigError, "budget=10: ratio=8"),
         ({"prefilter": 0}, errors.ConfigError, "prefilter=0"),
         ({"prefilter": "many"}, errors.ConfigError, "prefilter='many'"),
+        ({"prefilter_chunks": 0}, errors.ConfigError, "prefilter_chunks=0"),
         ({"coarse": (16, 8)}, errors.ConfigError, "coarse"),
         ({"coarse": (16, 8, 0)}, errors.ConfigError, "coarse"),
+        ({"coarse": ("a", 8, 4)}, errors.ConfigError, "coarse=.'a'"),
+        ({"coarse": 8}, errors.ConfigError, "coarse=8"),
         ({"fine": 0}, errors.ConfigError, "fine"),
+        ({"fine": "1"}, errors.ConfigError, "fine='1'"),
+        ({"recent": "a"}, errors.ConfigError, "recent='a'"),
+        ({"floor": "x"}, errors.ConfigError, "floor='x'"),
         ({"floor": -0.1}, errors.ConfigError, "floor=-0.1"),
         ({"floor": 1.5}, errors.ConfigError, "floor=1.5"),
     ],
@@ -346,7 +402,15 @@ def test_a_k_that_is_no_positive_whole_number_is_refused(hybrid, k):
 def test_a_prefilter_needs_a_query_and_an_embedder(hybrid, filled):
     with pytest.raises(errors.ConfigError, match="without a query"):
         hybrid.select(None, ratio=8, prefilter=1)
-    for arguments in ({"prefilter": 1}, {"prefilter": 100}, {"policy": "embedding"}, {"policy": "hybrid"}):
+    with pytest.raises(errors.ConfigError, match="prefilter_chunks=1"):
+        hybrid.select(None, ratio=8, prefilter_chunks=1)
+    for arguments in (
+        {"prefilter": 1},
+        {"prefilter": 100},
+        {"prefilter_chunks": 100},
+        {"policy": "embedding"},
+        {"policy": "hybrid"},
+    ):
         with pytest.raises(errors.ConfigError, match="no embedder"):
             filled.select(QUERY, **arguments)
 
@@ -444,6 +508,16 @@ def test_trees_of_any_shape(open_store, documents, tree):
     covered(selection, documents)
     assert store.select(QUERY, search="split_and_search")
     assert len(store.retrieve(QUERY, k=3)) == 3
+
+
+def test_leaves_within_one_character_each_have_a_place_of_their_own(open_store, model):
+    store = open_store(config=StoreConfig(tree=TreeConfig(chunk_size=8, height=3)))
+    text = "The 🦔 met the 🦦 at 🕰 noon, and 🧿 watched."
+    store.add(text, id="emoji")
+    selection = store.selection_from([("emoji", 0, len(text))])
+    assert len(set(selection.nodes)) < len(selection.nodes)
+    places = torch.cat(selection.key_values().places)
+    assert sorted(places.tolist()) == list(range(selection.kv_entries))
 
 
 class OddEmbedder:

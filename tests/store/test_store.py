@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from shared_context import Document, SharedLLMContextStore, errors
+from shared_context import Document, SharedLLMContextStore, StoreConfig, TreeConfig, errors
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
 
@@ -70,6 +70,24 @@ def test_progress_ends_with_all_tokens_of_all_documents(store, documents):
     total = store.stats()["tokens"]
     assert calls[-1] == (total, total, "tokens")
     assert [done for done, _, _ in calls] == sorted(done for done, _, _ in calls)
+
+
+def test_progress_is_not_at_its_end_before_everything_is_embedded(open_store, model):
+    calls, embedded = [], []
+
+    class Watched:
+        name, dimension = "watched", 2
+
+        def encode(self, texts):
+            embedded.append(calls[-1][0] / calls[-1][1])
+            return np.full((len(texts), 2), 0.5**0.5, dtype=np.float32)
+
+    tree = TreeConfig(chunk_size=8, height=1)
+    store = open_store(config=StoreConfig(tree=tree), embedder=Watched())
+    store.add("one two three four five six seven eight " * 200, id="long", progress=lambda *call: calls.append(call))
+    assert embedded[0] == pytest.approx(0.5, abs=0.01)
+    assert len(embedded) > 1 and embedded == sorted(embedded) and embedded[-1] < 1
+    assert calls[-1][0] == calls[-1][1] == store.stats()["tokens"]
 
 
 def test_a_batch_scores_as_its_documents_do_one_by_one(open_store, path, empty_folder, documents, tmp_path):
