@@ -583,7 +583,9 @@ def test_a_chat_goes_on_from_a_history_longer_than_the_window(make_small_model, 
     engine = index.as_chat_engine(chat_history=history, memory=memory, similarity_top_k=12)
     for question in (DOOR_QUESTION, SHIFT_QUESTION):
         engine.chat(question)
-    index.as_chat_engine(chat_history=history[-8:], similarity_top_k=14).chat(DOOR_QUESTION)  # fits a budget's rest only
+    index.as_chat_engine(chat_history=history[-8:], similarity_top_k=14).chat(
+        DOOR_QUESTION
+    )  # fits a budget's rest only
     assert "Number 39" in calls[0][0] and "Number 0:" not in calls[0][0]
     assert calls[0][1] > 1024, "more than a budget would have taken"
     assert DOOR_QUESTION in calls[1][0]
