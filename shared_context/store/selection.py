@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,15 @@ class Selection:
             else:
                 runs.append([node])
         return [tuple(run) for run in runs]
+
+    @property
+    def runs(self) -> list[tuple[SelectedNode, ...]]:
+        """The passages, split where level or ratio changes: each is one span for the store's ``selection_from``."""
+        return [
+            tuple(run)
+            for passage in self.passages
+            for _, run in groupby(passage, key=lambda node: (node.level, node.ratio))
+        ]
 
     @property
     def text(self) -> str:

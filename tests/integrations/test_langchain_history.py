@@ -105,6 +105,11 @@ def test_old_turns_are_injected_and_recent_ones_read(store, model):
     assert "Mustard" in selection.text
     llm = ChatSharedLLM(model=model, max_tokens=12)
     assert "Mustard" in llm.invoke([*recent, HumanMessage(question)], context=selection).content
+    store.add("The gate opens at six.", id="gate")
+    both = store.select(question) + selection
+    message = llm.invoke([*recent, HumanMessage(question)], context=both)
+    assert "Mustard" in message.content
+    assert message.response_metadata["context_entries"] == both.kv_entries
 
 
 def test_turns_that_the_library_wrote_are_messages_too(store):
