@@ -7,8 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import accumulate, dropwhile
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,8 +27,7 @@ from shared_context.cli.options import (
 from shared_context.errors import SharedContextError
 
 if TYPE_CHECKING:
-    from shared_context import ConversationMemory, Selection, SharedLLMContextStore
-    from shared_context.model.injection import ContextKV
+    from shared_context import ConversationMemory, SharedLLMContextStore
 
 MEMORY_SHARE = 4
 """Of this many KV entries one is kept for older turns, as far as they need it."""
@@ -122,9 +120,9 @@ def _answer(
     share = max(budget // MEMORY_SHARE, store.config.tree.leaf_size)
     # A budget of one leaf or less than two is for the documents alone.
     fits = share + store.config.tree.leaf_size <= budget
-    older = [memory.select(question, budget=share, policy=options["policy"])] if fits else []
-    passages = store.select(question, budget=budget - sum(turns.kv_entries for turns in older), **options)
-    context = _Joined((*older, passages))
+    older = memory.select(question, budget=share, policy=options["policy"]) if fits else None
+    passages = store.select(question, budget=budget - (older.kv_entries if older else 0), **options)
+    context = older + passages if older else passages
     select_seconds = time.perf_counter() - started
     # Many chat templates insist that a user speaks first; what that user said may be among the older turns.
     recent = dropwhile(lambda turn: turn["role"] != "user", memory.recent())
@@ -137,32 +135,3 @@ def _answer(
         print_figures(completion, budget, select_seconds)
     memory.append("user", question)
     memory.append("assistant", completion.text)
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """Several selections as one context, one behind the other."""
-
-    selections: tuple[Selection, ...]
-
-    @property
-    def kv_entries(self) -> int:
-        return sum(selection.kv_entries for selection in self.selections)
-
-    def key_values(self) -> ContextKV:
-        import torch
-
-        from shared_context.model.injection import ContextKV
-
-        parts = [selection.key_values() for selection in self.selections]
-        return ContextKV(
-            [chunk for part in parts for chunk in part.chunks],
-            [rows for part in parts for rows in part.rows],
-            torch.cat([part.token_ids for part in parts]),
-            [
-                places + before
-                for part, before in zip(parts, accumulate((p.entries for p in parts), initial=0), strict=False)
-                for places in part.places
-            ],
-            [positions for part in parts for positions in part.positions],
-        )

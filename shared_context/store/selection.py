@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import accumulate, count, groupby
 from typing import Any
 
 import numpy as np
 import torch
 
+from shared_context.errors import ModelMismatchError
 from shared_context.kernels import ChunkKV
 from shared_context.model.injection import ContextKV
 from shared_context.model.shared_llm import SharedLLMModel
@@ -129,9 +130,22 @@ class Selection:
         return [tuple(run) for run in runs]
 
     @property
+    def runs(self) -> list[tuple[SelectedNode, ...]]:
+        """The passages, split where level or ratio changes: each is one span for the store's ``selection_from``."""
+        return [
+            tuple(run)
+            for passage in self.passages
+            for _, run in groupby(passage, key=lambda node: (node.level, node.ratio))
+        ]
+
+    @property
     def text(self) -> str:
         """The text of the nodes; a blank line stands between those that do not touch."""
         return "\n\n".join("".join(node.text for node in run) for run in self.passages)
+
+    def __add__(self, other: Selection | JoinedSelections) -> JoinedSelections:
+        """Both as one context: this one is read first, ``other`` next to the question."""
+        return JoinedSelections((self, other))
 
     def __len__(self) -> int:
         return sum(len(chunk.nodes) for chunk in self.chunks)
@@ -193,3 +207,58 @@ class Selection:
                 at += node.kv_entries
         numbers = count()
         return [torch.cat([places[next(numbers)] for _ in chunk.nodes]) for chunk in self.chunks]
+
+
+@dataclass(frozen=True)
+class JoinedSelections:
+    """Selections read one behind the other, of one store or of several: what ``+`` makes of them.
+
+    Hand it to a model as ``context``, as a :class:`Selection`.
+
+    Args:
+        parts: in the order of reading, the last one next to the question.
+
+    Raises:
+        ModelMismatchError: they were made for different models.
+    """
+
+    parts: tuple[Selection | JoinedSelections, ...]
+
+    def __post_init__(self) -> None:
+        identities = {part.model_identity for part in self.parts}
+        if len(identities) > 1:
+            raise ModelMismatchError(
+                f"The selections were made for the models {' and '.join(sorted(identities))}, and one model has to "
+                "read them: select from stores of the same model."
+            )
+
+    @property
+    def model_identity(self) -> str:
+        """Of the model that encodes them, and alone can read them."""
+        return self.parts[0].model_identity
+
+    @property
+    def nodes(self) -> tuple[SelectedNode, ...]:
+        """The nodes shown, part by part."""
+        return tuple(node for part in self.parts for node in part.nodes)
+
+    @property
+    def kv_entries(self) -> int:
+        """KV entries per layer."""
+        return sum(part.kv_entries for part in self.parts)
+
+    def __add__(self, other: Selection | JoinedSelections) -> JoinedSelections:
+        """All as one context: this one is read first, ``other`` next to the question."""
+        return JoinedSelections((self, other))
+
+    def key_values(self) -> ContextKV:
+        """Those of the parts, whose places follow one another."""
+        parts = [part.key_values() for part in self.parts]
+        before = accumulate((part.entries for part in parts), initial=0)
+        return ContextKV(
+            [chunk for part in parts for chunk in part.chunks],
+            [rows for part in parts for rows in part.rows],
+            torch.cat([part.token_ids for part in parts]),
+            [places + offset for part, offset in zip(parts, before, strict=False) for places in part.places],
+            [positions for part in parts for positions in part.positions],
+        )

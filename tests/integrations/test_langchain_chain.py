@@ -19,6 +19,7 @@ from shared_context.integrations.langchain import (
     SharedContextChatMessageHistory,
     SharedContextRetriever,
 )
+from shared_context.integrations.langchain.documents import divide
 
 DOCUMENTS = [
     Document("The code of the safe is 4711. Only the porter knows it.", id="safe", metadata={"floor": 0}),
@@ -57,6 +58,22 @@ def test_what_is_found_is_injected_and_not_pasted(chain):
     assert "porter" not in str(asked.inputs)
     message = asked.outputs["generations"][0][0]["message"]["kwargs"]
     assert message["response_metadata"]["context_entries"] > 0
+
+
+def test_what_is_injected_is_the_selection_behind_the_passages(handbook_store, model):
+    question = "When does the night shift start?"
+    selection = handbook_store.select(question, budget=1024)
+    assert len(selection.nodes) > len(selection.passages) > 1
+    llm = ChatSharedLLM(model=model, max_tokens=12)
+    result = SharedContextChain.from_store(handbook_store, llm=llm, budget=1024).invoke({"input": question})
+    assert len(result["context"]) == len(selection.passages)
+    assert result["answer"] == llm.invoke(question, context=selection).content
+    spans, foreign = divide(handbook_store, result["context"])
+    injected = handbook_store.selection_from(spans)
+    assert not foreign
+    assert [(n.start, n.end, n.ratio) for n in injected.nodes] == [(n.start, n.end, n.ratio) for n in selection.nodes]
+    places = [[chunk.tolist() for chunk in each.key_values().places] for each in (injected, selection)]
+    assert places[0] == places[1]
 
 
 def test_a_stream_yields_input_then_context_then_the_answer_in_pieces(chain):

@@ -76,6 +76,16 @@ def test_a_budget_bounds_what_is_found(model, store):
     assert len(SharedContextRetriever(store=store, budget=30).invoke(QUESTION, budget=1024)) == 3
 
 
+def test_neighbours_come_as_one_passage(model):
+    text = " ".join(f"Room {number} is painted {colour}." for number in range(60) for colour in ("blue", "white"))
+    with SharedLLMContextStore(model, embedder=None) as store:
+        store.add(text, id="rooms")
+        (passage,) = SharedContextRetriever(store=store, budget=4096).invoke("Which room is blue?")
+        assert passage.page_content == text
+        assert (passage.metadata["start"], passage.metadata["end"]) == (0, len(text))
+        assert len(SharedContextRetriever(store=store, k=3).invoke("Which room is blue?")) == 3
+
+
 def test_a_budget_in_a_call_goes_before_a_k_of_the_retriever(store):
     assert len(SharedContextRetriever(store=store, k=1).invoke(QUESTION, budget=1024)) == 3
 

@@ -13,6 +13,7 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMChatStartEvent
 from llama_index.core.llms import MockLLM
+from llama_index.core.memory import Memory
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -565,6 +566,29 @@ def test_system_prompt_and_history_reach_the_model_as_they_are(index, calls):
     engine = index.as_chat_engine(chat_mode="context", system_prompt="Be brief.", chat_history=history)
     engine.chat(DOOR_QUESTION)
     assert calls[-1][0] == "Be brief.\n\nThe user is called Ada.\n" + '{"a": {b}}' + f"\n{DOOR_QUESTION}"
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["memory of the index", "memory of the user"])
+def test_a_chat_goes_on_from_a_history_longer_than_the_window(make_small_model, handbook, calls, given):
+    llm = SharedLLM(model=make_small_model(), max_new_tokens=4)
+    document = Document(text=handbook[:20_000], id_="handbook")
+    index = SharedContextIndex.from_documents([document], llm=llm, embedder=None)
+    history = [
+        ChatMessage(role=role, content=f"Number {number}: " + "we spoke of the weather. " * 10)
+        for number in range(40)
+        for role in ("user", "assistant")
+    ]
+    assert llm.shared_model.count_tokens("".join(map(str, history))) > llm.metadata.context_window
+    memory = Memory.from_defaults(token_limit=256, chat_history=history[:2]) if given else None
+    engine = index.as_chat_engine(chat_history=history, memory=memory, similarity_top_k=12)
+    for question in (DOOR_QUESTION, SHIFT_QUESTION):
+        engine.chat(question)
+    index.as_chat_engine(chat_history=history[-8:], similarity_top_k=14).chat(
+        DOOR_QUESTION
+    )  # fits a budget's rest only
+    assert "Number 39" in calls[0][0] and "Number 0:" not in calls[0][0]
+    assert calls[0][1] > 1024, "more than a budget would have taken"
+    assert DOOR_QUESTION in calls[1][0]
 
 
 def test_chat_modes(index, llm):

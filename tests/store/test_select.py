@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared_context import Document, StoreConfig, TreeConfig, errors
+from shared_context import Document, SharedLLMContextStore, StoreConfig, TreeConfig, errors
 from shared_context.config import paper_ratios
 from shared_context.tree import cut_rows
 
@@ -564,3 +564,37 @@ def test_one_leaf_alone_is_found_by_every_policy(open_store, embedder):
     store.add(Document("Hello.", "one"))
     for policy in POLICIES:
         assert store.select("Hello?", policy=policy, budget=10).doc_ids == ["one"]
+
+
+# Selections together
+
+
+def test_joined_selections_are_read_one_behind_the_other(hybrid, model):
+    ferry, lamp = hybrid.select(QUERY, budget=48, doc_ids="ferry"), hybrid.select(QUERY, budget=48, doc_ids="lamp")
+    kitchen = hybrid.select(QUERY, budget=48, doc_ids="kitchen")
+    joined = ferry + lamp + kitchen
+    assert joined.nodes == (*ferry.nodes, *lamp.nodes, *kitchen.nodes)
+    assert joined.kv_entries == ferry.kv_entries + lamp.kv_entries + kitchen.kv_entries
+    places = joined.key_values().places
+    assert sorted(p for chunk in places for p in chunk.tolist()) == list(range(joined.kv_entries))
+    last = [p for chunk in places[-len(kitchen.chunks) :] for p in chunk.tolist()]
+    assert min(last) == ferry.kv_entries + lamp.kv_entries
+    completion = model.complete(QUERY, context=joined, max_new_tokens=8)
+    assert completion.context_entries == joined.kv_entries
+    same = model.complete(QUERY, context=ferry + (lamp + kitchen), max_new_tokens=8)
+    assert completion.text == same.text
+
+
+def test_joined_selections_are_read_as_one_selection_is_in_that_order(hybrid, model):
+    whole = hybrid.selection_from([("kitchen", 0, 60, 1, 2.0), ("ferry", 0, 80, 1, 1.0)])
+    kitchen, ferry = (whole.subset(n for n in whole.nodes if n.doc_id == id) for id in ("kitchen", "ferry"))
+    scores = [model.score(QUERY, "At 17:30.", context=context) for context in (whole, ferry + kitchen, kitchen + ferry)]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
+    assert scores[2] != pytest.approx(scores[0], rel=1e-3)
+
+
+def test_selections_for_different_models_are_not_joined(hybrid, make_small_model):
+    other = SharedLLMContextStore(make_small_model(), embedder=None)
+    other.add("Another store.", id="other")
+    with pytest.raises(errors.ModelMismatchError, match="same model"):
+        hybrid.select(QUERY) + other.select(QUERY)

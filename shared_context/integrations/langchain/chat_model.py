@@ -11,8 +11,11 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import ensure_config
 
+from shared_context import SharedLLMModel
 from shared_context.integrations.langchain.documents import describe
+from shared_context.integrations.langchain.history import SharedContextChatMessageHistory
 from shared_context.integrations.langchain.messages import to_conversation
 from shared_context.integrations.langchain.settings import GenerationSettings, details_of, load_model, usage_of
 
@@ -26,6 +29,8 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
     ``context`` (None, a string that is pasted, or a Selection) goes with a call or with ``bind``. Answers carry
     ``usage_metadata`` (injected KV entries count as ``cache_read`` input) and ``response_metadata`` with
     ``model_name``, ``finish_reason``, ``time_to_first_token`` (seconds) and ``context_entries``.
+
+    In a RunnableWithMessageHistory over a SharedContextChatMessageHistory the older turns are injected too.
 
     Tool calling and structured output are not implemented: a plain text model has neither.
 
@@ -71,7 +76,7 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        model, arguments = self._call_arguments(stop, kwargs)
+        model, messages, arguments = self._prepared(messages, stop, kwargs)
         completion = model.complete(to_conversation(messages), **arguments)
         message = AIMessage(
             content=completion.text,
@@ -88,7 +93,7 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         # LangChain reports each chunk to the callbacks itself; the last one alone carries the counts, as they add up
-        model, arguments = self._call_arguments(stop, kwargs)
+        model, messages, arguments = self._prepared(messages, stop, kwargs)
         with closing(model.stream(to_conversation(messages), **arguments)) as pieces:
             for piece in pieces:
                 yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
@@ -99,6 +104,17 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
             response_metadata=details_of(model, pieces.completion),
         )
         yield ChatGenerationChunk(message=last)
+
+    def _prepared(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> tuple[SharedLLMModel, list[BaseMessage], dict[str, Any]]:
+        """The model of one call, the messages it reads and its further arguments."""
+        model, arguments = self._call_arguments(stop, kwargs)
+        # where RunnableWithMessageHistory puts the history whose messages it has put into the prompt
+        history = ensure_config().get("configurable", {}).get("message_history")
+        if isinstance(history, SharedContextChatMessageHistory) and history.store.model.identity == model.identity:
+            messages, arguments["context"] = history.compressed(messages, arguments.get("context"))
+        return model, messages, arguments
 
 
 def _traceable(kwargs: dict[str, Any]) -> dict[str, Any]:

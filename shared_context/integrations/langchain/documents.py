@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from langchain_core.documents import Document as LangChainDocument
 
 from shared_context import Document, SelectedNode, Selection, SharedLLMContextStore
+from shared_context.store.selection import JoinedSelections
 
 Span = tuple[str, int, int, int, float]
 """Document id, start and end in characters, ratio, score."""
@@ -18,28 +19,34 @@ def to_store(documents: Iterable[LangChainDocument]) -> list[Document]:
     return [Document(text=each.page_content, id=each.id, metadata=each.metadata) for each in documents]
 
 
-def from_nodes(nodes: Iterable[SelectedNode]) -> list[LangChainDocument]:
-    """One passage per node, best first.
+def from_runs(runs: Iterable[Sequence[SelectedNode]]) -> list[LangChainDocument]:
+    """One passage for each run of nodes that touch in their document, best first.
 
     Its metadata is the stored document's, and then ``doc_id``, ``start`` and ``end`` (characters), ``level``,
     ``ratio`` and ``score``, which win over keys of the same name.
+
+    Args:
+        runs: nodes of one grain each, in document order.
     """
-    return [
-        LangChainDocument(
-            id=f"{node.doc_id}:{node.start}-{node.end}",
-            page_content=node.text,
-            metadata={
-                **node.metadata,
-                "doc_id": node.doc_id,
-                "start": node.start,
-                "end": node.end,
-                "level": node.level,
-                "ratio": node.ratio,
-                "score": node.score,
-            },
-        )
-        for node in sorted(nodes, key=lambda node: node.score, reverse=True)
-    ]
+    passages = [_passage(run) for run in runs]
+    return sorted(passages, key=lambda passage: passage.metadata["score"], reverse=True)
+
+
+def _passage(run: Sequence[SelectedNode]) -> LangChainDocument:
+    first, start, end = run[0], run[0].start, run[-1].end
+    return LangChainDocument(
+        id=f"{first.doc_id}:{start}-{end}",
+        page_content="".join(node.text for node in run),
+        metadata={
+            **first.metadata,
+            "doc_id": first.doc_id,
+            "start": start,
+            "end": end,
+            "level": first.level,
+            "ratio": first.ratio,
+            "score": max(node.score for node in run),
+        },
+    )
 
 
 def divide(
@@ -73,7 +80,7 @@ def divide(
 
 def describe(context: Any) -> Any:
     """A context as JSON values, for traces and cache keys: every passage with its grain and text."""
-    if isinstance(context, Selection):
+    if isinstance(context, Selection | JoinedSelections):
         return [
             {"doc_id": n.doc_id, "start": n.start, "end": n.end, "ratio": n.ratio, "text": n.text}
             for n in context.nodes

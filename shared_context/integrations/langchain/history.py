@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import (
     BaseMessage,
     BaseMessageChunk,
+    HumanMessage,
     convert_to_messages,
     message_chunk_to_message,
     message_to_dict,
@@ -16,30 +18,37 @@ from langchain_core.messages import (
 )
 
 from shared_context import Selection, SharedLLMContextStore
-from shared_context.integrations.langchain.messages import role_of
+from shared_context.integrations.langchain.messages import TURN_SEPARATOR, role_of, text_of
+from shared_context.model.shared_llm import Context
+
+ANSWERED = "Earlier in this conversation you answered:\n\n"
+"""Begins what is left of a turn whose question is among the older ones."""
 
 
 class SharedContextChatMessageHistory(BaseChatMessageHistory):
     """A conversation that a store keeps: every message as it was, and old turns ready to be injected.
 
-        history = SharedContextChatMessageHistory("alice", store)
         RunnableWithMessageHistory(llm, lambda session: SharedContextChatMessageHistory(session, store))
 
-    A conversation that outgrows the model's window is read in two parts, the last turns as messages and what matters
-    of the older ones as injected KV:
+    A conversation may outgrow the model's window. In a RunnableWithMessageHistory a ChatSharedLLM of the store's model,
+    alone, behind a prompt or in a SharedContextChain, reads the last turns as they are, and of the older ones what the
+    question needs, as injected KV. Any other model gets all messages. Without RunnableWithMessageHistory:
 
+        history = SharedContextChatMessageHistory("alice", store)
         llm.invoke([*history.recent_messages, HumanMessage(question)], context=history.select(question))
 
     Args:
         session_id: names the conversation in the store.
         store: keeps it; with a path it is there when the store is opened again.
         recent_tokens: tokens of the last turns that stay verbatim.
+        budget: the most KV entries of older turns that a ChatSharedLLM injects.
     """
 
-    def __init__(self, session_id: str, store: SharedLLMContextStore, *, recent_tokens: int = 1024):
+    def __init__(self, session_id: str, store: SharedLLMContextStore, *, recent_tokens: int = 1024, budget: int = 512):
         super().__init__()
         self.session_id = session_id
         self.store = store
+        self.budget = budget
         self._memory = store.conversation(session_id, recent_tokens=recent_tokens)
 
     @property
@@ -55,6 +64,37 @@ class SharedContextChatMessageHistory(BaseChatMessageHistory):
     def select(self, query: str, **options: Any) -> Selection:
         """What ``query`` is shown of the turns before ``recent_messages``; ``options`` as for ``store.select``."""
         return self._memory.select(query, **options)
+
+    def compressed(
+        self, messages: Sequence[BaseMessage], context: Context | str | None = None
+    ) -> tuple[list[BaseMessage], Context | str | None]:
+        """A prompt in which the turns before ``recent_messages`` are not read but injected.
+
+        Args:
+            messages: a prompt that has :attr:`messages` somewhere and ends with a question.
+            context: what else is injected, or pasted, behind them.
+
+        Returns:
+            The prompt without the older turns, and the context with what the question is shown of them; both as they
+            were where there are no older turns or the prompt has not all of them.
+        """
+        prompt, older = list(messages), self.messages
+        older = older[: len(older) - len(self.recent_messages)]
+        starts = range(len(prompt) - len(older))
+        at = next((start for start in starts if prompt[start : start + len(older)] == older), None)
+        if not older or at is None:
+            return prompt, context
+        selection = self.select(text_of(prompt[-1]), budget=self.budget)
+        if isinstance(context, str):
+            context = TURN_SEPARATOR.join([selection.text, context])
+        else:
+            context = selection if context is None else selection + context
+        behind = prompt[at + len(older) :]
+        answers = list(takewhile(lambda message: role_of(message) == "assistant", behind))
+        if answers:  # many chat templates insist that a user speaks first
+            told = ANSWERED + TURN_SEPARATOR.join(map(text_of, answers))
+            behind = [HumanMessage(told), *behind[len(answers) :]]
+        return [*prompt[:at], *behind], context
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Add messages of any type. Their text is compressed; the rest of them is kept beside it."""

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.config import Policy
-from shared_context.integrations.langchain.documents import from_nodes, to_store
+from shared_context.integrations.langchain.documents import from_runs, to_store
 from shared_context.integrations.langchain.settings import DEFAULT_MODEL, load_model
 
 
@@ -26,6 +26,7 @@ class SharedContextRetriever(BaseRetriever):
 
     Every setting but ``store`` can be overridden in a call. Passages come best first, as Documents whose metadata is
     the stored document's with ``doc_id``, ``start`` and ``end`` (characters), ``level``, ``ratio`` and ``score``.
+    What a budget selects side by side comes as one passage, so that whoever reads it as text meets whole sentences.
 
     Args:
         store: the store to search.
@@ -91,8 +92,8 @@ class SharedContextRetriever(BaseRetriever):
         budget = settings.pop("budget", self.budget)
         k = settings.pop("k", None if "budget" in overrides else self.k)
         if k is None:
-            return from_nodes(self.store.select(query, budget=budget, **settings).nodes)
-        return from_nodes(self.store.retrieve(query, k, **settings))
+            return from_runs(self.store.select(query, budget=budget, **settings).runs)
+        return from_runs([node] for node in self.store.retrieve(query, k, **settings))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **overrides: Any

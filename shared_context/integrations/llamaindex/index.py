@@ -270,15 +270,17 @@ class SharedContextIndex:
                 because small models rewrite questions badly, and LlamaIndex's "condense_plus_context" for others.
             llm: answers instead of the index's; for one that is not a SharedLLM the retrieved text is pasted.
             memory: keeps the conversation; None keeps what fits the window beside context and answer.
-            chat_history: how the conversation begins.
+            chat_history: how the conversation begins; a memory that is given forgets what it held.
             system_prompt, condense_prompt, node_postprocessors, verbose: as in LlamaIndex's chat engines.
             kwargs: of :meth:`as_retriever`.
         """
         llm, mode = self._resolve(llm), ChatMode(chat_mode)
         if memory is None:
-            memory = self._memory(llm, kwargs.get("budget") or DEFAULT_BUDGET, chat_history)
-        elif chat_history is not None:
-            memory.set(chat_history)
+            memory = self._memory(llm, kwargs)
+        if chat_history is not None:
+            # Not set(), nor from_defaults(chat_history=...): LlamaIndex's Memory only trims what is put.
+            memory.reset()
+            memory.put_messages(chat_history)
         if mode == ChatMode.SIMPLE:
             return SimpleChatEngine.from_defaults(llm=llm, memory=memory, system_prompt=system_prompt)
         if mode == ChatMode.CONDENSE_QUESTION:
@@ -314,14 +316,15 @@ class SharedContextIndex:
     def _resolve(self, llm: LLM | None) -> LLM:
         return self._llm if llm is None else resolve_llm(llm, callback_manager=self._callback_manager)
 
-    @staticmethod
-    def _memory(llm: LLM, budget: int, chat_history: list[ChatMessage] | None) -> Memory:
-        metadata = llm.metadata
-        room = metadata.context_window - metadata.num_output - budget - _QUESTION_TOKENS
+    def _memory(self, llm: LLM, retrieval: dict[str, Any]) -> Memory:
+        """What fits the window beside question, answer and the most that these settings of a retriever retrieve."""
+        metadata, tree = llm.metadata, self._store.config.tree
+        retrieved = retrieval.get("budget") or DEFAULT_BUDGET
+        if retrieval.get("similarity_top_k") is not None:
+            retrieved = retrieval["similarity_top_k"] * (tree.chunk_size >> tree.embedded_level)
+        room = metadata.context_window - metadata.num_output - retrieved - _QUESTION_TOKENS
         tokenizer = llm.shared_model.tokenizer.encode if isinstance(llm, SharedLLM) else None
-        return Memory.from_defaults(
-            chat_history=chat_history, token_limit=max(room, _QUESTION_TOKENS), tokenizer_fn=tokenizer
-        )
+        return Memory.from_defaults(token_limit=max(room, _QUESTION_TOKENS), tokenizer_fn=tokenizer)
 
     # ----------------------------------------------------------------------------------------------------- documents
 

@@ -12,7 +12,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from shared_context.errors import ConfigError
-from shared_context.integrations.llamaindex.translate import READER_KEYS, runs_of_one_grain, to_filters, to_nodes
+from shared_context.integrations.llamaindex.translate import READER_KEYS, to_filters, to_nodes
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
@@ -85,9 +85,9 @@ class SharedContextRetriever(BaseRetriever):
         # What a query transform wants to be searched for (HyDE, for instance); otherwise the query itself.
         query = "\n".join(query_bundle.embedding_strs)
         if self._top_k is not None:
-            runs = ([node] for node in self._store.retrieve(query, k=self._top_k, **self._scope))
+            runs = [(node,) for node in self._store.retrieve(query, k=self._top_k, **self._scope)]
         else:
-            runs = runs_of_one_grain(self._store.select(query, budget=self._budget, **self._scope).passages)
+            runs = self._store.select(query, budget=self._budget, **self._scope).runs
         return to_nodes(runs, self._hidden_keys)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

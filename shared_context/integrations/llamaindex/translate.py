@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import CachePoint, ChatMessage, MessageRole, TextBlock, ThinkingBlock
@@ -94,13 +93,6 @@ def to_nodes(runs: Iterable[Sequence[SelectedNode]], hidden_keys: Sequence[str] 
     """
     nodes = [_to_node(run, hidden_keys) for run in runs]
     return sorted(nodes, key=NodeWithScore.get_score, reverse=True)
-
-
-def runs_of_one_grain(passages: Iterable[Sequence[SelectedNode]]) -> Iterator[list[SelectedNode]]:
-    """Splits each passage where level or ratio changes, so that a run can be told, and injected, as one span."""
-    for passage in passages:
-        for _, run in groupby(passage, key=lambda node: (node.level, node.ratio)):
-            yield list(run)
 
 
 def _to_node(run: Sequence[SelectedNode], hidden_keys: Sequence[str]) -> NodeWithScore:
