@@ -38,6 +38,7 @@ class AdapterConfig:
             cross-attention injection of the layers above, None where they are as in the base model.
         ratios: grains it was trained on.
         chunk_size: tokens per chunk at most while it was trained.
+        height: levels below the root of the trees it was trained on.
         split_noise: noise of the split points of the trees it was trained on, as a share of the span.
         tokens_seen: tokens that it was trained on, those of contexts, prompts and answers together.
     """
@@ -51,6 +52,7 @@ class AdapterConfig:
     alpha: float | None = None
     ratios: tuple[int, ...] = ()
     chunk_size: int | None = None
+    height: int | None = None
     split_noise: float | None = None
     tokens_seen: int = 0
 

@@ -12,6 +12,7 @@ def model_card(
     adapter: AdapterConfig,
     config: TrainingConfig,
     step: int,
+    sources: Sequence[str],
     figures: Mapping[str, float],
     start: str | None = None,
 ) -> str:
@@ -21,6 +22,7 @@ def model_card(
         adapter: what it was made for.
         config: how it was trained.
         step: at which it was taken.
+        sources: names of the data.
         figures: of the last validation (``eval_right``, ``eval_wrong``, ``eval_gain``); empty before the first.
         start: digest of the adapter that training began with.
     """
@@ -28,6 +30,7 @@ def model_card(
     origin = [
         f"- trained: {updates}stage {config.stage}, {step} steps of {config.batch_size} examples, "
         f"{adapter.tokens_seen:,} tokens, learning rate {config.learning_rate:g}, seed {config.seed}",
+        f"- data: {', '.join(sources)}",
         *([f"- a further stage: it began with adapter `{start}`, whose tokens are counted too"] if start else []),
     ]
     return _card(adapter, origin, config.validation_ratio, figures)
@@ -52,6 +55,7 @@ def _card(adapter: AdapterConfig, origin: Sequence[str], ratio: int, figures: Ma
     lines = [
         "---",
         "library_name: shared-context",
+        f"base_model: {adapter.base_model}",
         "tags: [shared-context, context-compression]",
         "---",
         "",

@@ -119,7 +119,8 @@ def train(
         torch.manual_seed(config.seed)
         objective = _objective(model, config, start)
         stream = _Stream(rows, books, maker, config)
-        trainer = AdapterTrainer(config, objective, stream, validation, arguments, start)
+        named = [Path(source).name for source in (*sources, *long_texts)]
+        trainer = AdapterTrainer(config, objective, stream, validation, arguments, named, start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         adapter, state = trainer.adapter(), trainer.state
     if arguments.should_save:
@@ -162,6 +163,7 @@ class AdapterTrainer(Trainer):
         stream: training examples without end.
         validation: examples that are never trained on.
         arguments: of the Trainer.
+        sources: names of the data, for the adapter's card.
         start: the adapter that the weights were before the first step, None where they were untrained.
     """
 
@@ -172,6 +174,7 @@ class AdapterTrainer(Trainer):
         stream: IterableDataset,
         validation: Sequence[Example],
         arguments: TrainingArguments,
+        sources: Sequence[str],
         start: Adapter | None = None,
     ):
         super().__init__(
@@ -186,7 +189,7 @@ class AdapterTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._config = config
         self._objective = objective
-        self._start = start
+        self._sources, self._start = sources, start
         self._wrong = other_contexts(validation)
         self._parts: list[dict[str, float]] = []
         self._counted: tuple[float, int] | None = None
@@ -256,13 +259,14 @@ class AdapterTrainer(Trainer):
             alpha=alpha,
             ratios=tuple(sorted(config.cuts.ratios)),
             chunk_size=config.cuts.chunk_size,
+            height=config.cuts.height,
             split_noise=config.cuts.split_noise,
             tokens_seen=seen_before + int(objective.tokens_seen) * self.args.world_size,
         )
         weights = {name: weight.to(torch.bfloat16) for name, weight in objective.trained.state_dict().items()}
         validated = (entry for entry in reversed(self.state.log_history) if "eval_gain" in entry)
         start = None if self._start is None else self._start.digest
-        card = model_card(described, config, self.state.global_step, next(validated, {}), start)
+        card = model_card(described, config, self.state.global_step, self._sources, next(validated, {}), start)
         return Adapter(described, weights, card)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:

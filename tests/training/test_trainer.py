@@ -78,6 +78,7 @@ def test_a_run_leaves_history_checkpoints_and_an_adapter_that_serves(whole_run, 
     assert (adapter.config.base_model, adapter.config.rank, adapter.config.ratios) == ("small-0", 4, (1, 4))
     (*_, last) = history(whole_run, "eval_right", "eval_wrong", "eval_gain")
     assert f"| {last['eval_right']:.3f} | {last['eval_wrong']:.3f} | {last['eval_gain']:.3f} |" in adapter.card
+    assert "- data: rows.jsonl, book.txt\n" in adapter.card
     assert list((whole_run / "runs").rglob("events.out.tfevents.*"))
     picture = ElementTree.parse(whole_run / CURVES_FILE).getroot()
     assert f"{last['step']}" in [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
