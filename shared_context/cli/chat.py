@@ -58,13 +58,16 @@ def chat(
     From a pipe every line is a question. One that cannot be answered is named on stderr, the next ones are answered
     all the same, and the exit code is 1.
     """
-    options = {"policy": policy, "filters": parse_filters(filters), "prefilter": prefilter}
+    wanted = parse_filters(filters)
+    options = {"policy": policy, "filters": wanted, "prefilter": prefilter}
     failed = False
     with (
         session.open_store(path, model) as store,
         _memory(store, conversation) as memory,
         contextlib.suppress(KeyboardInterrupt),
     ):
+        if not store.ids(wanted):
+            output.nothing_found(path, wanted)
         for question in _questions(as_json):
             try:
                 _answer(store, memory, question, options, budget, max_new_tokens, as_json)

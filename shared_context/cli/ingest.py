@@ -29,7 +29,10 @@ def ingest(
         ),
     ],
     model: ModelOption = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Update documents that are there already.")] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Update documents that are there already; --metadata is merged over theirs."),
+    ] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Add the good ones of a batch; exits with 3.")] = False,
     warm: Annotated[bool, typer.Option("--warm", help="Compute all keys and values now, not when asked.")] = False,
     metadata: Annotated[
@@ -62,7 +65,9 @@ def ingest(
                 failures |= refused
                 new = [document for document in new if skip_bad and document.id not in refused]
             old = old if skip_bad or not failures else []
-            _update(store, old)
+            refused = _update(store, old)
+            old = [document for document in old if document.id not in refused]
+            failures |= refused
             tokens = sum(len(store.model.tokenize(document.text)) for document in (*new, *old))
             if warm and (new or old):
                 with _bar() as progress:
@@ -134,11 +139,18 @@ def _add(store: SharedLLMContextStore, documents: Sequence[Document]) -> Failure
     return {}
 
 
-def _update(store: SharedLLMContextStore, documents: Sequence[Document]) -> None:
+def _update(store: SharedLLMContextStore, documents: Sequence[Document]) -> Failures:
+    """Replace documents one by one, new metadata merged over the stored; returns why some were refused."""
+    failures: Failures = {}
     with _bar() as progress:
         for done, document in enumerate(documents, start=1):
-            store.update(document.id, document.text, document.metadata)
+            metadata = {**store.get(document.id).metadata, **document.metadata}
+            try:
+                store.update(document.id, document.text, metadata)
+            except DocumentError as error:
+                failures[document.id] = error
             progress(done, len(documents), "documents replaced")
+    return failures
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import logging
 import math
 import os
@@ -46,7 +47,7 @@ class Document:
     Args:
         text: what is read, exactly; all character positions count in it.
         id: names the document in its store; 1 to 512 characters without control characters. None derives one from
-            the text.
+            text and metadata.
         metadata: what filters see and answers cite; JSON values under string keys.
 
     Nothing is checked here but where the document is stored, so that a batch can report all that is wrong with it.
@@ -79,7 +80,8 @@ def load_documents(
               Hidden files and folders are skipped, links to folders are not followed.
             * a text (str) together with ``id``. With ``id`` a str is never a path: text that comes from elsewhere
               cannot name a file of this machine. A file under another id is ``Path(...)`` with ``id``.
-            * a Document. Without id it gets the first 32 hex digits of the SHA-256 of its text.
+            * a Document. Without id it gets one of 32 hex digits, derived from its text and metadata; of several
+              without id that have both in common the first is taken.
             * an iterable of paths and Documents, consumed once.
         id: replaces the id of a single document.
         metadata: merged over the metadata of every document.
@@ -87,7 +89,7 @@ def load_documents(
         stored: ids that are taken.
 
     Returns:
-        Documents with an id, in the order given; metadata are plain JSON values, copied.
+        Documents with an id, each once, in the order given; metadata are plain JSON values, copied.
 
     Raises:
         DocumentError: the one document given is refused, or none is found; says what, where and the mend.
@@ -107,6 +109,8 @@ def load_documents(
                 raise document
             document = check_document(document, max_bytes=max_bytes, name=f"document {label!r}")
             if document.id in documents:
+                if isinstance(given, Document) and given.id is None:
+                    continue  # the same in text and metadata, for its id is made of them
                 raise _duplicate(document, documents[document.id])
             if document.id in stored:
                 raise stored_already(document.id)
@@ -138,8 +142,14 @@ def check_document(document: Document, *, max_bytes: int, name: str = "the docum
     """
     encoded = check_text(document.text, max_bytes=max_bytes, name=name)
     metadata = check_metadata(document.metadata, name)
-    id = hashlib.sha256(encoded).hexdigest()[:32] if document.id is None else check_id(document.id, name)
+    id = _derived_id(encoded, metadata) if document.id is None else check_id(document.id, name)
     return Document(document.text, id, metadata)
+
+
+def _derived_id(text: bytes, metadata: dict[str, Any]) -> str:
+    # Loaders give repeated pages one text and tell them apart by their metadata. No text has a NUL.
+    described = b"\0" + json.dumps(metadata, sort_keys=True).encode() if metadata else b""
+    return hashlib.sha256(text + described).hexdigest()[:32]
 
 
 def check_text(text: str, *, max_bytes: int, name: str = "the text") -> bytes:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from shared_context import SharedLLMContextStore
 from shared_context.cli import session
 from shared_context.cli.main import app
+from shared_context.store import store as store_module
 
 KITCHEN = """# The kitchen
 
@@ -123,6 +124,30 @@ def test_documents_that_are_there_are_replaced_only_when_asked(house, model):
     assert len(documents) == 3 and documents["house/garden.md"].text == "All is weeds."
 
 
+def test_replaced_documents_keep_their_metadata(house, model):
+    garden = "house/garden.md"
+    given = ["--metadata", "year=2024", "--metadata", "place=garden"]
+    assert run("ingest", "new.ctx", garden, "--no-embedder", *given).exit_code == 0
+    Path(garden).write_text("All is weeds.")
+    assert run("ingest", "new.ctx", garden, "--replace", "--metadata", "year=2025").exit_code == 0
+    document = reopened(model, "new.ctx")[garden]
+    assert document.text == "All is weeds."
+    assert (document.metadata["year"], document.metadata["place"]) == (2025, "garden")
+
+
+def test_a_document_that_cannot_be_replaced_is_named_and_the_others_are(house, model, monkeypatch):
+    assert run("ingest", "new.ctx", "house", "--no-embedder").exit_code == 0
+    Path("house/garden.md").write_text("All is weeds. " * 2000)
+    Path("house/kitchen.md").write_text("The kettle is gone.")
+    monkeypatch.setattr(store_module, "MAX_ROW_BYTES", 100_000)
+    report = run_json("ingest", "new.ctx", "house", "--replace", exit_code=3)
+    assert list(report["refused"]) == ["house/garden.md"]
+    assert report["replaced"] == ["house/kitchen.md", "house/library.md"]
+    documents = reopened(model, "new.ctx")
+    assert documents["house/garden.md"].text == GARDEN
+    assert documents["house/kitchen.md"].text == "The kettle is gone."
+
+
 def test_skip_bad_adds_the_good_ones(house, model):
     Path("house/photo.txt").write_bytes(b"\xff\xd8\xff\xe0")
     assert run("ingest", "new.ctx", "house/garden.md", "--no-embedder").exit_code == 0
@@ -186,9 +211,10 @@ def test_filter_and_prefilter_limit_the_documents(store):
     assert {node["doc_id"] for node in nearest["sources"]} == {"house/garden.md"}
 
 
-@pytest.mark.parametrize("command", ["ask", "inspect"])
+@pytest.mark.parametrize("command", [("ask", NEWTS), ("inspect", NEWTS), ("chat",)])
 def test_no_document_to_answer_from_ends_with_4(store, command):
-    result = run(command, store, NEWTS, "--filter", "file_name=cellar.md", "--json")
+    name, *question = command
+    result = run(name, store, *question, "--filter", "file_name=cellar.md", "--json", input=NEWTS)
     assert (result.exit_code, result.stdout) == (4, "")
     assert "no document passes the filter" in result.stderr
 

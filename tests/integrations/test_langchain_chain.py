@@ -11,8 +11,8 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from pydantic import ValidationError
 
-from shared_context import SharedLLMContextStore, SharedLLMModel
-from shared_context.errors import ModelMismatchError, QueryError
+from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
+from shared_context.errors import ConfigError, ModelMismatchError, QueryError
 from shared_context.integrations.langchain import (
     ChatSharedLLM,
     SharedContextChain,
@@ -210,6 +210,17 @@ def test_from_documents_on_disk_and_again_from_the_store(model, tmp_path):
     with SharedLLMContextStore(model, tmp_path / "house.ctx") as store:
         assert store.get("network").metadata == {"floor": 9}
         assert SharedContextChain.from_store(store).invoke(SAFE, max_tokens=12)["answer"] == answer
+
+
+@pytest.mark.parametrize("adapter", [SharedContextChain, SharedContextRetriever])
+def test_settings_of_a_new_store(model, store, adapter):
+    config = StoreConfig(tree=TreeConfig(chunk_size=128, height=3))
+    made = adapter.from_documents(DOCUMENTS, model, config=config, embedder=None, budget=64).store
+    assert (made.config, made.embedder) == (config, None)
+    for setting in ({"config": config}, {"embedder": None}, {"path": "elsewhere"}):
+        with pytest.raises(ConfigError, match="store="):
+            adapter.from_documents([Document("Another text.", id="another")], store=store, **setting)
+    assert "another" not in store
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_stored(store):

@@ -134,6 +134,13 @@ def test_from_documents_stores_all_or_nothing(model):
         assert len(store) == 0
 
 
+def test_repeated_pages_of_a_loader_are_stored(model):
+    with SharedLLMContextStore(model, embedder=None) as store:
+        pages = [Document("Notes", metadata={"page": page}) for page in (1, 2)]
+        SharedContextRetriever.from_documents([*pages, Document("A text."), Document("A text.")], store=store)
+        assert [(d.text, d.metadata.get("page")) for d in store] == [("Notes", 1), ("Notes", 2), ("A text.", None)]
+
+
 def test_a_misspelt_setting_is_refused(store):
     with pytest.raises(ValidationError, match="buget"):
         SharedContextRetriever(store=store, buget=512)

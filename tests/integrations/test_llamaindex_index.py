@@ -433,6 +433,18 @@ def test_refresh_does_only_what_changed(small_index):
     assert "nine" in str(small_index.as_query_engine().query(SHIFT_QUESTION))
 
 
+@pytest.mark.parametrize("bad", ["  ", "no\0text"])
+def test_a_refresh_with_a_bad_document_changes_nothing(small_index, bad):
+    shifts, doors, garden = documents()
+    doors.set_content(DOORS.replace("4417", "5528"))
+    shifts.set_content(bad)
+    with pytest.raises(BatchError) as refused:
+        small_index.refresh_ref_docs([garden, doors, shifts])
+    assert list(refused.value.failures) == ["shifts"]
+    assert set(small_index.ref_doc_info) == {"doors", "shifts"}
+    assert small_index.store.get("doors").text == DOORS
+
+
 async def test_documents_can_be_managed_without_blocking(small_index):
     shifts, doors, garden = documents()
     await small_index.ainsert(garden)
@@ -482,6 +494,9 @@ def test_folders_are_read_by_llamaindexs_readers(llm, tmp_path):
         assert node.metadata["file_name"] == "doors.txt"
         assert "file_name" not in node.get_content(MetadataMode.LLM)
         assert index.refresh_ref_docs(read) == [False]
+        again = SimpleDirectoryReader(tmp_path, filename_as_id=True, required_exts=[".txt"]).load_data()
+        with pytest.raises(DocumentError, match="stored already"):
+            SharedContextIndex.from_documents(again, llm=llm, store=store)
 
 
 def test_the_llm_comes_from_llamaindexs_settings(llm, monkeypatch):

@@ -76,10 +76,21 @@ def test_text_is_kept_exactly():
 # ---- ids and metadata
 
 
-def test_an_id_is_derived_from_the_text():
-    (first,), (again,), (other,) = load(Document("a")), load(Document("a", metadata={"x": 1})), load(Document("b"))
+def test_an_id_is_derived_from_text_and_metadata():
+    (first,), (other,), (page,) = (
+        load(Document("a")),
+        load(Document("b")),
+        load(Document("a", metadata={"x": 1, "y": 2})),
+    )
     assert first.id == "ca978112ca1bbdcafac231b39a23dc4d"
-    assert first.id == again.id != other.id
+    assert len({first.id, other.id, page.id}) == 3
+    assert load(Document("a", metadata={"y": 2, "x": 1}))[0].id == page.id
+
+
+def test_repeated_pages_without_ids_are_told_apart_by_their_metadata():
+    pages = [Document("Notes", metadata={"page": 1}), Document("Text", metadata={"page": 2})]
+    pages += [Document("Notes", metadata={"page": 3}), Document("Notes", metadata={"page": 1})]
+    assert [(d.text, d.metadata) for d in load(pages)] == [(d.text, d.metadata) for d in pages[:3]]
 
 
 def test_the_calls_id_and_metadata_go_before_the_documents():
@@ -278,11 +289,11 @@ def test_positions_are_those_of_the_batch_even_behind_a_folder(folder):
 def test_duplicates_within_a_batch(folder):
     Path("a.md").write_text("A")
     with pytest.raises(BatchError) as caught:
-        load([Document("same"), Document("same"), "a.md", Path("a.md"), Document("other", "a.md")])
+        load([Document("same", "s"), Document("same", "s"), "a.md", Path("a.md"), Document("other", "a.md")])
     failures = caught.value.failures
-    assert list(failures) == ["#1", "a.md", "#4"]
+    assert list(failures) == ["s", "a.md", "#4"]
     assert all(isinstance(error, DuplicateDocumentError) for error in failures.values())
-    assert "same text" in str(failures["#1"]) and "another text" in str(failures["#4"])
+    assert "same text" in str(failures["s"]) and "another text" in str(failures["#4"])
 
 
 def test_a_single_document_in_a_list_fails_with_its_own_error():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NotRequired, Self
+from typing import Any, Literal, NotRequired, Self
 
 from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage, HumanMessage, MessageLikeRepresentation, convert_to_messages
@@ -12,13 +12,14 @@ from langchain_core.runnables import AddableDict, Runnable, RunnableConfig, Runn
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from shared_context import Selection, SharedLLMContextStore, SharedLLMModel
+from shared_context import Selection, SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.errors import ModelMismatchError, QueryError
 from shared_context.integrations.langchain.chat_model import ChatSharedLLM
 from shared_context.integrations.langchain.documents import divide, to_store
 from shared_context.integrations.langchain.messages import text_of
 from shared_context.integrations.langchain.retriever import SharedContextRetriever
-from shared_context.integrations.langchain.settings import DEFAULT_MODEL, load_model
+from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given
+from shared_context.store.embedder import Embedder
 
 
 class ChainInput(TypedDict):
@@ -86,6 +87,8 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
         *,
         store: SharedLLMContextStore | None = None,
         path: str | Path | None = None,
+        config: StoreConfig | None = None,
+        embedder: Embedder | Literal["auto"] | None = "auto",
         llm: ChatSharedLLM | None = None,
         **retrieval: Any,
     ) -> Self:
@@ -97,18 +100,19 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
                 ``store`` is given, which has its own.
             store: add to this store instead of making one.
             path: folder of the new store; None keeps it in memory.
+            config, embedder: of the new store.
             llm: a ChatSharedLLM with settings of its own.
             retrieval: settings of the SharedContextRetriever (``budget``, ``k``, ``policy``, ``filters``, ...).
 
         Raises:
             BatchError: some documents were refused, for instance because they are stored already (then open the store
                 and use :meth:`from_store`); none of them was stored.
+            ConfigError: ``store`` comes with settings for a new one.
             ModelMismatchError: ``llm`` runs on another model than the store's.
         """
-        if store is None:
-            if model is None:
-                model = llm.model if llm is not None else DEFAULT_MODEL
-            store = SharedLLMContextStore(load_model(model), path)
+        if model is None:
+            model = llm.model if llm is not None else DEFAULT_MODEL
+        store = new_or_given(store, model, path, config, embedder)
         chain = cls.from_store(store, llm=llm, **retrieval)
         store.add(to_store(documents))
         return chain

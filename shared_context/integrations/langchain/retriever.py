@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -12,10 +12,11 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import run_in_executor
 from pydantic import ConfigDict
 
-from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.config import Policy
 from shared_context.integrations.langchain.documents import from_runs, to_store
-from shared_context.integrations.langchain.settings import DEFAULT_MODEL, load_model
+from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given
+from shared_context.store.embedder import Embedder
 
 
 class SharedContextRetriever(BaseRetriever):
@@ -59,6 +60,8 @@ class SharedContextRetriever(BaseRetriever):
         *,
         store: SharedLLMContextStore | None = None,
         path: str | Path | None = None,
+        config: StoreConfig | None = None,
+        embedder: Embedder | Literal["auto"] | None = "auto",
         **settings: Any,
     ) -> SharedContextRetriever:
         """Store ``documents`` whole and search them.
@@ -68,13 +71,14 @@ class SharedContextRetriever(BaseRetriever):
             model: whose context trees the store holds; not used when ``store`` is given.
             store: add to this store instead of making one.
             path: folder of the new store; None keeps it in memory.
+            config, embedder: of the new store.
             settings: the retriever's.
 
         Raises:
+            ConfigError: ``store`` comes with settings for a new one.
             BatchError: some documents were refused; none of them was stored.
         """
-        if store is None:
-            store = SharedLLMContextStore(load_model(model), path)
+        store = new_or_given(store, model, path, config, embedder)
         retriever = cls(store=store, **settings)
         store.add(to_store(documents))
         return retriever

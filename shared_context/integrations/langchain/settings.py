@@ -1,20 +1,21 @@
-"""What the chat model and the completion model have in common: the model and its generation settings."""
+"""What the parts have in common: the model and its generation settings, and the store."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from pydantic import ConfigDict, Field
 
-from shared_context import Completion, SharedLLMModel
+from shared_context import Completion, SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.errors import ConfigError
 from shared_context.model.pretrained import DEFAULT_MODEL
+from shared_context.store.embedder import Embedder
 
 PROVIDER = "shared_context"
 
@@ -40,6 +41,25 @@ def load_model(model: SharedLLMModel | str | Path) -> SharedLLMModel:
         raise ConfigError(f"model={model!r}: must be a SharedLLMModel, or the name or folder of a model")
     with _loading:  # two threads that name a model at once load it once
         return _load_by_name(str(model))
+
+
+def new_or_given(
+    store: SharedLLMContextStore | None,
+    model: SharedLLMModel | str | Path,
+    path: str | Path | None,
+    config: StoreConfig | None,
+    embedder: Embedder | Literal["auto"] | None,
+) -> SharedLLMContextStore:
+    """``store``, or where it is None a new one.
+
+    Raises:
+        ConfigError: a store comes with settings for a new one.
+    """
+    if store is None:
+        return SharedLLMContextStore(load_model(model), path, config=config, embedder=embedder)
+    if not (path is None and config is None and embedder == "auto"):
+        raise ConfigError("store= is given; path, config and embedder are settings of a new one: leave them out")
+    return store
 
 
 class GenerationSettings(BaseLanguageModel):

@@ -33,6 +33,7 @@ from shared_context.integrations.llamaindex.llm import SharedLLM
 from shared_context.integrations.llamaindex.retriever import DEFAULT_BUDGET, SharedContextRetriever
 from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer, check_model
 from shared_context.integrations.llamaindex.translate import to_document, to_documents
+from shared_context.store.documents import load_documents
 
 if TYPE_CHECKING:
     from shared_context import Document as StoreDocument
@@ -107,7 +108,10 @@ class SharedContextIndex:
             llm: what compresses and answers; None takes ``Settings.llm`` if that is a SharedLLM, else makes one with
                 the default model.
             store: a store to add to; None makes one.
-            path, config, embedder: of the store that is made; path None keeps it in memory.
+            path, config, embedder: of the store that is made; path None keeps it in memory. A program that is run
+                again with the same path adds its documents again unless they have the same ids as before:
+                ``SimpleDirectoryReader(..., filename_as_id=True)`` gives such ids, random ones otherwise. With them
+                ``SharedContextIndex.load(path).refresh_ref_docs(documents)`` adds and replaces only what changed.
             show_progress: show a bar.
             callback_manager: see the class.
 
@@ -363,9 +367,15 @@ class SharedContextIndex:
 
         Returns:
             For each document whether it was new or its text or metadata had changed.
+
+        Raises:
+            DocumentError: documents are empty, too large, hold more than text or share an id (BatchError for several,
+                with ``failures``); nothing was changed.
         """
         with self._callback_manager.as_trace("refresh_ref_docs"):
-            translated = to_documents(documents)
+            # All are checked before the first is written.
+            limit = self._store.config.max_document_bytes
+            translated = load_documents(to_documents(documents), max_bytes=limit)
             new = [document for document in translated if document.id not in self._store]
             changed = [d for d in translated if d.id in self._store and self._store.get(d.id) != d]
             self._add(new)
