@@ -314,7 +314,7 @@ def measure(
         raise ConfigError("adapter=None: selections are measured with one and without; name one with --adapter.")
     base = SharedLLMModel.from_pretrained(model.name, adapter=None, dtype=model.dtype)
     asked, embedder = several_documents(data), load_default_embedder()
-    questions = asked.sample(limit, seed)
+    questions = asked.drawn(limit, seed)
     not_run = dict(LEFT_OUT)
     try:
         import kvpress
@@ -330,8 +330,6 @@ def measure(
         "embedder": embedder.name,
         "kvpress": version("kvpress") if kvpress is not None else None,
         "presses": [str(press) for press in (*AT_ONCE, *HIDING)],
-        "seed": seed,
-        "limit": limit,
     }
     ledger = Ledger(resume, settings)
     results: dict[str, list[dict[str, Any]]] = {}
@@ -339,11 +337,11 @@ def measure(
 
         def compute(keys: list[str], kind: str = kind, count: int = count) -> Iterator[dict[str, Any]]:
             for key in keys:
-                number = int(key.rpartition("|")[2])
-                right, wrong = _contexts(base, asked, questions[number], count)
-                yield _result(model, base, embedder, kvpress, questions[number], right, wrong)
+                question = asked.by_key(key.rpartition("|")[2])
+                right, wrong = _contexts(base, asked, question, count)
+                yield _result(model, base, embedder, kvpress, question, right, wrong)
 
-        keys = [f"{kind}|{number}" for number in range(len(questions))]
+        keys = [f"{kind}|{asked.key(question)}" for question in questions]
         results[kind] = ledger.results(keys, compute, what=kind)
     for kind, of in results.items():
         for label in dict.fromkeys(label for one in of for label in one["failed"]):
