@@ -68,6 +68,17 @@ def served(make_small_model, objective):
     return fresh
 
 
+def served_nll(model, examples):
+    """What the objective's ``nll`` at ratio 4 is to be, by a model that serves."""
+    layout = LayoutMaker(CutConfig(RATIOS), [28]).fixed(examples, 4)
+    found = []
+    for number, example in enumerate(examples):
+        whole = Prompt(model.prompt_format.prefix, (*example.prompt, *example.answer[:-1]))
+        logits = model.logits(whole, Shown(model, layout, number))[-len(example.answer) :]
+        found.append(torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer)).item())
+    return found
+
+
 @pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
 @pytest.mark.parametrize("layers", [2, 4])
 def test_its_nll_is_that_of_the_served_model_with_the_adapter_loaded(make_small_model, examples, injection, layers):
@@ -78,14 +89,7 @@ def test_its_nll_is_that_of_the_served_model_with_the_adapter_loaded(make_small_
     nll = objective.nll(examples, 4)
     assert max(abs(a - b) for a, b in zip(nll, untrained, strict=True)) > 0.05
 
-    fresh = served(make_small_model, objective)
-    layout = LayoutMaker(CutConfig(RATIOS), [28]).fixed(examples, 4)
-    for number, example in enumerate(examples):
-        whole = Prompt(fresh.prompt_format.prefix, (*example.prompt, *example.answer[:-1]))
-        logits = fresh.logits(whole, Shown(fresh, layout, number))[-len(example.answer) :]
-        assert torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer)).item() == pytest.approx(
-            nll[number], abs=1e-4
-        )
+    assert served_nll(served(make_small_model, objective), examples) == pytest.approx(nll, abs=1e-4)
 
 
 def test_the_attention_of_the_layers_above_is_updated_behind_a_context_only(make_small_model, examples):
@@ -103,15 +107,11 @@ def test_the_attention_of_the_layers_above_is_updated_behind_a_context_only(make
     assert {int(key[0]) for key in objective.trained.upper.up} == {2, 3}
 
     fresh = served(make_small_model, objective)
-    layout = LayoutMaker(CutConfig(RATIOS), [28]).fixed(examples, 4)
-    for number, example in enumerate(examples):
-        whole = Prompt(fresh.prompt_format.prefix, (*example.prompt, *example.answer[:-1]))
-        logits = fresh.logits(whole, Shown(fresh, layout, number))[-len(example.answer) :]
-        assert torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer)).item() == pytest.approx(
-            nll[number], abs=1e-4
-        )
-        untrained = make_small_model(injection="cross_attention", injection_layers=2)
-        assert torch.equal(fresh.logits(whole), untrained.logits(whole))
+    assert served_nll(fresh, examples) == pytest.approx(nll, abs=1e-4)
+    untrained = make_small_model(injection="cross_attention", injection_layers=2)
+    for example in examples:
+        plain = Prompt(fresh.prompt_format.prefix, example.prompt)
+        assert torch.equal(fresh.logits(plain), untrained.logits(plain))
 
 
 def test_a_drawn_layout_gives_the_served_models_logits_too(make_small_model, examples):
