@@ -324,7 +324,6 @@ def test_a_stage_starts_where_another_ended(whole_run, tmp_path, make_small_mode
         train(make_small_model(), data, tmp_path / "second", still, resume=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
 def test_launches_that_would_shard_are_refused(name, tmp_path, make_small_model, data, monkeypatch):
     monkeypatch.setenv(name, "true")
@@ -365,6 +364,7 @@ def test_validation_repeats_the_last_figures_of_a_run(whole_run, make_small_mode
         validate(make_small_model(), adapter, data, TrainingConfig(**{**SMALL, "rank": 8}))
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_adapter(tmp_path, make_small_model, data):
     small = make_small_model()
     small.hf_model.save_pretrained(tmp_path / "small")
