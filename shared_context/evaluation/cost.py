@@ -118,13 +118,11 @@ def measure(
         rounds = runs if WARM_UP < length <= REPEATED else 1
         for number in range(rounds):
             question, second = questions[number % len(questions)], questions[(number + 1) % len(questions)]
-            # what fits the window is read at once, which is faster than step by step
-            at_once = length if length <= model.context_window else step
             ways: dict[str, Callable[[], Sequence[Taken]]] = {
                 STORE: partial(_store, model, embedder, text, (question, second, second), budget),
                 STREAMING: partial(_streaming, model, text, question, step, at_most),
                 LAYOUT: partial(_layout, model, layout, text, question),
-                FULL: partial(_full, model, text, question, at_once, at_most),
+                FULL: partial(_full, model, text, question, step, at_most),
             }
             for way in with_progress(list(ways), f"cost, {length:,} tokens"):
                 names = (STORE, SECOND, AGAIN) if way == STORE else (way,)
@@ -177,7 +175,7 @@ def measure(
             "attends to every token) is not trained and stands here for its cost only. All read chunks or steps with "
             "the same attention.",
             f"Extrapolated is what lies beyond {at_most:,} tokens: streaming by its steps behind a full window, full "
-            "attention by a fit of a line and a square to its steps; a text that fits the window it reads at once.",
+            "attention by a fit of a line and a square to its steps.",
         ],
     )
 
