@@ -28,6 +28,9 @@ QUESTION_FILES = ("questions.json", "questions.jsonl", "questions.jsonl.gz")
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 """How the names of files of JSON lines end."""
 
+NO_ANSWERS = "no answers"
+"""Why a question is left out that has none, as the impossible ones of SQuAD 2.0."""
+
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese.
 _WITHOUT_SPACES = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
@@ -195,7 +198,7 @@ def _gold(context: str, passage: Span, asked: Mapping[str, Any]) -> dict[Span, s
             raise _UnusableError("an answer that is not at its answer_start")
         gold[Span(passage.document, passage.start + start, passage.start + start + len(text))] = text
     if not gold:
-        raise _UnusableError("no answers")
+        raise _UnusableError(NO_ANSWERS)
     return gold
 
 
@@ -334,7 +337,7 @@ def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     answers = answers if isinstance(answers, list) else [answers]
     found = tuple(str(a) for a in answers if isinstance(a, str | int | float) and str(a).strip())
     if not found:
-        raise _UnusableError("no answers")
+        raise _UnusableError(NO_ANSWERS)
     return found
 
 

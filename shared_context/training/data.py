@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_context.errors import DocumentError, TrainingDataError
-from shared_context.evaluation.questions import read_questions
+from shared_context.evaluation.questions import NO_ANSWERS, read_questions
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +67,13 @@ def read_rows(source: str | Path, *, skip_broken: bool = False) -> Iterator[Row]
     """Rows of a source, read as they are asked for.
 
     Args:
-        source: a file of JSON lines (.jsonl), a file in SQuAD format (.json) or a plain text (any other name), each
-            also compressed (.gz); or whatever ``datasets.load_dataset`` takes, which is streamed.
-        skip_broken: pass over lines that are no JSON object, with a warning each, instead of stopping.
+        source: a file of JSON lines (.jsonl or .ndjson), a file in SQuAD format (.json) or a plain text (any other
+            name), each also compressed (.gz); or whatever ``datasets.load_dataset`` takes, which is streamed.
+        skip_broken: pass over lines that are no JSON object and broken rows of SQuAD's format, with a warning, instead
+            of stopping. Questions of SQuAD's format that have no answer are passed over in any case.
 
     Raises:
-        TrainingDataError: a line is broken, with its number; or the source cannot be read.
+        TrainingDataError: a line or row is broken, with its place; or the source cannot be read.
     """
     path = Path(source)
     if not path.is_file():
@@ -80,10 +81,10 @@ def read_rows(source: str | Path, *, skip_broken: bool = False) -> Iterator[Row]
         return
     kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     try:
-        if kind == ".jsonl":
+        if kind in (".jsonl", ".ndjson"):
             yield from _json_lines(path, skip_broken)
         elif kind == ".json":
-            yield from _squad_rows(path)
+            yield from _squad_rows(path, skip_broken)
         else:
             yield from _text_rows(path)
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -114,11 +115,13 @@ def _json_lines(path: Path, skip_broken: bool) -> Iterator[Row]:
                 raise TrainingDataError(f"{path}, line {number} is broken ({reason}). {MEND}")
 
 
-def _squad_rows(path: Path) -> Iterator[Row]:
+def _squad_rows(path: Path, skip_broken: bool) -> Iterator[Row]:
     try:
         asked = read_questions(path, unit="paragraph")
     except DocumentError as error:
         raise TrainingDataError(str(error)) from error
+    if asked.left_out.keys() - {NO_ANSWERS} and not skip_broken:
+        raise TrainingDataError(f"{path} has rows that are broken, or have no answers: {asked.left_out_text}. {MEND}")
     if asked.left_out:
         logger.warning("%s: left out %s", path, asked.left_out_text)
     for number, question in enumerate(asked.questions, start=1):

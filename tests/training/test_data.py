@@ -73,6 +73,26 @@ def test_squad_files_give_a_row_per_question(tmp_path):
         list(read_rows(file))
 
 
+def test_broken_rows_of_squad_files_stop_a_run_unless_they_are_passed_over(tmp_path, caplog):
+    def asked(**answers):
+        return {"question": "What burns?", **answers}
+
+    good = asked(answers=[{"text": "colza", "answer_start": 15}])
+    impossible, moved = asked(answers=[]), asked(answers=[{"text": "colza", "answer_start": 3}])
+    file = tmp_path / "squad.json"
+
+    def rows(*qas, **options):
+        paragraph = {"context": "The lamp burns colza.", "qas": qas}
+        file.write_text(json.dumps({"data": [{"title": "Lamps", "paragraphs": [paragraph]}]}))
+        return len(list(read_rows(file, **options)))
+
+    assert rows(good, impossible) == 1
+    assert "1 for no answers" in caplog.text
+    with pytest.raises(TrainingDataError, match="answer_start.*question 2.*--skip-broken"):
+        rows(good, moved)
+    assert rows(good, moved, skip_broken=True) == 1
+
+
 def test_squad_files_may_be_compressed(tmp_path):
     asked = {"question": "What burns?", "answers": [{"text": "colza", "answer_start": 15}]}
     article = {"title": "Lamps", "paragraphs": [{"context": "The lamp burns colza.", "qas": [asked]}]}
