@@ -150,7 +150,7 @@ def compression(
         typer.Option(
             "--part",
             help="One passage at every grain; mixed grains under a budget; or kvpress's presses at equal KV entries, "
-            "which take most of a minute a question. The first two if left out.",
+            "which take a minute or two a question. The first two if left out.",
         ),
     ] = None,
     limit: LimitOption = None,
