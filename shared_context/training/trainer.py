@@ -94,7 +94,7 @@ def train(
     output = Path(output)
     _check_launch()
     _check_model(model, config)
-    sources, long_texts = ([s] if isinstance(s, str | Path) else list(s) for s in (data, texts))
+    sources, long_texts = _listed(data), _listed(texts)
     require(not long_texts or config.stage == "questions", "texts", long_texts, 'belong to the stage "questions"')
     if start is not None:
         _check_start(start, model, config)
@@ -148,9 +148,8 @@ def validate(
     config = config or TrainingConfig()
     _check_model(model, config)
     _check_start(adapter, model, config)
-    sources = [data] if isinstance(data, str | Path) else list(data)
     maker = ExampleMaker(model, config.max_context, ended=False)
-    examples = _validation(_Rows(sources, skip_broken, config.stage, maker, config.held_out), maker, config)
+    examples = _validation(_Rows(_listed(data), skip_broken, config.stage, maker, config.held_out), maker, config)
     return _figures(_objective(model, config, adapter).eval(), examples, other_contexts(examples), config)
 
 
@@ -280,6 +279,10 @@ class AdapterTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         self.adapter().save_pretrained(Path(output_dir or self.args.output_dir) / ADAPTER_FOLDER)
+
+
+def _listed(sources: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [sources] if isinstance(sources, str | Path) else list(sources)
 
 
 def _objective(model: SharedLLMModel, config: TrainingConfig, start: Adapter | None) -> InjectionObjective:
