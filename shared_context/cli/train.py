@@ -18,7 +18,8 @@ def train(
         list[str],
         typer.Argument(
             metavar="DATA...",
-            help="JSON lines, SQuAD files or plain texts, also .gz; or names of data sets that `datasets` loads.",
+            help="JSON lines, SQuAD files or plain texts, also .gz; or data sets that `datasets` loads, as NAME or "
+            "NAME:CONFIGURATION:SPLIT.",
             show_default=False,
         ),
     ],

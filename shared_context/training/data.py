@@ -68,7 +68,9 @@ def read_rows(source: str | Path, *, skip_broken: bool = False) -> Iterator[Row]
 
     Args:
         source: a file of JSON lines (.jsonl or .ndjson), a file in SQuAD format (.json) or a plain text (any other
-            name), each also compressed (.gz); or whatever ``datasets.load_dataset`` takes, which is streamed.
+            name), each also compressed (.gz); or the name or folder of whatever ``datasets.load_dataset`` takes, which
+            is streamed, as ``NAME``, ``NAME:CONFIGURATION`` or ``NAME:CONFIGURATION:SPLIT``; the configuration may be
+            left empty, and without a split it is "train".
         skip_broken: pass over lines that are no JSON object and broken rows of SQuAD's format, with a warning, instead
             of stopping. Questions of SQuAD's format that have no answer are passed over in any case.
 
@@ -153,9 +155,15 @@ def _datasets_rows(source: str) -> Iterator[Row]:
         raise TrainingDataError(
             f"{source} is no file, and data sets are read with the package datasets: pip install shared-context[train]."
         ) from error
+    # A folder's own name may have a colon in it.
+    parts = [source] if Path(source).exists() else source.split(":", 2)
+    name, configuration, split = (*parts, "", "")[:3]
     try:
-        rows = load_dataset(source, split="train", streaming=True)
+        rows = load_dataset(name, configuration or None, split=split or "train", streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise TrainingDataError(f"{source} is neither a file nor a data set: {error}.") from error
+        raise TrainingDataError(
+            f"{source} is neither a file nor a data set: {error}. A data set's configuration and split are named "
+            "NAME:CONFIGURATION:SPLIT."
+        ) from error
     for number, fields in enumerate(rows, start=1):
         yield Row(fields, f"{source}, row {number}")

@@ -110,6 +110,27 @@ def test_whatever_datasets_loads_is_streamed(tmp_path):
         list(read_rows(tmp_path / "missing"))
 
 
+def test_a_data_set_is_named_with_its_configuration_and_split(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    first, second, *_ = ROWS
+    (folder / "short.jsonl").write_text(json.dumps(first))
+    (folder / "long.jsonl").write_text(json.dumps(second))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: short\n  data_files:\n  - split: validation\n    path: short.jsonl\n"
+        "- config_name: long\n  data_files:\n  - split: train\n    path: long.jsonl\n---\n"
+    )
+    (row,) = read_rows(f"{folder}:short:validation")
+    assert row.text("question") == first["question"]
+    (row,) = read_rows(f"{folder}:long")
+    assert row.text("question") == second["question"]
+    with pytest.raises(TrainingDataError, match="NAME:CONFIGURATION:SPLIT"):
+        list(read_rows(folder))  # there are two to choose from
+    with pytest.raises(TrainingDataError, match="validation"):
+        list(read_rows(f"{folder}:short"))  # it has no split "train"
+
+
 @pytest.mark.parametrize("answers", [[], [""], None, [1], {"text": []}])
 def test_a_row_without_answer_is_named(tmp_path, answers):
     file = tmp_path / "rows.jsonl"
