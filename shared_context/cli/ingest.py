@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,29 +55,29 @@ def ingest(
     started = time.perf_counter()
     config = _config(chunk_size)
     documents, failures = _read(sources, parse_metadata(metadata), _largest_document(path))
-    new: list[Document] = []
-    old: list[Document] = []
+    stored: list[Document] = []
+    known: set[str] = set()
     tokens = 0
     if documents and (skip_bad or not failures):
         with session.open_or_make_store(path, model, config=config, use_embedder=not no_embedder) as store:
-            for document in documents:
-                (old if replace and document.id in store else new).append(document)
-            while refused := _add(store, new):
+            if replace:
+                known = {document.id for document in documents if document.id in store}
+                documents = [
+                    _over_stored(store, document) if document.id in known else document for document in documents
+                ]
+            stored = documents
+            while refused := _add(store, stored, replace):
                 failures |= refused
-                new = [document for document in new if skip_bad and document.id not in refused]
-            old = old if skip_bad or not failures else []
-            refused = _update(store, old)
-            old = [document for document in old if document.id not in refused]
-            failures |= refused
-            tokens = sum(len(store.model.tokenize(document.text)) for document in (*new, *old))
-            if warm and (new or old):
+                stored = [document for document in stored if skip_bad and document.id not in refused]
+            tokens = sum(len(store.model.tokenize(document.text)) for document in stored)
+            if warm and stored:
                 with _bar() as progress:
                     store.warm(progress=progress)
     _report(
         {
             "store": str(path),
-            "added": [document.id for document in new],
-            "replaced": [document.id for document in old],
+            "added": [document.id for document in stored if document.id not in known],
+            "replaced": [document.id for document in stored if document.id in known],
             "refused": {name: str(error) for name, error in failures.items()},
             "tokens": tokens,
             "seconds": time.perf_counter() - started,
@@ -86,7 +87,7 @@ def ingest(
     if any(isinstance(error, DuplicateDocumentError) for error in failures.values()):
         output.messages().print("--replace updates documents that are there already.", soft_wrap=True)
     if failures:
-        raise typer.Exit(output.SKIPPED if new or old else output.FAILED)
+        raise typer.Exit(output.SKIPPED if stored else output.FAILED)
 
 
 def _largest_document(path: Path) -> int:
@@ -125,32 +126,23 @@ def _read(paths: Sequence[Path], metadata: Mapping[str, Any] | None, max_bytes: 
     return list(documents.values()), failures
 
 
-def _add(store: SharedLLMContextStore, documents: Sequence[Document]) -> Failures:
-    """Add new documents, all or none; returns why some were refused."""
+def _over_stored(store: SharedLLMContextStore, document: Document) -> Document:
+    """The document with its metadata merged over those of the one that it replaces."""
+    return dataclasses.replace(document, metadata={**store.get(document.id).metadata, **document.metadata})
+
+
+def _add(store: SharedLLMContextStore, documents: Sequence[Document], replace: bool) -> Failures:
+    """Add documents, all or none; returns why some were refused."""
     if not documents:
         return {}
     try:
         with _bar() as progress:
-            store.add(documents, progress=progress)
+            store.add(documents, replace=replace, progress=progress)
     except BatchError as error:
         return error.failures
     except DocumentError as error:
         return {documents[0].id: error}
     return {}
-
-
-def _update(store: SharedLLMContextStore, documents: Sequence[Document]) -> Failures:
-    """Replace documents one by one, new metadata merged over the stored; returns why some were refused."""
-    failures: Failures = {}
-    with _bar() as progress:
-        for done, document in enumerate(documents, start=1):
-            metadata = {**store.get(document.id).metadata, **document.metadata}
-            try:
-                store.update(document.id, document.text, metadata)
-            except DocumentError as error:
-                failures[document.id] = error
-            progress(done, len(documents), "documents replaced")
-    return failures
 
 
 @contextmanager

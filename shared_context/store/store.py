@@ -336,6 +336,7 @@ class SharedLLMContextStore:
         *,
         id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        replace: bool = False,
         progress: Progress | None = None,
     ) -> list[str]:
         """Store documents whole; a batch lands whole or not at all.
@@ -345,6 +346,8 @@ class SharedLLMContextStore:
                 paths and Documents; :func:`~shared_context.store.documents.load_documents` says how each is read.
             id: of a single document.
             metadata: merged over the metadata of every document.
+            replace: documents whose ids are taken take the place of those that are stored, instead of being refused;
+                where only the metadata are others, nothing is computed.
             progress: called as tokens are done.
 
         Returns:
@@ -355,23 +358,36 @@ class SharedLLMContextStore:
             BatchError: several were given and some are refused; ``failures`` has the error of each.
         """
         documents = load_documents(
-            source, id=id, metadata=metadata, max_bytes=self.config.max_document_bytes, stored=self
+            source,
+            id=id,
+            metadata=metadata,
+            max_bytes=self.config.max_document_bytes,
+            stored=() if replace else self,
         )
-        texts: list[StoredText] = []
+        texts: dict[str, StoredText] = {}
         failures: dict[str, DocumentError] = {}
         for document in documents:
+            if replace and document.id in self and self.get(document.id).text == document.text:
+                continue
             try:
-                texts.append(self._tokenize(document.text, f"document {document.id!r}"))
+                texts[document.id] = self._tokenize(document.text, f"document {document.id!r}")
             except DocumentError as error:
                 failures[document.id] = error
         refuse(failures, len(documents))
-        nodes = self._ingest(texts, progress)
+        computed = dict(zip(texts, self._ingest(list(texts.values()), progress), strict=True))
         with self._writing() as change:
-            # Another thread or process may have been faster.
-            taken = {d.id: stored_already(d.id) for d in documents if ("document", d.id) in self._keys}
-            refuse(taken, len(documents))
-            for document, stored, data in zip(documents, texts, nodes, strict=True):
-                self._insert(change, Entry("document", document.id, dict(document.metadata)), stored, data)
+            if not replace:
+                # Another thread or process may have been faster.
+                taken = {d.id: stored_already(d.id) for d in documents if ("document", d.id) in self._keys}
+                refuse(taken, len(documents))
+            for document in documents:
+                entry = Entry("document", document.id, dict(document.metadata))
+                if document.id not in texts:
+                    self._describe(change, self._key(document.id), entry)
+                    continue
+                if (old := self._keys.get(("document", document.id))) is not None:
+                    self._remove(change, old)
+                self._insert(change, entry, texts[document.id], computed[document.id])
         return [d.id for d in documents]
 
     def update(self, id: str, text: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
@@ -397,8 +413,7 @@ class SharedLLMContextStore:
                 self._remove(change, key)
                 self._insert(change, entry, *new)
             elif metadata is not None:
-                self._database.set_metadata(key, metadata)
-                change.described[key] = entry
+                self._describe(change, key, entry)
 
     def append(self, id: str, text: str) -> None:
         """Add text at the end of a document; only its last chunk is computed again.
@@ -521,6 +536,10 @@ class SharedLLMContextStore:
 
     def _insert(self, change: _Change, entry: Entry, stored: StoredText, nodes: NodeData) -> None:
         change.added[self._database.insert(entry, stored, nodes)] = entry, stored, nodes
+
+    def _describe(self, change: _Change, key: int, entry: Entry) -> None:
+        self._database.set_metadata(key, entry.metadata)
+        change.described[key] = entry
 
     def _remove(self, change: _Change, key: int) -> None:
         change.removed[key] = self._database.token_ids(key)

@@ -135,12 +135,15 @@ def test_replaced_documents_keep_their_metadata(house, model):
     assert (document.metadata["year"], document.metadata["place"]) == (2025, "garden")
 
 
-def test_a_document_that_cannot_be_replaced_is_named_and_the_others_are(house, model, monkeypatch):
+def test_a_document_that_cannot_be_replaced_is_named_and_the_others_are_when_asked(house, model, monkeypatch):
     assert run("ingest", "new.ctx", "house", "--no-embedder").exit_code == 0
     Path("house/garden.md").write_text("All is weeds. " * 2000)
     Path("house/kitchen.md").write_text("The kettle is gone.")
     monkeypatch.setattr(store_module, "MAX_ROW_BYTES", 100_000)
-    report = run_json("ingest", "new.ctx", "house", "--replace", exit_code=3)
+    report = run_json("ingest", "new.ctx", "house", "--replace", exit_code=1)
+    assert list(report["refused"]) == ["house/garden.md"] and report["replaced"] == []
+    assert reopened(model, "new.ctx")["house/kitchen.md"].text == KITCHEN
+    report = run_json("ingest", "new.ctx", "house", "--replace", "--skip-bad", exit_code=3)
     assert list(report["refused"]) == ["house/garden.md"]
     assert report["replaced"] == ["house/kitchen.md", "house/library.md"]
     documents = reopened(model, "new.ctx")

@@ -167,6 +167,40 @@ def test_an_update_with_empty_metadata_removes_them(filled):
     assert filled.get("lamp").metadata == {}
 
 
+def test_a_batch_replaces_what_is_stored_and_adds_the_rest(filled, documents):
+    _, ferry, kitchen = documents
+    moved = Document("The lamp was moved to the south pier.", "lamp", {"place": "museum"})
+    described = Document(ferry.text, "ferry", {"fare": 2})
+    new = Document("The gate opens at six.", "gate")
+    with pytest.raises(errors.BatchError):
+        filled.add([moved, described, new])
+    done = []
+    assert filled.add([moved, described, new], replace=True, progress=lambda *at: done.append(at)) == [
+        "lamp",
+        "ferry",
+        "gate",
+    ]
+    assert {document.id: document for document in filled} == {
+        "lamp": moved,
+        "ferry": described,
+        "kitchen": kitchen,
+        "gate": new,
+    }
+    assert filled.retrieve("Where was the lamp moved to?", k=1)[0].doc_id == "lamp"
+    assert not any("Ada Quist" in node.text for node in filled.retrieve("Ada Quist", k=100))
+    # the text that stayed is not computed again
+    assert done[-1][1] == sum(filled.model.count_tokens(document.text) for document in (moved, new))
+
+
+@pytest.mark.parametrize("text", ["", "a\0b"])
+def test_a_batch_that_replaces_lands_whole_or_not_at_all(filled, documents, text):
+    batch = [Document("Other.", "lamp"), Document(text, "ferry"), Document("New.", "gate")]
+    with pytest.raises(errors.BatchError) as refused:
+        filled.add(batch, replace=True)
+    assert list(refused.value.failures) == ["ferry"]
+    assert list(filled) == list(documents)
+
+
 @pytest.mark.parametrize("wrong", [{"text": ""}, {"text": " \n"}, {"text": "a\0b"}, {"metadata": {"a": {1}}}])
 def test_a_refused_update_leaves_the_document_as_it_was(filled, documents, wrong):
     with pytest.raises(errors.DocumentError, match="lamp"):

@@ -358,7 +358,7 @@ class SharedContextIndex:
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Replace the document of the same id, or add it; options as in :meth:`insert`."""
         with self._callback_manager.as_trace("update_ref_doc"):
-            self._put(to_document(document))
+            self._store.add(to_document(document), replace=True)
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Bring the index up to date: new documents are added, changed ones replaced, the rest is left as it is.
@@ -373,18 +373,14 @@ class SharedContextIndex:
                 with ``failures``); nothing was changed.
         """
         with self._callback_manager.as_trace("refresh_ref_docs"):
-            # All are checked before the first is written.
             limit = self._store.config.max_document_bytes
             translated = load_documents(to_documents(documents), max_bytes=limit)
-            new = [document for document in translated if document.id not in self._store]
-            changed = [d for d in translated if d.id in self._store and self._store.get(d.id) != d]
-            self._add(new)
-            for document in changed:
-                self._put(document)
-        refreshed = {document.id for document in (*new, *changed)}
+            changed = [d for d in translated if d.id not in self._store or self._store.get(d.id) != d]
+            self._add(changed, replace=True)
+        refreshed = {document.id for document in changed}
         return [document.id in refreshed for document in translated]
 
-    def _add(self, documents: list[StoreDocument], show_progress: bool = False) -> None:
+    def _add(self, documents: list[StoreDocument], show_progress: bool = False, *, replace: bool = False) -> None:
         if not documents:
             return
         with tqdm(desc="Compressing documents", disable=not show_progress) as bar:
@@ -394,13 +390,7 @@ class SharedContextIndex:
                 bar.set_postfix_str(what, refresh=False)
                 bar.update(done - bar.n)
 
-            self._store.add(documents, progress=progress)
-
-    def _put(self, document: StoreDocument) -> None:
-        if document.id in self._store:
-            self._store.update(document.id, text=document.text, metadata=document.metadata)
-        else:
-            self._store.add(document)
+            self._store.add(documents, replace=replace, progress=progress)
 
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
         """:meth:`insert` without blocking the event loop."""
