@@ -148,6 +148,10 @@ class ChunkedRAG:
         ends = accumulate(self._tokens[chunk.node_id] for chunk in self.top(question, len(self)))
         return max(1, sum(end <= tokens for end in ends))
 
+    def context(self, question: str, tokens: int) -> str:
+        """The best chunks that have no more than so many tokens together, but one at least, as they are pasted."""
+        return pasted(self.top(question, self.most_within(question, tokens)))
+
     def count_tokens(self, chunks: Iterable[NodeWithScore]) -> int:
         """Tokens of chunks; what two of them overlap by is in the prompt twice and counts twice."""
         return sum(self._tokens[chunk.node_id] for chunk in chunks)

@@ -1,12 +1,13 @@
-"""Decoding: tokens per second after the first one, over an injected selection and over the same text pasted."""
+"""Decoding: tokens per second after the first one, over an injected selection and over text that is pasted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context import Selection, SharedLLMContextStore, SharedLLMModel
 from shared_context.config import require
+from shared_context.evaluation.indexing import indexers
 from shared_context.evaluation.questions import QuestionSet
 from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting, with_progress
 from shared_context.store.embedder import load_default_embedder
@@ -22,12 +23,13 @@ def measure(
 ) -> Report:
     """Tokens per second of an answer, the first token left out.
 
-    Both ways take turns in one process, question by question, after one question that is not counted.
+    All ways take turns in one process, question by question, after one question that is not counted: a selection
+    injected, its text pasted, and the chunks that the frameworks find pasted.
 
     Args:
-        model: answers; MiniLM embeds.
+        model: answers; MiniLM embeds for all sides.
         asked: two questions or more.
-        context_tokens: KV entries shown at most; what is more than the documents hold is not run.
+        context_tokens: tokens shown at most; what is more than the documents hold is not run.
         runs: questions that are counted.
 
     Raises:
@@ -36,14 +38,24 @@ def measure(
     warm_up, *questions = warm_up_and_counted(asked, runs)
     not_run: dict[str, str] = {}
     speeds: dict[tuple[int, str], list[float]] = {}
-    shown: dict[int, list[int]] = {}
-    with SharedLLMContextStore(model, embedder=load_default_embedder()) as store:
+    shown: dict[tuple[int, str], list[int]] = {}
+    embedder = load_default_embedder()
+    chunked = {
+        f"{way}, pasted": indexer(model, embedder, asked.documents)
+        for way, indexer in indexers(not_run, default_chunks=False).items()
+    }
+    with SharedLLMContextStore(model, embedder=embedder) as store:
         for id, text in asked.documents.items():
             store.add(text, id=id)
         for tokens in filled(context_tokens, store.stats()["tokens"], not_run):
             for question in with_progress([warm_up, *questions], f"decoding, {tokens} tokens"):
                 selection = store.select(question, budget=tokens, floor=0.0)
-                for way, context in (INJECTED, selection), (PASTED, selection.text):
+                contexts: dict[str, Selection | str] = {
+                    INJECTED: selection,
+                    PASTED: selection.text,
+                    **{way: index.context(question, tokens) for way, index in chunked.items()},
+                }
+                for way, context in contexts.items():
                     # An answer that ended by itself would be too short to time.
                     done = model.complete(
                         question, context=context, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS
@@ -51,7 +63,9 @@ def measure(
                     if question is not warm_up:
                         taken = done.seconds - done.time_to_first_token
                         speeds.setdefault((tokens, way), []).append((done.completion_tokens - 1) / taken)
-                        shown.setdefault(tokens, []).append(selection.kv_entries)
+                        shown.setdefault((tokens, way), []).append(
+                            model.count_tokens(context) if isinstance(context, str) else context.kv_entries
+                        )
     return Report(
         "decoding",
         {**model_setting(model), "answer tokens": ANSWER_TOKENS, "runs": len(questions)},
@@ -69,7 +83,7 @@ def measure(
             Table(
                 "Tokens per second after the first",
                 ("context", "way", "tokens shown", "median", "least", "most"),
-                [(n, way, fmean(shown[n]), median(s), min(s), max(s)) for (n, way), s in speeds.items()],
+                [(n, way, fmean(shown[n, way]), median(s), min(s), max(s)) for (n, way), s in speeds.items()],
                 keys=2,
             ),
         ],

@@ -1,11 +1,11 @@
-"""Indexing: chunked RAG of both frameworks as what takes a text in, for the seconds and bytes of that."""
+"""Indexing: chunked RAG of both frameworks as what takes texts in, for the time, bytes and memory of that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from shared_context import SharedLLMModel
 from shared_context.evaluation.contexts import CHUNKS
@@ -29,16 +29,23 @@ class Index(Protocol):
         """Write them to a folder."""
         ...
 
+    def context(self, question: str, tokens: int) -> str:
+        """The best chunks that have no more than so many tokens together, but one at least, as they are pasted."""
+        ...
 
-def indexers(model: SharedLLMModel, embedder: Embedder, not_run: dict[str, str]) -> dict[str, Callable[[str], Index]]:
-    """What splits, embeds and indexes a text, by name: each framework with its default chunks and with smaller ones.
+
+Indexer = Callable[[SharedLLMModel, Embedder, Mapping[str, str]], Index]
+"""Splits, embeds and indexes documents, by id; the model's tokenizer counts the smaller chunks."""
+
+
+def indexers(not_run: dict[str, str], *, default_chunks: bool = True) -> dict[str, Indexer]:
+    """What indexes, by name: each framework with its default chunks and with smaller ones.
 
     Args:
-        model: whose tokenizer counts the smaller chunks.
-        embedder: embeds the chunks.
         not_run: is told which framework cannot run, and why.
+        default_chunks: with those, too.
     """
-    made: dict[str, Callable[..., Index]] = {}
+    made: dict[str, Callable[..., Any]] = {}
     try:
         from shared_context.evaluation.baselines import ChunkedRAG
 
@@ -53,18 +60,8 @@ def indexers(model: SharedLLMModel, embedder: Embedder, not_run: dict[str, str])
         not_run[LANGCHAIN] = f"{error}: pip install 'shared-context[eval]'"
     size, overlap = CHUNKS
     return {
-        f"{framework}, {chunks}": partial(_index, rag, model, embedder, chunk_size, overlap)
+        f"{framework}, {chunks}": partial(rag, chunk_size=chunk_size, chunk_overlap=overlap)
         for framework, rag in made.items()
         for chunks, chunk_size in ((DEFAULT_CHUNKS[framework], None), (f"chunks of {size} tokens", size))
+        if default_chunks or chunk_size
     }
-
-
-def _index(
-    rag: Callable[..., Index],
-    model: SharedLLMModel,
-    embedder: Embedder,
-    chunk_size: int | None,
-    chunk_overlap: int,
-    text: str,
-) -> Index:
-    return rag(model, embedder, {"document": text}, chunk_size=chunk_size, chunk_overlap=chunk_overlap)

@@ -12,7 +12,7 @@ import torch
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.config import TreeConfig
-from shared_context.evaluation.indexing import NOTE, Index, indexers
+from shared_context.evaluation.indexing import NOTE, Indexer, indexers
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.report import Report, Table, Target, model_setting, with_progress
 from shared_context.store.embedder import Embedder, load_default_embedder
@@ -46,7 +46,7 @@ def measure(
     own, *_ = windows
     ways: dict[str, Callable[[str], float]] = {
         INGEST: partial(_ingest, model, embedder),
-        **{way: partial(_index, index) for way, index in indexers(model, embedder, not_run).items()},
+        **{way: partial(_index, model, embedder, indexer) for way, indexer in indexers(not_run).items()},
         **{way: partial(_prefill, model, size, limit) for way, size in windows.items()},
     }
     for take_in in ways.values():
@@ -86,9 +86,9 @@ def _ingest(model: SharedLLMModel, embedder: Embedder, text: str) -> float:
         return time.perf_counter() - start
 
 
-def _index(index: Callable[[str], Index], text: str) -> float:
+def _index(model: SharedLLMModel, embedder: Embedder, indexer: Indexer, text: str) -> float:
     start = time.perf_counter()
-    index(text)
+    indexer(model, embedder, {"document": text})
     return time.perf_counter() - start
 
 

@@ -76,6 +76,10 @@ class LangChainRAG:
         k = max(1, sum(end <= tokens for end in ends))
         return k, ends[k - 1]
 
+    def context(self, question: str, tokens: int) -> str:
+        """The best chunks that have no more than so many tokens together, but one at least, as they are pasted."""
+        return _pasted(self._store.similarity_search(question, k=self.most_within(question, tokens)[0]))
+
     def stream(self, question: str, k: int) -> Iterator[str]:
         """The answer from the ``k`` best chunks, pasted, cut after one token."""
         retriever = self._store.as_retriever(search_kwargs={"k": k})

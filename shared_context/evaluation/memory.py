@@ -1,12 +1,13 @@
-"""Memory: what a process needs at its peak to ingest a long document and answer over it."""
+"""Memory: what a process needs at its peak to ingest a long document and answer over it, beside chunked RAG."""
 
 from __future__ import annotations
 
 import multiprocessing
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,8 +15,9 @@ import torch
 
 from shared_context import CacheConfig, SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.config import MIB
+from shared_context.evaluation.indexing import Indexer, indexers
 from shared_context.evaluation.long_text import repeat_to
-from shared_context.evaluation.report import Report, Table, Target, model_setting
+from shared_context.evaluation.report import Report, Table, Target, model_setting, with_progress
 from shared_context.store.embedder import load_default_embedder
 
 TOKENS = 131_072
@@ -23,16 +25,22 @@ CACHE_MIB = 256
 QUESTIONS = 8
 ANSWER_TOKENS = 16
 
+PASTED_TOKENS = 1024
+"""Tokens of chunks that chunked RAG shows at most: as many as a selection has KV entries by default."""
+
+CHUNKED_STAGES = ("loading the models", "indexing", "answering")
+
 T = TypeVar("T")
 
 
 def measure(
     model: str, text: str, *, tokens: int = TOKENS, cache_mib: int = CACHE_MIB, questions: int = QUESTIONS
 ) -> Report:
-    """Peak resident memory with the library, and of the same models reading a full window of pasted text.
+    """Peak resident memory with the library, with chunked RAG, and of the models reading a full window of pasted text.
 
     Each is measured in a process of its own. The library ingests the document, computes the KV of every chunk once,
-    which is many times what the cache may keep, and answers over selections.
+    which is many times what the cache may keep, and answers over selections; chunked RAG indexes the document and
+    answers the same questions over pasted chunks.
 
     Args:
         model: name or folder of the model, which each process loads anew.
@@ -43,12 +51,22 @@ def measure(
     """
     plain, full_kv, setting = in_own_process(_plain, model, text, tokens)
     peaks = in_own_process(_with_store, model, text, tokens, cache_mib, questions)
+    not_run: dict[str, str] = {}
+    chunked = {
+        way: in_own_process(_with_chunks, model, text, tokens, indexer, questions)
+        for way, indexer in with_progress(indexers(not_run).items(), "memory of chunked RAG")
+    }
     *_, last = peaks.values()
     return Report(
         "memory",
         {**setting, "document": tokens, "cache limit, MiB": cache_mib, "questions": questions},
         [
             Table("Peak resident memory", ("after", "MiB"), [(stage, _mib(peak)) for stage, peak in peaks.items()]),
+            Table(
+                "The same with chunked RAG, as peaks in MiB",
+                ("what", *CHUNKED_STAGES),
+                [(way, *map(_mib, of)) for way, of in chunked.items()],
+            ),
             Table(
                 "For comparison",
                 ("what", "MiB"),
@@ -60,8 +78,10 @@ def measure(
             ),
         ],
         [Target("peak in MiB, against models and cache limit", _mib(last), "<=", _mib(plain) + cache_mib)],
+        not_run=not_run,
         notes=[
-            "What the models need: the peak of a process that loads both models and answers over a full window of text."
+            "What the models need: the peak of a process that loads both models and answers over a full window of "
+            f"text. Chunked RAG is shown {PASTED_TOKENS:,} tokens of chunks at most, a selection as many entries."
         ],
     )
 
@@ -77,12 +97,28 @@ def _with_store(name: str, text: str, tokens: int, cache_mib: int, questions: in
         peaks["ingest"] = peak_bytes()
         store.warm()
         peaks["computing the KV of every chunk"] = peak_bytes()
-        for number in range(questions):
-            begin = number * len(document) // questions
-            question = f"What is said of this? {document[begin : begin + 100]}"
+        for question in _questions(document, questions):
             model.generate(question, context=store.select(question), max_new_tokens=ANSWER_TOKENS)
         peaks["answering"] = peak_bytes()
     return peaks
+
+
+def _with_chunks(name: str, text: str, tokens: int, indexer: Indexer, questions: int) -> tuple[int, int, int]:
+    """Peak bytes of chunked RAG after each of ``CHUNKED_STAGES``."""
+    model, embedder = SharedLLMModel.from_pretrained(name), load_default_embedder()
+    document = repeat_to(model, text, tokens)
+    loaded = peak_bytes()
+    index = indexer(model, embedder, {"document": document})
+    indexed = peak_bytes()
+    for question in _questions(document, questions):
+        model.generate(question, context=index.context(question, PASTED_TOKENS), max_new_tokens=ANSWER_TOKENS)
+    return loaded, indexed, peak_bytes()
+
+
+def _questions(document: str, count: int) -> Iterator[str]:
+    """Questions about places all over the document."""
+    for begin in islice(range(0, len(document), max(1, len(document) // count)), count):
+        yield f"What is said of this? {document[begin : begin + 100]}"
 
 
 def _plain(name: str, text: str, tokens: int) -> tuple[int, int, dict[str, str | int]]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from shared_context import CacheConfig, SharedLLMContextStore, SharedLLMModel, StoreConfig
-from shared_context.evaluation.indexing import NOTE, Index, indexers
+from shared_context.evaluation.indexing import NOTE, Indexer, indexers
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting, with_progress
 from shared_context.store.embedder import Embedder, load_default_embedder
@@ -30,7 +30,7 @@ def measure(model: SharedLLMModel, text: str, *, tokens: Sequence[int] = TOKENS)
     embedder, not_run = load_default_embedder(), dict[str, str]()
     ways: dict[str, Callable[[str, Path], tuple[float, int]]] = {
         STORE: partial(_store, model, embedder),
-        **{way: partial(_saved, index) for way, index in indexers(model, embedder, not_run).items()},
+        **{way: partial(_saved, model, embedder, indexer) for way, indexer in indexers(not_run).items()},
     }
     lengths = {len(model.tokenize(document)): document for document in (repeat_to(model, text, n) for n in tokens)}
     seconds: dict[str, list[Point]] = {way: [] for way in ways}
@@ -89,10 +89,10 @@ def _store(model: SharedLLMModel, embedder: Embedder, text: str, folder: Path) -
         return time.perf_counter() - start, store.stats()["database_bytes"] - empty
 
 
-def _saved(index: Callable[[str], Index], text: str, folder: Path) -> tuple[float, int]:
+def _saved(model: SharedLLMModel, embedder: Embedder, indexer: Indexer, text: str, folder: Path) -> tuple[float, int]:
     """Seconds to index, and the bytes of the files it is saved in."""
     start = time.perf_counter()
-    made = index(text)
+    made = indexer(model, embedder, {"document": text})
     seconds = time.perf_counter() - start
     made.save(folder)
     return seconds, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -21,7 +21,7 @@ def test_every_way_is_timed_and_what_was_not_read_is_named(narrow, handbook_ques
     )
     lines, table, steps = (part.table() for part in report.parts)
     rows = {(row[0], row[1]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
-    ways = [cost.STORE, cost.SECOND, cost.AGAIN, cost.STREAMING, cost.LAYOUT, cost.FULL]
+    ways = [cost.STORE, cost.SECOND, cost.AGAIN, cost.SMALL_STORE, cost.STREAMING, cost.LAYOUT, cost.FULL]
     assert list(rows) == [(n, way) for n in (1100, 2048) for way in ways]
     for (n, way), row in rows.items():
         assert 0 < row["least"] <= row["median"] <= row["most"] and row["runs"] == 2
