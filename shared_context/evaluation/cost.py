@@ -51,7 +51,7 @@ WARM_UP = 1024
 
 STORE = "store: add the text, select, stream"
 SECOND, AGAIN = "store: a second question", "store: the second question again"
-SMALL_STORE = "the same without MiniLM and adapter, no KV kept"
+SMALL_STORE = "small store: no MiniLM, no adapter, no KV kept"
 STREAMING, LAYOUT, FULL = "streaming, sinks and window", "encoder-decoder layout", "full attention"
 
 NO_CACHE = CacheConfig(memory_bytes=0)
