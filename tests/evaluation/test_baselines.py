@@ -6,6 +6,7 @@ import pytest
 from llama_index.core.llms import ChatMessage, ChatResponse
 
 from shared_context.evaluation.baselines import CHUNK_SIZE, ChunkedRAG, pasted
+from shared_context.evaluation.indexing import indexers
 from shared_context.integrations.llamaindex import SharedLLM
 from shared_context.store.embedder import load_default_embedder
 
@@ -66,6 +67,17 @@ def test_as_many_best_chunks_as_a_budget_holds(rag):
     k = rag.most_within(QUESTION, 1024)
     assert rag.count_tokens(rag.top(QUESTION, k)) <= 1024 < rag.count_tokens(rag.top(QUESTION, k + 1))
     assert rag.most_within(QUESTION, 1) == 1
+
+
+def test_both_frameworks_paste_the_best_chunks_that_a_budget_holds(model, documents):
+    made = indexers({}, default_chunks=False)
+    assert len(made) == 2
+    for indexer in made.values():
+        index = indexer(model, load_default_embedder(), documents)
+        narrow, wide = index.context(QUESTION, 512), index.context(QUESTION, 1024)
+        assert "21:47" in wide and wide.startswith(narrow)  # best first
+        assert model.count_tokens(narrow) <= 512 < model.count_tokens(wide) <= 1024 + 8  # blank lines between them
+        assert index.context(QUESTION, 1)  # the best one, whatever its length
 
 
 def test_query_engine_pastes_the_chunks_in_one_call(rag, model):
