@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -164,10 +164,12 @@ class ChunkedRAG:
         return self.index.as_query_engine(llm=llm, similarity_top_k=k, streaming=True)
 
 
-def index_of(chunks: Iterable[tuple[str, np.ndarray]], embedder: Embedder) -> VectorStoreIndex:
-    """An index of chunks that are embedded already; the embedder is for the questions."""
+def retrieval_from(
+    chunks: Iterable[tuple[str, np.ndarray]], embedder: Embedder
+) -> Callable[[str], Sequence[NodeWithScore]]:
+    """LlamaIndex's default retrieval from chunks that are embedded already; the embedder is for the questions."""
     nodes = [TextNode(text=text, embedding=embedding.tolist()) for text, embedding in chunks]
-    return VectorStoreIndex(nodes, embed_model=StoreEmbedding(embedder))
+    return VectorStoreIndex(nodes, embed_model=StoreEmbedding(embedder)).as_retriever().retrieve
 
 
 def pasted(chunks: Iterable[NodeWithScore]) -> str:

@@ -1,19 +1,19 @@
-"""Growth: what selecting costs by how many documents a store holds, against retrieval from as many in LlamaIndex."""
+"""Growth: what selecting costs by how many documents a store holds, against the frameworks' retrieval."""
 
 from __future__ import annotations
 
 import gc
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle, islice, pairwise
 from statistics import median
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shared_context import Document, SharedLLMContextStore, SharedLLMModel
 from shared_context.config import MIB
+from shared_context.evaluation.indexing import RetrievalFrom, retrievals
 from shared_context.evaluation.memory import in_own_process, peak_bytes
 from shared_context.evaluation.report import (
     Lines,
@@ -25,10 +25,7 @@ from shared_context.evaluation.report import (
     model_setting,
     with_progress,
 )
-from shared_context.store.embedder import Embedder, load_default_embedder
-
-if TYPE_CHECKING:
-    from llama_index.core import VectorStoreIndex
+from shared_context.store.embedder import load_default_embedder
 
 DOCUMENTS = (100, 1_000, 10_000)
 
@@ -39,11 +36,7 @@ BUDGET = 1024
 """KV entries of a selection."""
 
 ALL, PREFILTERED = "every document scored", f"prefilter, {PREFILTER} documents scored"
-LLAMAINDEX = "LlamaIndex's retriever"
-
-STORE_MEMORY, LLAMAINDEX_MEMORY = "store", "LlamaIndex's VectorStoreIndex"
-
-IndexOf = Callable[[Iterable[tuple[str, np.ndarray]], Embedder], "VectorStoreIndex"]
+STORE = "store"
 
 
 def measure(
@@ -51,9 +44,9 @@ def measure(
 ) -> Report:
     """Seconds of a selection and peak memory of the process, by the number of documents, with slopes.
 
-    One store grows in a process of its own, where at each size an index in LlamaIndex of the same documents stands
-    beside it. All ways take turns, question by question, after one question that is not counted. The index's memory is
-    that of another process, which has no store.
+    One store grows in a process of its own, where at each size the frameworks' indexes of the same documents stand
+    beside it. All ways take turns, question by question, after one question that is not counted. The memory of an index
+    is that of a process of its own, which has no store.
 
     Args:
         model: name or folder of the model, which the processes load anew.
@@ -63,14 +56,13 @@ def measure(
         runs: selections that are counted for each way and size.
     """
     sizes, not_run = sorted(set(documents)), dict[str, str]()
-    index_of, embeddings, index_peaks = _index_of(not_run), None, {}
-    if index_of is not None:
-        of_index, embeddings = in_own_process(_index_peaks, model, texts, questions, sizes, index_of)
-        index_peaks = {LLAMAINDEX_MEMORY: of_index}
-    seconds, of_store, tokens, setting = in_own_process(
-        _grow, model, texts, questions, sizes, runs, index_of, embeddings
-    )
-    peaks = {STORE_MEMORY: of_store, **index_peaks}
+    frameworks = retrievals(not_run)
+    of_indexes = {
+        framework: in_own_process(_index_peaks, model, texts, questions, sizes, retrieval_from)
+        for framework, retrieval_from in frameworks.items()
+    }
+    seconds, of_store, tokens, setting = in_own_process(_grow, model, texts, questions, sizes, runs, frameworks)
+    peaks = {STORE: of_store, **of_indexes}
     medians = {way: {n: median(s) for (n, of), s in seconds.items() if of == way} for _, way in seconds}
     beyond = {what: {n: of[n] - of[0] for n in sizes} for what, of in peaks.items()}
     first, last = sizes[0], sizes[-1]
@@ -86,11 +78,12 @@ def measure(
             for what, of in beyond.items()
         ),
     ]
-    if index_of is not None:
+    if frameworks:
         notes.append(
-            "LlamaIndex keeps each document as one chunk in its default vector store and brings the 2 best, its "
-            "default. Each paragraph is embedded once, without its heading, for all chunks that hold it; what is "
-            "timed, to embed the question and to score every chunk, is the same as with embeddings of their own."
+            "The frameworks keep each document as one chunk in their default vector stores and bring the best, "
+            "LlamaIndex 2 and LangChain 4, their defaults. Each paragraph is embedded once, without its heading, for "
+            "all chunks that hold it; what is timed, to embed the question and to score every chunk, is the same as "
+            "with embeddings of their own."
         )
     return Report(
         "growth",
@@ -151,30 +144,20 @@ def _slopes(figures: Mapping[int, float]) -> list[float | None]:
     return [_slope(figures), *(_slope(dict(step)) for step in pairwise(figures.items()))]
 
 
-def _index_of(not_run: dict[str, str]) -> IndexOf | None:
-    """What makes an index in LlamaIndex, or None where it cannot run."""
-    try:
-        from shared_context.evaluation.baselines import index_of
-    except ImportError as error:
-        not_run[LLAMAINDEX] = f"{error}: pip install 'shared-context[eval]'"
-        return None
-    return index_of
-
-
 def _grow(
     name: str,
     texts: Sequence[str],
     questions: Sequence[str],
     sizes: Sequence[int],
     runs: int,
-    index_of: IndexOf | None,
-    embeddings: np.ndarray | None,
+    frameworks: Mapping[str, RetrievalFrom],
 ) -> tuple[dict[tuple[int, str], list[float]], dict[int, int], dict[int, int], dict[str, str | int]]:
     """Seconds by size and way, peak bytes by size (at 0 with the models loaded), tokens by size, and the setting."""
     model, embedder = SharedLLMModel.from_pretrained(name), load_default_embedder()
     new, asked = _documents(texts), cycle(questions)
     seconds: dict[tuple[int, str], list[float]] = {}
     peaks, tokens = {0: peak_bytes()}, {}
+    embeddings = embedder.encode(_paragraphs(texts))
     with SharedLLMContextStore(model, embedder=embedder) as store:
         for size in sizes:
             missing = size - len(store)
@@ -189,11 +172,9 @@ def _grow(
                 select(uncounted)
             # Now, while no index stands beside the store: the last size's is gone, and what it took is free again.
             peaks[size], tokens[size] = peak_bytes(), store.stats()["tokens"]
-            if index_of is not None:
-                index = index_of(_chunks(texts, size, embeddings), embedder)
-                ways[LLAMAINDEX] = index.as_retriever().retrieve
-                ways[LLAMAINDEX](uncounted)
-                del index
+            for framework, retrieval_from in frameworks.items():
+                ways[framework] = retrieval_from(_chunks(texts, size, embeddings), embedder)
+                ways[framework](uncounted)
             for question in islice(asked, runs):
                 for way, select in ways.items():
                     start = time.perf_counter()
@@ -205,19 +186,19 @@ def _grow(
 
 
 def _index_peaks(
-    name: str, texts: Sequence[str], questions: Sequence[str], sizes: Sequence[int], index_of: IndexOf
-) -> tuple[dict[int, int], np.ndarray]:
-    """Peak bytes by size (at 0 with the models loaded), and the embeddings of the paragraphs."""
+    name: str, texts: Sequence[str], questions: Sequence[str], sizes: Sequence[int], retrieval_from: RetrievalFrom
+) -> dict[int, int]:
+    """Peak bytes by size, at 0 with the models loaded."""
     _model, embedder = SharedLLMModel.from_pretrained(name), load_default_embedder()
     peaks = {0: peak_bytes()}
     embeddings = embedder.encode(_paragraphs(texts))
     for size in sizes:
-        index = index_of(_chunks(texts, size, embeddings), embedder)
-        index.as_retriever().retrieve(questions[0])
+        retrieve = retrieval_from(_chunks(texts, size, embeddings), embedder)
+        retrieve(questions[0])
         peaks[size] = peak_bytes()
-        del index
+        del retrieve
         gc.collect()
-    return peaks, embeddings
+    return peaks
 
 
 def _chunks(texts: Sequence[str], size: int, embeddings: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
 
 from shared_context import SharedLLMModel
 from shared_context.evaluation.contexts import CHUNKS
 from shared_context.store.embedder import Embedder
 
 LLAMAINDEX, LANGCHAIN = "LlamaIndex's VectorStoreIndex", "LangChain's InMemoryVectorStore"
+
+MODULES = {LLAMAINDEX: "baselines", LANGCHAIN: "langchain_rag"}
+CLASSES = {LLAMAINDEX: "ChunkedRAG", LANGCHAIN: "LangChainRAG"}
 
 DEFAULT_CHUNKS = {LLAMAINDEX: "default chunks (1,024 tokens)", LANGCHAIN: "default chunks (4,000 characters)"}
 
@@ -37,6 +44,9 @@ class Index(Protocol):
 Indexer = Callable[[SharedLLMModel, Embedder, Mapping[str, str]], Index]
 """Splits, embeds and indexes documents, by id; the model's tokenizer counts the smaller chunks."""
 
+RetrievalFrom = Callable[[Iterable[tuple[str, np.ndarray]], Embedder], Callable[[str], Sequence[object]]]
+"""Indexes chunks that are embedded already, and gives what retrieves from them."""
+
 
 def indexers(not_run: dict[str, str], *, default_chunks: bool = True) -> dict[str, Indexer]:
     """What indexes, by name: each framework with its default chunks and with smaller ones.
@@ -45,23 +55,32 @@ def indexers(not_run: dict[str, str], *, default_chunks: bool = True) -> dict[st
         not_run: is told which framework cannot run, and why.
         default_chunks: with those, too.
     """
-    made: dict[str, Callable[..., Any]] = {}
-    try:
-        from shared_context.evaluation.baselines import ChunkedRAG
-
-        made[LLAMAINDEX] = ChunkedRAG
-    except ImportError as error:
-        not_run[LLAMAINDEX] = f"{error}: pip install 'shared-context[eval]'"
-    try:
-        from shared_context.evaluation.langchain_rag import LangChainRAG
-
-        made[LANGCHAIN] = LangChainRAG
-    except ImportError as error:
-        not_run[LANGCHAIN] = f"{error}: pip install 'shared-context[eval]'"
     size, overlap = CHUNKS
     return {
-        f"{framework}, {chunks}": partial(rag, chunk_size=chunk_size, chunk_overlap=overlap)
-        for framework, rag in made.items()
+        f"{framework}, {chunks}": partial(
+            getattr(module, CLASSES[framework]), chunk_size=chunk_size, chunk_overlap=overlap
+        )
+        for framework, module in _frameworks(not_run).items()
         for chunks, chunk_size in ((DEFAULT_CHUNKS[framework], None), (f"chunks of {size} tokens", size))
         if default_chunks or chunk_size
     }
+
+
+def retrievals(not_run: dict[str, str]) -> dict[str, RetrievalFrom]:
+    """What retrieves, by framework, each as it does by default.
+
+    Args:
+        not_run: is told which framework cannot run, and why.
+    """
+    return {framework: module.retrieval_from for framework, module in _frameworks(not_run).items()}
+
+
+def _frameworks(not_run: dict[str, str]) -> dict[str, ModuleType]:
+    """The module of each framework that is there."""
+    found = {}
+    for framework, module in MODULES.items():
+        try:
+            found[framework] = import_module(f"shared_context.evaluation.{module}")
+        except ImportError as error:
+            not_run[framework] = f"{error}: pip install 'shared-context[eval]'"
+    return found

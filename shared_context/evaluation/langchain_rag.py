@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.output_parsers import StrOutputParser
@@ -90,6 +91,26 @@ class LangChainRAG:
             | StrOutputParser()
         )
         return chain.stream(question)
+
+
+class KnownEmbeddings(StoreEmbeddings):
+    """Embeddings of chunks that are embedded already; the embedder is for the questions."""
+
+    def __init__(self, embedder: Embedder, known: Sequence[np.ndarray]):
+        super().__init__(embedder)
+        self._known = known
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [embedding.tolist() for embedding in self._known]
+
+    def embed_query(self, text: str) -> list[float]:
+        return super().embed_documents([text])[0]
+
+
+def retrieval_from(chunks: Iterable[tuple[str, np.ndarray]], embedder: Embedder) -> Callable[[str], Sequence[Document]]:
+    """LangChain's default retrieval from chunks that are embedded already; the embedder is for the questions."""
+    texts, embeddings = zip(*chunks, strict=True)
+    return InMemoryVectorStore.from_texts(list(texts), KnownEmbeddings(embedder, embeddings)).as_retriever().invoke
 
 
 def _pasted(chunks: list[Document]) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from shared_context.errors import ConfigError
 from shared_context.evaluation import decoding, first_token, growth, ingest, memory, storage
+from shared_context.evaluation.indexing import LANGCHAIN, LLAMAINDEX
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.questions import read_questions
 from shared_context.evaluation.report import Lines
@@ -143,15 +144,15 @@ def test_growth_measures_all_ways_at_each_size_and_fits_slopes(handbook):
     questions = ["Who draws up the rosters?", "When does the night shift begin?"]
     report = growth.measure(DEFAULT_MODEL, [handbook], questions, documents=[60, 20], runs=2)
     rows = tables(report)["Selections"].rows
-    ways = [growth.ALL, growth.PREFILTERED, growth.LLAMAINDEX]
+    ways = [growth.ALL, growth.PREFILTERED, LLAMAINDEX, LANGCHAIN]
     assert [(row[0], row[2]) for row in rows] == [(size, way) for size in (20, 60) for way in ways]
     assert all(0 < least <= median <= most for *_, median, least, most in rows)
     _, memory = (part for part in report.parts if isinstance(part, Lines))
-    assert [line.name for line in memory.series] == [growth.STORE_MEMORY, growth.LLAMAINDEX_MEMORY]
+    assert [line.name for line in memory.series] == [growth.STORE, LLAMAINDEX, LANGCHAIN]
     assert all(line.points[0].y <= line.points[1].y for line in memory.series)  # a peak never falls
     slopes = tables(report)["Slopes on log scales: 1 is linear, less is sub-linear"]
     assert slopes.columns == ("what", "fitted", "20 to 60")
-    assert len(slopes.rows) == len(ways) + 2
+    assert len(slopes.rows) == len(ways) + 3
     for what, fitted, step in slopes.rows:
         assert fitted == pytest.approx(step), what
     (target,) = report.targets
@@ -161,11 +162,11 @@ def test_growth_measures_all_ways_at_each_size_and_fits_slopes(handbook):
 
 
 @pytest.mark.slow
-def test_growth_without_llamaindex_measures_the_store_and_says_what_is_missing(handbook, monkeypatch):
+def test_growth_without_a_framework_measures_the_rest_and_says_what_is_missing(handbook, monkeypatch):
     monkeypatch.setitem(sys.modules, "shared_context.evaluation.baselines", None)
     report = growth.measure(DEFAULT_MODEL, [handbook], ["Who draws up the rosters?"], documents=[20], runs=1)
-    assert [row[2] for row in tables(report)["Selections"].rows] == [growth.ALL, growth.PREFILTERED]
-    assert "shared-context[eval]" in report.not_run[growth.LLAMAINDEX]
+    assert [row[2] for row in tables(report)["Selections"].rows] == [growth.ALL, growth.PREFILTERED, LANGCHAIN]
+    assert "shared-context[eval]" in report.not_run[LLAMAINDEX]
     assert report.targets == []  # one size has no slope
 
 
