@@ -35,6 +35,9 @@ PREFILTER = 32
 BUDGET = 1024
 """KV entries of a selection."""
 
+REST = 0.2
+"""Seconds before each way: threads of the one before spin on for a while, which doubled the time of the next one."""
+
 ALL, PREFILTERED = "every document scored", f"prefilter, {PREFILTER} documents scored"
 STORE = "store"
 
@@ -177,6 +180,7 @@ def _grow(
                 ways[framework](uncounted)
             for question in islice(asked, runs):
                 for way, select in ways.items():
+                    time.sleep(REST)
                     start = time.perf_counter()
                     select(question)
                     seconds.setdefault((size, way), []).append(time.perf_counter() - start)
