@@ -44,7 +44,7 @@ QUESTIONS := examples/data/handbook-questions.json
 # Running text is measured on books, which do not ship: shared-context eval language-model BOOK BOOK.
 MEASURED := retrieval answers compression needle latency
 
-report: $(STAMP)  ## measure on the sample data and make build/report.html, in about half an hour
+report: $(STAMP)  ## measure on the sample data and make build/report.html, in about forty minutes
 	@mkdir -p build
 	@$(BIN)/shared-context eval retrieval $(QUESTIONS) --json build/retrieval.json
 	@$(BIN)/shared-context eval answers $(QUESTIONS) --limit 20 --adapter auto --json build/answers.json

@@ -7,7 +7,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,10 +17,19 @@ from shared_context.store.embedder import Embedder
 
 LLAMAINDEX, LANGCHAIN = "LlamaIndex's VectorStoreIndex", "LangChain's InMemoryVectorStore"
 
-MODULES = {LLAMAINDEX: "baselines", LANGCHAIN: "langchain_rag"}
-CLASSES = {LLAMAINDEX: "ChunkedRAG", LANGCHAIN: "LangChainRAG"}
 
-DEFAULT_CHUNKS = {LLAMAINDEX: "default chunks (1,024 tokens)", LANGCHAIN: "default chunks (4,000 characters)"}
+class Framework(NamedTuple):
+    """Where a framework's chunked RAG is: a module of this package, and in it a class that is an :class:`Index`."""
+
+    module: str
+    index: str
+    default_chunks: str
+
+
+FRAMEWORKS = {
+    LLAMAINDEX: Framework("baselines", "ChunkedRAG", "default chunks (1,024 tokens)"),
+    LANGCHAIN: Framework("langchain_rag", "LangChainRAG", "default chunks (4,000 characters)"),
+}
 
 NOTE = (
     "The frameworks split the text and embed the chunks with the same MiniLM, LlamaIndex ten at a time, which is its "
@@ -57,11 +66,11 @@ def indexers(not_run: dict[str, str], *, default_chunks: bool = True) -> dict[st
     """
     size, overlap = CHUNKS
     return {
-        f"{framework}, {chunks}": partial(
-            getattr(module, CLASSES[framework]), chunk_size=chunk_size, chunk_overlap=overlap
+        f"{name}, {chunks}": partial(
+            getattr(module, FRAMEWORKS[name].index), chunk_size=chunk_size, chunk_overlap=overlap
         )
-        for framework, module in _frameworks(not_run).items()
-        for chunks, chunk_size in ((DEFAULT_CHUNKS[framework], None), (f"chunks of {size} tokens", size))
+        for name, module in _modules(not_run).items()
+        for chunks, chunk_size in ((FRAMEWORKS[name].default_chunks, None), (f"chunks of {size} tokens", size))
         if default_chunks or chunk_size
     }
 
@@ -72,15 +81,15 @@ def retrievals(not_run: dict[str, str]) -> dict[str, RetrievalFrom]:
     Args:
         not_run: is told which framework cannot run, and why.
     """
-    return {framework: module.retrieval_from for framework, module in _frameworks(not_run).items()}
+    return {name: module.retrieval_from for name, module in _modules(not_run).items()}
 
 
-def _frameworks(not_run: dict[str, str]) -> dict[str, ModuleType]:
-    """The module of each framework that is there."""
+def _modules(not_run: dict[str, str]) -> dict[str, ModuleType]:
+    """The module of each framework that is installed."""
     found = {}
-    for framework, module in MODULES.items():
+    for name, framework in FRAMEWORKS.items():
         try:
-            found[framework] = import_module(f"shared_context.evaluation.{module}")
+            found[name] = import_module(f"shared_context.evaluation.{framework.module}")
         except ImportError as error:
-            not_run[framework] = f"{error}: pip install 'shared-context[eval]'"
+            not_run[name] = f"{error}: pip install 'shared-context[eval]'"
     return found

@@ -131,7 +131,7 @@ def train(
 
 def validate(
     model: SharedLLMModel,
-    adapter: Adapter,
+    adapter: Adapter | None,
     data: str | Path | Sequence[str | Path],
     config: TrainingConfig | None = None,
     *,
@@ -139,7 +139,8 @@ def validate(
 ) -> dict[str, float]:
     """The figures of an adapter on the rows that a run with these settings holds out of ``data``.
 
-    Arguments and errors are those of :func:`train`; the adapter is in the place of ``start``.
+    Arguments and errors are those of :func:`train`; the adapter is in the place of ``start``, and None stands for the
+    model as it is before the first step.
 
     Returns:
         Nats per answer token: ``eval_right`` with the right context, ``eval_wrong`` with a wrong one of the same
@@ -147,7 +148,8 @@ def validate(
     """
     config = config or TrainingConfig()
     _check_model(model, config)
-    _check_start(adapter, model, config)
+    if adapter is not None:
+        _check_start(adapter, model, config)
     maker = ExampleMaker(model, config.max_context, ended=False)
     examples = _validation(_Rows(_listed(data), skip_broken, config.stage, maker, config.held_out), maker, config)
     return _figures(_objective(model, config, adapter).eval(), examples, other_contexts(examples), config)

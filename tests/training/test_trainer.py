@@ -360,6 +360,8 @@ def test_validation_repeats_the_last_figures_of_a_run(whole_run, make_small_mode
     # the adapter is kept in bfloat16, the run had float32
     figures = validate(make_small_model(), adapter, data, TrainingConfig(**SMALL))
     assert figures == pytest.approx({name: last[name] for name in figures}, abs=1e-2)
+    before = [validate(make_small_model(), None, data, TrainingConfig(**SMALL)) for _ in range(2)]
+    assert before[0] == before[1] and before[0]["eval_right"] > figures["eval_right"] + 0.1
     with pytest.raises(ConfigError, match="rank"):
         validate(make_small_model(), adapter, data, TrainingConfig(**{**SMALL, "rank": 8}))
 
