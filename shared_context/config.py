@@ -51,7 +51,7 @@ class TreeConfig:
     """
 
     chunk_size: int = 1024
-    height: int = 4
+    height: int = 5
     coarse: tuple[int | None, ...] | None = None
     fine: int = 1
 
@@ -145,7 +145,7 @@ class StoreConfig:
     tree: TreeConfig = field(default_factory=TreeConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     code_size: int = 64
-    neighbour_weight: float = 0.2
+    neighbour_weight: float = 0.4
     floor: float = 0.4
     lead_in: int = 64
     max_document_bytes: int = 32 * MIB

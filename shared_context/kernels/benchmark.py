@@ -27,7 +27,7 @@ from shared_context.kernels.late_interaction import (
 )
 
 TOKENS = (131_072, 1_048_576, 10_485_760)
-LEAF_SIZE, CODE_SIZE, WORDS, CHUNK_SIZE = 64, 64, 16, 1024
+LEAF_SIZE, CODE_SIZE, WORDS, CHUNK_SIZE = 32, 64, 16, 1024
 ENTRIES = (1024, 8192)
 MODELS = {"SmolLM2-135M": (30, 3, 64), "Llama-3-8B": (32, 8, 128), "Qwen2.5-72B": (80, 8, 128)}
 """Layers, KV heads and head size."""

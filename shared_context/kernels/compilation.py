@@ -80,7 +80,7 @@ def variants() -> Iterator[Variant]:
             | {name: "i32:16" for name in ("leaf_size", "code_size", "codes_leaf", "codes_token", "scales_leaf")},
             {
                 "WORDS": words,
-                "TOKENS": 64,
+                "TOKENS": 32,
                 "PER_WORD": per_word,
                 "CODE": 64,
                 "LEAVES": LEAVES,
@@ -92,7 +92,7 @@ def variants() -> Iterator[Variant]:
         "node scores",
         node_scores_kernel,
         {"leaf_scores": "*fp32", "out": "*fp32"},
-        {"HEIGHT": 4, "CHUNKS": 32},
+        {"HEIGHT": 5, "CHUNKS": 16},
     )
     for hidden, channels in ((576, 1024), (4096, 1024)):
         yield Variant(

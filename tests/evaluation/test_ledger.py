@@ -71,10 +71,10 @@ def test_other_settings_are_refused_and_named(tmp_path):
 def test_results_of_stores_with_other_defaults_are_refused(tmp_path):
     path = tmp_path / "state"
     run(path, ["1"])
-    former = path.read_text().replace("neighbour_weight=0.2", "neighbour_weight=0.9")
+    former = path.read_text().replace("neighbour_weight=0.4", "neighbour_weight=0.9")
     assert former != path.read_text()
     path.write_text(former)
-    with pytest.raises(ConfigError, match=r"store was .*neighbour_weight=0\.9.* and is .*neighbour_weight=0\.2"):
+    with pytest.raises(ConfigError, match=r"store was .*neighbour_weight=0\.9.* and is .*neighbour_weight=0\.4"):
         run(path, ["1"])
 
 
