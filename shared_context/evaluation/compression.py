@@ -8,7 +8,8 @@ from statistics import fmean
 
 import torch
 
-from shared_context import Selection, SharedLLMContextStore, SharedLLMModel
+from shared_context import Document, Selection, SharedLLMContextStore, SharedLLMModel
+from shared_context.config import StoreConfig, TreeConfig
 from shared_context.errors import ConfigError
 from shared_context.evaluation.answers import several_documents
 from shared_context.evaluation.metrics import paired_difference
@@ -25,8 +26,11 @@ TOP_K = 4
 RATIO = 8
 RATIOS = (1, 2, 4, 8, 16)
 BUDGET = 512
-COARSE = (16, 16, 16, 8, 8)
-"""Grains of what is not opened, root first: the neighbours of an opened leaf at 8, the rest of its chunk at 16."""
+NEAR_TOKENS = 128
+NEAR, FAR = 8, 16
+"""Grains of nodes that are not opened: of those of NEAR_TOKENS or fewer, beside opened leaves, and of larger ones."""
+PAPER_TREE = TreeConfig(height=3)
+"""Of the height that the paper gives its trees; a leaf has NEAR_TOKENS tokens."""
 
 WANTED_GAIN = 1.2
 """Nats per token that the right passage must gain over a wrong one of the same length, at ratio 8."""
@@ -37,7 +41,7 @@ Way = tuple[str, str]
 """What is shown, and to which model."""
 
 NONE, TEXT, WRONG = "none", "gold paragraph as text", f"a wrong passage, injected at ratio {RATIO}"
-MIXED, ELSEWHERE = "best leaf whole, its chunk at 8 and 16", "the same for another question"
+MIXED, ELSEWHERE = f"best {NEAR_TOKENS} tokens whole, their chunk at 8 and 16", "the same for another question"
 OPENED, FINE = "leaves above the floor whole, their chunks at 8 and 16", "leaves above the floor whole"
 RAG, RAG_WITHIN = (f"chunked RAG, {chunks} as text" for chunks in (f"top {TOP_K} chunks", "chunks within the budget"))
 
@@ -135,8 +139,9 @@ def measure_passages(model: SharedLLMModel, data: str | Path, *, limit: int | No
 def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None = None, seed: int = 0) -> Report:
     """Mean negative log-likelihood (nats per token) of the gold answer over all articles, under a budget.
 
-    The best leaf is shown whole and the rest of its chunk coarsely, next to whole leaves only, to the same for another
-    question over the documents without the answer, and to chunked RAG as text, with the adapter and without.
+    The best leaf of the paper's trees is shown whole and the rest of its chunk coarsely, next to the smaller leaves of
+    the default trees, with and without the rest of their chunks, to the same for another question over the documents
+    without the answer, and to chunked RAG as text, with the adapter and without.
 
     Args: as :func:`measure_passages`.
 
@@ -160,10 +165,10 @@ def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None
     with (
         SharedLLMContextStore(model, embedder=embedder) as store,
         SharedLLMContextStore(base, embedder=embedder) as plain,
+        SharedLLMContextStore(model, embedder=embedder, config=StoreConfig(tree=PAPER_TREE)) as large,
     ):
-        for id, text in asked.documents.items():
-            store.add(text, id=id)
-            plain.add(text, id=id)
+        for one in store, plain, large:
+            one.add([Document(text, id) for id, text in asked.documents.items()])
         for number, question in enumerate(with_progress(questions, "grains")):
             other = questions[(number + len(questions) // 2) % len(questions)]
             chunks = {
@@ -171,11 +176,11 @@ def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None
                 RAG_WITHIN: rag.within(rag.top(question.text, len(rag)), BUDGET),
             }
             shown: dict[Way, Shown] = {
-                (MIXED, TRAINED): _mixed(store, question.text),
+                (MIXED, TRAINED): _mixed(large, question.text),
                 (ELSEWHERE, TRAINED): _mixed(
-                    store, other.text, [id for id in asked.documents if id != question.document]
+                    large, other.text, [id for id in asked.documents if id != question.document]
                 ),
-                (OPENED, TRAINED): store.select(question.text, budget=BUDGET, coarse=COARSE),
+                (OPENED, TRAINED): store.select(question.text, budget=BUDGET, coarse=_coarse(store)),
                 (FINE, TRAINED): store.select(question.text, budget=BUDGET),
                 (FINE, UNTRAINED): plain.select(question.text, budget=BUDGET),
                 **{(way, weights): pasted(found) for way, found in chunks.items() for weights in (TRAINED, UNTRAINED)},
@@ -265,7 +270,13 @@ def _wrong(model: SharedLLMModel, asked: QuestionSet, question: Question, wanted
 
 def _mixed(store: SharedLLMContextStore, question: str, doc_ids: list[str] | None = None) -> Selection:
     """The best leaf whole and the rest of its chunk coarsely: a floor of 1 opens nothing but the best."""
-    return store.select(question, budget=BUDGET, coarse=COARSE, fine=1, floor=1.0, doc_ids=doc_ids)
+    return store.select(question, budget=BUDGET, coarse=_coarse(store), fine=1, floor=1.0, doc_ids=doc_ids)
+
+
+def _coarse(store: SharedLLMContextStore) -> tuple[int, ...]:
+    """The grains of nodes that are not opened, by level, root first."""
+    tree = store.config.tree
+    return tuple(NEAR if tree.chunk_size >> level <= NEAR_TOKENS else FAR for level in range(tree.height + 1))
 
 
 def _score(
