@@ -33,6 +33,9 @@ def one_of(setting: str, value: object, allowed: Any) -> None:
     require(value in names, setting, value, f"must be one of {', '.join(names)}")
 
 
+LEAF_TOKENS = 32
+"""Tokens of a leaf by default: larger ones show more than a question needs, of smaller ones too little is known."""
+
 EMBEDDED_TOKENS = 128
 """Tokens that an embedder is shown at a time: fewer say too little of what they are about."""
 
@@ -43,7 +46,8 @@ class TreeConfig:
 
     Args:
         chunk_size: tokens per chunk, the root of one tree (the paper: 1,024 for language modelling, 512 for tuning).
-        height: levels below the root; a leaf spans ``chunk_size / 2**height`` tokens.
+        height: levels below the root; a leaf spans ``chunk_size / 2**height`` tokens. None is as many as leave it
+            LEAF_TOKENS or more, which is 5 for the default chunk.
         coarse: for each level, root first, the ratio at which a node is shown that the search left unopened; None
             shows nothing of it. None for all of them is the default: an untrained model gains nothing from strided
             KV (see docs/figures.md). The paper's are :func:`paper_ratios`.
@@ -51,11 +55,13 @@ class TreeConfig:
     """
 
     chunk_size: int = 1024
-    height: int = 5
+    height: int | None = None
     coarse: tuple[int | None, ...] | None = None
     fine: int = 1
 
     def __post_init__(self) -> None:
+        if self.height is None:
+            object.__setattr__(self, "height", max((self.chunk_size // LEAF_TOKENS).bit_length() - 1, 0))
         require(self.height >= 0, "height", self.height, "must be 0 or more levels")
         require(
             self.chunk_size >= 1 and self.chunk_size % 2**self.height == 0,

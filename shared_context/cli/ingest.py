@@ -41,10 +41,7 @@ def ingest(
         typer.Option("--metadata", metavar="KEY=VALUE", help="Metadata of every document; VALUE is JSON or a string."),
     ] = None,
     chunk_size: Annotated[
-        int | None,
-        typer.Option(
-            "--chunk-size", help="Tokens per context tree, fixed when the store is made; its leaves stay as they are."
-        ),
+        int | None, typer.Option("--chunk-size", help="Tokens per context tree, fixed when the store is made.")
     ] = None,
     no_embedder: Annotated[
         bool, typer.Option("--no-embedder", help="Make the store without an embedder: smaller, finds a little less.")
@@ -105,11 +102,7 @@ def _largest_document(path: Path) -> int:
 def _config(chunk_size: int | None) -> StoreConfig | None:
     from shared_context.config import StoreConfig, TreeConfig
 
-    if chunk_size is None:
-        return None
-    # The leaves stay as large as they are by default: smaller ones say too little to be told apart.
-    levels = (chunk_size // TreeConfig().leaf_size).bit_length() - 1
-    return StoreConfig(tree=TreeConfig(chunk_size=chunk_size, height=max(levels, 0)))
+    return None if chunk_size is None else StoreConfig(tree=TreeConfig(chunk_size=chunk_size))
 
 
 def _read(paths: Sequence[Path], metadata: Mapping[str, Any] | None, max_bytes: int) -> tuple[list[Document], Failures]:

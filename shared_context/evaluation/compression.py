@@ -30,7 +30,7 @@ NEAR_TOKENS = 128
 NEAR, FAR = 8, 16
 """Grains of nodes that are not opened: of those of NEAR_TOKENS or fewer, beside opened leaves, and of larger ones."""
 PAPER_TREE = TreeConfig(height=3)
-"""Of the height that the paper gives its trees; a leaf has NEAR_TOKENS tokens."""
+"""Of the height that the paper gives its trees."""
 
 WANTED_GAIN = 1.2
 """Nats per token that the right passage must gain over a wrong one of the same length, at ratio 8."""
@@ -41,7 +41,8 @@ Way = tuple[str, str]
 """What is shown, and to which model."""
 
 NONE, TEXT, WRONG = "none", "gold paragraph as text", f"a wrong passage, injected at ratio {RATIO}"
-MIXED, ELSEWHERE = f"best {NEAR_TOKENS} tokens whole, their chunk at 8 and 16", "the same for another question"
+MIXED = f"best leaf of {PAPER_TREE.leaf_size} tokens whole, its chunk at {NEAR} and {FAR}"
+ELSEWHERE = "the same for another question"
 OPENED, FINE = "leaves above the floor whole, their chunks at 8 and 16", "leaves above the floor whole"
 RAG, RAG_WITHIN = (f"chunked RAG, {chunks} as text" for chunks in (f"top {TOP_K} chunks", "chunks within the budget"))
 

@@ -19,7 +19,8 @@ LLAMAINDEX, LANGCHAIN = "LlamaIndex's VectorStoreIndex", "LangChain's InMemoryVe
 
 
 class Framework(NamedTuple):
-    """Where a framework's chunked RAG is: a module of this package, and in it a class that is an :class:`Index`."""
+    """A framework's chunked RAG: a module of this package, a class in it that is an :class:`Index`, and what to call
+    the chunks that the framework makes by default."""
 
     module: str
     index: str

@@ -161,11 +161,6 @@ def test_skip_bad_adds_the_good_ones(house, model):
     assert set(reopened(model, "new.ctx")) == {f"house/{name}.md" for name in ("garden", "kitchen", "library")}
 
 
-def test_leaves_of_small_chunks_are_as_large_as_those_of_others(store, house):
-    assert run("ingest", "new.ctx", "house").exit_code == 0
-    assert run_json("stats", "new.ctx")["leaf_size"] == run_json("stats", store)["leaf_size"]
-
-
 def test_settings_that_contradict_the_store_are_refused(store, house):
     result = run("ingest", store, "house", "--chunk-size", 512)
     assert result.exit_code == 1
@@ -293,7 +288,7 @@ def test_inspect_json_covers_each_document(store):
 
 
 def test_inspect_marks_what_is_seen_without_colour(store):
-    shown = run("inspect", store, NEWTS, "--budget", 64).stdout
+    shown = run("inspect", store, NEWTS, "--budget", 32).stdout
     assert "house/garden.md" in shown and "house/library.md" not in shown
     seen = shown.partition("characters finely")[2]
     assert "forty-one" in seen[seen.index("\u27e6") : seen.index("\u27e7")]
@@ -323,7 +318,7 @@ def test_long_unseen_parts_are_elided_and_commands_to_the_terminal_are_shown(hou
     options = ["inspect", "log.ctx", "What is the gate code?", "--budget", 32]
     short, full = run(*options).stdout, run(*options, "--full").stdout
     assert "characters ...]" in short and short.count("Nothing") < 30
-    assert full.count("Nothing") == 100
+    assert full.replace("\u27e7", "").count("Nothing happens") == 100
     assert "\x1b" not in full and "\\x1b[2J The end." in full
 
 
