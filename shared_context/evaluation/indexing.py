@@ -23,7 +23,7 @@ class Framework(NamedTuple):
     the chunks that the framework makes by default."""
 
     module: str
-    index: str
+    index_class: str
     default_chunks: str
 
 
@@ -68,7 +68,7 @@ def indexers(not_run: dict[str, str], *, default_chunks: bool = True) -> dict[st
     size, overlap = CHUNKS
     return {
         f"{name}, {chunks}": partial(
-            getattr(module, FRAMEWORKS[name].index), chunk_size=chunk_size, chunk_overlap=overlap
+            getattr(module, FRAMEWORKS[name].index_class), chunk_size=chunk_size, chunk_overlap=overlap
         )
         for name, module in _modules(not_run).items()
         for chunks, chunk_size in ((FRAMEWORKS[name].default_chunks, None), (f"chunks of {size} tokens", size))
