@@ -19,6 +19,7 @@ from shared_context.model.low_rank import InjectionLoRA
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.training.examples import Example
 from shared_context.training.layout import Layout, LayoutMaker
+from shared_context.training.sharding import gathered_in_backward
 
 
 class InjectionObjective(nn.Module):
@@ -120,9 +121,13 @@ class InjectionObjective(nn.Module):
         """The encodings of a layout's chunks: of prefix injection with gradients, of cross-attention untrained."""
         chunks = [torch.tensor(chunk) for chunk in layout.chunks]
         if isinstance(self.trained, CrossAttentionInjection):
-            return self.model.compressor.encode(chunks)
-        with self.trained.compress.installed(self.model.hf_model):
-            return self._compressor.key_values(chunks)
+            with torch.no_grad():  # not inference mode: sharded layers are gathered for gradients into the same tensors
+                kv = self._compressor.key_values(chunks)
+            return [ChunkKV(kv[:, :, i, :, : len(chunk)]) for i, chunk in enumerate(chunks)]
+        hf = self.model.hf_model
+        with self.trained.compress.installed(hf):
+            kv = self._compressor.key_values(chunks)
+        return gathered_in_backward(kv, hf.base_model.layers[self._compressor.layers - 1])
 
     def _behind(self, examples: Sequence[Example], layout: Layout, kv: torch.Tensor | list[ChunkKV]) -> torch.Tensor:
         """:meth:`logits` behind encodings that are there already."""
@@ -131,6 +136,7 @@ class InjectionObjective(nn.Module):
         hf = self.model.hf_model
         with self.trained.decode.installed(hf):
             prefix_kv = self._whole.key_values(torch.tensor([self._prefix], device=hf.device))
+            prefix_kv = gathered_in_backward(prefix_kv, hf.base_model.layers[-1])
             return self._decode(examples, self._cache(layout, kv, prefix_kv), self._context_mask(layout))
 
     @torch.no_grad()

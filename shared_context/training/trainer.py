@@ -43,6 +43,7 @@ from shared_context.training.examples import (
 )
 from shared_context.training.layout import LayoutMaker
 from shared_context.training.objective import InjectionObjective
+from shared_context.training.sharding import adapter_held_whole, launched_with_fsdp, shard_layers
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ def train(
     TensorBoard is installed its logs in ``runs``.
 
     Args:
-        model: the base model, without an adapter, with the injection and the layers that are to be trained.
+        model: the base model, without an adapter, with the injection and the layers that are to be trained. Launched
+            with FSDP, its layers stay shared out among the processes; load it anew to serve it.
         data: one source or several, as :func:`~shared_context.training.data.read_rows` takes them.
         output: folder of the run.
         config: the settings.
@@ -87,12 +89,13 @@ def train(
         TrainingDataError: data are broken or empty.
         TrainingError: the loss is no number any more, or a figure of a validation is none.
         ConfigError: a setting is out of range, not the model's, not those of ``start``, or not those of the run in
-            ``output``; or the model has an adapter; or it was launched with FSDP or DeepSpeed.
+            ``output``; or the model has an adapter; or it was launched with DeepSpeed, FSDP's first version, or FSDP
+            and no other process.
         ModelMismatchError: ``start``, or the run that is resumed, was trained on another base model.
     """
     config = config or TrainingConfig()
     output = Path(output)
-    _check_launch()
+    sharded = launched_with_fsdp()
     _check_model(model, config)
     sources, long_texts = _listed(data), _listed(texts)
     require(not long_texts or config.stage == "questions", "texts", long_texts, 'belong to the stage "questions"')
@@ -118,9 +121,12 @@ def train(
         validation = _validation(rows, ExampleMaker(model, config.max_context, ended=False), config)
         torch.manual_seed(config.seed)
         objective = _objective(model, config, start)
+        if sharded:
+            shard_layers(model.hf_model)
         stream = _Stream(rows, books, maker, config)
         named = [Path(source).name for source in (*sources, *long_texts)]
-        trainer = AdapterTrainer(config, objective, stream, validation, arguments, named, start)
+        with adapter_held_whole():
+            trainer = AdapterTrainer(config, objective, stream, validation, arguments, named, start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         adapter, state = trainer.adapter(), trainer.state
     if arguments.should_save:
@@ -449,18 +455,6 @@ def _validation(rows: _Rows, maker: ExampleMaker, config: TrainingConfig) -> lis
 
 def _first(items: Iterable[Example]) -> list[Example]:
     return next(([item] for item in items), [])
-
-
-def _check_launch() -> None:
-    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-        set_to = os.environ.get(name, "false")
-        require(
-            set_to.lower() != "true",
-            name,
-            set_to,
-            "FSDP and DeepSpeed would shard the adapter's few weights and not the base model, which is no part of the "
-            "trained module; launch one process per GPU with torchrun, or with accelerate without them",
-        )
 
 
 def _check_model(model: SharedLLMModel, config: TrainingConfig) -> None:

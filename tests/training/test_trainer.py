@@ -324,10 +324,20 @@ def test_a_stage_starts_where_another_ended(whole_run, tmp_path, make_small_mode
         train(make_small_model(), data, tmp_path / "second", still, resume=True)
 
 
-@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_launches_that_would_shard_are_refused(name, tmp_path, make_small_model, data, monkeypatch):
-    monkeypatch.setenv(name, "true")
-    with pytest.raises(ConfigError, match=f"{name}.*torchrun"):
+@pytest.mark.parametrize(
+    ("launch", "message"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP_VERSION=.1.: set fsdp_version: 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "WORLD_SIZE=.1.: FSDP .* two or more"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED=.true.: .*FSDP"),
+    ],
+)
+def test_launches_that_cannot_share_the_base_model_are_refused(
+    launch, message, tmp_path, make_small_model, data, monkeypatch
+):
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
         train(make_small_model(), data, tmp_path / "run", TrainingConfig(**SMALL))
     assert not (tmp_path / "run").exists()
 
@@ -387,6 +397,66 @@ def test_two_processes_train_one_adapter(tmp_path, make_small_model, data):
     trained = Adapter.from_pretrained(report["adapter"])
     assert trained.config.tokens_seen > 2 * 4 * 3 * 30  # what both saw
     assert any(weight.any() for name, weight in trained.weights.items() if ".up." in name)
+
+
+SHARED_RUN = """
+import sys
+from shared_context import SharedLLMModel
+from shared_context.training import TrainingConfig, train
+
+base, data, output, injection, resume = sys.argv[1:]
+model = SharedLLMModel.from_pretrained(base, adapter=None, injection=injection, injection_layers=2, device="cpu")
+weights = [weight for layer in model.hf_model.base_model.layers for weight in layer.parameters()]
+config = TrainingConfig(
+    injection=injection, injection_layers=2, steps=4, batch_size=3, rank=4, held_out=4, evaluate_every=2, save_every=2
+)
+train(model, data, output, config, resume=bool(resume))
+held = [weight for layer in model.hf_model.base_model.layers for weight in layer.parameters()]
+held = [getattr(weight, "_local_tensor", weight) for weight in held]
+share = sum(weight.numel() for weight in held) / sum(weight.numel() for weight in weights)
+sys.stdout.write(f"{share}\\n")  # at once, for the other process writes as well
+"""
+
+FSDP = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config:
+  fsdp_version: 2
+num_machines: 1
+num_processes: 2
+mixed_precision: 'no'
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
+def test_processes_that_share_the_base_model_train_the_same_adapter(tmp_path, make_small_model, data, injection):
+    small = make_small_model()
+    small.hf_model.save_pretrained(tmp_path / "small")
+    small.tokenizer.save_pretrained(tmp_path / "small")
+    (tmp_path / "run.py").write_text(SHARED_RUN)
+
+    (tmp_path / "fsdp.yaml").write_text(FSDP)
+    whole = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    shared = ["accelerate.commands.launch", "--config_file", tmp_path / "fsdp.yaml"]
+
+    def launched(by, name, resume=""):
+        ask = ["-m", *by, tmp_path / "run.py", tmp_path / "small", data, tmp_path / name, injection, resume]
+        done = subprocess.run([sys.executable, *map(str, ask)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return [float(line) for line in done.stdout.splitlines()]
+
+    assert launched(whole, "whole") == [1.0, 1.0]
+    assert launched(shared, "shared") == pytest.approx([0.5, 0.5], abs=0.01)
+    names = ("loss", "grad_norm")
+    assert history(tmp_path / "shared", *names) == history(tmp_path / "whole", *names)
+    adapters = [Adapter.from_pretrained(tmp_path / name / ADAPTER_FOLDER) for name in ("whole", "shared")]
+    assert adapters[0].digest == adapters[1].digest
+
+    shutil.rmtree(tmp_path / "shared" / "checkpoint-4")
+    (tmp_path / "shared" / CURVES_FILE).unlink()
+    launched(whole, "shared", resume="resume")
+    assert Adapter.from_pretrained(tmp_path / "shared" / ADAPTER_FOLDER).digest == adapters[0].digest
 
 
 @pytest.mark.parametrize("injection", ["prefix", "cross_attention"])

@@ -1,0 +1,74 @@
+"""Several processes that share the base model: what a launch with FSDP means where only an adapter is trained.
+
+Accelerate shards what the Trainer is given, and that is the adapter, a few million weights that each process may as
+well hold whole. What takes the memory is the base model; its layers are sharded here, by torch's own FSDP.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+
+import torch
+from accelerate.utils import parse_flag_from_env, patch_environment
+from torch.distributed import get_world_size
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from transformers import PreTrainedModel
+
+from shared_context.config import require
+
+FSDP = "ACCELERATE_USE_FSDP"
+DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
+
+
+def launched_with_fsdp() -> bool:
+    """Whether Accelerate's configuration, by which this process was launched, asks for FSDP.
+
+    Raises:
+        ConfigError: it asks for FSDP's first version or for DeepSpeed, or no other process was launched.
+    """
+    require(
+        not parse_flag_from_env(DEEPSPEED),
+        DEEPSPEED,
+        os.environ.get(DEEPSPEED),
+        "DeepSpeed would shard the adapter's few weights and not the base model, which is no part of the trained "
+        "module; launch with FSDP, or with torchrun",
+    )
+    if not parse_flag_from_env(FSDP):
+        return False
+    version, processes = os.environ.get("FSDP_VERSION", "1"), os.environ.get("WORLD_SIZE", "1")
+    require(version == "2", "FSDP_VERSION", version, "set fsdp_version: 2 in Accelerate's configuration")
+    require(processes != "1", "WORLD_SIZE", processes, "FSDP shares a model among processes; launch two or more")
+    return True
+
+
+def adapter_held_whole() -> AbstractContextManager[None]:
+    """While entered, Accelerate trains what it is given as without FSDP: every process holds all of it."""
+    return patch_environment(**{FSDP: "false"})
+
+
+def shard_layers(model: PreTrainedModel) -> None:
+    """Share the weights of every layer among the processes, for good; a layer is gathered while it is computed.
+
+    Of Accelerate's settings ``fsdp_reshard_after_forward`` and ``fsdp_offload_params`` are heeded. Embeddings and the
+    last norm stay whole.
+
+    Args:
+        model: the frozen base model, the same in every process.
+    """
+    mesh = init_device_mesh(model.device.type, (get_world_size(),))
+    freed = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True)
+    offload = CPUOffloadPolicy() if parse_flag_from_env("FSDP_OFFLOAD_PARAMS") else OffloadPolicy()
+    for layer in model.base_model.layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=freed, offload_policy=offload)
+
+
+def gathered_in_backward(key_values: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
+    """Keys and values whose gradient gathers the weights of the topmost layer they were taken from, if it is sharded.
+
+    FSDP gathers a layer when the gradient of its output comes, and of the topmost layer only keys and values are used.
+    """
+    if isinstance(layer, FSDPModule) and key_values.requires_grad:
+        key_values.register_hook(lambda _: layer.unshard())
+    return key_values
