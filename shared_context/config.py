@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from shared_context.errors import ConfigError
+from shared_context.errors import ConfigError, SharedContextError
 
 Policy = Literal["hybrid", "late_interaction", "embedding", "last_token"]
 Search = Literal["best_first", "split_and_search"]
@@ -27,6 +27,12 @@ def require(condition: bool, setting: str, value: object, mend: str) -> None:
         raise ConfigError(f"{setting}={value!r}: {mend}")
 
 
+def require_count(setting: str, value: object, unit: str, error: type[SharedContextError] = ConfigError) -> None:
+    """Raise ``error`` for ``setting`` unless it is a whole number of ``unit``, 1 or more."""
+    if not isinstance(value, Integral) or value < 1:
+        raise error(f"{setting}={value!r}: must be a whole number of {unit}, 1 or more.")
+
+
 def one_of(setting: str, value: object, allowed: Any) -> None:
     """Raise ConfigError unless ``value`` is one of a Literal's words."""
     names = get_args(allowed)
@@ -35,6 +41,9 @@ def one_of(setting: str, value: object, allowed: Any) -> None:
 
 LEAF_TOKENS = 32
 """Tokens of a leaf by default: larger ones show more than a question needs, of smaller ones too little is known."""
+
+DEFAULT_BUDGET = 1024
+"""KV entries of a selection where no budget is given."""
 
 EMBEDDED_TOKENS = 128
 """Tokens that an embedder is shown at a time: fewer say too little of what they are about."""

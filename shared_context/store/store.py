@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
-from itertools import accumulate
-from numbers import Integral
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from shared_context.config import (
-    CacheConfig,
-    Policy,
-    Search,
-    StoreConfig,
-    TreeConfig,
-    one_of,
-    paper_ratios,
-    require,
-)
+from shared_context.config import CacheConfig, Policy, Search, StoreConfig, TreeConfig, require, require_count
 from shared_context.errors import (
-    BudgetError,
     ConfigError,
     DocumentError,
     DocumentNotFoundError,
     ModelMismatchError,
-    QueryError,
-    SharedContextError,
     StoreClosedError,
     StoreFormatError,
 )
-from shared_context.kernels import ChunkKV
-from shared_context.kernels import split_and_search as preserved_cuts
 from shared_context.model.cache import give_back_freed
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.model.support import usable_window
@@ -66,42 +47,24 @@ from shared_context.store.documents import (
     stored_already,
 )
 from shared_context.store.embedder import DEFAULT_EMBEDDER, Embedder, load_default_embedder
+from shared_context.store.encoding import ChunkEncoder
 from shared_context.store.filters import compile_filter
 from shared_context.store.ingestion import Ingestion
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.memory import ConversationMemory
-from shared_context.store.node_index import Leaves, NodeIndex
-from shared_context.store.prefilter import Prefilter
-from shared_context.store.scoring import (
-    POLICIES,
-    Query,
-    above_floor,
-    by_level,
-    recent_scores,
-    touching,
-    with_neighbours,
-)
+from shared_context.store.node_index import NodeIndex
 from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
-from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
-from shared_context.tree.search import smallest_cut
+from shared_context.store.selector import Choice, ChunkCut, Selector, regular_tree
+from shared_context.tree import Grained, Node, kv_entries
 
 Progress = Callable[[int, int, str], None]
 """Called with how much is done, of how much, and what it is."""
-
-DEFAULT_BUDGET = 1024
-"""KV entries of a selection where no budget is given."""
-
-ENCODE_TOGETHER = 1
-"""Chunks that are encoded as one batch."""
 
 INGEST_TOGETHER = 1 << 16
 """Tokens of documents whose chunks and leaves are batched together."""
 
 TEXTS_KEPT = 32
 """Documents whose text and tokens are kept in memory after they were selected from."""
-
-DISCARDED_KEPT = 1 << 16
-"""Chunks of deleted documents that are remembered, so that no earlier selection brings their KV back."""
 
 
 class SharedLLMContextStore:
@@ -157,8 +120,7 @@ class SharedLLMContextStore:
                 quantize=cache.quantize,
             )
             self._ingestion = Ingestion(model, self._codec, self.embedder, self.config.tree)
-            self._discarded: OrderedDict[str, None] = OrderedDict()
-            self._prefilter: tuple[Leaves, Prefilter] | None = None
+            self._encoder = ChunkEncoder(model, self._cache, self.config)
             self._seen_version: int | None = None
             with self._database.snapshot():
                 self._refresh()
@@ -272,15 +234,9 @@ class SharedLLMContextStore:
                 self._know(key, entry, stored.tokens.ids, nodes)
             self._catalogue |= change.described
             self._seen_version = seen
-            if not change.removed:
-                return
-            # Keys and values give away what the text said; they must not outlive it.
-            old = {_content(c) for ids in change.removed.values() for c in self._chunks(ids)}
-            new = {_content(c) for _, stored, _ in change.added.values() for c in self._chunks(stored.tokens.ids)}
-            self._discarded |= dict.fromkeys(old - new)
-            while len(self._discarded) > DISCARDED_KEPT:
-                self._discarded.popitem(last=False)
-            self._cache.discard(old - new)
+            if change.removed:
+                added = (stored.tokens.ids for _, stored, _ in change.added.values())
+                self._encoder.discard(change.removed.values(), added)
 
     def _refresh(self) -> None:
         """Take in what another process has committed since the last look."""
@@ -288,7 +244,8 @@ class SharedLLMContextStore:
         if version == self._seen_version:
             return
         if self._seen_version is None:
-            self._index = NodeIndex(self.config.tree, self.model.hf_model.config.vocab_size, self.model.device)
+            self._index = self._new_index()
+            self._selector = self._select_from(self._index)
             self._catalogue: dict[int, Entry] = {}
             self._keys: dict[tuple[Kind, str], int] = {}
             self._texts: OrderedDict[int, StoredText] = OrderedDict()
@@ -301,6 +258,12 @@ class SharedLLMContextStore:
             self._know(key, catalogue[key], ids, nodes)
         self._catalogue = catalogue
         self._seen_version = version
+
+    def _new_index(self) -> NodeIndex:
+        return NodeIndex(self.config.tree, self.model.hf_model.config.vocab_size, self.model.device)
+
+    def _select_from(self, index: NodeIndex) -> Selector:
+        return Selector(self.model, self.config, self._codec, self.embedder, index)
 
     def _know(self, key: int, entry: Entry, ids: np.ndarray | None, nodes: NodeData | None) -> None:
         """Take a document in; conversations are read when they are selected from."""
@@ -597,11 +560,12 @@ class SharedLLMContextStore:
         """
         doc_ids = _as_list(doc_ids)
         with self._open():
-            return self._select(
-                self._index, query, self._candidates(filters, doc_ids), budget=budget, ratio=ratio, policy=policy,
-                search=search, coarse=coarse, fine=fine, floor=floor, recent=recent, prefilter=prefilter,
+            choice = self._selector.choose(
+                query, self._candidates(filters, doc_ids), budget=budget, ratio=ratio, policy=policy, search=search,
+                coarse=coarse, fine=fine, floor=floor, recent=recent, prefilter=prefilter,
                 prefilter_chunks=prefilter_chunks,
             )  # fmt: skip
+            return self._selection(choice, query)
 
     def retrieve(
         self,
@@ -618,23 +582,14 @@ class SharedLLMContextStore:
 
         A passage is what is embedded as one (128 tokens by default), and as good as its best leaf.
         """
-        _check_count("k", k, "passages")
+        require_count("k", k, "passages")
         doc_ids = _as_list(doc_ids)
         with self._open():
-            asked, policy = self._query(query, self._index), self._policy(policy)
-            keys = self._candidates(filters, doc_ids)
-            considered = self._considered(self._index, asked, keys, prefilter, prefilter_chunks)
-            if not len(considered):
-                return []
-            scored = self._score(self._index, asked, considered, policy, smooth=policy != "last_token")
-            level = self.config.tree.embedded_level
-            nodes = []
-            of_passages = scored.levels[level]
-            for flat in np.argsort(-of_passages, axis=None, kind="stable")[:k]:
-                chunk, slot = divmod(int(flat), of_passages.shape[1])
-                if np.isfinite(of_passages[chunk, slot]):
-                    nodes += self._scored_cut(scored, chunk, [Grained(Node(level, slot), 1)]).nodes
-            return nodes
+            cuts = self._selector.passages(
+                query, self._candidates(filters, doc_ids), k, policy=policy, prefilter=prefilter,
+                prefilter_chunks=prefilter_chunks,
+            )  # fmt: skip
+            return [node for cut in cuts for node in self._shown(cut).nodes]
 
     def selection_from(self, spans: Iterable[Sequence[Any]], query: str | None = None) -> Selection:
         """The selection of given characters, whole leaves of which are shown.
@@ -655,7 +610,7 @@ class SharedLLMContextStore:
             shown: dict[tuple[int, int], dict[int, tuple[int, float]]] = {}
             for doc_id, start, end, *rest in spans:
                 ratio, score = (*rest, *(1, 0.0)[len(rest) :])
-                _check_count("ratio", ratio, "tokens per KV entry")
+                require_count("ratio", ratio, "tokens per KV entry")
                 key = self._key(doc_id)
                 stored = self._text(key)
                 inside = 0 <= start < end <= len(stored.text)
@@ -666,12 +621,12 @@ class SharedLLMContextStore:
                     slots = shown.setdefault((key, chunk), {})
                     before = slots.get(slot, (ratio, score))
                     slots[slot] = min(ratio, before[0]), max(score, before[1])
-            chunks = []
+            cuts = []
             for (key, number), slots in sorted(shown.items()):
                 cut = [Grained(Node(tree.height, slot), ratio) for slot, (ratio, _) in sorted(slots.items())]
                 scores = {tree.height: {slot: score for slot, (_, score) in slots.items()}}
-                chunks.append(self._cut(key, number, cut, scores))
-            return Selection(chunks, self._encode_shown, self.model, query=query, budget=None, policy=None)
+                cuts.append(ChunkCut(key, number, cut, scores))
+            return self._selection(Choice(cuts, None, None), query)
 
     def warm(self, selection: Selection | None = None, *, progress: Progress | None = None) -> None:
         """Compute keys and values now: those of a selection, or those of all documents that the cache does not hold.
@@ -682,42 +637,15 @@ class SharedLLMContextStore:
             if selection is not None:
                 chunks = missing = list(selection.chunks)
             else:
-                chunks = [c for key in self._documents() for c in self._chunks(self._database.token_ids(key))]
-                self._keep(chunks)
-                missing = [c for c, name in zip(chunks, self._names(chunks), strict=True) if name not in self._cache]
+                chunks = [c for key in self._documents() for c in self._encoder.chunks(self._database.token_ids(key))]
+                self._encoder.keep(chunks)
+                missing = self._encoder.missing(chunks)
         # Nobody has to wait for what follows: it may take minutes.
-        total = len(chunks)
-        for at in range(0, len(missing), ENCODE_TOGETHER):
-            self._encode(missing[at : at + ENCODE_TOGETHER])
+        held = len(chunks) - len(missing)
+        for done, chunk in enumerate(missing, start=held + 1):
+            self._encoder.encode([chunk])
             if progress is not None:
-                progress(total - max(len(missing) - at - ENCODE_TOGETHER, 0), total, "chunks")
-
-    def _policy(self, policy: Policy | None) -> Policy:
-        if policy is None:
-            return "hybrid" if self.embedder is not None else "late_interaction"
-        one_of("policy", policy, Policy)
-        return policy
-
-    def _query(self, text: str, index: NodeIndex) -> Query:
-        if not isinstance(text, str) or not text.strip():
-            raise QueryError(f"The query {text!r} is empty; ask something.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise QueryError(
-                f"The query has a lone surrogate at character {error.start}, which no encoding can hold; decode the "
-                "text it came from with the right encoding, or replace the character."
-            ) from error
-        query = Query(text, self.model, self._codec, self.embedder, index)
-        tokens = len(query.token_ids)
-        if tokens == 0:
-            raise QueryError(f"{self.model.name} reads no token in the query {text!r}; ask in other words.")
-        if tokens > self.model.context_window:
-            raise QueryError(
-                f"The query has {tokens} tokens and {self.model.name} reads {self.model.context_window}; shorten it, "
-                "or add it as a document."
-            )
-        return query
+                progress(done, len(chunks), "chunks")
 
     def _candidates(self, filters: Mapping[str, Any] | None, doc_ids: list[str] | None) -> list[int]:
         """Keys of the documents that may be considered."""
@@ -725,186 +653,19 @@ class SharedLLMContextStore:
         keys = self._documents() if doc_ids is None else sorted(set(map(self._key, doc_ids)))
         return keys if not filters else [key for key in keys if passes(self._catalogue[key].metadata)]
 
-    def _considered(
-        self,
-        index: NodeIndex,
-        query: Query | None,
-        keys: list[int],
-        prefilter: int | None,
-        prefilter_chunks: int | None,
-        recent: int = 0,
-    ) -> np.ndarray:
-        """Rows of the chunks that are considered, of the documents that may be; arguments as in :meth:`select`."""
-        asked = ("prefilter", prefilter, "documents"), ("prefilter_chunks", prefilter_chunks, "chunks")
-        for setting, count, unit in asked:
-            if count is not None:
-                _check_count(setting, count, unit)
-                if query is None:
-                    raise ConfigError(
-                        f"{setting}={count}: without a query nothing is nearer than all else; leave it out."
-                    )
-                embedding = query.embedding
-        if not keys:
-            return np.zeros(0, np.int64)
-        leaves, last = index.leaves(), keys[-1]
-        if prefilter is not None and prefilter < len(keys):
-            keys = self._nearest(index, embedding, keys, leaves.span_document, prefilter)
-        chunks = leaves.chunks(keys)
-        if prefilter_chunks is not None and prefilter_chunks < len(chunks):
-            chunks = np.array(self._nearest(index, embedding, keys, leaves.span_chunk, prefilter_chunks))
-        if recent:
-            chunks = np.union1d(chunks, leaves.chunks([last]) if prefilter_chunks is None else leaves.end(last, recent))
-        return chunks
+    def _selection(self, choice: Choice, query: str | None) -> Selection:
+        return Selection(
+            map(self._shown, choice.cuts), self._encoder.encode_shown, self.model, query=query, budget=choice.budget,
+            policy=choice.policy,
+        )  # fmt: skip
 
-    def _nearest(
-        self, index: NodeIndex, embedding: torch.Tensor, keys: list[int], of_span: np.ndarray, count: int
-    ) -> list[int]:
-        """The ``count`` of what documents' spans belong to whose nearest span is nearest, in rising order."""
-        leaves = index.leaves()
-        if index is not self._index or len(keys) < len(index):
-            # What filters leave is usually few: their spans are compared one by one.
-            spans = np.flatnonzero(np.isin(leaves.span_document, keys))
-            theirs = leaves.embeddings[torch.from_numpy(spans).to(leaves.embeddings.device)]
-            near = (theirs @ embedding.to(theirs.device)).numpy(force=True)
-            return sorted(list(dict.fromkeys(of_span[spans[np.argsort(-near, kind="stable")]].tolist()))[:count])
-        if self._prefilter is None or self._prefilter[0] is not leaves:
-            self._prefilter = (leaves, Prefilter(leaves))
-        return sorted(self._prefilter[1].nearest(embedding.numpy(), of_span, count))
-
-    def _select(
-        self,
-        index: NodeIndex,
-        text: str | None,
-        keys: list[int],
-        *,
-        budget: int | None = None,
-        ratio: int | None = None,
-        policy: Policy | None = None,
-        search: Search = "best_first",
-        coarse: Sequence[int | None] | None = None,
-        fine: int | None = None,
-        floor: float | None = None,
-        recent: int = 0,
-        prefilter: int | None = None,
-        prefilter_chunks: int | None = None,
-    ) -> Selection:
-        one_of("search", search, Search)
-        policy = self._policy(policy)
-        if budget is not None:
-            _check_count("budget", budget, "KV entries", BudgetError)
-        if ratio is not None:
-            _check_count("ratio", ratio, "tokens per KV entry")
-            require(
-                budget is None,
-                "budget",
-                budget,
-                f"ratio={ratio} shows everything, so both exclude each other; drop one",
-            )
-        tree = replace(
-            self.config.tree,
-            coarse=self.config.tree.coarse if coarse is None else coarse,
-            fine=self.config.tree.fine if fine is None else fine,
-        )
-        floor = replace(self.config, floor=self.config.floor if floor is None else floor).floor
-        searched = search == "best_first" and ratio is None
-        tokens = isinstance(recent, Integral) and (recent == 0 or (searched and recent > 0))
-        require(tokens, "recent", recent, "must be 0, or with best_first more tokens")
-        needs_no_query = ratio is not None or search == "split_and_search"
-        query = None if text is None and needs_no_query else self._query(text, index)
-        considered = self._considered(index, query, keys, prefilter, prefilter_chunks, recent)
-        if ratio is not None:
-            places = index.leaves().places(considered) if len(considered) else []
-            chunks = [self._cut(key, number, [Grained(Node(0, 0), ratio)]) for key, number in places]
-            return Selection(chunks, self._encode_shown, self.model, query=text, budget=None, policy=None)
-        if search == "best_first" and budget is None:
-            budget = DEFAULT_BUDGET
-        if not len(considered):
-            return Selection([], self._encode_shown, self.model, query=text, budget=budget, policy=policy)
-        if search == "best_first":
-            scored = self._score(index, query, considered, policy, smooth=policy != "last_token")
-            opened = scored.leaves
-            if any(total > budget for total in accumulate(kv_entries(t.length, tree.fine) for t in scored.trees)):
-                opened = above_floor(scored.leaves, floor, scored.stretches())
-            if recent:
-                at_the_end = recent_scores(scored.leaves, scored.last_leaves(recent))
-                scored = replace(scored, leaves=torch.maximum(scored.leaves, at_the_end))
-                opened = torch.maximum(opened, at_the_end)
-            # Where nothing that is worth it fits, what does fit is better than nothing.
-            cuts = expand_under_budget(
-                scored.trees, by_level(opened), tree.coarse, tree.fine, budget
-            ) or expand_under_budget(scored.trees, scored.levels, tree.coarse, tree.fine, budget)
-            if not cuts:
-                smallest = min(smallest_cut(t, tree.coarse, tree.fine) for t in scored.trees)
-                raise BudgetError(
-                    f"budget={budget} holds nothing: the smallest cut of these documents takes {smallest} KV entries. "
-                    "Raise the budget, or make the store with smaller leaves (TreeConfig)."
-                )
-        else:
-            scored = self._score(index, query, considered, policy, smooth=False)
-            ratios = tree.coarse if any(tree.coarse) else paper_ratios(tree.height)
-            paths = scored.paths(query.states[-1]) if query is not None and policy == "last_token" else None
-            cuts = {}
-            for chunk, context_tree in enumerate(scored.trees):
-                if paths is not None:
-                    cut = [Grained(node, ratios[node.level]) for node in sorted(paths[chunk], key=context_tree.span)]
-                else:
-                    similarity = None if query is None else scored.similarity(chunk)
-                    cut = split_and_search(context_tree, ratios, similarity)
-                cuts[chunk] = [grained for grained in cut if grained.ratio is not None]
-        chunks = [self._scored_cut(scored, chunk, cut) for chunk, cut in cuts.items() if cut]
-        selection = Selection(
-            chunks, self._encode_shown, self.model, query=text, budget=budget, policy=None if query is None else policy
-        )
-        if budget is not None and selection.kv_entries > budget:
-            raise BudgetError(
-                f"budget={budget}: split-and-search shows a part of every chunk, {selection.kv_entries} KV entries "
-                "here. Raise the budget, consider fewer documents, or use search='best_first'."
-            )
-        return selection
-
-    def _score(
-        self, index: NodeIndex, query: Query | None, considered: np.ndarray, policy: Policy, *, smooth: bool
-    ) -> _Scored:
-        """Scores of all leaves of the chunks considered, arranged by chunk; zeros where there is no query."""
-        tree, leaves = self.config.tree, index.leaves()
-        everything = len(considered) == len(leaves.chunk_length)
-        rows = np.arange(len(leaves)) if everything else np.flatnonzero(np.isin(leaves.chunk, considered))
-        # All rows are taken as they lie; some of them are copied.
-        taken = slice(None) if everything else torch.from_numpy(rows).to(leaves.codes.device)
-        if query is None:
-            scores = torch.zeros(len(rows), device=leaves.codes.device)
-        else:
-            scores = POLICIES[policy](query, leaves, taken)
-        if smooth:
-            scores = with_neighbours(scores, touching(leaves, rows), self.config.neighbour_weight)
-        chunks, first, place = np.unique(leaves.chunk[rows], return_index=True, return_inverse=True)
-        by_chunk = scores.new_full((len(chunks), 2**tree.height), -torch.inf)
-        by_chunk[torch.from_numpy(place), torch.from_numpy(leaves.slot[rows])] = scores
-        return _Scored(
-            by_chunk,
-            leaves.places(chunks),
-            [regular_tree(length, tree.chunk_size, tree.height) for length in leaves.chunk_length[chunks].tolist()],
-            leaves.states,
-            rows[first],
-        )
-
-    def _scored_cut(self, scored: _Scored, chunk: int, cut: Sequence[Grained]) -> SelectedChunk:
-        return self._cut(*scored.places[chunk], cut, [level[chunk] for level in scored.levels])
-
-    def _cut(
-        self, key: int, number: int, cut: Sequence[Grained], scores: Sequence[np.ndarray] | None = None
-    ) -> SelectedChunk:
-        """A chunk of a document with its cut, as the user and the decoder see it.
-
-        Args:
-            key, number: the document, and the chunk's place in it.
-            cut: the grained nodes that are shown, from left to right.
-            scores: of the chunk's nodes by level, root first; None where nothing was scored.
-        """
+    def _shown(self, shown: ChunkCut) -> SelectedChunk:
+        """A chunk with its cut, as the user and the decoder see it."""
+        key, number, cut, scores = shown
         tree, entry, stored = self.config.tree, self._catalogue[key], self._text(key)
         first = number * tree.chunk_size
-        token_ids, lead_in = chunk = self._chunk(stored.tokens.ids, number)
-        self._keep([chunk])
+        token_ids, lead_in = chunk = self._encoder.chunk(stored.tokens.ids, number)
+        self._encoder.keep([chunk])
         context_tree = regular_tree(len(token_ids) - lead_in, tree.chunk_size, tree.height)
         nodes = []
         for node, ratio in cut:
@@ -925,61 +686,6 @@ class SharedLLMContextStore:
                 )
             )
         return SelectedChunk(token_ids, lead_in, context_tree, tuple(cut), tuple(nodes), stored.text)
-
-    def _chunk(self, token_ids: np.ndarray, number: int) -> _Chunk:
-        """A chunk of a document's tokens."""
-        first = number * self.config.tree.chunk_size
-        begin = max(0, first - self.config.lead_in)
-        return _Chunk(token_ids[begin : first + self.config.tree.chunk_size], first - begin)
-
-    def _chunks(self, token_ids: np.ndarray) -> list[_Chunk]:
-        """A document's tokens chunk by chunk."""
-        count = -(-len(token_ids) // self.config.tree.chunk_size)
-        return [self._chunk(token_ids, number) for number in range(count)]
-
-    def _keep(self, chunks: Iterable[_Chunk]) -> None:
-        """Let the KV of chunks be kept although a document that said the same was deleted: these are still there."""
-        if self._discarded:
-            for chunk in chunks:
-                self._discarded.pop(_content(chunk), None)
-
-    def _names(self, chunks: Iterable[_Chunk | SelectedChunk]) -> list[str]:
-        """Keys of chunks in the KV cache: what they say, and then what else their encodings depend on."""
-        identity = self.model.identity.encode()
-        return [_content(chunk) + _digest(chunk.token_ids[: chunk.lead_in], identity)[:24] for chunk in chunks]
-
-    def _encode(self, chunks: Sequence[_Chunk | SelectedChunk]) -> list[ChunkKV]:
-        """Keys and values of chunks, from the cache or computed now."""
-        names = self._names(chunks)
-        found = {name: self._cache.get(name) for name in dict.fromkeys(names)}
-        missing = {name: chunk for name, chunk in zip(names, chunks, strict=True) if found[name] is None}
-        order = sorted(missing, key=lambda name: len(missing[name].token_ids))
-        for at in range(0, len(order), ENCODE_TOGETHER):
-            batch = order[at : at + ENCODE_TOGETHER]
-            ids = [torch.from_numpy(missing[name].token_ids.astype(np.int64)) for name in batch]
-            for name, chunk_kv in zip(batch, self.model.compressor.encode(ids), strict=True):
-                # As the cache would return it, so that the first answer is no other than the next.
-                found[name] = chunk_kv.quantized() if self.config.cache.quantize else chunk_kv
-                self._cache.put(name, found[name])
-            # A selection outlives its documents, and they may be deleted while it is encoded.
-            self._cache.discard({_content(missing[name]) for name in batch} & self._discarded.keys())
-        return [found[name] for name in names]
-
-    def _encode_shown(
-        self, chunks: Sequence[SelectedChunk], rows: Sequence[torch.Tensor]
-    ) -> tuple[list[ChunkKV], Sequence[torch.Tensor]]:
-        """Keys and values of chunks, and where ``rows`` lie in them.
-
-        Where whole chunks would together take more memory than the cache may, there is nothing but those rows.
-        """
-        found: list[ChunkKV] = []
-        tokens = sum(len(chunk.token_ids) for chunk in chunks)
-        for chunk, shown in zip(chunks, rows, strict=True):
-            (whole,) = self._encode([chunk])
-            if whole.nbytes / whole.tokens * tokens <= self.config.cache.memory_bytes:
-                return self._encode(chunks), rows
-            found.append(whole.only(shown))
-        return found, [torch.arange(len(shown)) for shown in rows]
 
     # Conversations
 
@@ -1025,11 +731,12 @@ class SharedLLMContextStore:
     def _select_conversation(self, id: str, query: str, **options: Any) -> Selection:
         with self._open():
             # Its own index: no conversation weighs on the scores of another one, or of the documents.
-            index = NodeIndex(self.config.tree, self.model.hf_model.config.vocab_size, self.model.device)
+            index = self._new_index()
             key = self._keys.get(("conversation", id))
             if key is not None:
                 index.add(key, self._text(key).tokens.ids, self._nodes(key))
-            return self._select(index, query, [] if key is None else [key], **options)
+            choice = self._select_from(index).choose(query, [] if key is None else [key], **options)
+            return self._selection(choice, query)
 
     def _clear_conversation(self, id: str) -> None:
         with self._writing() as change:
@@ -1091,27 +798,6 @@ class _Change:
     described: dict[int, Entry] = field(default_factory=dict)
 
 
-class _Chunk(NamedTuple):
-    """The tokens of a chunk.
-
-    Attributes:
-        token_ids: of the chunk behind its lead-in, int32 [lead_in + tokens].
-        lead_in: tokens before the chunk that it is encoded behind.
-    """
-
-    token_ids: np.ndarray
-    lead_in: int
-
-
-def _content(chunk: _Chunk | SelectedChunk) -> str:
-    """What the names of a chunk begin with: it is the same whatever it is encoded by and behind."""
-    return _digest(chunk.token_ids[chunk.lead_in :])[:40]
-
-
-def _digest(token_ids: np.ndarray, before: bytes = b"") -> str:
-    return hashlib.sha256(before + token_ids.astype(np.int32).tobytes()).hexdigest()
-
-
 def _check_window(model: SharedLLMModel, config: StoreConfig) -> None:
     """That a chunk can be encoded: behind prefix and lead-in, inside the window the model was trained for."""
     prefix, window = len(model.prompt_format.prefix), usable_window(model.hf_model.config)
@@ -1125,70 +811,8 @@ def _check_window(model: SharedLLMModel, config: StoreConfig) -> None:
     )
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """Scores by chunk.
-
-    Attributes:
-        leaves: [chunks, 2**height]; minus infinity where there is no leaf.
-        places: each chunk's document, by its key, and its number in the document.
-        trees: each chunk's context tree.
-        states: last hidden states of all leaves of the index, [all leaves, hidden].
-        first: row of each chunk's first leaf in ``states``, [chunks].
-    """
-
-    leaves: torch.Tensor
-    places: list[tuple[int, int]]
-    trees: list[ContextTree]
-    states: torch.Tensor
-    first: np.ndarray
-
-    @cached_property
-    def levels(self) -> list[np.ndarray]:
-        """Scores of the nodes of every level, root first."""
-        return by_level(self.leaves)
-
-    def stretches(self) -> np.ndarray:
-        """Of an unbroken stretch of a document's chunks each has the same number, [chunks]."""
-        apart = (np.diff(np.array(self.places), axis=0) != (0, 1)).any(axis=1)
-        return np.concatenate([[0], np.cumsum(apart)])
-
-    def last_leaves(self, tokens: int) -> int:
-        """How many leaves so many tokens at the end of the last document reach into."""
-        trees = [tree for (key, _), tree in zip(self.places, self.trees, strict=True) if key == self.places[-1][0]]
-        sizes = [tree.size(leaf) for tree in trees for leaf in tree.level(tree.height)]
-        unseen = max(0, sum(sizes) - tokens)
-        return sum(size > 0 and end > unseen for size, end in zip(sizes, accumulate(sizes), strict=True))
-
-    def similarity(self, chunk: int) -> Callable[[Node], float]:
-        """How promising a node of a chunk is: as good as its best leaf."""
-        return lambda node: float(self.levels[node.level][chunk, node.index])
-
-    def paths(self, query: torch.Tensor) -> list[list[Node]]:
-        """The paper's preserved cut of every chunk, which compares last tokens.
-
-        Args:
-            query: hidden state of the query's last token, [hidden].
-        """
-        device, height = self.states.device, self.leaves.shape[1].bit_length() - 1
-        first, count = torch.from_numpy(self.first).to(device), self.leaves.isfinite().sum(dim=1)
-        nodes = preserved_cuts(query.to(device), self.states, first, count, height).tolist()
-        return [[Node(n.bit_length() - 1, n - (1 << n.bit_length() - 1)) for n in path if n] for path in nodes]
-
-
-@lru_cache(maxsize=4096)
-def regular_tree(length: int, chunk_size: int, height: int) -> ContextTree:
-    """The tree of a chunk; chunks of one length share it."""
-    return ContextTree.regular(length, chunk_size, height)
-
-
 def _as_list(ids: str | Iterable[str] | None) -> list[str] | None:
     """Ids given as one, several or none; read outside the lock, for they may come from the store itself."""
     if ids is None:
         return None
     return [ids] if isinstance(ids, str) else list(ids)
-
-
-def _check_count(setting: str, value: object, unit: str, error: type[SharedContextError] = ConfigError) -> None:
-    if not isinstance(value, Integral) or value < 1:
-        raise error(f"{setting}={value!r}: must be a whole number of {unit}, 1 or more.")

@@ -11,13 +11,12 @@ from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
+from shared_context.config import DEFAULT_BUDGET
 from shared_context.errors import ConfigError
 from shared_context.integrations.llamaindex.translate import READER_KEYS, to_filters, to_nodes
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
-
-DEFAULT_BUDGET = 1024
 
 
 class SharedContextRetriever(BaseRetriever):

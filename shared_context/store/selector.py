@@ -1,0 +1,375 @@
+"""The selector: what a query is shown finely, coarsely and not at all, of the documents of an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from shared_context.config import (
+    DEFAULT_BUDGET,
+    Policy,
+    Search,
+    StoreConfig,
+    TreeConfig,
+    one_of,
+    paper_ratios,
+    require,
+    require_count,
+)
+from shared_context.errors import BudgetError, ConfigError, QueryError
+from shared_context.kernels import split_and_search as preserved_cuts
+from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.store.codec import Codec
+from shared_context.store.embedder import Embedder
+from shared_context.store.node_index import Leaves, NodeIndex
+from shared_context.store.prefilter import Prefilter
+from shared_context.store.scoring import (
+    POLICIES,
+    Query,
+    above_floor,
+    by_level,
+    recent_scores,
+    touching,
+    with_neighbours,
+)
+from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
+from shared_context.tree.search import smallest_cut
+
+
+class ChunkCut(NamedTuple):
+    """What is shown of one chunk.
+
+    Attributes:
+        key: its document.
+        number: its place in the document.
+        cut: the grained nodes that are shown, from left to right.
+        scores: of the chunk's nodes by level, root first; None where nothing was scored.
+    """
+
+    key: int
+    number: int
+    cut: Sequence[Grained]
+    scores: Sequence[np.ndarray] | None = None
+
+
+class Choice(NamedTuple):
+    """What is shown of all documents.
+
+    Attributes:
+        cuts: in document order.
+        budget: KV entries that were allowed; None where there was no limit.
+        policy: how nodes were scored; None where they were not.
+    """
+
+    cuts: list[ChunkCut]
+    budget: int | None
+    policy: Policy | None
+
+
+class Selector:
+    """Scores the leaves of an index for a query and searches their trees.
+
+    Args:
+        model: encodes the queries.
+        config: the store's settings.
+        codec: makes codes of what the model encodes.
+        embedder: embeds the queries; None where the store has none.
+        index: what is chosen from.
+    """
+
+    def __init__(
+        self, model: SharedLLMModel, config: StoreConfig, codec: Codec, embedder: Embedder | None, index: NodeIndex
+    ):
+        self._model, self._config, self._codec, self._embedder, self._index = model, config, codec, embedder, index
+        self._prefilter: tuple[Leaves, Prefilter] | None = None
+
+    def choose(
+        self,
+        text: str | None,
+        keys: list[int],
+        *,
+        budget: int | None = None,
+        ratio: int | None = None,
+        policy: Policy | None = None,
+        search: Search = "best_first",
+        coarse: Sequence[int | None] | None = None,
+        fine: int | None = None,
+        floor: float | None = None,
+        recent: int = 0,
+        prefilter: int | None = None,
+        prefilter_chunks: int | None = None,
+    ) -> Choice:
+        """What a query is shown; settings and errors are those of the store's ``select``.
+
+        Args:
+            text: the query.
+            keys: the documents that may be considered, rising.
+        """
+        one_of("search", search, Search)
+        policy = self._policy(policy)
+        if budget is not None:
+            require_count("budget", budget, "KV entries", BudgetError)
+        if ratio is not None:
+            require_count("ratio", ratio, "tokens per KV entry")
+            excluded = f"ratio={ratio} shows everything, so both exclude each other; drop one"
+            require(budget is None, "budget", budget, excluded)
+        own = self._config.tree
+        tree = replace(own, coarse=own.coarse if coarse is None else coarse, fine=own.fine if fine is None else fine)
+        floor = replace(self._config, floor=self._config.floor if floor is None else floor).floor
+        best_first = search == "best_first" and ratio is None
+        tokens = isinstance(recent, Integral) and (recent == 0 or (best_first and recent > 0))
+        require(tokens, "recent", recent, "must be 0, or with best_first more tokens")
+        query = None if text is None and not best_first else self._query(text)
+        considered = self._considered(query, keys, prefilter, prefilter_chunks, recent)
+        if ratio is not None:
+            places = self._index.leaves().places(considered) if len(considered) else []
+            return Choice([ChunkCut(*place, [Grained(Node(0, 0), ratio)]) for place in places], None, None)
+        if best_first and budget is None:
+            budget = DEFAULT_BUDGET
+        if not len(considered):
+            return Choice([], budget, policy)
+        if best_first:
+            return Choice(self._best_first(query, considered, policy, tree, floor, recent, budget), budget, policy)
+        cuts = self._split_and_search(query, considered, policy, tree, budget)
+        return Choice(cuts, budget, None if query is None else policy)
+
+    def passages(
+        self,
+        text: str,
+        keys: list[int],
+        k: int,
+        *,
+        policy: Policy | None,
+        prefilter: int | None,
+        prefilter_chunks: int | None,
+    ) -> list[ChunkCut]:
+        """The ``k`` best spans that are embedded as one, best first, each as good as its best leaf.
+
+        Arguments and errors are those of the store's ``retrieve``, but for the ``keys`` of :meth:`choose`.
+        """
+        query, policy = self._query(text), self._policy(policy)
+        considered = self._considered(query, keys, prefilter, prefilter_chunks)
+        if not len(considered):
+            return []
+        scored = self._score(query, considered, policy, smooth=policy != "last_token")
+        level = self._config.tree.embedded_level
+        scores = scored.levels[level]
+        best = (divmod(int(flat), scores.shape[1]) for flat in np.argsort(-scores, axis=None, kind="stable")[:k])
+        there = (place for place in best if np.isfinite(scores[place]))
+        return [scored.cut(chunk, [Grained(Node(level, slot), 1)]) for chunk, slot in there]
+
+    def _best_first(
+        self,
+        query: Query,
+        considered: np.ndarray,
+        policy: Policy,
+        tree: TreeConfig,
+        floor: float,
+        recent: int,
+        budget: int,
+    ) -> list[ChunkCut]:
+        """Best-first expansion under one budget over all chunks considered."""
+        scored = self._score(query, considered, policy, smooth=policy != "last_token")
+        opened = scored.leaves
+        if any(total > budget for total in accumulate(kv_entries(t.length, tree.fine) for t in scored.trees)):
+            opened = above_floor(scored.leaves, floor, scored.stretches())
+        if recent:
+            at_the_end = recent_scores(scored.leaves, scored.last_leaves(recent))
+            scored = replace(scored, leaves=torch.maximum(scored.leaves, at_the_end))
+            opened = torch.maximum(opened, at_the_end)
+        # Where nothing that is worth it fits, what does fit is better than nothing.
+        cuts = expand_under_budget(scored.trees, by_level(opened), tree.coarse, tree.fine, budget) or (
+            expand_under_budget(scored.trees, scored.levels, tree.coarse, tree.fine, budget)
+        )
+        if not cuts:
+            smallest = min(smallest_cut(t, tree.coarse, tree.fine) for t in scored.trees)
+            raise BudgetError(
+                f"budget={budget} holds nothing: the smallest cut of these documents takes {smallest} KV entries. "
+                "Raise the budget, or make the store with smaller leaves (TreeConfig)."
+            )
+        return [scored.cut(chunk, cut) for chunk, cut in cuts.items()]
+
+    def _split_and_search(
+        self, query: Query | None, considered: np.ndarray, policy: Policy, tree: TreeConfig, budget: int | None
+    ) -> list[ChunkCut]:
+        """The paper's search, in each chunk considered."""
+        scored = self._score(query, considered, policy, smooth=False)
+        ratios = tree.coarse if any(tree.coarse) else paper_ratios(tree.height)
+        paths = scored.paths(query.states[-1]) if query is not None and policy == "last_token" else None
+        cuts, entries = [], 0
+        for chunk, context_tree in enumerate(scored.trees):
+            if paths is not None:
+                cut = [Grained(node, ratios[node.level]) for node in sorted(paths[chunk], key=context_tree.span)]
+            else:
+                cut = split_and_search(context_tree, ratios, None if query is None else scored.similarity(chunk))
+            if cut := [grained for grained in cut if grained.ratio is not None]:
+                cuts.append(scored.cut(chunk, cut))
+                entries += sum(kv_entries(context_tree.size(node), ratio) for node, ratio in cut)
+        if budget is not None and entries > budget:
+            raise BudgetError(
+                f"budget={budget}: split-and-search shows a part of every chunk, {entries} KV entries here. Raise the "
+                "budget, consider fewer documents, or use search='best_first'."
+            )
+        return cuts
+
+    def _policy(self, policy: Policy | None) -> Policy:
+        if policy is None:
+            return "hybrid" if self._embedder is not None else "late_interaction"
+        one_of("policy", policy, Policy)
+        return policy
+
+    def _query(self, text: str | None) -> Query:
+        if not isinstance(text, str) or not text.strip():
+            raise QueryError(f"The query {text!r} is empty; ask something.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise QueryError(
+                f"The query has a lone surrogate at character {error.start}, which no encoding can hold; decode the "
+                "text it came from with the right encoding, or replace the character."
+            ) from error
+        query = Query(text, self._model, self._codec, self._embedder, self._index)
+        tokens, name = len(query.token_ids), self._model.name
+        if tokens == 0:
+            raise QueryError(f"{name} reads no token in the query {text!r}; ask in other words.")
+        if tokens > self._model.context_window:
+            raise QueryError(
+                f"The query has {tokens} tokens and {name} reads {self._model.context_window}; shorten it, or add it "
+                "as a document."
+            )
+        return query
+
+    def _considered(
+        self,
+        query: Query | None,
+        keys: list[int],
+        prefilter: int | None,
+        prefilter_chunks: int | None,
+        recent: int = 0,
+    ) -> np.ndarray:
+        """Rows of the chunks that are considered, of the documents that may be."""
+        asked = ("prefilter", prefilter, "documents"), ("prefilter_chunks", prefilter_chunks, "chunks")
+        for setting, count, unit in asked:
+            if count is not None:
+                require_count(setting, count, unit)
+                if query is None:
+                    raise ConfigError(
+                        f"{setting}={count}: without a query nothing is nearer than all else; leave it out."
+                    )
+                embedding = query.embedding
+        if not keys:
+            return np.zeros(0, np.int64)
+        leaves, last = self._index.leaves(), keys[-1]
+        if prefilter is not None and prefilter < len(keys):
+            keys = self._nearest(embedding, keys, leaves.span_document, prefilter)
+        chunks = leaves.chunks(keys)
+        if prefilter_chunks is not None and prefilter_chunks < len(chunks):
+            chunks = np.array(self._nearest(embedding, keys, leaves.span_chunk, prefilter_chunks))
+        if recent:
+            chunks = np.union1d(chunks, leaves.chunks([last]) if prefilter_chunks is None else leaves.end(last, recent))
+        return chunks
+
+    def _nearest(self, embedding: torch.Tensor, keys: list[int], of_span: np.ndarray, count: int) -> list[int]:
+        """The ``count`` of what documents' spans belong to whose nearest span is nearest, in rising order."""
+        leaves = self._index.leaves()
+        if len(keys) < len(self._index):
+            # What filters leave is usually few: their spans are compared one by one.
+            spans = np.flatnonzero(np.isin(leaves.span_document, keys))
+            theirs = leaves.embeddings[torch.from_numpy(spans).to(leaves.embeddings.device)]
+            near = (theirs @ embedding.to(theirs.device)).numpy(force=True)
+            return sorted(list(dict.fromkeys(of_span[spans[np.argsort(-near, kind="stable")]].tolist()))[:count])
+        if self._prefilter is None or self._prefilter[0] is not leaves:
+            self._prefilter = (leaves, Prefilter(leaves))
+        return sorted(self._prefilter[1].nearest(embedding.numpy(), of_span, count))
+
+    def _score(self, query: Query | None, considered: np.ndarray, policy: Policy, *, smooth: bool) -> _Scored:
+        """Scores of all leaves of the chunks considered, arranged by chunk; zeros where there is no query."""
+        tree, leaves = self._config.tree, self._index.leaves()
+        everything = len(considered) == len(leaves.chunk_length)
+        rows = np.arange(len(leaves)) if everything else np.flatnonzero(np.isin(leaves.chunk, considered))
+        # All rows are taken as they lie; some of them are copied.
+        taken = slice(None) if everything else torch.from_numpy(rows).to(leaves.codes.device)
+        if query is None:
+            scores = torch.zeros(len(rows), device=leaves.codes.device)
+        else:
+            scores = POLICIES[policy](query, leaves, taken)
+        if smooth:
+            scores = with_neighbours(scores, touching(leaves, rows), self._config.neighbour_weight)
+        chunks, first, place = np.unique(leaves.chunk[rows], return_index=True, return_inverse=True)
+        by_chunk = scores.new_full((len(chunks), 2**tree.height), -torch.inf)
+        by_chunk[torch.from_numpy(place), torch.from_numpy(leaves.slot[rows])] = scores
+        return _Scored(
+            by_chunk,
+            leaves.places(chunks),
+            [regular_tree(length, tree.chunk_size, tree.height) for length in leaves.chunk_length[chunks].tolist()],
+            leaves.states,
+            rows[first],
+        )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores by chunk.
+
+    Attributes:
+        leaves: [chunks, 2**height]; minus infinity where there is no leaf.
+        places: each chunk's document, by its key, and its number in the document.
+        trees: each chunk's context tree.
+        states: last hidden states of all leaves of the index, [all leaves, hidden].
+        first: row of each chunk's first leaf in ``states``, [chunks].
+    """
+
+    leaves: torch.Tensor
+    places: list[tuple[int, int]]
+    trees: list[ContextTree]
+    states: torch.Tensor
+    first: np.ndarray
+
+    @cached_property
+    def levels(self) -> list[np.ndarray]:
+        """Scores of the nodes of every level, root first."""
+        return by_level(self.leaves)
+
+    def cut(self, chunk: int, cut: Sequence[Grained]) -> ChunkCut:
+        """A cut of a chunk, with its place and its scores."""
+        return ChunkCut(*self.places[chunk], cut, [level[chunk] for level in self.levels])
+
+    def stretches(self) -> np.ndarray:
+        """Of an unbroken stretch of a document's chunks each has the same number, [chunks]."""
+        apart = (np.diff(np.array(self.places), axis=0) != (0, 1)).any(axis=1)
+        return np.concatenate([[0], np.cumsum(apart)])
+
+    def last_leaves(self, tokens: int) -> int:
+        """How many leaves so many tokens at the end of the last document reach into."""
+        trees = [tree for (key, _), tree in zip(self.places, self.trees, strict=True) if key == self.places[-1][0]]
+        sizes = [tree.size(leaf) for tree in trees for leaf in tree.level(tree.height)]
+        unseen = max(0, sum(sizes) - tokens)
+        return sum(size > 0 and end > unseen for size, end in zip(sizes, accumulate(sizes), strict=True))
+
+    def similarity(self, chunk: int) -> Callable[[Node], float]:
+        """How promising a node of a chunk is: as good as its best leaf."""
+        return lambda node: float(self.levels[node.level][chunk, node.index])
+
+    def paths(self, query: torch.Tensor) -> list[list[Node]]:
+        """The paper's preserved cut of every chunk, which compares last tokens.
+
+        Args:
+            query: hidden state of the query's last token, [hidden].
+        """
+        device, height = self.states.device, self.leaves.shape[1].bit_length() - 1
+        first, count = torch.from_numpy(self.first).to(device), self.leaves.isfinite().sum(dim=1)
+        nodes = preserved_cuts(query.to(device), self.states, first, count, height).tolist()
+        return [[Node(n.bit_length() - 1, n - (1 << n.bit_length() - 1)) for n in path if n] for path in nodes]
+
+
+@lru_cache(maxsize=4096)
+def regular_tree(length: int, chunk_size: int, height: int) -> ContextTree:
+    """The tree of a chunk; chunks of one length share it."""
+    return ContextTree.regular(length, chunk_size, height)
