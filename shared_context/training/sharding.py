@@ -10,7 +10,7 @@ import os
 from contextlib import AbstractContextManager
 
 import torch
-from accelerate.utils import parse_flag_from_env, patch_environment
+from accelerate.utils import DeepSpeedPlugin, parse_flag_from_env, patch_environment
 from torch.distributed import get_world_size
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
@@ -19,22 +19,18 @@ from transformers import PreTrainedModel
 from shared_context.config import require
 
 FSDP = "ACCELERATE_USE_FSDP"
-DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 
 
 def launched_with_fsdp() -> bool:
     """Whether Accelerate's configuration, by which this process was launched, asks for FSDP.
 
     Raises:
-        ConfigError: it asks for FSDP's first version or for DeepSpeed, or no other process was launched.
+        ConfigError: it asks for FSDP's first version or for DeepSpeed's third stage, or FSDP has no other process.
     """
-    require(
-        not parse_flag_from_env(DEEPSPEED),
-        DEEPSPEED,
-        os.environ.get(DEEPSPEED),
-        "DeepSpeed would shard the adapter's few weights and not the base model, which is no part of the trained "
-        "module; launch with FSDP, or with torchrun",
-    )
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        stage = DeepSpeedPlugin().zero_stage
+        # Its weights are used by hooks on the base model, where nothing would gather them.
+        require(stage < 3, "zero_stage", stage, "would shard the adapter's weights; choose 0 to 2, or launch with FSDP")
     if not parse_flag_from_env(FSDP):
         return False
     version, processes = os.environ.get("FSDP_VERSION", "1"), os.environ.get("WORLD_SIZE", "1")

@@ -89,8 +89,8 @@ def train(
         TrainingDataError: data are broken or empty.
         TrainingError: the loss is no number any more, or a figure of a validation is none.
         ConfigError: a setting is out of range, not the model's, not those of ``start``, or not those of the run in
-            ``output``; or the model has an adapter; or it was launched with DeepSpeed, FSDP's first version, or FSDP
-            and no other process.
+            ``output``; or the model has an adapter; or it was launched with DeepSpeed's third stage, FSDP's first
+            version, or FSDP and no other process.
         ModelMismatchError: ``start``, or the run that is resumed, was trained on another base model.
     """
     config = config or TrainingConfig()
@@ -190,7 +190,7 @@ class AdapterTrainer(Trainer):
             data_collator=lambda examples: {"examples": examples},
             train_dataset=stream,
             eval_dataset=list(validation),
-            callbacks=[_StopAtBrokenGradients(), _Progress()],
+            callbacks=[StopAtBrokenGradients(), _Progress()],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, where a command's results go
         self.model_accepts_loss_kwargs = False
@@ -285,8 +285,14 @@ class AdapterTrainer(Trainer):
             self._counted = since + time.perf_counter() - max(began, since), tokens
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        adapter = self.adapter()
+        for name, weight in adapter.weights.items():
+            # DeepSpeed keeps its gradients to itself, so that nothing before can have seen them.
+            if not torch.isfinite(weight).all():
+                step = self.state.global_step
+                raise TrainingError(f"{name} is no number after step {step}, which was not saved. {_advice(self.args)}")
         super()._save(output_dir, state_dict)
-        self.adapter().save_pretrained(Path(output_dir or self.args.output_dir) / ADAPTER_FOLDER)
+        adapter.save_pretrained(Path(output_dir or self.args.output_dir) / ADAPTER_FOLDER)
 
 
 def _listed(sources: str | Path | Sequence[str | Path]) -> list[str | Path]:
@@ -320,7 +326,7 @@ def _figures(
     return {**means, "eval_gain": means["eval_wrong"] - means["eval_right"]}
 
 
-class _StopAtBrokenGradients(TrainerCallback):
+class StopAtBrokenGradients(TrainerCallback):
     """Keeps an update by gradients that are no numbers out of the weights, and so out of the next checkpoint."""
 
     def on_pre_optimizer_step(
@@ -547,14 +553,20 @@ def _checkpoints(output: Path) -> list[Path]:
 
 def _is_whole(checkpoint: Path, processes: int) -> bool:
     """Whether a checkpoint's files can be read, the last written among them."""
+    deepspeed = checkpoint / "latest"
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt") as weights:
             weights.keys()
+        # DeepSpeed names a folder, with one file or with another one of each process that holds a part.
+        parts = list((checkpoint / deepspeed.read_text()).glob("*.pt")) if deepspeed.exists() else None
     except (OSError, ValueError, SafetensorError):
         return False
+    if parts is not None and len(parts) not in (1, 1 + processes):
+        return False
+    optimizer = [checkpoint / "optimizer.pt"] if parts is None else parts
     random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
-    return all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt", *random))
+    return all(map(zipfile.is_zipfile, [*optimizer, *(checkpoint / name for name in ("scheduler.pt", *random))]))
 
 
 def _arguments(output: Path, config: TrainingConfig, device: torch.device) -> TrainingArguments:

@@ -16,7 +16,13 @@ from shared_context.errors import ConfigError, ModelMismatchError, TrainingDataE
 from shared_context.model.adapter import Adapter
 from shared_context.training import CutConfig, Tasks, TrainingConfig, average, train, validate
 from shared_context.training.objective import InjectionObjective
-from shared_context.training.trainer import ADAPTER_FOLDER, CURVES_FILE, HISTORY_FILE, last_checkpoint
+from shared_context.training.trainer import (
+    ADAPTER_FOLDER,
+    CURVES_FILE,
+    HISTORY_FILE,
+    StopAtBrokenGradients,
+    last_checkpoint,
+)
 
 SMALL = {
     "steps": 6,
@@ -187,6 +193,23 @@ def test_gradients_that_are_no_numbers_stop_a_run_before_they_are_used(tmp_path,
         train(make_small_model(), data, tmp_path, TrainingConfig(**SMALL))
 
 
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, make_small_model, data, monkeypatch):
+    """A launch that shows nobody its gradients, as DeepSpeed's does."""
+    monkeypatch.setattr(StopAtBrokenGradients, "on_pre_optimizer_step", lambda *args, **kwargs: None)
+    forward, calls = InjectionObjective.forward, iter(range(100))
+
+    def breaks(self, examples):
+        parts = forward(self, examples)
+        if next(calls) == 3:
+            parts["loss"].register_hook(lambda gradient: gradient * float("inf"))
+        return parts
+
+    monkeypatch.setattr(InjectionObjective, "forward", breaks)
+    with pytest.raises(TrainingError, match=rf"no number after step 4.*\(--start {tmp_path}/checkpoint-2/adapter\)"):
+        train(make_small_model(), data, tmp_path, TrainingConfig(**SMALL))
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
+
+
 def test_a_folder_with_a_run_is_not_written_over_nor_resumed_with_other_settings(whole_run, make_small_model, data):
     with pytest.raises(ConfigError, match="holds a run already"):
         train(make_small_model(), data, whole_run, TrainingConfig(**SMALL))
@@ -329,7 +352,6 @@ def test_a_stage_starts_where_another_ended(whole_run, tmp_path, make_small_mode
     [
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP_VERSION=.1.: set fsdp_version: 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "WORLD_SIZE=.1.: FSDP .* two or more"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED=.true.: .*FSDP"),
     ],
 )
 def test_launches_that_cannot_share_the_base_model_are_refused(
@@ -399,64 +421,99 @@ def test_two_processes_train_one_adapter(tmp_path, make_small_model, data):
     assert any(weight.any() for name, weight in trained.weights.items() if ".up." in name)
 
 
-SHARED_RUN = """
+RUN = """
 import sys
 from shared_context import SharedLLMModel
 from shared_context.training import TrainingConfig, train
 
 base, data, output, injection, resume = sys.argv[1:]
 model = SharedLLMModel.from_pretrained(base, adapter=None, injection=injection, injection_layers=2, device="cpu")
-weights = [weight for layer in model.hf_model.base_model.layers for weight in layer.parameters()]
+whole = sum(weight.numel() for weight in model.hf_model.base_model.layers.parameters())
 config = TrainingConfig(
-    injection=injection, injection_layers=2, steps=4, batch_size=3, rank=4, held_out=4, evaluate_every=2, save_every=2
+    injection=injection, injection_layers=2, steps=4, batch_size=3, rank=4, held_out=4, evaluate_every=2, save_every=2,
+    log_every=1,
 )
 train(model, data, output, config, resume=bool(resume))
-held = [weight for layer in model.hf_model.base_model.layers for weight in layer.parameters()]
-held = [getattr(weight, "_local_tensor", weight) for weight in held]
-share = sum(weight.numel() for weight in held) / sum(weight.numel() for weight in weights)
-sys.stdout.write(f"{share}\\n")  # at once, for the other process writes as well
+held = [getattr(weight, "_local_tensor", weight) for weight in model.hf_model.base_model.layers.parameters()]
+sys.stdout.write(f"{sum(weight.numel() for weight in held) / whole}\\n")  # at once: the other process writes as well
 """
 
-FSDP = """
+LAUNCH = """
 compute_environment: LOCAL_MACHINE
-distributed_type: FSDP
-fsdp_config:
-  fsdp_version: 2
 num_machines: 1
 num_processes: 2
 mixed_precision: 'no'
 """
+FSDP = f"{LAUNCH}distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2\n"
+DEEPSPEED = f"{LAUNCH}distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 2\n"
+
+
+@pytest.fixture
+def launched(tmp_path, make_small_model, data):
+    """Trains a small model in two processes and tells what share of the base model's layers each of them held."""
+    small = make_small_model()
+    small.hf_model.save_pretrained(tmp_path / "small")
+    small.tokenizer.save_pretrained(tmp_path / "small")
+    (tmp_path / "run.py").write_text(RUN)
+
+    def run(name, injection, launch=None, resume=""):
+        by = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        if launch is not None:
+            (tmp_path / "launch.yaml").write_text(launch)
+            by = ["accelerate.commands.launch", "--config_file", tmp_path / "launch.yaml"]
+        ask = ["-m", *by, tmp_path / "run.py", tmp_path / "small", data, tmp_path / name, injection, resume]
+        done = subprocess.run([sys.executable, *map(str, ask)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return [float(line) for line in done.stdout.splitlines() if line.startswith(("0.", "1."))]
+
+    return run
+
+
+def undo_the_last_steps(folder):
+    shutil.rmtree(folder / "checkpoint-4")
+    (folder / CURVES_FILE).unlink()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
-def test_processes_that_share_the_base_model_train_the_same_adapter(tmp_path, make_small_model, data, injection):
-    small = make_small_model()
-    small.hf_model.save_pretrained(tmp_path / "small")
-    small.tokenizer.save_pretrained(tmp_path / "small")
-    (tmp_path / "run.py").write_text(SHARED_RUN)
+def test_processes_that_share_the_base_model_train_the_same_adapter(tmp_path, launched, injection):
+    assert launched("whole", injection) == [1.0, 1.0]
+    assert launched("shared", injection, FSDP) == pytest.approx([0.5, 0.5], abs=0.01)
+    figures = history(tmp_path / "shared", "loss", "grad_norm")
+    assert len(figures) == 4 and figures == history(tmp_path / "whole", "loss", "grad_norm")
+    trained = Adapter.from_pretrained(tmp_path / "whole" / ADAPTER_FOLDER)
+    assert Adapter.from_pretrained(tmp_path / "shared" / ADAPTER_FOLDER).digest == trained.digest
 
-    (tmp_path / "fsdp.yaml").write_text(FSDP)
-    whole = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    shared = ["accelerate.commands.launch", "--config_file", tmp_path / "fsdp.yaml"]
+    undo_the_last_steps(tmp_path / "shared")
+    launched("shared", injection, resume="whole this time")
+    assert Adapter.from_pretrained(tmp_path / "shared" / ADAPTER_FOLDER).digest == trained.digest
 
-    def launched(by, name, resume=""):
-        ask = ["-m", *by, tmp_path / "run.py", tmp_path / "small", data, tmp_path / name, injection, resume]
-        done = subprocess.run([sys.executable, *map(str, ask)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return [float(line) for line in done.stdout.splitlines()]
 
-    assert launched(whole, "whole") == [1.0, 1.0]
-    assert launched(shared, "shared") == pytest.approx([0.5, 0.5], abs=0.01)
-    names = ("loss", "grad_norm")
-    assert history(tmp_path / "shared", *names) == history(tmp_path / "whole", *names)
-    adapters = [Adapter.from_pretrained(tmp_path / name / ADAPTER_FOLDER) for name in ("whole", "shared")]
-    assert adapters[0].digest == adapters[1].digest
+def test_deepspeed_may_not_shard_the_adapter(tmp_path, make_small_model, data, monkeypatch):
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(ConfigError, match="zero_stage=3: .*0 to 2.*FSDP"):
+        train(make_small_model(), data, tmp_path / "run", TrainingConfig(**SMALL))
+    assert not (tmp_path / "run").exists()
 
-    shutil.rmtree(tmp_path / "shared" / "checkpoint-4")
-    (tmp_path / "shared" / CURVES_FILE).unlink()
-    launched(whole, "shared", resume="resume")
-    assert Adapter.from_pretrained(tmp_path / "shared" / ADAPTER_FOLDER).digest == adapters[0].digest
+
+@pytest.mark.slow
+def test_deepspeed_shards_gradients_and_optimizer_and_resumes_its_checkpoints(tmp_path, launched):
+    pytest.importorskip("deepspeed")
+    launched("whole", "prefix")
+    launched("sharded", "prefix", DEEPSPEED)
+    figures = [[entry["loss"] for entry in history(tmp_path / run, "loss")] for run in ("sharded", "whole")]
+    assert len(figures[0]) == 4 and figures[0] == pytest.approx(figures[1], abs=1e-4)
+    adapter = Adapter.from_pretrained(tmp_path / "sharded" / ADAPTER_FOLDER)
+    (last,) = (tmp_path / "sharded" / "checkpoint-4").glob("global_step*")
+    assert len(list(last.glob("*optim_states.pt"))) == 2
+
+    next(last.glob("*rank_1*optim_states.pt")).unlink()
+    assert last_checkpoint(tmp_path / "sharded", processes=2).name == "checkpoint-2"
+    undo_the_last_steps(tmp_path / "sharded")
+    launched("sharded", "prefix", DEEPSPEED, resume="resume")
+    assert Adapter.from_pretrained(tmp_path / "sharded" / ADAPTER_FOLDER).digest == adapter.digest
 
 
 @pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
