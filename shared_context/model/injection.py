@@ -77,7 +77,7 @@ def attention(
 
     The context's columns come first in the cache, so a layer above the injection layers, whose cache is shorter,
     is served by the mask's last columns. Query heads that share a KV head are stacked along the query axis, which
-    spares the repetition of the whole context for every group.
+    spares reading, or even repeating, the whole context for every one of them.
 
     Args:
         query: [batch, heads, queries, head_dim].
@@ -98,13 +98,15 @@ def attention(
         mask = None if attention_mask is None else attention_mask[..., -own:].repeat(1, 1, group, 1)
         packed = query.reshape(batch, kv_heads, group * queries, head_dim)
         out = in_place.attend(module.layer_idx, packed, key, value, mask, scaling).reshape(query.shape)
-    elif attention_mask is None:
-        # Without a mask either all of the sequence is here (causal) or one query sees every key.
+    elif attention_mask is None and queries > 1:
+        # Without a mask all of the sequence is here; or it is one query, which sees every key.
         out = nn.functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, scale=scaling, is_causal=queries > 1, enable_gqa=heads != kv_heads
+            query, key, value, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=heads != kv_heads
         )
     else:
-        mask = attention_mask[..., -keys:].expand(batch, 1, queries, keys).repeat(1, 1, group, 1)
+        mask = attention_mask
+        if mask is not None:
+            mask = mask[..., -keys:].expand(batch, 1, queries, keys).repeat(1, 1, group, 1)
         packed = query.reshape(batch, kv_heads, group * queries, head_dim)
         out = nn.functional.scaled_dot_product_attention(
             packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
