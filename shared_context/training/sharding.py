@@ -53,9 +53,12 @@ def shard_layers(model: PreTrainedModel) -> None:
     Args:
         model: the frozen base model, the same in every process.
     """
-    mesh = init_device_mesh(model.device.type, (get_world_size(),))
+    device = model.device.type
+    mesh = init_device_mesh(device, (get_world_size(),))
     freed = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True)
-    offload = CPUOffloadPolicy() if parse_flag_from_env("FSDP_OFFLOAD_PARAMS") else OffloadPolicy()
+    # In main memory there is nowhere else to go.
+    offloaded = parse_flag_from_env("FSDP_OFFLOAD_PARAMS") and device != "cpu"
+    offload = CPUOffloadPolicy() if offloaded else OffloadPolicy()
     for layer in model.base_model.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=freed, offload_policy=offload)
 
