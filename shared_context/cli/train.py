@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,9 +130,10 @@ def train(
         "needles": needles,
         "tracking": tracking,
     }
-    history = _train(
-        data, texts or [], folder, settings, tasks, weights, cuts, model, start, device, skip_broken, resume
-    )
+    with redirect_stdout(sys.stderr):  # DeepSpeed, where it is installed, logs to where results go
+        history = _train(
+            data, texts or [], folder, settings, tasks, weights, cuts, model, start, device, skip_broken, resume
+        )
     if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first one reports
         return
     last = next((entry for entry in reversed(history) if "eval_gain" in entry), {})
