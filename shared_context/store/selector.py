@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -50,13 +50,13 @@ class ChunkCut(NamedTuple):
         key: its document.
         number: its place in the document.
         cut: the grained nodes that are shown, from left to right.
-        scores: of the chunk's nodes by level, root first; None where nothing was scored.
+        scores: of the nodes that are shown, by level and then by index; None where nothing was scored.
     """
 
     key: int
     number: int
     cut: Sequence[Grained]
-    scores: Sequence[np.ndarray] | None = None
+    scores: Sequence[np.ndarray] | Mapping[int, Mapping[int, float]] | None = None
 
 
 class Choice(NamedTuple):
