@@ -25,18 +25,28 @@ def launched_with_fsdp() -> bool:
     """Whether Accelerate's configuration, by which this process was launched, asks for FSDP.
 
     Raises:
-        ConfigError: it asks for FSDP's first version or for DeepSpeed's third stage, or FSDP has no other process.
+        ConfigError: it asks for FSDP's first version, or no other process was launched.
     """
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        stage = DeepSpeedPlugin().zero_stage
-        # Its weights are used by hooks on the base model, where nothing would gather them.
-        require(stage < 3, "zero_stage", stage, "would shard the adapter's weights; choose 0 to 2, or launch with FSDP")
     if not parse_flag_from_env(FSDP):
         return False
     version, processes = os.environ.get("FSDP_VERSION", "1"), os.environ.get("WORLD_SIZE", "1")
     require(version == "2", "FSDP_VERSION", version, "set fsdp_version: 2 in Accelerate's configuration")
     require(processes != "1", "WORLD_SIZE", processes, "FSDP shares a model among processes; launch two or more")
     return True
+
+
+def deepspeed_stage() -> int | None:
+    """The ``zero_stage`` of Accelerate's configuration, None where this process was launched without DeepSpeed.
+
+    Raises:
+        ConfigError: it is the third.
+    """
+    if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        return None
+    stage = DeepSpeedPlugin().zero_stage
+    # The adapter's weights are used by hooks on the base model, where nothing would gather them.
+    require(stage < 3, "zero_stage", stage, "would shard the adapter's weights; choose 0 to 2, or launch with FSDP")
+    return stage
 
 
 def adapter_held_whole() -> AbstractContextManager[None]:

@@ -43,7 +43,7 @@ from shared_context.training.examples import (
 )
 from shared_context.training.layout import LayoutMaker
 from shared_context.training.objective import InjectionObjective
-from shared_context.training.sharding import adapter_held_whole, launched_with_fsdp, shard_layers
+from shared_context.training.sharding import adapter_held_whole, deepspeed_stage, launched_with_fsdp, shard_layers
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def train(
     """
     config = config or TrainingConfig()
     output = Path(output)
-    sharded = launched_with_fsdp()
+    sharded, stage = launched_with_fsdp(), deepspeed_stage()
     _check_model(model, config)
     sources, long_texts = _listed(data), _listed(texts)
     require(not long_texts or config.stage == "questions", "texts", long_texts, 'belong to the stage "questions"')
@@ -105,7 +105,8 @@ def train(
     # One process makes the folder or refuses it, the others wait for that.
     with arguments.main_process_first(local=False):
         if arguments.should_save:
-            _prepare(output, model, config, {"data": sources, "texts": long_texts}, start, arguments.world_size, resume)
+            launch = {"processes": arguments.world_size, "zero_stage": stage}
+            _prepare(output, model, config, {"data": sources, "texts": long_texts}, start, launch, resume)
     if resume and (output / CURVES_FILE).exists():  # what a run writes last
         return Adapter.from_pretrained(output / ADAPTER_FOLDER)
     checkpoint = last_checkpoint(output, arguments.world_size) if resume else None
@@ -504,7 +505,7 @@ def _prepare(
     config: TrainingConfig,
     sources: Mapping[str, Sequence[str | Path]],
     start: Adapter | None,
-    processes: int,
+    launch: Mapping[str, int | None],
     resume: bool,
 ) -> None:
     """Write down the settings of a new run, or see that they are those of the run that is resumed."""
@@ -515,7 +516,7 @@ def _prepare(
         "model": model.name,
         "fingerprint": model.fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "processes": processes,
+        **launch,
     }
     file = output / SETTINGS_FILE
     if file.exists() and (_checkpoints(output) or (output / HISTORY_FILE).exists()):

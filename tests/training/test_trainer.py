@@ -219,6 +219,16 @@ def test_a_folder_with_a_run_is_not_written_over_nor_resumed_with_other_settings
         train(make_small_model(), data, whole_run, TrainingConfig(**SMALL), resume=True)
 
 
+def test_a_run_of_deepspeed_is_not_resumed_without_it(whole_run, tmp_path, make_small_model, data, texts):
+    """The Trainer would look for another optimizer's file, find none and begin a new one without a word."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    settings = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps({**settings, "zero_stage": 2}))
+    with pytest.raises(ConfigError, match="zero_stage"):
+        train(make_small_model(), data, folder, TrainingConfig(**SMALL), texts=texts, resume=True)
+
+
 def test_a_run_is_resumed_with_its_own_base_model(whole_run, make_small_model, data, texts):
     with pytest.raises(ModelMismatchError, match="for small-0 .* and small-1 "):
         train(make_small_model(seed=1), data, whole_run, TrainingConfig(**SMALL), texts=texts, resume=True)
