@@ -23,6 +23,7 @@ from shared_context.evaluation.metrics import paired_difference, verdict
 from shared_context.evaluation.questions import BETWEEN_PARAGRAPHS, Question, QuestionSet
 from shared_context.evaluation.readers import reading
 from shared_context.evaluation.report import Cell, Report, Table, Target, model_setting
+from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.prompt import CONTEXT_FOOTER
 from shared_context.store.embedder import Embedder, load_default_embedder
 
@@ -164,7 +165,7 @@ def prefilled(
     caches, failed = {name: DynamicCache() for name in presses}, {}
 
     def press_layer(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        layer = kwargs[CACHE_ARGUMENT].layers[module.layer_idx]
         for name, press in presses.items():
             if name in failed:
                 continue
@@ -201,7 +202,7 @@ def _prefill(model: nn.Module, ids: Sequence[int], cache: DynamicCache) -> None:
         for layer in model.base_model.layers
     ]
     try:
-        model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache)
+        model.base_model(input_ids=torch.tensor([ids], device=model.device), **{CACHE_ARGUMENT: cache})
     finally:
         for hook in hooks:
             hook.remove()
@@ -220,7 +221,7 @@ def score_behind(model: nn.Module, cache: DynamicCache, at: int, of: Prompted) -
     ids = torch.tensor([*of.suffix, *of.answer[:-1]], device=model.device)
     positions = torch.arange(at, at + len(ids), device=model.device)[None]
     logits = model(
-        input_ids=ids[None], position_ids=positions, past_key_values=cache, logits_to_keep=len(of.answer)
+        input_ids=ids[None], position_ids=positions, logits_to_keep=len(of.answer), **{CACHE_ARGUMENT: cache}
     ).logits[0]
     return nn.functional.cross_entropy(logits.float(), torch.tensor(of.answer, device=logits.device)).item()
 

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from shared_context import SharedLLMModel
 from shared_context.config import require
 from shared_context.kernels import ChunkKV, assemble, rotate_keys
-from shared_context.model.cache import RoomyLayer, pages
+from shared_context.model.cache import CACHE_ARGUMENT, RoomyLayer, pages
 from shared_context.model.injection import CrossAttentionHooks, CrossAttentionInjection, additive_mask
 
 SINKS = 4
@@ -266,6 +266,6 @@ def _step(model: nn.Module, ids: torch.Tensor, at: int, cache: Cache, mask: torc
     """Logits [vocabulary] after these tokens, the first of which has the position ``at``."""
     positions = torch.arange(at, at + len(ids), device=ids.device)[None]
     out = model(
-        input_ids=ids[None], position_ids=positions, attention_mask=mask, past_key_values=cache, logits_to_keep=1
+        input_ids=ids[None], position_ids=positions, attention_mask=mask, logits_to_keep=1, **{CACHE_ARGUMENT: cache}
     )
     return out.logits[0, -1]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import math
 import mmap
 import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import Cache
+from transformers import Cache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 from shared_context.model.in_place import EncodingsInPlace
+
+CACHE_ARGUMENT = (
+    "cache"
+    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
+"""The argument of models in which a cache is passed: transformers renamed it in release 5.24."""
 
 
 class RoomyLayer(DynamicLayer):

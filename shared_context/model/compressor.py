@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from shared_context.kernels import ChunkKV
-from shared_context.model.cache import RoomyLayer, pages
+from shared_context.model.cache import CACHE_ARGUMENT, RoomyLayer, pages
 
 
 class LowerModel:
@@ -61,7 +61,7 @@ class LowerModel:
         settings = {"input_ids": ids, "position_ids": position_ids, "use_cache": True}
         if torch.is_grad_enabled():  # which pass through no memory that is written in place
             cache = DynamicCache()
-            self._model(**settings, past_key_values=cache)
+            self._model(**settings, **{CACHE_ARGUMENT: cache})
             keys, values = ([getattr(layer, part) for layer in cache.layers] for part in ("keys", "values"))
             return torch.stack([torch.stack(keys), torch.stack(values)])
         config = self._model.config
@@ -69,7 +69,7 @@ class LowerModel:
         shape = (2, self.layers, len(ids), config.num_key_value_heads, ids.shape[1], head_dim)
         # Every layer writes where its part is to be: stacking them afterwards would take the memory twice.
         room = pages(shape, self._model.dtype, ids.device)
-        self._model(**settings, past_key_values=Cache(layers=[RoomyLayer(part, 0) for part in room.unbind(1)]))
+        self._model(**settings, **{CACHE_ARGUMENT: Cache(layers=[RoomyLayer(part, 0) for part in room.unbind(1)])})
         return room
 
 

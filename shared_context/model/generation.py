@@ -20,7 +20,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from shared_context.model.cache import RoomyCache
+from shared_context.model.cache import CACHE_ARGUMENT, RoomyCache
 
 REPLACEMENT = "\ufffd"
 """What stands in a text for bytes that make no character, or none yet."""
@@ -88,15 +88,16 @@ def one_by_one(
 
     Args:
         generator: the source of chance; None is torch's global one.
-        **model_kwargs: hold the cache as ``past_key_values``; one row needs no padding, so there is no mask.
+        **model_kwargs: hold the cache as CACHE_ARGUMENT; one row needs no padding, so there is no mask.
     """
-    cache: Cache = model_kwargs["past_key_values"]
+    cache: Cache = model_kwargs[CACHE_ARGUMENT]
     in_place = cache.in_place if isinstance(cache, RoomyCache) else None
     unread = {} if in_place is None else {"in_place": in_place}
     while True:
         known = cache.get_seq_length()
         positions = torch.arange(known, input_ids.shape[1], device=input_ids.device)[None]
-        out = model(input_ids[:, known:], position_ids=positions, past_key_values=cache, logits_to_keep=1, **unread)
+        further = {CACHE_ARGUMENT: cache, **unread}
+        out = model(input_ids[:, known:], position_ids=positions, logits_to_keep=1, **further)
         scores = logits_processor(input_ids, out.logits[:, -1].float())
         if generation_config.do_sample:
             token = torch.multinomial(scores.softmax(-1), 1, generator=generator)

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from shared_context.config import require
 from shared_context.kernels import ChunkKV, rotate_keys
+from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.compressor import Compressor, bottom_layers
 from shared_context.model.injection import ContextKV, CrossAttentionInjection
 from shared_context.model.low_rank import InjectionLoRA
@@ -199,8 +200,8 @@ class InjectionObjective(nn.Module):
             input_ids=ids.to(hf.device),
             attention_mask=mask.to(hf.device),
             position_ids=(mask.cumsum(-1) - 1)[:, before.shape[1] :].clamp(min=0).to(hf.device),
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{CACHE_ARGUMENT: cache},
         )
         # Two dimensions: over three, a batch's slice of states makes torch copy the vocabulary for each of its rows.
         states = out.last_hidden_state[:, -max(len(e.answer) for e in examples) :]

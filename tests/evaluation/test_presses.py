@@ -10,6 +10,7 @@ from shared_context import SharedLLMModel
 from shared_context.evaluation import presses
 from shared_context.evaluation.readers import reading
 from shared_context.model.adapter import Adapter, AdapterConfig
+from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.low_rank import InjectionLoRA
 
 QUESTION, ANSWER = "When is the gate opened?", "At six in the morning."
@@ -92,7 +93,7 @@ def test_presses_of_kvpress_do_the_same_for_one_prefill_as_for_one_each(small, o
             alone = DynamicCache()
             with pressing(small.hf_model):
                 small.hf_model.model(
-                    input_ids=torch.tensor([ids]), past_key_values=alone, cache_position=torch.arange(len(ids))
+                    input_ids=torch.tensor([ids]), cache_position=torch.arange(len(ids)), **{CACHE_ARGUMENT: alone}
                 )
             for one, other in zip(alone.layers, together[press].layers, strict=True):
                 assert one.keys.shape == other.keys.shape

@@ -7,6 +7,7 @@ from transformers import DynamicCache
 from shared_context.errors import ConfigError
 from shared_context.evaluation.readers import EncoderDecoder, FullAttention, Stream, reading
 from shared_context.kernels import rotate_keys
+from shared_context.model.cache import CACHE_ARGUMENT
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def streamed_slowly(small, ids, steps, window, sinks):
         for i, (keys, values) in enumerate(kept):
             moved = rotate_keys(keys[:, :, stays], torch.arange(len(stays)) - stood[stays], inv_freq)
             cache.update(moved, values[:, :, stays], i)
-        out = model(input_ids=part[None], past_key_values=cache)
+        out = model(input_ids=part[None], **{CACHE_ARGUMENT: cache})
         kept = [(layer.keys, layer.values) for layer in cache.layers]
         stood = torch.arange(len(stays) + len(part))
         logits.append(out.logits[0, -1])
