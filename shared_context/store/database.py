@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 
-from shared_context.errors import StoreFormatError, StoreUnavailableError
+from shared_context.errors import StoreClosedError, StoreFormatError, StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
 
 Kind = Literal["document", "conversation"]
@@ -80,6 +81,20 @@ class NodeData:
     embeddings: np.ndarray
 
 
+class NodeShape(NamedTuple):
+    """Columns of node data.
+
+    Attributes:
+        code_size: dimensions of a token's code.
+        hidden: of a state.
+        dimension: of an embedding; 0 where there is no embedder.
+    """
+
+    code_size: int
+    hidden: int
+    dimension: int
+
+
 @dataclass(frozen=True)
 class StoredText:
     """A document's text with its tokens; it never changes under its key."""
@@ -110,7 +125,8 @@ class Message:
 class Database:
     """The store's SQLite file.
 
-    Everything but :meth:`get_meta` and :meth:`decoding` is called inside of :meth:`snapshot` or :meth:`transaction`.
+    Everything but :meth:`get_meta` and :meth:`decoding` is called inside of :meth:`snapshot` or :meth:`transaction`,
+    where one thread is at a time.
 
     Args:
         folder: the store's folder; None keeps the database in memory.
@@ -126,6 +142,8 @@ class Database:
         if meta is None and (folder is None or is_vacant(folder)):
             raise StoreFormatError(f"{folder} holds no store: it is missing or empty. Check the path.")
         self._place = _place(folder)
+        self._lock = threading.RLock()
+        self._closed = False
         with _errors(self._place):
             self._connection = _connect(folder)
             try:
@@ -184,9 +202,21 @@ class Database:
         return [row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
 
     @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One thread is inside at a time.
+
+        Raises:
+            StoreClosedError: the database was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise StoreClosedError(f"{self._place} is closed; open it again.")
+            yield
+
+    @contextmanager
     def transaction(self) -> Iterator[None]:
         """All that is written inside lands at its end, or nothing does."""
-        with _errors(self._place):
+        with self.locked(), _errors(self._place):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -198,7 +228,7 @@ class Database:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """All that is read inside is of one moment, whatever other processes write meanwhile."""
-        with _errors(self._place):
+        with self.locked(), _errors(self._place):
             self._connection.execute("BEGIN")
             try:
                 yield
@@ -279,7 +309,7 @@ class Database:
         with self.decoding():
             return np.frombuffer(row[0], np.int32)
 
-    def nodes(self, key: int, code_size: int, hidden: int, dimension: int) -> NodeData:
+    def nodes(self, key: int, shape: NodeShape) -> NodeData:
         """What scoring needs of a document."""
         row = self._connection.execute(
             "SELECT codes, scales, states, embeddings FROM documents WHERE key = ?", (key,)
@@ -287,10 +317,10 @@ class Database:
         with self.decoding():
             embeddings = np.frombuffer(row[3], np.float32)
             return NodeData(
-                np.frombuffer(row[0], np.int8).reshape(-1, code_size),
+                np.frombuffer(row[0], np.int8).reshape(-1, shape.code_size),
                 np.frombuffer(row[1], np.float16),
-                np.frombuffer(row[2], np.float16).reshape(-1, hidden),
-                embeddings.reshape(len(embeddings) // max(1, dimension), dimension),
+                np.frombuffer(row[2], np.float16).reshape(-1, shape.hidden),
+                embeddings.reshape(len(embeddings) // max(1, shape.dimension), shape.dimension),
             )
 
     def nbytes(self) -> int:
@@ -341,7 +371,9 @@ class Database:
 
     def close(self) -> None:
         """Close the file; nothing is written by closing."""
-        self._connection.close()
+        with self._lock:
+            self._closed = True
+            self._connection.close()
 
 
 def is_vacant(folder: Path) -> bool:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shared_context.config import require
 from shared_context.errors import DocumentError
+from shared_context.store.conversations import Conversations
 from shared_context.store.documents import check_id, check_metadata
 from shared_context.store.selection import Selection
-
-QUERY_TOKENS = 1024
-"""Tokens of a message that are searched for: it may be as long as a document, and what it asks is mostly at its end."""
-
-if TYPE_CHECKING:
-    from shared_context.store.store import SharedLLMContextStore
 
 
 class ConversationMemory:
@@ -23,7 +18,7 @@ class ConversationMemory:
     what is older is part of the conversation's document, which a question selects from like from any other.
 
     Args:
-        store: holds the conversation.
+        conversations: those of the store that holds it.
         id: names it, apart from the ids of documents.
         recent_tokens: tokens of the newest messages that stay verbatim; the last message always does.
 
@@ -31,11 +26,11 @@ class ConversationMemory:
         DocumentError: the id is no text of 1 to 512 characters.
     """
 
-    def __init__(self, store: SharedLLMContextStore, id: str, *, recent_tokens: int = 1024):
+    def __init__(self, conversations: Conversations, id: str, *, recent_tokens: int = 1024):
         require(recent_tokens >= 0, "recent_tokens", recent_tokens, "must be 0 or more tokens")
         self.id = check_id(id, "the conversation")
         self.recent_tokens = recent_tokens
-        self._store = store
+        self._conversations = conversations
 
     def append(self, role: str, content: str, **extra: Any) -> None:
         """Add a message; JSON values in ``extra`` are kept with it.
@@ -48,33 +43,29 @@ class ConversationMemory:
         for part in ("role", "content"):
             if not isinstance(message[part], str):
                 raise DocumentError(f"{name}: its {part} is {message[part]!r}, expected a str")
-        self._store._append_message(self.id, message, self.recent_tokens)
+        self._conversations.append(self.id, message, self.recent_tokens)
 
     def messages(self) -> list[dict[str, Any]]:
         """All messages, oldest first."""
-        return [row.message for row in self._store._messages(self.id)]
+        return [row.message for row in self._conversations.messages(self.id)]
 
     def recent(self) -> list[dict[str, Any]]:
         """The messages that stay verbatim, oldest first."""
-        return [row.message for row in self._store._messages(self.id, recent=True)]
+        return [row.message for row in self._conversations.messages(self.id, recent=True)]
 
     def select(self, query: str | None, **options: Any) -> Selection:
         """What a query is shown of the compressed turns.
 
         Args:
-            query: usually the newest message; of one of more than ``QUERY_TOKENS`` the end counts. None
+            query: usually the newest message; of one of more than 1,024 tokens the end counts. None
                 where the store's ``select`` needs none.
             **options: ``budget``, ``policy`` and the like, as in the store's ``select``.
 
         Returns:
             A selection, empty while nothing has been compressed yet.
         """
-        if query is not None:
-            tokens = self._store.model.tokenize(query)
-            if len(tokens) > QUERY_TOKENS:
-                query = query[slice(*tokens.characters(len(tokens) - QUERY_TOKENS, len(tokens)))]
-        return self._store._select_conversation(self.id, query, **options)
+        return self._conversations.select(self.id, query, **options)
 
     def clear(self) -> None:
         """Forget the whole conversation."""
-        self._store._clear_conversation(self.id)
+        self._conversations.clear(self.id)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from shared_context import SharedLLMContextStore
 from shared_context.cli import session
 from shared_context.cli.main import app
-from shared_context.store import store as store_module
+from shared_context.store import document_store
 
 KITCHEN = """# The kitchen
 
@@ -139,7 +139,7 @@ def test_a_document_that_cannot_be_replaced_is_named_and_the_others_are_when_ask
     assert run("ingest", "new.ctx", "house", "--no-embedder").exit_code == 0
     Path("house/garden.md").write_text("All is weeds. " * 2000)
     Path("house/kitchen.md").write_text("The kettle is gone.")
-    monkeypatch.setattr(store_module, "MAX_ROW_BYTES", 100_000)
+    monkeypatch.setattr(document_store, "MAX_ROW_BYTES", 100_000)
     report = run_json("ingest", "new.ctx", "house", "--replace", exit_code=1)
     assert list(report["refused"]) == ["house/garden.md"] and report["replaced"] == []
     assert reopened(model, "new.ctx")["house/kitchen.md"].text == KITCHEN

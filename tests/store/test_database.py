@@ -16,10 +16,11 @@ from shared_context import errors
 from shared_context.errors import StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import database
-from shared_context.store.database import FILE, Database, Entry, NodeData, StoredText, is_vacant
+from shared_context.store.database import FILE, Database, Entry, NodeData, NodeShape, StoredText, is_vacant
 
 META = {"about": b"{}", "codec": b"-"}
 HIDDEN, CODE, DIMENSION, LEAF = 8, 4, 6, 16
+SHAPE = NodeShape(CODE, HIDDEN, DIMENSION)
 
 
 def nodes(tokens: int, seed: int) -> NodeData:
@@ -51,7 +52,7 @@ def read_everything(folder: Path) -> dict[str, int]:
             found = {}
             for key, entry in store.catalogue().items():
                 found[entry.id] = len(store.document(key).tokens)
-                store.nodes(key, CODE, HIDDEN, DIMENSION)
+                store.nodes(key, SHAPE)
             return found
     finally:
         store.close()
@@ -73,7 +74,7 @@ def test_a_document_comes_back_as_it_was_written(tmp_path):
         key = insert(store, "one", 37, seed=3)
         with store.snapshot():
             assert store.catalogue() == {key: Entry("document", "one", {"id": "one"})}
-            stored, read, written = store.document(key), store.nodes(key, CODE, HIDDEN, DIMENSION), nodes(37, 3)
+            stored, read, written = store.document(key), store.nodes(key, SHAPE), nodes(37, 3)
             assert stored.text == text(37).text
             np.testing.assert_array_equal(stored.tokens.ids, text(37).tokens.ids)
             np.testing.assert_array_equal(stored.tokens.bounds, text(37).tokens.bounds)

@@ -1,0 +1,165 @@
+"""The selections of a store: what queries are shown of its documents."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared_context.config import Policy, StoreConfig, require, require_count
+from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.store.catalogue import Catalogue
+from shared_context.store.codec import Codec
+from shared_context.store.document_store import Progress
+from shared_context.store.embedder import Embedder
+from shared_context.store.encoding import ChunkEncoder
+from shared_context.store.filters import compile_filter
+from shared_context.store.node_index import NodeIndex
+from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
+from shared_context.store.selector import Choice, ChunkCut, Selector, regular_tree
+from shared_context.tree import Grained, Node, kv_entries
+
+
+class Selections:
+    """Selects from a catalogue; arguments and errors are those of the store's methods of the same names.
+
+    Args:
+        model: the model that will read the selections.
+        config: the store's settings.
+        codec: makes codes of what the model encodes.
+        embedder: embeds the queries; None where the store has none.
+        catalogue: what is selected from.
+        encoder: encodes what is selected.
+    """
+
+    def __init__(
+        self,
+        model: SharedLLMModel,
+        config: StoreConfig,
+        codec: Codec,
+        embedder: Embedder | None,
+        catalogue: Catalogue,
+        encoder: ChunkEncoder,
+    ):
+        self._model, self._config, self._codec, self._embedder = model, config, codec, embedder
+        self._catalogue, self._encoder = catalogue, encoder
+        self._selector = self._selector_of(catalogue.index)
+
+    def _selector_of(self, index: NodeIndex) -> Selector:
+        return Selector(self._model, self._config, self._codec, self._embedder, index)
+
+    def select(
+        self,
+        query: str | None,
+        filters: Mapping[str, Any] | None,
+        doc_ids: list[str] | None,
+        **options: Any,
+    ) -> Selection:
+        """What a query is shown; ``options`` are those of :meth:`~shared_context.store.selector.Selector.choose`."""
+        with self._catalogue.reading():
+            choice = self._selector.choose(query, self._candidates(filters, doc_ids), **options)
+            return self._selection(choice, query)
+
+    def select_from(self, index: NodeIndex, query: str | None, keys: list[int], **options: Any) -> Selection:
+        """What a query is shown of these documents of another index; called while the catalogue is read."""
+        return self._selection(self._selector_of(index).choose(query, keys, **options), query)
+
+    def retrieve(
+        self,
+        query: str,
+        k: int,
+        policy: Policy | None,
+        filters: Mapping[str, Any] | None,
+        doc_ids: list[str] | None,
+        prefilter: int | None,
+        prefilter_chunks: int | None,
+    ) -> list[SelectedNode]:
+        """The ``k`` best passages as text, best first."""
+        with self._catalogue.reading():
+            cuts = self._selector.passages(
+                query, self._candidates(filters, doc_ids), k, policy=policy, prefilter=prefilter,
+                prefilter_chunks=prefilter_chunks,
+            )  # fmt: skip
+            return [node for cut in cuts for node in self._shown(cut).nodes]
+
+    def selection_from(self, spans: list[Sequence[Any]], query: str | None) -> Selection:
+        """The selection of given characters, whole leaves of which are shown."""
+        tree = self._config.tree
+        with self._catalogue.reading():
+            shown: dict[tuple[int, int], dict[int, tuple[int, float]]] = {}
+            for doc_id, start, end, *rest in spans:
+                ratio, score = (*rest, *(1, 0.0)[len(rest) :])
+                require_count("ratio", ratio, "tokens per KV entry")
+                key = self._catalogue.key(doc_id)
+                stored = self._catalogue.text(key)
+                inside = 0 <= start < end <= len(stored.text)
+                require(inside, "span", (start, end), f"document {doc_id!r} has {len(stored.text)} characters")
+                first, last = stored.tokens.tokens(start, end)
+                for leaf in range(first // tree.leaf_size, -(-last // tree.leaf_size)):
+                    chunk, slot = divmod(leaf, 2**tree.height)
+                    slots = shown.setdefault((key, chunk), {})
+                    before = slots.get(slot, (ratio, score))
+                    slots[slot] = min(ratio, before[0]), max(score, before[1])
+            cuts = []
+            for (key, number), slots in sorted(shown.items()):
+                cut = [Grained(Node(tree.height, slot), ratio) for slot, (ratio, _) in sorted(slots.items())]
+                scores = {tree.height: {slot: score for slot, (_, score) in slots.items()}}
+                cuts.append(ChunkCut(key, number, cut, scores))
+            return self._selection(Choice(cuts, None, None), query)
+
+    def warm(self, selection: Selection | None, progress: Progress | None) -> None:
+        """Compute keys and values now."""
+        with self._catalogue.reading():
+            if selection is not None:
+                chunks = missing = list(selection.chunks)
+            else:
+                documents = map(self._catalogue.token_ids, self._catalogue.documents())
+                chunks = [chunk for ids in documents for chunk in self._encoder.chunks(ids)]
+                self._encoder.keep(chunks)
+                missing = self._encoder.missing(chunks)
+        # Nobody has to wait for what follows: it may take minutes.
+        held = len(chunks) - len(missing)
+        for done, chunk in enumerate(missing, start=held + 1):
+            self._encoder.encode([chunk])
+            if progress is not None:
+                progress(done, len(chunks), "chunks")
+
+    def _candidates(self, filters: Mapping[str, Any] | None, doc_ids: list[str] | None) -> list[int]:
+        """Keys of the documents that may be considered."""
+        passes = compile_filter(filters)
+        keys = self._catalogue.documents() if doc_ids is None else sorted(set(map(self._catalogue.key, doc_ids)))
+        return keys if not filters else [key for key in keys if passes(self._catalogue.metadata(key))]
+
+    def _selection(self, choice: Choice, query: str | None) -> Selection:
+        return Selection(
+            map(self._shown, choice.cuts), self._encoder.encode_shown, self._model, query=query, budget=choice.budget,
+            policy=choice.policy,
+        )  # fmt: skip
+
+    def _shown(self, shown: ChunkCut) -> SelectedChunk:
+        """A chunk with its cut, as the user and the decoder see it."""
+        key, number, cut, scores = shown
+        tree, entry, stored = self._config.tree, self._catalogue.entry(key), self._catalogue.text(key)
+        first = number * tree.chunk_size
+        token_ids, lead_in = chunk = self._encoder.chunk(stored.tokens.ids, number)
+        self._encoder.keep([chunk])
+        context_tree = regular_tree(len(token_ids) - lead_in, tree.chunk_size, tree.height)
+        nodes = []
+        for node, ratio in cut:
+            start, end = context_tree.span(node)
+            characters = stored.tokens.characters(first + start, first + end)
+            nodes.append(
+                SelectedNode(
+                    doc_id=entry.id,
+                    start=characters[0],
+                    end=characters[1],
+                    text=stored.text[slice(*characters)],
+                    level=node.level,
+                    ratio=ratio,
+                    score=0.0 if scores is None else float(scores[node.level][node.index]),
+                    token_count=end - start,
+                    kv_entries=kv_entries(end - start, ratio),
+                    metadata=copy.deepcopy(entry.metadata),
+                )
+            )
+        return SelectedChunk(token_ids, lead_in, context_tree, tuple(cut), tuple(nodes), stored.text)
