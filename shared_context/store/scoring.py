@@ -46,7 +46,7 @@ class Query:
                 "This store has no embedder, which the policies embedding and hybrid and the prefilter need. "
                 "Choose late_interaction, or make the store with embedder='auto'."
             )
-        return torch.from_numpy(embed(self.embedder, [self.text])[0])
+        return torch.from_numpy(embed(self.embedder, [self.text], queries=True)[0])
 
 
 def touching(leaves: Leaves, rows: np.ndarray) -> np.ndarray:

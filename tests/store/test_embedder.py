@@ -1,5 +1,8 @@
 """The default embedder, with its real weights."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -78,3 +81,23 @@ def test_a_folder_gives_the_same_embeddings_under_its_own_name(embedder):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         SentenceTransformerEmbedder(tmp_path / "nowhere")
+
+
+def test_queries_and_documents_are_embedded_behind_the_prompts_of_the_model(embedder, tmp_path):
+    folder = shutil.copytree(resolve_default_embedder(), tmp_path / "asymmetric")
+    settings = folder / "config_sentence_transformers.json"
+    known = json.loads(settings.read_text()) if settings.exists() else {}
+    settings.write_text(json.dumps({**known, "prompts": {"query": "query: ", "passage": "passage: "}}))
+    prompted = SentenceTransformerEmbedder(folder)
+    text = "The night shift starts at ten."
+    queries, documents = embedder.encode([f"query: {text}"]), embedder.encode([f"passage: {text}"])
+    np.testing.assert_allclose(prompted.encode_query([text]), queries, atol=1e-2)
+    np.testing.assert_allclose(prompted.encode([text]), documents, atol=1e-2)
+    assert prompted.name == "asymmetric behind 'passage: '"
+
+
+def test_prompts_may_be_given_for_a_model_that_names_none(embedder):
+    prompted = SentenceTransformerEmbedder(prompts={"query": "query: ", "document": ""})
+    np.testing.assert_allclose(prompted.encode_query(["ten"]), embedder.encode(["query: ten"]), atol=1e-2)
+    np.testing.assert_allclose(prompted.encode(["ten"]), embedder.encode(["ten"]), atol=1e-2)
+    assert prompted.name == DEFAULT_EMBEDDER

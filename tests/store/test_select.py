@@ -541,6 +541,29 @@ def test_an_embedder_of_one_s_own_may_give_any_floats(open_store, documents):
     assert found[0] == found[1] == found[2]
 
 
+def test_an_embedder_that_reads_queries_otherwise_is_asked_to(open_store, documents, embedder):
+    class Asymmetric:
+        name, dimension = "asymmetric", embedder.dimension
+
+        def __init__(self):
+            self.queries, self.documents = [], []
+
+        def encode(self, texts):
+            self.documents += texts
+            return embedder.encode(texts)
+
+        def encode_query(self, texts):
+            self.queries += texts
+            return embedder.encode(texts)
+
+    own = Asymmetric()
+    store = open_store(embedder=own)
+    store.add(documents)
+    assert store.retrieve("When does the ferry leave?", 1, prefilter=1)[0].doc_id == "ferry"
+    assert own.queries == ["When does the ferry leave?"]
+    assert own.queries[0] not in own.documents
+
+
 @pytest.mark.parametrize(
     "give",
     [lambda e: e[:, :1], lambda e: e[:-1] if len(e) > 1 else e[:0], lambda e: e * np.nan, lambda e: e / 0],
