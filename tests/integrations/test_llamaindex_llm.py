@@ -169,14 +169,15 @@ def test_who_leaves_a_stream_early_ends_the_generation(llm, monkeypatch):
 
 def test_a_stream_can_be_cancelled_while_a_piece_is_computed(llm, monkeypatch):
     model, computing = llm.shared_model, threading.Event()
-    inputs = model._inputs
+    decoder = model._decoder
+    inputs = decoder.inputs
 
     def slow(*args, **kwargs):
         computing.set()
         time.sleep(0.3)
         return inputs(*args, **kwargs)
 
-    monkeypatch.setattr(model, "_inputs", slow)
+    monkeypatch.setattr(decoder, "inputs", slow)
 
     async def cancelled():
         stream = await llm.astream_complete(STORY, max_new_tokens=500)

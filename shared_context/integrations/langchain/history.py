@@ -19,7 +19,7 @@ from langchain_core.messages import (
 
 from shared_context import Selection, SharedLLMContextStore
 from shared_context.integrations.langchain.messages import TURN_SEPARATOR, role_of, text_of
-from shared_context.model.shared_llm import Context
+from shared_context.model.requests import Context
 
 ANSWERED = "Earlier in this conversation you answered:\n\n"
 """Begins what is left of a turn whose question is among the older ones."""

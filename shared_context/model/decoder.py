@@ -1,0 +1,132 @@
+"""The injecting decoder: the whole model, which answers behind a context that is injected."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from shared_context.model.batching import Columns
+from shared_context.model.cache import RoomyCache
+from shared_context.model.compressor import bottom_layers
+from shared_context.model.injection import CrossAttentionInjection, PrefixInjection
+from shared_context.model.requests import Request
+
+PREFIXES_KEPT = 16
+"""Prefixes whose keys and values are kept: one for each system prompt in use."""
+
+
+class InjectingDecoder:
+    """Computes over batches of requests.
+
+    Args:
+        model: the whole causal language model.
+        tokenizer: its tokenizer.
+        injection: how it is shown the context.
+        sink: tokens in front of each chunk while it was encoded.
+
+    Attributes:
+        lock: hooks and the random state belong to the whole process, so one generation runs at a time.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        injection: PrefixInjection | CrossAttentionInjection,
+        sink: int,
+    ):
+        self.hf_model = model
+        self.tokenizer = tokenizer
+        self.injection = injection
+        self.lock = threading.RLock()
+        self._sink = sink
+        self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._read_with(model)
+
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Answer behind a context with other weights from now on; prompts without one keep the model's own."""
+        self._read_with(model)
+        self._prefixes.clear()
+
+    def _read_with(self, model: PreTrainedModel) -> None:
+        self._adapted = model
+        self._all_layers = bottom_layers(model, model.config.num_hidden_layers)
+
+    def reader(self, request: Request) -> PreTrainedModel:
+        """Who answers: the model with its adapter where a context is read, and the base model elsewhere."""
+        return self._adapted if request.reads else self.hf_model
+
+    def logits(self, requests: Sequence[Request], keep: int, in_place: bool = False) -> torch.Tensor:
+        """Logits [batch, keep, vocabulary] over the last tokens of a batch's prompts."""
+        with self.lock, torch.inference_mode():
+            inputs, injected = self.inputs(requests, room=0, in_place=in_place)
+            ids, cache = inputs.pop("input_ids"), inputs["past_key_values"]
+            if isinstance(cache, RoomyCache) and cache.in_place is not None:
+                inputs["in_place"] = cache.in_place
+            past = cache.get_seq_length()
+            # What is masked needs a position too, any one that there is.
+            positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)[:, past:]
+            with injected:
+                out = self.reader(requests[0])(
+                    input_ids=ids[:, past:], position_ids=positions, logits_to_keep=keep, **inputs
+                )
+            release(inputs)
+        return out.logits
+
+    def inputs(
+        self, requests: Sequence[Request], room: int, in_place: bool = False
+    ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+        """What the whole model is called with for a batch, and what must be entered meanwhile.
+
+        Args:
+            requests: the batch, whose prompts all have one prefix.
+            room: tokens to leave free behind the running text.
+            in_place: the cache may not hold all of the context yet, see :meth:`PrefixInjection.cache`.
+        """
+        contexts = [r.context.key_values() if r.context is not None else None for r in requests]
+        injected = self.injection.installed(self.hf_model, contexts, self._sink)
+        in_cache = contexts if self.injection.in_cache else [None] * len(contexts)
+        # What stands before an injection that is not in the cache must see it too, so it is read anew.
+        prefix = requests[0].prompt.prefix if self.injection.in_cache else ()
+        texts = [[*r.prompt.prefix[len(prefix) :], *r.prompt.suffix] for r in requests]
+        columns = Columns.of(in_cache, prefix, texts, self.tokenizer.pad_token_id or 0)
+        inputs: dict[str, Any] = {
+            "input_ids": columns.ids.to(self.hf_model.device),
+            "attention_mask": columns.mask.to(self.hf_model.device),
+        }
+        if prefix or any(c is not None for c in in_cache):
+            inputs["past_key_values"] = self.injection.cache(
+                in_cache,
+                self._prefix_kv(prefix),
+                self._sink,
+                columns.longest + room,
+                self.hf_model.dtype,
+                columns.longest if in_place else None,
+            )
+        else:
+            inputs["past_key_values"] = DynamicCache()
+        return inputs, injected
+
+    def _prefix_kv(self, prefix: tuple[int, ...]) -> torch.Tensor:
+        """Keys and values of a prefix over all layers, [2, N, kv_heads, prefix, head_dim]."""
+        kv = self._prefixes.pop(prefix, None)
+        if kv is None:
+            ids = torch.tensor([prefix], dtype=torch.long, device=self.hf_model.device)
+            kv = self._all_layers.key_values(ids)[:, :, 0]
+        self._prefixes[prefix] = kv
+        while len(self._prefixes) > PREFIXES_KEPT:
+            self._prefixes.popitem(last=False)
+        return kv
+
+
+def release(inputs: dict[str, Any]) -> None:
+    """Give back what the cache of :meth:`InjectingDecoder.inputs` borrowed."""
+    cache = inputs["past_key_values"]
+    if isinstance(cache, RoomyCache):
+        cache.release()

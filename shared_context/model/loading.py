@@ -1,0 +1,116 @@
+"""Loading: a checkpoint's weights and tokenizer, checked, on their device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from shared_context.config import require
+from shared_context.errors import ConfigError, ModelNotFoundError, SharedContextError, UnsupportedModelError
+from shared_context.model.injection import ATTENTION
+from shared_context.model.pretrained import resolve_model
+from shared_context.model.support import check_config, check_rotation, processor_dtype
+
+REFUSED_OPTIONS = {
+    "attn_implementation": "the injection brings its own attention; leave it out",
+    "trust_remote_code": "code that comes with weights is never run; choose a model that transformers knows itself",
+    "output_loading_info": "from_pretrained gives the model alone; leave it out",
+    "local_files_only": "the Hub is asked only for what is not here; set HF_HUB_OFFLINE=1 to keep it from being asked",
+    "force_download": "what is here is taken; delete it from the Hugging Face cache to have it fetched again",
+}
+"""Options of transformers' ``from_pretrained`` that cannot be honoured, and what to do instead."""
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str,
+    dtype: str | torch.dtype,
+    hub: dict[str, Any],
+    options: dict[str, Any],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model that can be stacked on itself, and its fast tokenizer.
+
+    Args:
+        name_or_path, device, dtype: as in ``SharedLLMModel.from_pretrained``.
+        hub: its ``revision``, ``token`` and ``cache_dir``.
+        options: its ``model_options``.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError, ConfigError: as ``SharedLLMModel.from_pretrained`` does.
+    """
+    name = str(name_or_path)
+    for option, value in options.items():
+        require(not value or option not in REFUSED_OPTIONS, option, value, REFUSED_OPTIONS.get(option, ""))
+    place = _pick_device(device)
+    source = resolve_model(name_or_path, **hub)
+    # With trust_remote_code left open, transformers would ask on the terminal whether to run a repository's code.
+    mend = "choose a decoder-only model that transformers knows itself, or mend the file"
+    with _said_as(UnsupportedModelError, f"The config.json of {name} cannot be read; {mend}"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    check_config(config, name)
+    with _said_as(ModelNotFoundError, f"The tokenizer of {name} is missing or damaged; add its tokenizer.json"):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise UnsupportedModelError(
+            f"{name} has only a slow tokenizer, which gives no character offsets; add a tokenizer.json to it."
+        )
+    options = {
+        **options,
+        "dtype": _pick_dtype(dtype, config.dtype, place),
+        "attn_implementation": ATTENTION,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
+    damaged = f"The weights of {name} are incomplete or damaged; fetch or save them again"
+    with _said_as(ModelNotFoundError, damaged, (OSError, RuntimeError, SafetensorError)):
+        model, loaded = AutoModelForCausalLM.from_pretrained(source, **options)
+    # Transformers fills what is missing with random numbers.
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise ModelNotFoundError(f"{damaged} ({len(missing)} tensors are missing, {missing[0]} among them).")
+    model = model.to(place)
+    check_rotation(model, name)
+    return model, tokenizer
+
+
+@contextmanager
+def _said_as(
+    error: type[SharedContextError], message: str, faults: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
+    """Say in the library's own error what transformers raises inside; it and tokenizers agree on no narrower types."""
+    try:
+        yield
+    except faults as fault:
+        reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+        raise error(f"{message} ({reason}).") from fault
+
+
+def _pick_device(device: str) -> torch.device:
+    if device != "auto":
+        refused = (RuntimeError, AssertionError, TypeError)  # no such kind; none of that kind here; no device at all
+        with _said_as(ConfigError, f"device={device!r}: must be 'auto', 'cpu' or a device of this machine", refused):
+            return torch.empty(0, device=device).device
+    if torch.cuda.is_available():
+        # Of several processes that torchrun starts on a machine, each has a GPU of its own.
+        return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _pick_dtype(dtype: str | torch.dtype, own: torch.dtype | None, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        picked = getattr(torch, dtype, None)
+        require(isinstance(picked, torch.dtype), "dtype", dtype, "must be 'auto' or the name of a torch dtype")
+        return picked
+    if device.type != "cpu":
+        return own or torch.float32
+    return processor_dtype()

@@ -1,0 +1,138 @@
+"""Requests: what a caller asks for, checked and rendered before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from shared_context.config import require
+from shared_context.errors import ConfigError, ModelMismatchError, QueryError, WindowExceededError
+from shared_context.model.injection import ContextKV
+from shared_context.model.prompt import Message, Prompt, PromptFormat
+from shared_context.model.tokenization import TokenizedText
+
+
+@runtime_checkable
+class Context(Protocol):
+    """What can be injected: a store's Selection, or anything else that can say what it holds.
+
+    Where it has a ``model_identity`` it is read by a model of that :attr:`SharedLLMModel.identity` only.
+    """
+
+    @property
+    def kv_entries(self) -> int:
+        """KV entries per layer."""
+
+    def key_values(self) -> ContextKV:
+        """The encodings and rows to inject."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt with its context, ready to be computed.
+
+    Attributes:
+        prompt: with a pasted context in it.
+        context: to be injected.
+        reads: whether there is a context, injected or pasted: an adapter answers only then.
+    """
+
+    prompt: Prompt
+    context: Context | None
+    reads: bool
+
+    @property
+    def context_entries(self) -> int:
+        return self.context.kv_entries if self.context is not None else 0
+
+
+class RequestReader:
+    """Turns what a caller asks for into requests that can be computed.
+
+    Args:
+        name: how messages call the model.
+        prompt_format: renders the prompts.
+        tokenize: of pasted text.
+        window: tokens that prompt, injected context and answer may take together.
+        in_window: whether injected KV take room in the window.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        prompt_format: PromptFormat,
+        tokenize: Callable[[str], TokenizedText],
+        window: int,
+        in_window: bool,
+    ):
+        self._name = name
+        self._prompt_format = prompt_format
+        self._tokenize = tokenize
+        self._window = window
+        self._in_window = in_window
+
+    def read(
+        self,
+        prompt: str | Sequence,
+        context: object,
+        formatted: bool,
+        new_tokens: int | Sequence[int],
+        identity: str,
+    ) -> tuple[bool, list[Request]]:
+        """Whether a single prompt was given, and all prompts with their contexts, checked against the window.
+
+        Args:
+            prompt, context, formatted: as in ``SharedLLMModel.complete``.
+            new_tokens: of every answer, or of each.
+            identity: of the model that is to compute them.
+        """
+        single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
+        prompts = [prompt] if single else list(prompt)
+        several = isinstance(context, Sequence) and not isinstance(context, str)
+        contexts = list(context) if several else [context] * len(prompts)
+        require(len(contexts) == len(prompts), "context", len(contexts), f"there are {len(prompts)} prompts")
+        requests = [self._request(p, c, formatted, identity) for p, c in zip(prompts, contexts, strict=True)]
+        of_each = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else new_tokens
+        require(len(of_each) == len(prompts), "answer", len(of_each), f"there are {len(prompts)} questions")
+        for request, new in zip(requests, of_each, strict=True):
+            in_window = request.context_entries if self._in_window else 0
+            needed = len(request.prompt) + in_window + new
+            if needed > self._window:
+                raise WindowExceededError(
+                    f"{self._name} reads {self._window} tokens, and this needs {needed}: "
+                    f"{len(request.prompt)} of prompt, {in_window} injected, {new} of answer. "
+                    "Select with a smaller budget, shorten the prompt or ask for fewer new tokens."
+                )
+        return single, requests
+
+    def _request(self, prompt: str | Sequence[Message], context: object, formatted: bool, identity: str) -> Request:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        for message in messages:
+            whole = isinstance(message, dict) and all(isinstance(message.get(p), str) for p in ("role", "content"))
+            require(whole, "message", message, "must be a dict with a role and a content, both of them text")
+        if not any(m["content"].strip() for m in messages):
+            raise QueryError("The prompt is empty; give at least one word.")
+        if context is not None and not isinstance(context, str | Context):
+            raise ConfigError(f"context is a {type(context).__name__}; give a Selection, a text to be pasted, or None.")
+        theirs = getattr(context, "model_identity", identity)
+        if theirs != identity:
+            raise ModelMismatchError(
+                f"The context was selected for {theirs}, and {self._name} is {identity}: weights, adapter, "
+                "injection, type and prompt have to be the same. Select from a store that was opened with this model."
+            )
+        if isinstance(context, Context) and context.kv_entries == 0:
+            context = None
+        if formatted:
+            if isinstance(context, str):
+                raise ConfigError("A formatted prompt has no place for pasted text; paste it into the prompt.")
+            if not isinstance(prompt, str):
+                raise ConfigError("A formatted prompt is one string, not a conversation.")
+            rendered = self._prompt_format.formatted(prompt, with_context=context is not None)
+        else:
+            rendered = self._prompt_format.render(messages, with_context=context is not None)
+        if isinstance(context, str):
+            # Pasted text is read like any other prompt: one prefill, nothing kept from before.
+            pasted = tuple(self._tokenize(context).ids.tolist())
+            return Request(Prompt((), rendered.prefix + pasted + rendered.suffix), None, True)
+        return Request(rendered, context, context is not None)
