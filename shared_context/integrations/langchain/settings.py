@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal
 
 from langchain_core.language_models import BaseLanguageModel
@@ -14,33 +12,11 @@ from pydantic import ConfigDict, Field
 
 from shared_context import Completion, SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.errors import ConfigError
+from shared_context.integrations.loading import load_model
 from shared_context.model.pretrained import DEFAULT_MODEL
 from shared_context.store.embedder import Embedder
 
 PROVIDER = "shared_context"
-
-_loading = Lock()
-
-
-@lru_cache(maxsize=2)
-def _load_by_name(name: str) -> SharedLLMModel:
-    return SharedLLMModel.from_pretrained(name)
-
-
-def load_model(model: SharedLLMModel | str | Path) -> SharedLLMModel:
-    """The model itself, or the one of this name.
-
-    The two models last asked for by name stay loaded, so that every object that names one shares its weights.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if isinstance(model, SharedLLMModel):
-        return model
-    if not isinstance(model, str | Path):
-        raise ConfigError(f"model={model!r}: must be a SharedLLMModel, or the name or folder of a model")
-    with _loading:  # two threads that name a model at once load it once
-        return _load_by_name(str(model))
 
 
 def new_or_given(

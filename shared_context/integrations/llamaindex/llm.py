@@ -7,6 +7,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import closing
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
@@ -25,13 +26,15 @@ from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM, default_completion_to_prompt
 
-from shared_context.errors import ConfigError
 from shared_context.integrations.llamaindex.translate import to_conversation
+from shared_context.integrations.loading import load_model
 
 if TYPE_CHECKING:
     from shared_context import Completion, Selection, SharedLLMModel
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+
+_LOADING = ("adapter", "dtype", "device")
 
 Response = TypeVar("Response", CompletionResponse, ChatResponse)
 
@@ -70,8 +73,11 @@ class SharedLLM(LLM):
     them in its last response, whose delta is empty.
 
     Args:
-        model: a loaded :class:`SharedLLMModel`, or a name or folder for ``SharedLLMModel.from_pretrained``.
-        model_kwargs: further arguments of ``from_pretrained`` where ``model`` is a name (adapter, device, ...).
+        model: a loaded :class:`SharedLLMModel`, or a name or folder for ``SharedLLMModel.from_pretrained``; all that
+            name the same model and settings share one.
+        adapter, dtype, device: as in ``from_pretrained``, where ``model`` is a name; ``adapter=None`` leaves it
+            untrained.
+        model_kwargs: further arguments of ``from_pretrained`` where ``model`` is a name (system_prompt, revision, ...).
         max_new_tokens: the most tokens of an answer.
         temperature: 0 is greedy decoding.
         top_p, top_k, stop, seed: as in ``SharedLLMModel.generate``.
@@ -83,6 +89,9 @@ class SharedLLM(LLM):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: str = Field(default=DEFAULT_MODEL, description="Name or folder of the model.")
+    adapter: str | None = Field(default="auto", description="The trained adapter; none leaves the model untrained.")
+    dtype: str = Field(default="auto", description="Of weights and KV, by torch's name.")
+    device: str = Field(default="auto", description="Where the weights are.")
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments the model is loaded with.")
     max_new_tokens: int = Field(default=256, gt=0, description="The most tokens of an answer.")
     temperature: float = Field(default=0.0, ge=0.0, description="0 is greedy decoding.")
@@ -95,19 +104,25 @@ class SharedLLM(LLM):
     _model: Any = PrivateAttr()
     _context: Any = PrivateAttr(default=None)
 
-    def __init__(self, model: SharedLLMModel | str = DEFAULT_MODEL, **fields: Any):
-        from shared_context import SharedLLMModel
-
-        if isinstance(model, str):
-            model = SharedLLMModel.from_pretrained(model, **fields.get("model_kwargs") or {})
-        if not isinstance(model, SharedLLMModel):
-            raise ConfigError(f"model={model!r}: must be a SharedLLMModel, or the name or folder of a model")
+    def __init__(self, model: SharedLLMModel | str | Path = DEFAULT_MODEL, **fields: Any):
+        # A path, a torch dtype or device by its name, so that the settings can be written as JSON.
+        named = {n: str(fields[n]).removeprefix("torch.") for n in _LOADING if fields.get(n) is not None}
+        loading = {name: named.get(name) for name in _LOADING if name in fields}
+        model = load_model(model, **{**loading, **(fields.get("model_kwargs") or {})})
+        fields |= named
         super().__init__(model=model.name, **fields)
         self._model = model
 
     @classmethod
     def class_name(cls) -> str:
         return "SharedLLM"
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> SharedLLM:
+        """An LLM of the settings that ``to_dict`` gave; a loaded ``model`` may be passed instead of its name."""
+        if not isinstance(kwargs.get("model", ""), str | Path):
+            data = {name: value for name, value in data.items() if name not in _LOADING}
+        return super().from_dict(data, **kwargs)
 
     @property
     def shared_model(self) -> SharedLLMModel:

@@ -1,0 +1,49 @@
+"""Models by name, loaded once for all that ask for the same one."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from shared_context import SharedLLMModel
+from shared_context.errors import ConfigError
+
+_loading = Lock()
+
+
+@lru_cache(maxsize=2)
+def _load_by_name(name: str, **options: Any) -> SharedLLMModel:
+    return SharedLLMModel.from_pretrained(name, **options)
+
+
+def load_model(model: SharedLLMModel | str | Path, **options: Any) -> SharedLLMModel:
+    """The model itself, or the one of this name.
+
+    The two models last asked for by name and options stay loaded, so that every object that names one shares its
+    weights.
+
+    Args:
+        model: a loaded model, or the name or folder of one.
+        **options: of ``SharedLLMModel.from_pretrained``; one that is "auto" is as good as left out.
+
+    Raises:
+        ConfigError: it is neither, or options come with a model that is loaded already.
+    """
+    options = {name: value for name, value in options.items() if not (isinstance(value, str) and value == "auto")}
+    if isinstance(model, SharedLLMModel):
+        if options:
+            raise ConfigError(
+                f"{', '.join(options)}: how a model is loaded that is given by name, and {model.name!r} is loaded "
+                "already; leave it out, or give the name"
+            )
+        return model
+    if not isinstance(model, str | Path):
+        raise ConfigError(f"model={model!r}: must be a SharedLLMModel, or the name or folder of a model")
+    try:
+        hash(tuple(options.values()))
+    except TypeError:  # a dict among them, say: it cannot be recognised when it is asked for again
+        return SharedLLMModel.from_pretrained(model, **options)
+    with _loading:  # two threads that name a model at once load it once
+        return _load_by_name(str(model), **dict(sorted(options.items())))
