@@ -278,6 +278,25 @@ def test_budget_and_count_bound_what_is_retrieved(index):
     assert {node.node.ref_doc_id for node in only} == {"garden"}
 
 
+def test_what_the_store_selects_by_reaches_the_retriever(handbook_store, llm):
+    index = SharedContextIndex.from_store(handbook_store, llm)
+
+    def shown(**settings):
+        nodes = index.as_retriever(budget=512, **settings).retrieve("How warm is the drying room kept?")
+        return sum(node.metadata["kv_entries"] for node in nodes), {node.node_id for node in nodes}
+
+    assert shown(floor=0.0)[0] > shown(floor=1.0)[0]
+    end = len(handbook_store.get("handbook").text)
+    assert any(node_id.endswith(f"-{end}") for node_id in shown(recent=64)[1])
+    assert not any(node_id.endswith(f"-{end}") for node_id in shown()[1])
+    nodes = index.as_retriever(similarity_top_k=20, prefilter_chunks=1).retrieve("How warm is the drying room kept?")
+    assert len(nodes) == 8, "one chunk of 1,024 tokens has eight passages of 128"
+    engine = index.as_query_engine(floor=1.0, budget=512)
+    assert sum(n.metadata["kv_entries"] for n in engine.retrieve(QueryBundle(DOOR_QUESTION))) < 512
+    with pytest.raises(ConfigError, match="floor.*similarity_top_k=3"):
+        index.as_retriever(similarity_top_k=3, floor=0.5)
+
+
 def test_neighbours_come_as_one_passage(model):
     text = " ".join(f"Room {number} is painted {colour}." for number in range(60) for colour in ("blue", "white"))
     with SharedLLMContextStore(model, embedder=None) as store:
@@ -576,11 +595,14 @@ def test_a_chat_without_anything_retrieved_still_answers(index):
 def test_system_prompt_and_history_reach_the_model_as_they_are(index, calls):
     history = [
         ChatMessage(role="system", content="The user is called Ada."),
-        ChatMessage(role="user", content='{"a": {b}}'),
+        ChatMessage(role="user", content='{"a": {b}}, {query_str} and {context_str}?'),
     ]
-    engine = index.as_chat_engine(chat_mode="context", system_prompt="Be brief.", chat_history=history)
-    engine.chat(DOOR_QUESTION)
-    assert calls[-1][0] == "Be brief.\n\nThe user is called Ada.\n" + '{"a": {b}}' + f"\n{DOOR_QUESTION}"
+    engine = index.as_chat_engine(chat_mode="context", system_prompt="Put {query_str} last.", chat_history=history)
+    engine.chat("What is {query_str}?")
+    said = "Put {query_str} last.\n\nThe user is called Ada.\n" + '{"a": {b}}, {query_str} and {context_str}?'
+    assert calls[-1][0] == f"{said}\nWhat is {{query_str}}?"
+    list(engine.stream_chat(DOOR_QUESTION).response_gen)
+    assert calls[-1][0].startswith(said)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["memory of the index", "memory of the user"])

@@ -7,7 +7,16 @@ import time
 
 import pytest
 from llama_index.core import Document, PromptTemplate, SummaryIndex
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    CitableBlock,
+    CitationBlock,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
@@ -23,6 +32,7 @@ from pydantic import ValidationError
 from shared_context import SharedLLMContextStore
 from shared_context.errors import ConfigError, QueryError, WindowExceededError
 from shared_context.integrations.llamaindex import SharedLLM
+from shared_context.integrations.llamaindex.translate import to_conversation
 
 FRANCE = "What is the capital of France?"
 STORY = "Tell me a long story about a fox."
@@ -293,6 +303,67 @@ def test_wrong_arguments_are_named(model):
         SharedLLM(model=model, max_tokens=5)
     with pytest.raises(ConfigError, match="model=3"):
         SharedLLM(model=3)
+
+
+def test_a_model_is_loaded_by_name_once_for_each_way_to_load_it(model):
+    llm = SharedLLM("smollm2-135m-instruct", adapter=None, dtype="float32", device="cpu")
+    assert llm.shared_model.identity != model.identity, "the dtype must count"
+    assert str(llm.shared_model.dtype) == "torch.float32"
+    same = SharedLLM("smollm2-135m-instruct", adapter=None, dtype=llm.shared_model.dtype, device="cpu")
+    assert same.shared_model is llm.shared_model
+    again = SharedLLM.from_dict(json.loads(llm.to_json()))
+    assert again.shared_model is llm.shared_model
+    assert SharedLLM.from_dict(json.loads(llm.to_json()), model=model).shared_model is model
+    with pytest.raises(ConfigError, match="adapter.*loaded already"):
+        SharedLLM(model, adapter=None)
+
+
+def test_what_other_models_left_in_a_history_is_read(llm, tmp_path):
+    (tmp_path / "note.md").write_text("The bell is cast in 1911.", encoding="utf-8")
+    history = [
+        *user("When does the gate open?"),
+        ChatMessage(
+            role="assistant",
+            blocks=[
+                ThinkingBlock(content="Perhaps the clock knows."),
+                TextBlock(text="Let me look."),
+                ToolCallBlock(tool_call_id="1", tool_name="opening_hours", tool_kwargs={"of": "gate"}),
+            ],
+        ),
+        ChatMessage(role="tool", content="at six"),
+        ChatMessage(
+            role="user",
+            blocks=[
+                CitableBlock(title="The gate", source="gate.md", content="It is green."),
+                DocumentBlock(title="A list", data=b"rye, oats", document_mimetype="text/plain"),
+                DocumentBlock(path=tmp_path / "note.md"),
+            ],
+        ),
+        ChatMessage(
+            role="assistant",
+            blocks=[
+                CitationBlock(
+                    title="The gate", source="gate.md", cited_content="green", additional_location_info={"start": 6}
+                )
+            ],
+        ),
+        *user("So?"),
+    ]
+    turns = to_conversation(history)
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "user", "assistant", "user"]
+    assert turns[1]["content"] == 'Let me look.\nopening_hours({"of": "gate"})'
+    for part in ("The gate (gate.md):\nIt is green.", "A list:\nrye, oats", "The bell is cast in 1911."):
+        assert part in turns[3]["content"]
+    assert turns[4]["content"] == "The gate (gate.md):\ngreen"
+    assert llm.chat(history, max_new_tokens=2).message.content
+
+
+def test_a_document_that_is_no_text_is_refused_by_name(llm, tmp_path):
+    scan = DocumentBlock(title="A scan", data=b"%PDF-1.7 \xff\xfe", document_mimetype="application/pdf")
+    with pytest.raises(QueryError, match="'A scan'.*application/pdf"):
+        llm.chat([ChatMessage(role="user", blocks=[scan])])
+    with pytest.raises(QueryError, match="'Gone'.*TextBlock"):
+        llm.chat([ChatMessage(role="user", blocks=[DocumentBlock(title="Gone", path=str(tmp_path / "gone.md"))])])
 
 
 def test_images_are_refused(llm):

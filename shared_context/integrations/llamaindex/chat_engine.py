@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.chat_engine import CondensePlusContextChatEngine
 from llama_index.core.memory import BaseMemory
 from llama_index.core.prompts import ChatPromptTemplate
@@ -15,6 +17,7 @@ from llama_index.core.schema import NodeWithScore, QueryType, TextNode
 
 from shared_context.integrations.llamaindex.llm import SharedLLM
 from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer
+from shared_context.integrations.llamaindex.translate import message_text
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
@@ -53,23 +56,35 @@ class SharedContextChatEngine(CondensePlusContextChatEngine):
         return _ChatSynthesizer(
             self._store,
             self._llm,
-            text_qa_template=ChatPromptTemplate(message_templates=self._conversation(chat_history)),
+            text_qa_template=_Conversation(self._before(chat_history)),
             streaming=streaming,
             callback_manager=self.callback_manager,
         )
 
-    def _conversation(self, chat_history: Sequence[ChatMessage]) -> list[ChatMessage]:
-        """System prompt, history and the place of the question, with at most one system message, at the start.
+    def _before(self, chat_history: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """System prompt and history, with at most one system message, at the start.
 
         Memories bring system messages of their own (what was said long ago), and many chat templates take only one.
         """
         system = [self._system_prompt] if self._system_prompt else []
-        system += [message.content for message in chat_history if message.role == MessageRole.SYSTEM]
+        system += [message_text(message) for message in chat_history if message.role == MessageRole.SYSTEM]
         return [
             *([ChatMessage(role=MessageRole.SYSTEM, content="\n\n".join(system))] if system else []),
             *(message for message in chat_history if message.role != MessageRole.SYSTEM),
-            ChatMessage(role=MessageRole.USER, content="{query_str}"),
         ]
+
+
+class _Conversation(ChatPromptTemplate):
+    """A template of the question alone: what was said before it is text, whatever braces it has."""
+
+    _before: list[ChatMessage] = PrivateAttr()
+
+    def __init__(self, before: Sequence[ChatMessage]):
+        super().__init__([ChatMessage(role=MessageRole.USER, content="{query_str}")])
+        self._before = list(before)
+
+    def format_messages(self, llm: BaseLLM | None = None, **kwargs: Any) -> list[ChatMessage]:
+        return [*self._before, *super().format_messages(llm, **kwargs)]
 
 
 class _ChatSynthesizer(SharedContextSynthesizer):

@@ -11,7 +11,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.memory import BaseMemory
 from llama_index.core.memory.memory import BaseMemoryBlock
 
-from shared_context.integrations.llamaindex.translate import role_of
+from shared_context.integrations.llamaindex.translate import readable_text, role_of
 
 if TYPE_CHECKING:
     from shared_context import Selection, SharedLLMContextStore
@@ -69,12 +69,12 @@ class SharedContextMemory(BaseMemory):
         what it answers, so one that stands alone after the older turns were compressed joins those.
         """
         recent = [_to_message(turn) for turn in self._conversation.recent()]
-        query = input.content if isinstance(input, ChatMessage) else input
+        query = readable_text(input) if isinstance(input, ChatMessage) else input
         selection = self.select(query or _last_question(recent))
         openings = [n for n, message in enumerate(recent) if message.role in (MessageRole.USER, MessageRole.SYSTEM)]
         begin = openings[0] if openings else 0
         earlier = [selection.text] if selection else []
-        earlier += [message.content for message in recent[:begin] if message.content]
+        earlier += filter(None, map(readable_text, recent[:begin]))
         if not earlier:
             return recent[begin:]
         return [ChatMessage(role=MessageRole.SYSTEM, content=EARLIER + "\n\n".join(earlier)), *recent[begin:]]
@@ -156,13 +156,13 @@ class SharedContextMemoryBlock(BaseMemoryBlock[str]):
 
 
 def _last_question(messages: list[ChatMessage]) -> str:
-    questions = [message.content for message in messages if message.role == MessageRole.USER and message.content]
-    return questions[-1] if questions else ""
+    questions = [readable_text(message) for message in messages if message.role == MessageRole.USER]
+    return next(filter(None, reversed(questions)), "")
 
 
 def _append(conversation: ConversationMemory, message: ChatMessage) -> None:
     """Keep a message whole; what is compressed and found again is its text."""
-    conversation.append(role_of(message), message.content or "", llamaindex=message.model_dump(mode="json"))
+    conversation.append(role_of(message), readable_text(message), llamaindex=message.model_dump(mode="json"))
 
 
 def _to_message(turn: dict[str, Any]) -> ChatMessage:

@@ -36,12 +36,16 @@ class SharedContextRetriever(BaseRetriever):
         filters: LlamaIndex's MetadataFilters, or the store's own filters as a dict.
         doc_ids: retrieve only from these documents.
         prefilter: score only this many documents, the best by embedding.
+        prefilter_chunks: score only this many chunks of these documents, again the best by embedding.
+        floor: share of the best score below which nothing is retrieved although the budget has room: 0 spends all of
+            it, 1 retrieves the best alone, None leaves it to the store. Goes with a budget.
+        recent: tokens at the end of the last document that are retrieved first. Goes with a budget.
         hidden_keys: metadata to keep out of prompts and embeddings, as ``excluded_llm_metadata_keys`` of a document
             does; the default is what SimpleDirectoryReader excludes.
         callback_manager, verbose: as in other retrievers.
 
     Raises:
-        ConfigError: both ``budget`` and ``similarity_top_k``.
+        ConfigError: ``similarity_top_k`` with ``budget``, ``floor`` or ``recent``.
         FilterError: ``filters`` cannot be translated.
     """
 
@@ -55,6 +59,9 @@ class SharedContextRetriever(BaseRetriever):
         filters: MetadataFilters | dict[str, Any] | None = None,
         doc_ids: Iterable[str] | None = None,
         prefilter: int | None = None,
+        prefilter_chunks: int | None = None,
+        floor: float | None = None,
+        recent: int = 0,
         hidden_keys: Sequence[str] = READER_KEYS,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
@@ -62,6 +69,13 @@ class SharedContextRetriever(BaseRetriever):
         if budget is not None and similarity_top_k is not None:
             raise ConfigError(
                 f"budget={budget} and similarity_top_k={similarity_top_k}: both say how much to retrieve, drop one"
+            )
+        spending = {"floor": floor} if floor is not None else {}
+        spending |= {"recent": recent} if recent else {}
+        if spending and similarity_top_k is not None:
+            raise ConfigError(
+                f"{', '.join(spending)} with similarity_top_k={similarity_top_k}: that is how a budget is spent; give "
+                "budget= instead"
             )
         self._store = store
         self._budget = budget if budget is not None else DEFAULT_BUDGET
@@ -71,7 +85,9 @@ class SharedContextRetriever(BaseRetriever):
             "filters": to_filters(filters),
             "doc_ids": list(doc_ids) if doc_ids is not None else None,
             "prefilter": prefilter,
+            "prefilter_chunks": prefilter_chunks,
         }
+        self._spending = spending
         self._hidden_keys = tuple(hidden_keys)
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
@@ -86,7 +102,7 @@ class SharedContextRetriever(BaseRetriever):
         if self._top_k is not None:
             runs = [(node,) for node in self._store.retrieve(query, k=self._top_k, **self._scope)]
         else:
-            runs = self._store.select(query, budget=self._budget, **self._scope).runs
+            runs = self._store.select(query, budget=self._budget, **self._spending, **self._scope).runs
         return to_nodes(runs, self._hidden_keys)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
