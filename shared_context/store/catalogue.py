@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shared_context.errors import DocumentNotFoundError
-from shared_context.store.database import Database, Entry, Kind, NodeData, NodeShape, StoredText
+from shared_context.store.database import Database, Entry, HeaderData, Kind, NodeData, NodeShape, StoredText
 from shared_context.store.encoding import ChunkEncoder
 from shared_context.store.node_index import NodeIndex
 
@@ -60,12 +60,14 @@ class Catalogue:
                 seen, self._seen_version = self._seen_version, None
             for key in change.removed:
                 self._forget(key)
-            for key, (entry, stored, nodes) in change.added.items():
-                self._know(key, entry, stored.tokens.ids, nodes)
-            self._entries |= change.described
+            for key, (entry, stored, nodes, header) in change.added.items():
+                self._know(key, entry, stored.tokens.ids, nodes, header)
+            for key, (entry, header) in change.described.items():
+                self._entries[key] = entry
+                self.index.headers.put(key, header)
             self._seen_version = seen
             if change.removed:
-                added = (stored.tokens.ids for _, stored, _ in change.added.values())
+                added = (stored.tokens.ids for _, stored, _, _ in change.added.values())
                 self._encoder.discard(change.removed.values(), added)
 
     def _take_in(self) -> None:
@@ -76,17 +78,24 @@ class Catalogue:
         entries = self._database.catalogue()
         for key in self._entries.keys() - entries.keys():
             self._forget(key)
+        headers = self._database.headers(self._shape) if not self._entries else None
         for key in sorted(entries.keys() - self._entries.keys()):
             of_document = entries[key].kind == "document"
             ids, nodes = (self._database.token_ids(key), self.nodes(key)) if of_document else (None, None)
-            self._know(key, entries[key], ids, nodes)
+            own = self._database.headers(self._shape, key) if headers is None else headers
+            self._know(key, entries[key], ids, nodes, own.get(key))
+        for key in (key for key, entry in self._entries.items() if entry != entries[key]):
+            self.index.headers.put(key, self._database.headers(self._shape, key).get(key))
         self._entries = entries
         self._seen_version = version
 
-    def _know(self, key: int, entry: Entry, ids: np.ndarray | None, nodes: NodeData | None) -> None:
+    def _know(
+        self, key: int, entry: Entry, ids: np.ndarray | None, nodes: NodeData | None, header: HeaderData | None
+    ) -> None:
         """Take a document in; conversations are read when they are selected from."""
         if entry.kind == "document":
             self.index.add(key, ids, nodes)
+            self.index.headers.put(key, header)
         self._entries[key] = entry
         self._keys[entry.kind, entry.id] = key
 
@@ -94,6 +103,7 @@ class Catalogue:
         entry = self._entries.pop(key)
         if entry.kind == "document":
             self.index.remove(key)
+            self.index.headers.put(key, None)
         del self._keys[entry.kind, entry.id]
         self._texts.pop(key, None)
 
@@ -123,7 +133,7 @@ class Catalogue:
         return self._entries[key]
 
     def metadata(self, key: int) -> dict[str, Any]:
-        """A document's metadata; read only."""
+        """A document's metadata, read only."""
         return self._entries[key].metadata
 
     def text(self, key: int) -> StoredText:
@@ -155,17 +165,17 @@ class Change:
     def __init__(self, database: Database):
         self._database = database
         self.removed: dict[int, np.ndarray] = {}
-        self.added: dict[int, tuple[Entry, StoredText, NodeData]] = {}
-        self.described: dict[int, Entry] = {}
+        self.added: dict[int, tuple[Entry, StoredText, NodeData, HeaderData | None]] = {}
+        self.described: dict[int, tuple[Entry, HeaderData | None]] = {}
 
-    def insert(self, entry: Entry, stored: StoredText, nodes: NodeData) -> None:
+    def insert(self, entry: Entry, stored: StoredText, nodes: NodeData, header: HeaderData | None = None) -> None:
         """Add a document."""
-        self.added[self._database.insert(entry, stored, nodes)] = entry, stored, nodes
+        self.added[self._database.insert(entry, stored, nodes, header)] = entry, stored, nodes, header
 
-    def describe(self, key: int, entry: Entry) -> None:
+    def describe(self, key: int, entry: Entry, header: HeaderData | None) -> None:
         """Give a document other metadata."""
-        self._database.set_metadata(key, entry.metadata)
-        self.described[key] = entry
+        self._database.describe(key, entry, header)
+        self.described[key] = entry, header
 
     def remove(self, key: int) -> None:
         """Take a document away."""

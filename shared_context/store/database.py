@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 
 from shared_context.errors import StoreClosedError, StoreFormatError, StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
+from shared_context.store.read_only import read_only
 
 Kind = Literal["document", "conversation"]
 
 FILE = "store.sqlite"
 APPLICATION_ID = 0x5C0471E8
 """Marks the file as ours, in the header field that SQLite keeps for it."""
-VERSION = 2
+VERSION = 3
 
 MAX_ROW_BYTES = 10**9
 """What SQLite holds in one row, a document."""
@@ -32,6 +33,18 @@ BUSY_SECONDS = 30.0
 """How long a change waits for another process's."""
 CREATION_SECONDS = 1.0
 """How long a file without tables may belong to another process that is about to write them."""
+
+HEADERS = """CREATE TABLE headers (
+    document INTEGER PRIMARY KEY,
+    unsearched_keys TEXT NOT NULL,
+    hidden_keys TEXT NOT NULL,
+    codes BLOB NOT NULL,
+    scales BLOB NOT NULL,
+    embeddings BLOB NOT NULL
+)"""
+
+UPGRADES = {2: (HEADERS,)}
+"""What makes a store of an older format one of the next: statements, by the format they begin with."""
 
 # Small columns come first: SQLite reads a row from its beginning.
 SCHEMA = (
@@ -58,6 +71,7 @@ SCHEMA = (
         compressed INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (conversation, number)
     ) WITHOUT ROWID""",
+    HEADERS,
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {VERSION}",
 )
@@ -78,6 +92,21 @@ class NodeData:
     codes: np.ndarray
     scales: np.ndarray
     states: np.ndarray
+    embeddings: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeaderData:
+    """What scoring needs of a document's header; see :class:`shared_context.store.header_index.HeaderIndex`.
+
+    Attributes:
+        codes: int8 [tokens, code_size].
+        scales: float16 [tokens].
+        embeddings: float32 [spans, dimension].
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
     embeddings: np.ndarray
 
 
@@ -105,11 +134,18 @@ class StoredText:
 
 @dataclass(frozen=True)
 class Entry:
-    """A document's line in the catalogue."""
+    """A document's line in the catalogue; its metadata are read only.
+
+    Attributes:
+        unsearched_keys: metadata that no query is compared with.
+        hidden_keys: metadata that no model is shown.
+    """
 
     kind: Kind
     id: str
     metadata: dict[str, Any]
+    unsearched_keys: tuple[str, ...] = ()
+    hidden_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,6 +225,9 @@ class Database:
         )
         if application != APPLICATION_ID:
             raise StoreFormatError(f"{self._place} was made by another program. Give another path.")
+        if version in UPGRADES:
+            self._upgrade()
+            version = VERSION
         if version != VERSION:
             mend = "Upgrade shared-context." if version > VERSION else "Make the store anew from its documents."
             raise StoreFormatError(
@@ -197,6 +236,15 @@ class Database:
         # SQLite itself would read zeros for what is missing of the last page.
         if folder is not None and (folder / FILE).stat().st_size % page_size:
             raise _damaged(self._place, "it ends within a page")
+
+    def _upgrade(self) -> None:
+        """Make a store of an older format one of this; what it holds stays as it is."""
+        with self.transaction():
+            # Another process may have been faster.
+            while (version := self._connection.execute("PRAGMA user_version").fetchone()[0]) in UPGRADES:
+                for statement in UPGRADES[version]:
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {version + 1}")
 
     def _tables(self) -> list[str]:
         return [row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -259,8 +307,8 @@ class Database:
         except (ValueError, TypeError, SafetensorError) as error:
             raise _damaged(self._place, error) from error
 
-    def insert(self, entry: Entry, stored: StoredText, nodes: NodeData) -> int:
-        """Add a document's row; returns its key, which no other row ever has."""
+    def insert(self, entry: Entry, stored: StoredText, nodes: NodeData, header: HeaderData | None = None) -> int:
+        """Add a document's row and its header's; returns its key, which no other row ever has."""
         cursor = self._connection.execute(
             "INSERT INTO documents (kind, id, metadata, text, ids, bounds, codes, scales, states, embeddings) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -277,23 +325,60 @@ class Database:
                 nodes.embeddings.tobytes(),
             ),
         )
+        self._insert_header(cursor.lastrowid, entry, header)
         return cursor.lastrowid
 
-    def remove(self, key: int) -> None:
-        """Delete a document's row."""
-        self._connection.execute("DELETE FROM documents WHERE key = ?", (key,))
+    def _insert_header(self, key: int, entry: Entry, header: HeaderData | None) -> None:
+        if header is None and not entry.unsearched_keys and not entry.hidden_keys:
+            return
+        parts = (b"", b"", b"")
+        if header is not None:
+            parts = tuple(part.tobytes() for part in (header.codes, header.scales, header.embeddings))
+        keys = (json.dumps(names, ensure_ascii=False) for names in (entry.unsearched_keys, entry.hidden_keys))
+        self._connection.execute("INSERT INTO headers VALUES (?, ?, ?, ?, ?, ?)", (key, *keys, *parts))
 
-    def set_metadata(self, key: int, metadata: dict[str, Any]) -> None:
-        """Replace a document's metadata."""
-        self._connection.execute(
-            "UPDATE documents SET metadata = ? WHERE key = ?", (json.dumps(metadata, ensure_ascii=False), key)
-        )
+    def remove(self, key: int) -> None:
+        """Delete a document's row and its header's."""
+        self._connection.execute("DELETE FROM documents WHERE key = ?", (key,))
+        self._connection.execute("DELETE FROM headers WHERE document = ?", (key,))
+
+    def describe(self, key: int, entry: Entry, header: HeaderData | None) -> None:
+        """Replace a document's metadata and header."""
+        metadata = json.dumps(entry.metadata, ensure_ascii=False)
+        self._connection.execute("UPDATE documents SET metadata = ? WHERE key = ?", (metadata, key))
+        self._connection.execute("DELETE FROM headers WHERE document = ?", (key,))
+        self._insert_header(key, entry, header)
 
     def catalogue(self) -> dict[int, Entry]:
         """The lines of all documents by their keys, which rise in the order of adding."""
-        rows = self._connection.execute("SELECT key, kind, id, metadata FROM documents ORDER BY key")
+        rows = self._connection.execute(
+            "SELECT key, kind, id, metadata, unsearched_keys, hidden_keys FROM documents "
+            "LEFT JOIN headers ON document = key ORDER BY key"
+        )
         with self.decoding():
-            return {key: Entry(kind, id, json.loads(metadata)) for key, kind, id, metadata in rows}
+            return {
+                key: Entry(
+                    kind, id, read_only(json.loads(metadata)), *(tuple(json.loads(names or "[]")) for names in keys)
+                )
+                for key, kind, id, metadata, *keys in rows
+            }
+
+    def headers(self, shape: NodeShape, key: int | None = None) -> dict[int, HeaderData]:
+        """What scoring needs of the headers of all documents, or of the one with ``key``; of those that have one."""
+        rows = self._connection.execute(
+            "SELECT document, codes, scales, embeddings FROM headers "
+            "WHERE length(codes) AND document = COALESCE(?, document)",
+            (key,),
+        )
+        with self.decoding():
+            return {
+                document: HeaderData(
+                    np.frombuffer(codes, np.int8).reshape(-1, shape.code_size),
+                    np.frombuffer(scales, np.float16),
+                    _rows(embeddings, shape.dimension),
+                )
+                for document, codes, scales, embeddings in rows
+            }
 
     def document(self, key: int) -> StoredText:
         """A document's text with its tokens."""
@@ -315,12 +400,11 @@ class Database:
             "SELECT codes, scales, states, embeddings FROM documents WHERE key = ?", (key,)
         ).fetchone()
         with self.decoding():
-            embeddings = np.frombuffer(row[3], np.float32)
             return NodeData(
                 np.frombuffer(row[0], np.int8).reshape(-1, shape.code_size),
                 np.frombuffer(row[1], np.float16),
                 np.frombuffer(row[2], np.float16).reshape(-1, shape.hidden),
-                embeddings.reshape(len(embeddings) // max(1, shape.dimension), shape.dimension),
+                _rows(row[3], shape.dimension),
             )
 
     def nbytes(self) -> int:
@@ -374,6 +458,12 @@ class Database:
         with self._lock:
             self._closed = True
             self._connection.close()
+
+
+def _rows(embeddings: bytes, dimension: int) -> np.ndarray:
+    """Embeddings [spans, dimension]; without a dimension there are none."""
+    values = np.frombuffer(embeddings, np.float32)
+    return values.reshape(len(values) // max(1, dimension), dimension)
 
 
 def is_vacant(folder: Path) -> bool:

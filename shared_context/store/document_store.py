@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from shared_context.config import StoreConfig
 from shared_context.errors import DocumentError
 from shared_context.model.cache import give_back_freed
 from shared_context.store.catalogue import Catalogue
-from shared_context.store.database import MAX_ROW_BYTES, Entry, NodeData, StoredText
+from shared_context.store.database import MAX_ROW_BYTES, Entry, HeaderData, NodeData, StoredText
 from shared_context.store.documents import (
     Document,
     Source,
@@ -21,7 +22,9 @@ from shared_context.store.documents import (
     stored_already,
 )
 from shared_context.store.filters import compile_filter
+from shared_context.store.header import header
 from shared_context.store.ingestion import Ingestion
+from shared_context.store.read_only import read_only
 
 Progress = Callable[[int, int, str], None]
 """Called with how much is done, of how much, and what it is."""
@@ -70,19 +73,21 @@ class DocumentStore:
                 failures[document.id] = error
         refuse(failures, len(documents))
         computed = dict(zip(texts, self.ingest(list(texts.values()), progress), strict=True))
+        entries = {document.id: _entry(document) for document in documents}
+        headers = dict(zip(entries, self._headers(list(entries.values())), strict=True))
         with self._catalogue.changing() as change:
             if not replace:
                 # Another thread or process may have been faster.
                 taken = {d.id: stored_already(d.id) for d in documents if self._find(d.id) is not None}
                 refuse(taken, len(documents))
             for document in documents:
-                entry = Entry("document", document.id, dict(document.metadata))
+                entry, header = entries[document.id], headers[document.id]
                 if document.id not in texts:
-                    change.describe(self._catalogue.key(document.id), entry)
+                    change.describe(self._catalogue.key(document.id), entry, header)
                     continue
                 if (old := self._find(document.id)) is not None:
                     change.remove(old)
-                change.insert(entry, texts[document.id], computed[document.id])
+                change.insert(entry, texts[document.id], computed[document.id], header)
         return [d.id for d in documents]
 
     def update(self, id: str, text: str | None, metadata: Mapping[str, Any] | None) -> None:
@@ -98,12 +103,16 @@ class DocumentStore:
             metadata = check_metadata(metadata, name)
         with self._catalogue.changing() as change:
             key = self._catalogue.key(id)
-            entry = Entry("document", id, self._catalogue.metadata(key) if metadata is None else metadata)
+            entry = self._catalogue.entry(key)
+            if metadata is not None:
+                entry = dataclasses.replace(entry, metadata=read_only(metadata))
+            if new is not None or metadata is not None:
+                (header,) = self._headers([entry])
             if new is not None:
                 change.remove(key)
-                change.insert(entry, *new)
+                change.insert(entry, *new, header)
             elif metadata is not None:
-                change.describe(key, entry)
+                change.describe(key, entry, header)
 
     def append(self, id: str, text: str) -> None:
         """Add text at the end of a document."""
@@ -118,8 +127,9 @@ class DocumentStore:
             whole = self.extend(old, nodes, more, f"document {id!r}")
             with self._catalogue.changing() as change:
                 if self._catalogue.key(id) == key:  # else another thread or process has replaced it meanwhile
+                    entry = self._catalogue.entry(key)
                     change.remove(key)
-                    change.insert(self._catalogue.entry(key), *whole)
+                    change.insert(entry, *whole, *self._headers([entry]))
                     return
 
     def delete(self, ids: Iterable[str]) -> None:
@@ -132,7 +142,8 @@ class DocumentStore:
         """A document as it was stored."""
         with self._catalogue.reading():
             key = self._catalogue.key(id)
-            return Document(self._catalogue.text(key).text, id, copy.deepcopy(self._catalogue.metadata(key)))
+            entry, text = self._catalogue.entry(key), self._catalogue.text(key).text
+            return Document(text, id, copy.deepcopy(entry.metadata), entry.unsearched_keys, entry.hidden_keys)
 
     def ids(self, filters: Mapping[str, Any] | None) -> list[str]:
         """Ids of the documents that a filter lets through."""
@@ -196,3 +207,18 @@ class DocumentStore:
                     give_back_freed()
                 group, waiting = [], 0
         return nodes
+
+    def _headers(self, entries: Sequence[Entry]) -> list[HeaderData | None]:
+        """What scoring needs of documents' headers."""
+        texts = [header(entry.metadata, entry.unsearched_keys) for entry in entries]
+        # Documents of one kind often have one header in common.
+        told = {text: StoredText(text, self._ingestion.model.tokenize(text)) for text in dict.fromkeys(texts) if text}
+        read = {text: stored for text, stored in told.items() if len(stored.tokens)}
+        nodes = dict(zip(read, self.ingest(list(read.values()), None), strict=True))
+        data = {text: HeaderData(each.codes, each.scales, each.embeddings) for text, each in nodes.items()}
+        return [data.get(text) for text in texts]
+
+
+def _entry(document: Document) -> Entry:
+    metadata = read_only(dict(document.metadata))
+    return Entry("document", document.id, metadata, document.unsearched_keys, document.hidden_keys)

@@ -11,8 +11,8 @@ import math
 import os
 import stat
 import unicodedata
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -48,7 +48,9 @@ class Document:
         text: what is read, exactly; all character positions count in it.
         id: names the document in its store; 1 to 512 characters without control characters. None derives one from
             text and metadata.
-        metadata: what filters see and answers cite; JSON values under string keys.
+        metadata: what filters see, queries are compared with and answers cite; JSON values under string keys.
+        unsearched_keys: metadata that no query is compared with; filters see them all the same.
+        hidden_keys: metadata that no model is shown.
 
     Nothing is checked here but where the document is stored, so that a batch can report all that is wrong with it.
     """
@@ -56,6 +58,8 @@ class Document:
     text: str
     id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    unsearched_keys: tuple[str, ...] = ()
+    hidden_keys: tuple[str, ...] = ()
 
 
 Source: TypeAlias = str | os.PathLike[str] | Document | Iterable[str | os.PathLike[str] | Document]
@@ -114,7 +118,7 @@ def load_documents(
                 raise _duplicate(document, documents[document.id])
             if document.id in stored:
                 raise stored_already(document.id)
-            documents[document.id] = Document(document.text, document.id, {**document.metadata, **over})
+            documents[document.id] = replace(document, metadata={**document.metadata, **over})
         except DocumentError as error:
             failures[label if label not in failures else f"#{position}"] = error
     refuse(failures, len(documents) + len(failures))
@@ -138,12 +142,21 @@ def check_document(document: Document, *, max_bytes: int, name: str = "the docum
     """``document`` with an id and plain JSON metadata; ``name`` is what messages call it.
 
     Raises:
-        DocumentError: text, id or metadata cannot be stored.
+        DocumentError: text, id, metadata or names of metadata cannot be stored.
     """
     encoded = check_text(document.text, max_bytes=max_bytes, name=name)
     metadata = check_metadata(document.metadata, name)
     id = _derived_id(encoded, metadata) if document.id is None else check_id(document.id, name)
-    return Document(document.text, id, metadata)
+    unsearched, hidden = (
+        _check_keys(getattr(document, setting), f"{name}: {setting}") for setting in ("unsearched_keys", "hidden_keys")
+    )
+    return Document(document.text, id, metadata, unsearched, hidden)
+
+
+def _check_keys(keys: Collection[str], name: str) -> tuple[str, ...]:
+    if isinstance(keys, str) or not all(isinstance(key, str) and _is_unicode(key) for key in keys):
+        raise DocumentError(f"{name} are {keys!r}, expected several keys of the metadata, each a str")
+    return tuple(keys)
 
 
 def _derived_id(text: bytes, metadata: dict[str, Any]) -> str:
@@ -253,7 +266,9 @@ class _File:
         given = self.path.as_posix()
         name = f"file {given!r}"
         text = _read_text(self.path, max_bytes, name)
-        return Document(text, self.id or given, {"file_name": self.path.name, "file_path": given})
+        metadata = {"file_name": self.path.name, "file_path": given}
+        # The path has the name once more, and says where this machine keeps what.
+        return Document(text, self.id or given, metadata, unsearched_keys=("file_path",), hidden_keys=("file_path",))
 
 
 _Given: TypeAlias = Document | _File | DocumentError
@@ -275,7 +290,7 @@ def _given(source: Source, id: str | None) -> Iterator[tuple[int, _Given]]:
 
 def _one(item: Any, id: str | None) -> list[_Given]:
     if isinstance(item, Document):
-        return [item if id is None else Document(item.text, id, item.metadata)]
+        return [item if id is None else replace(item, id=id)]
     if isinstance(item, str) and id is not None:
         if _is_file(item):
             logger.warning("storing %r as the text of document %r; pass Path(...) to store the file", item, id)

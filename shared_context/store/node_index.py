@@ -10,6 +10,7 @@ import torch
 
 from shared_context.config import TreeConfig
 from shared_context.store.database import NodeData
+from shared_context.store.header_index import HeaderIndex
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class NodeIndex:
         tree: the shape of the trees.
         vocabulary: size of the model's vocabulary, for token frequencies.
         device: where queries are compared.
+
+    Attributes:
+        headers: the documents' headers.
     """
 
     def __init__(self, tree: TreeConfig, vocabulary: int, device: torch.device | str = "cpu"):
@@ -90,6 +94,7 @@ class NodeIndex:
         self._documents: dict[int, _Document] = {}
         self._frequency = np.zeros(vocabulary, dtype=np.int64)
         self._leaf_count = 0
+        self.headers = HeaderIndex()
         self._leaves: Leaves | None = None
 
     def __len__(self) -> int:

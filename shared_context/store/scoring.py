@@ -15,6 +15,7 @@ from shared_context.kernels import late_interaction_scores, node_scores
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.codec import Codec
 from shared_context.store.embedder import Embedder, embed
+from shared_context.store.header_index import HeaderScores
 from shared_context.store.node_index import Leaves, NodeIndex
 
 
@@ -39,6 +40,17 @@ class Query:
         return self.model.compressor.query_states(torch.from_numpy(self.token_ids.astype(np.int64))).float().cpu()
 
     @cached_property
+    def codes(self) -> torch.Tensor:
+        """Of its tokens, [tokens, code_size]."""
+        return self.codec.encode(self.states)
+
+    @cached_property
+    def headers(self) -> HeaderScores:
+        """What the documents' headers say of it."""
+        embedding = None if self.embedder is None else self.embedding
+        return self.index.headers.scores(self.codes, self.index.weights(self.token_ids), embedding)
+
+    @cached_property
     def embedding(self) -> torch.Tensor:
         """[dimension]."""
         if self.embedder is None:
@@ -59,16 +71,23 @@ def touching(leaves: Leaves, rows: np.ndarray) -> np.ndarray:
     return (document[1:] == document[:-1]) & (np.diff(rows) == 1)
 
 
+HEADER_WORDS = 1.0
+"""What a word of the query counts that a document's header has, against one that a leaf has."""
+
+HEADER_COSINE = 0.3
+"""Share of a header's cosine that is added to those of its document's spans."""
+
+
 def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
     """Max-similarity of each query token over the leaf's tokens, weighted by inverse leaf frequency, summed.
 
     The same over the leaf and its neighbours in the document is added: a passage is known by words around the answer
-    too.
+    too. So is what the document's header says of the query: a passage is known by what it is of.
     """
-    codes, weights = query.codec.encode(query.states), query.index.weights(query.token_ids)
+    codes, weights = query.codes, query.index.weights(query.token_ids)
     device, chosen = leaves.codes.device, None if isinstance(rows, slice) else rows
     places = np.arange(len(leaves)) if chosen is None else chosen.numpy(force=True)
-    return late_interaction_scores(
+    scores = late_interaction_scores(
         codes.to(device),
         weights.to(device),
         leaves.codes,
@@ -76,6 +95,11 @@ def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -
         leaves=chosen,
         adjacent=torch.from_numpy(touching(leaves, places)).to(device),
     )
+    if len(query.index.headers):
+        headers = query.headers
+        of_header = headers.of(leaves.document[places], headers.words)
+        scores = scores + HEADER_WORDS * torch.from_numpy(of_header).to(device)
+    return scores
 
 
 OWN_SPAN = 0.1
@@ -83,14 +107,22 @@ OWN_SPAN = 0.1
 
 
 def embedding(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
-    """Cosine of the query's embedding with that of the leaf's span or of the span beside it, whichever is larger."""
+    """Cosine of the query's embedding with that of the leaf's span or of the span beside it, whichever is larger.
+
+    A share of its cosine with the document's header is added.
+    """
     asked, around = query.embedding.to(leaves.embeddings.device), leaves.spans[rows]
     if isinstance(rows, slice):
         cosines = (leaves.embeddings @ asked)[around]
     else:
         spans, places = torch.unique(around, return_inverse=True)
         cosines = (leaves.embeddings[spans] @ asked)[places]
-    return torch.lerp(cosines.amax(dim=1), cosines[:, 0], OWN_SPAN)
+    scores = torch.lerp(cosines.amax(dim=1), cosines[:, 0], OWN_SPAN)
+    if len(query.index.headers):
+        headers, places = query.headers, rows if isinstance(rows, slice) else rows.numpy(force=True)
+        of_header = headers.of(leaves.document[places], headers.cosines)
+        scores = scores + HEADER_COSINE * torch.from_numpy(of_header).to(scores.device)
+    return scores
 
 
 def last_token(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:

@@ -31,7 +31,8 @@ class SelectedNode:
         score: how promising the policy found it; comparable within one selection only.
         token_count: tokens of the node.
         kv_entries: KV entries that are shown of it.
-        metadata: the document's.
+        metadata: the document's, which all of its nodes share and none can change.
+        unsearched_keys, hidden_keys: the document's, see :class:`~shared_context.store.documents.Document`.
     """
 
     doc_id: str
@@ -44,6 +45,8 @@ class SelectedNode:
     token_count: int
     kv_entries: int
     metadata: Mapping[str, Any] = field(repr=False, hash=False)
+    unsearched_keys: tuple[str, ...] = field(default=(), repr=False)
+    hidden_keys: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

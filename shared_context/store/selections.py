@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -159,7 +158,9 @@ class Selections:
                     score=0.0 if scores is None else float(scores[node.level][node.index]),
                     token_count=end - start,
                     kv_entries=kv_entries(end - start, ratio),
-                    metadata=copy.deepcopy(entry.metadata),
+                    metadata=entry.metadata,
+                    unsearched_keys=entry.unsearched_keys,
+                    hidden_keys=entry.hidden_keys,
                 )
             )
         return SelectedChunk(token_ids, lead_in, context_tree, tuple(cut), tuple(nodes), stored.text)

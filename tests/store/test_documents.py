@@ -148,7 +148,8 @@ def test_metadata_are_copied_as_json_values():
 def test_a_file_is_named_by_its_path_as_given(folder):
     Path("docs").mkdir()
     Path("docs/a.weird").write_bytes(b"text")
-    expected = Document("text", "docs/a.weird", {"file_name": "a.weird", "file_path": "docs/a.weird"})
+    metadata = {"file_name": "a.weird", "file_path": "docs/a.weird"}
+    expected = Document("text", "docs/a.weird", metadata, unsearched_keys=("file_path",), hidden_keys=("file_path",))
     assert load("docs/a.weird") == load(Path("docs", "a.weird")) == [expected]
     assert load(folder / "docs" / "a.weird")[0].id == (folder / "docs" / "a.weird").as_posix()
 

@@ -54,9 +54,8 @@ def test_a_file_is_added_by_its_path(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "log.md").write_bytes("wind\r\nand wäves".encode())
     assert store.add("log.md", metadata={"year": 1999}) == ["log.md"]
-    assert store.get("log.md") == Document(
-        "wind\r\nand wäves", "log.md", {"file_name": "log.md", "file_path": "log.md", "year": 1999}
-    )
+    document, metadata = store.get("log.md"), {"file_name": "log.md", "file_path": "log.md", "year": 1999}
+    assert (document.text, document.id, document.metadata) == ("wind\r\nand wäves", "log.md", metadata)
 
 
 def test_an_empty_batch_adds_nothing(store):
@@ -104,14 +103,10 @@ def test_what_is_handed_out_is_not_what_is_stored(store):
     given = {"tags": ["a"], "nested": {"b": 1}}
     store.add(Document("The lamp is lit.", "lamp", given))
     given["tags"].append("changed")
-    for metadata in (
-        store.get("lamp").metadata,
-        store.select("lamp", budget=100).nodes[0].metadata,
-        store.retrieve("lamp")[0].metadata,
-    ):
-        metadata["new"] = 1
-        metadata["tags"].append("changed")
-        metadata["nested"]["b"] = 2
+    metadata = store.get("lamp").metadata
+    metadata["new"] = 1
+    metadata["tags"].append("changed")
+    metadata["nested"]["b"] = 2
     assert store.get("lamp").metadata == {"tags": ["a"], "nested": {"b": 1}}
     assert store.ids({"tags": ["a"]}) == ["lamp"]
 

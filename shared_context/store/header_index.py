@@ -1,0 +1,105 @@
+"""The headers of all documents side by side in memory: how much of a query each of them says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shared_context.store.database import HeaderData
+
+SAME_WORD = 0.6
+"""Similarity of two token codes from which on one may say what the other does; below, everything is a little alike."""
+
+
+@dataclass(frozen=True)
+class HeaderScores:
+    """What the headers say of a query.
+
+    Attributes:
+        keys: the documents that have a header, rising, int64 [documents].
+        words: for each, the sum of the weights of the query's words that it has, float32.
+        cosines: for each, its embedding's cosine with the query's, 0 where that is negative, float32; zeros where
+            nothing is embedded.
+    """
+
+    keys: np.ndarray
+    words: np.ndarray
+    cosines: np.ndarray
+
+    def of(self, documents: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """``values``, one for each of ``keys``, for other documents; 0 where they have no header, [documents]."""
+        if not len(self.keys):
+            return np.zeros(len(documents), np.float32)
+        places = np.searchsorted(self.keys, documents).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[places] == documents, values[places], 0).astype(np.float32)
+
+
+class HeaderIndex:
+    """What a query is compared with beside the leaves, once for each document."""
+
+    def __init__(self) -> None:
+        self._headers: dict[int, HeaderData] = {}
+        self._joined: _Joined | None = None
+
+    def __len__(self) -> int:
+        """Documents that have a header."""
+        return len(self._headers)
+
+    def put(self, key: int, header: HeaderData | None) -> None:
+        """Take in a document's header in the place of the one it had; None where it has none any more."""
+        if header is not None and len(header.codes):
+            self._headers[key] = header
+        elif self._headers.pop(key, None) is None:
+            return
+        self._joined = None
+
+    def scores(self, codes: torch.Tensor, weights: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
+        """Compare a query with every header.
+
+        Args:
+            codes: of the query's tokens, float32 [words, code_size].
+            weights: the most that each of them counts, [words]. One that most headers have counts less still.
+            embedding: the query's, [dimension]; None leaves embeddings out.
+        """
+        if not self._headers:
+            nothing = np.zeros(0, np.float32)
+            return HeaderScores(np.zeros(0, np.int64), nothing, nothing)
+        if self._joined is None:
+            self._joined = _join(self._headers)
+        joined = self._joined
+        similar = (joined.codes.astype(np.float32) * joined.scales.astype(np.float32)[:, None]) @ codes.numpy().T
+        best = np.maximum.reduceat(similar, joined.first, axis=0)
+        said = ((best - SAME_WORD) / (1 - SAME_WORD)).clip(0, 1)
+        rare = np.log((len(joined.keys) + 1) / (said.sum(axis=0) + 0.5)).clip(min=0)
+        cosines = np.zeros(len(joined.keys), np.float32)
+        if embedding is not None:
+            cosines = np.maximum.reduceat(joined.embeddings @ embedding.numpy(), joined.first_span).clip(min=0)
+        return HeaderScores(joined.keys, said @ np.minimum(rare, weights.numpy()).astype(np.float32), cosines)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """All headers as arrays, in the order of their documents."""
+
+    keys: np.ndarray
+    codes: np.ndarray
+    scales: np.ndarray
+    embeddings: np.ndarray
+    first: np.ndarray
+    first_span: np.ndarray
+
+
+def _join(headers: dict[int, HeaderData]) -> _Joined:
+    keys = sorted(headers)
+    held = [headers[key] for key in keys]
+    tokens, spans = (np.array([len(getattr(h, name)) for h in held]) for name in ("codes", "embeddings"))
+    return _Joined(
+        np.array(keys, np.int64),
+        np.concatenate([h.codes for h in held]),
+        np.concatenate([h.scales for h in held]),
+        np.concatenate([h.embeddings for h in held]),
+        np.cumsum(tokens) - tokens,
+        np.cumsum(spans) - spans,
+    )

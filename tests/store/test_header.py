@@ -1,0 +1,147 @@
+"""Metadata are searched and can be shown; what all nodes of a document share cannot be changed by one."""
+
+import copy
+import json
+import pickle
+import sqlite3
+
+import pytest
+
+from shared_context import Document
+from shared_context.errors import DocumentError
+from shared_context.store.database import FILE
+from shared_context.store.header import HEADER_CHARACTERS, header
+from shared_context.store.read_only import read_only
+
+REPORT = "Revenue for the year came to {} crowns. Costs were in line with the plan, and no dividend is proposed."
+TOWNS = ("Skagen", "Visby", "Turku", "Bergen")
+
+
+def reports(**settings):
+    return [
+        Document(REPORT.format(100 + n), town, {"town": town, "year": 2020 + n}, **settings)
+        for n, town in enumerate(TOWNS)
+    ]
+
+
+def best(store, query):
+    return store.retrieve(query, 1)[0].doc_id
+
+
+def test_a_header_tells_metadata_line_by_line():
+    metadata = {"title": "On\n  lamps", "year": 1874, "tags": ["oil", "wick"], "draft": False}
+    assert header(metadata) == "title: On lamps\nyear: 1874\ntags: oil, wick\ndraft: False"
+    assert header(metadata, {"tags", "draft", "missing"}) == "title: On lamps\nyear: 1874"
+
+
+@pytest.mark.parametrize("nothing", [None, "", " \n", [], {}, {"a": {"b": 1}}, [[1, 2], [3, 4]], [{"a": 1}], [None]])
+def test_what_has_no_words_is_left_out(nothing):
+    assert header({"title": "Lamps", "other": nothing}) == "title: Lamps"
+
+
+def test_a_header_stays_short_however_much_there_is():
+    metadata = {"boxes": list(range(100_000)), "abstract": "long " * 1000, "title": "Lamps"}
+    assert header(metadata) == "title: Lamps"
+    assert len(header({str(n): "some words" for n in range(1000)})) <= HEADER_CHARACTERS
+
+
+def test_a_document_is_found_by_its_metadata(store):
+    store.add(reports())
+    assert [best(store, f"What was the revenue of {town}?") for town in TOWNS] == list(TOWNS)
+
+
+def test_a_document_is_found_by_its_metadata_through_an_embedder_too(open_store, embedder):
+    store = open_store(embedder=embedder)
+    store.add(reports())
+    for policy in ("hybrid", "embedding"):
+        found = [store.retrieve(f"What was the revenue of {town}?", 1, policy=policy)[0].doc_id for town in TOWNS]
+        assert found == list(TOWNS)
+
+
+def test_unsearched_metadata_change_no_score(store, open_store):
+    store.add(reports(unsearched_keys=("town", "year")))
+    bare = open_store(config=store.config)
+    bare.add([Document(d.text, d.id) for d in reports()])
+    query = "What was the revenue of Turku?"
+    scores = [{node.doc_id: node.score for node in each.retrieve(query, 4)} for each in (store, bare)]
+    assert scores[0] == scores[1]
+    assert store.ids({"town": "Turku"}) == ["Turku"]  # filters see them
+
+
+def test_new_metadata_are_found_and_old_ones_are_not(store, path, open_store):
+    store.add(reports())
+    other = open_store(path)
+    assert best(other, "What was the revenue of Turku?") == "Turku"
+    store.update("Bergen", metadata={"town": "Turku"})
+    store.update("Turku", metadata={"town": "Malmö"})
+    for each in (store, other, open_store(path)):
+        assert best(each, "What was the revenue of Turku?") == "Bergen"
+        assert best(each, "What was the revenue of Malmö?") == "Turku"
+
+
+def test_keys_that_are_excluded_are_kept_and_come_back(store, path, open_store):
+    documents = reports(unsearched_keys=("year",), hidden_keys=("town", "year"))
+    store.add(documents)
+    for each in (store, open_store(path)):
+        assert list(each) == documents
+        node = each.retrieve("What was the revenue of Visby?", 1)[0]
+        assert (node.doc_id, node.unsearched_keys, node.hidden_keys) == ("Visby", ("year",), ("town", "year"))
+    store.append("Visby", " The mayor was content.")
+    assert store.get("Visby").hidden_keys == ("town", "year")
+    assert best(store, "What was the revenue of Visby?") == "Visby"
+
+
+@pytest.mark.parametrize("keys", ["town", [1], ["\ud800"]])
+def test_keys_that_are_no_keys_are_refused(store, keys):
+    with pytest.raises(DocumentError, match="hidden_keys"):
+        store.add(Document("Text.", "a", {"town": "Visby"}, hidden_keys=keys))
+    assert len(store) == 0
+
+
+def test_a_file_is_searched_by_its_name_and_not_by_its_path(store, tmp_path):
+    file = tmp_path / "lamps.md"
+    file.write_text("The wick is trimmed at dusk.")
+    (id,) = store.add(file)
+    assert store.get(id).unsearched_keys == store.get(id).hidden_keys == ("file_path",)
+
+
+def test_nodes_share_metadata_that_cannot_be_changed(store):
+    store.add("The wick is trimmed at dusk. " * 20, id="a", metadata={"pages": [1, 2], "by": {"name": "Ada"}})
+    nodes = store.select("When is the wick trimmed?", budget=64).nodes
+    assert len({id(node.metadata) for node in nodes}) == 1 < len(nodes)
+    metadata = nodes[0].metadata
+    for change in (
+        lambda: metadata.update(a=1),
+        lambda: metadata.__setitem__("a", 1),
+        lambda: metadata["pages"].append(3),
+        lambda: metadata["by"].pop("name"),
+    ):
+        with pytest.raises(TypeError, match="deepcopy"):
+            change()
+    own = copy.deepcopy(metadata)
+    own["pages"].append(3)
+    assert metadata == store.get("a").metadata == {"pages": [1, 2], "by": {"name": "Ada"}}
+
+
+def test_read_only_values_are_json_values():
+    given = {"a": [1, {"b": [None, True]}], "c": "d"}
+    shared = read_only(given)
+    assert shared == given
+    assert json.dumps(shared) == json.dumps(given)
+    for made in (pickle.loads(pickle.dumps(shared)), copy.deepcopy(shared)):
+        made["a"][1]["b"].append(2)
+    assert {**copy.copy(shared), "e": 1}["e"] == 1
+
+
+def test_a_store_of_the_format_before_headers_opens_and_gets_them(store, path, open_store):
+    store.add(reports())
+    store.close()
+    with sqlite3.connect(path / FILE) as connection:
+        connection.execute("DROP TABLE headers")
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    opened = open_store(path)
+    assert opened.ids() == list(TOWNS)
+    assert opened.get("Visby").metadata == {"town": "Visby", "year": 2021}
+    opened.update("Visby", metadata={"town": "Visby"})
+    assert best(opened, "What was the revenue of Visby?") == "Visby"
