@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared_context.model.batching import Columns
-from shared_context.model.cache import RoomyCache
+from shared_context.model.cache import CACHE_ARGUMENT, RoomyCache
 from shared_context.model.compressor import bottom_layers
 from shared_context.model.injection import CrossAttentionInjection, PrefixInjection
 from shared_context.model.requests import Request
@@ -66,7 +66,7 @@ class InjectingDecoder:
         """Logits [batch, keep, vocabulary] over the last tokens of a batch's prompts."""
         with self.lock, torch.inference_mode():
             inputs, injected = self.inputs(requests, room=0, in_place=in_place)
-            ids, cache = inputs.pop("input_ids"), inputs["past_key_values"]
+            ids, cache = inputs.pop("input_ids"), inputs[CACHE_ARGUMENT]
             if isinstance(cache, RoomyCache) and cache.in_place is not None:
                 inputs["in_place"] = cache.in_place
             past = cache.get_seq_length()
@@ -101,7 +101,7 @@ class InjectingDecoder:
             "attention_mask": columns.mask.to(self.hf_model.device),
         }
         if prefix or any(c is not None for c in in_cache):
-            inputs["past_key_values"] = self.injection.cache(
+            inputs[CACHE_ARGUMENT] = self.injection.cache(
                 in_cache,
                 self._prefix_kv(prefix),
                 self._sink,
@@ -110,7 +110,7 @@ class InjectingDecoder:
                 columns.longest if in_place else None,
             )
         else:
-            inputs["past_key_values"] = DynamicCache()
+            inputs[CACHE_ARGUMENT] = DynamicCache()
         return inputs, injected
 
     def _prefix_kv(self, prefix: tuple[int, ...]) -> torch.Tensor:
@@ -127,6 +127,6 @@ class InjectingDecoder:
 
 def release(inputs: dict[str, Any]) -> None:
     """Give back what the cache of :meth:`InjectingDecoder.inputs` borrowed."""
-    cache = inputs["past_key_values"]
+    cache = inputs[CACHE_ARGUMENT]
     if isinstance(cache, RoomyCache):
         cache.release()

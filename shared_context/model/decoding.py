@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from shared_context.config import require
+from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.decoder import InjectingDecoder, release
 from shared_context.model.generation import Clock, Completion, Detokenizer, cut_at_stop, one_by_one, until_stop
 from shared_context.model.requests import Request
@@ -88,7 +89,7 @@ def answer_batch(
         inputs, injected = decoder.inputs(requests, settings.max_new_tokens)
         several = max(settings.num_beams or 1, settings.num_return_sequences or 1)
         if several > 1:
-            inputs["past_key_values"].batch_repeat_interleave(several)
+            inputs[CACHE_ARGUMENT].batch_repeat_interleave(several)
         random = nullcontext() if seed is None else torch.random.fork_rng()
         with injected, random:
             if seed is not None:
