@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -18,6 +19,7 @@ from transformers import (
 
 from shared_context.config import require
 from shared_context.model.cache import CACHE_ARGUMENT
+from shared_context.model.constraints import Constraint
 from shared_context.model.decoder import InjectingDecoder, release
 from shared_context.model.generation import Clock, Completion, Detokenizer, cut_at_stop, one_by_one, until_stop
 from shared_context.model.requests import Request
@@ -76,12 +78,17 @@ def _criteria(tokenizer: PreTrainedTokenizerBase, clock: Clock, stop: Sequence[s
     return [clock, StopStringCriteria(tokenizer, list(stop))] if stop else [clock]
 
 
+def _processors(constraint: Constraint | None) -> LogitsProcessorList:
+    return LogitsProcessorList([] if constraint is None else [constraint.processor()])
+
+
 def answer_batch(
     decoder: InjectingDecoder,
     requests: Sequence[Request],
     settings: GenerationConfig,
     stop: Sequence[str],
     seed: int | None,
+    constraint: Constraint | None,
 ) -> list[Completion]:
     """One batch through transformers' ``generate``."""
     clock = Clock()
@@ -98,6 +105,7 @@ def answer_batch(
                 **inputs,
                 generation_config=settings,
                 stopping_criteria=_criteria(decoder.tokenizer, clock, stop),
+                logits_processor=_processors(constraint),
             )
         release(inputs)
     answers = ids[:, inputs["input_ids"].shape[1] :].tolist()
@@ -114,6 +122,7 @@ def answer_pieces(
     settings: GenerationConfig,
     stop: Sequence[str],
     seed: int | None,
+    constraint: Constraint | None,
     completion: list[Completion],
 ) -> Generator[str]:
     """The pieces of one answer; the lock and torch's modes are left between them, for others to compute."""
@@ -125,6 +134,7 @@ def answer_pieces(
             **inputs,
             generation_config=settings,
             stopping_criteria=_criteria(decoder.tokenizer, clock, stop),
+            logits_processor=_processors(constraint),
             custom_generate=partial(one_by_one, generator=chance),
         )
     answer: list[int] = []

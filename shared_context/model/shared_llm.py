@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared_context.config import InjectionKind, one_of, require
 from shared_context.errors import ConfigError, QueryError
@@ -18,6 +18,7 @@ from shared_context.model.adapter import Adapter, AdapterConfig, shipped_for
 from shared_context.model.adapting import check_injection, put_to_work
 from shared_context.model.batching import batches
 from shared_context.model.compressor import Compressor
+from shared_context.model.constraints import Constraint, ConstraintCompiler
 from shared_context.model.decoder import InjectingDecoder
 from shared_context.model.decoding import (
     SEVERAL_ANSWERS,
@@ -95,6 +96,7 @@ class SharedLLMModel:
         alone = None if injection == "prefix" else self._decoder.lock
         self.compressor = Compressor(model, injection_layers, prefix, alone)
         self._requests = RequestReader(name, self.prompt_format, self.tokenize, context_window, self.injection.in_cache)
+        self._constraints = ConstraintCompiler(tokenizer, model.config.vocab_size)
         self._adapter: Adapter | None = None
 
     @classmethod
@@ -247,6 +249,8 @@ class SharedLLMModel:
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         formatted: bool = False,
+        response_schema: Mapping[str, Any] | None = None,
+        grammar: str | None = None,
         batch_size: int = 8,
         **generation_options: Any,
     ) -> Completion | list[Completion]:
@@ -265,6 +269,9 @@ class SharedLLMModel:
             stop: strings that end the answer and are not part of it; ``stop_strings`` is the same.
             seed: of the sampling.
             formatted: the prompt is in the model's own format already.
+            response_schema: a JSON schema; the answer is one line of JSON that follows it, unless max_new_tokens end it
+                before. An object has the properties that its schema names and no others, where it says nothing else.
+            grammar: a grammar that the answer follows instead, in llguidance's form of Lark.
             batch_size: prompts that run together.
             **generation_options: further fields of transformers' GenerationConfig.
 
@@ -277,11 +284,13 @@ class SharedLLMModel:
         settings = generation_settings(
             self.hf_model, self.tokenizer, max_new_tokens, temperature, top_p, top_k, generation_options
         )
+        constraint = self._constraint(response_schema, grammar, settings)
         single, requests = self._requests.read(prompt, context, formatted, max_new_tokens, self.identity)
         require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more prompts")
         if single and all(getattr(settings, option) in (None, 1) for option in SEVERAL_ANSWERS):
             # As a stream, so that both give the same answer and the same time to its first token.
-            stream = CompletionStream(partial(answer_pieces, self._decoder, requests[0], settings, stop, seed))
+            pieces = partial(answer_pieces, self._decoder, requests[0], settings, stop, seed, constraint)
+            stream = CompletionStream(pieces)
             for _ in stream:
                 pass
             return stream.completion
@@ -290,7 +299,7 @@ class SharedLLMModel:
         for batch in batches(
             requests, batch_size, [max_new_tokens] * len(requests), self.context_window, self.injection.in_cache
         ):
-            completions = answer_batch(self._decoder, [requests[i] for i in batch], settings, stop, seed)
+            completions = answer_batch(self._decoder, [requests[i] for i in batch], settings, stop, seed, constraint)
             answers |= {i: completions[n * several : (n + 1) * several] for n, i in enumerate(batch)}
         completions = [completion for i in range(len(requests)) for completion in answers[i]]
         return completions[0] if single and several == 1 else completions
@@ -307,6 +316,8 @@ class SharedLLMModel:
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         formatted: bool = False,
+        response_schema: Mapping[str, Any] | None = None,
+        grammar: str | None = None,
         **generation_options: Any,
     ) -> CompletionStream:
         """Answer one prompt piece by piece; takes and raises what :meth:`complete` does, but no batch.
@@ -317,13 +328,22 @@ class SharedLLMModel:
         settings = generation_settings(
             self.hf_model, self.tokenizer, max_new_tokens, temperature, top_p, top_k, generation_options
         )
+        constraint = self._constraint(response_schema, grammar, settings)
         single, requests = self._requests.read(prompt, context, formatted, max_new_tokens, self.identity)
         if not single:
             raise ConfigError(f"stream() takes one prompt, not a batch of {len(requests)}; use generate().")
         for option in SEVERAL_ANSWERS:
             given = getattr(settings, option)
             require(given in (None, 1), option, given, "a stream has one answer; use complete()")
-        return CompletionStream(partial(answer_pieces, self._decoder, requests[0], settings, stop, seed))
+        return CompletionStream(partial(answer_pieces, self._decoder, requests[0], settings, stop, seed, constraint))
+
+    def _constraint(
+        self, response_schema: Mapping[str, Any] | None, grammar: str | None, settings: GenerationConfig
+    ) -> Constraint | None:
+        constraint = self._constraints.compile(response_schema, grammar, settings.eos_token_id)
+        one = constraint is None or settings.num_beams in (None, 1)
+        require(one, "num_beams", settings.num_beams, "what follows a schema or a grammar is decoded without beams")
+        return constraint
 
     @torch.inference_mode()
     def score(
