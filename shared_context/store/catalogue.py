@@ -14,6 +14,9 @@ from shared_context.store.database import Database, Entry, HeaderData, Kind, Nod
 from shared_context.store.encoding import ChunkEncoder
 from shared_context.store.node_index import NodeIndex
 
+NOTHING = np.zeros(0, np.int32)
+"""No tokens."""
+
 TEXTS_KEPT = 32
 """Documents whose text and tokens are kept in memory after they were selected from."""
 
@@ -58,6 +61,9 @@ class Catalogue:
                 yield change
                 # Should what follows be interrupted, the next look takes everything in anew.
                 seen, self._seen_version = self._seen_version, None
+            gone = [(self._entries[key], ids) for key, ids in change.removed.items()]
+            # Of a document with other metadata the text stays as it was, and only the header is another one.
+            gone += [(self._entries[key], NOTHING) for key in change.described if key in self._entries]
             for key in change.removed:
                 self._forget(key)
             for key, (entry, stored, nodes, header) in change.added.items():
@@ -66,9 +72,9 @@ class Catalogue:
                 self._entries[key] = entry
                 self.index.headers.put(key, header)
             self._seen_version = seen
-            if change.removed:
-                added = (stored.tokens.ids for _, stored, _, _ in change.added.values())
-                self._encoder.discard(change.removed.values(), added)
+            if gone:
+                added = [(entry, stored.tokens.ids) for entry, stored, _, _ in change.added.values()]
+                self._encoder.discard(gone, [*added, *((entry, NOTHING) for entry, _ in change.described.values())])
 
     def _take_in(self) -> None:
         """Take in what another process has committed since the last look."""

@@ -13,6 +13,8 @@ import torch
 from shared_context.config import StoreConfig
 from shared_context.kernels import ChunkKV
 from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.store.database import Entry
+from shared_context.store.header import header
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.selection import SelectedChunk
 
@@ -56,16 +58,25 @@ class ChunkEncoder:
         count = -(-len(token_ids) // self._config.tree.chunk_size)
         return [self.chunk(token_ids, number) for number in range(count)]
 
-    def discard(self, removed: Iterable[np.ndarray], added: Iterable[np.ndarray]) -> None:
+    def header(self, entry: Entry) -> Chunk | None:
+        """The part of a document's header that a model may be shown, as a chunk; None where nothing is."""
+        text = header(entry.metadata, entry.hidden_keys)
+        if not text:
+            return None
+        ids = self._model.tokenize(f"{text}\n").ids[: self._config.tree.chunk_size]
+        return Chunk(ids, 0) if len(ids) else None
+
+    def discard(self, removed: Iterable[tuple[Entry, np.ndarray]], added: Iterable[tuple[Entry, np.ndarray]]) -> None:
         """Forget the KV of documents that are gone, but for chunks that new ones have, too.
 
         Keys and values give away what the text said; they must not outlive it.
 
         Args:
-            removed, added: token ids of documents.
+            removed, added: entries and token ids of documents.
         """
         old, new = (
-            {_content(chunk) for ids in documents for chunk in self.chunks(ids)} for documents in (removed, added)
+            {_content(chunk) for entry, ids in documents for chunk in (*self.chunks(ids), self.header(entry)) if chunk}
+            for documents in (removed, added)
         )
         self._discarded |= dict.fromkeys(old - new)
         while len(self._discarded) > DISCARDED_KEPT:

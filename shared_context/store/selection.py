@@ -32,6 +32,7 @@ class SelectedNode:
         token_count: tokens of the node.
         kv_entries: KV entries that are shown of it.
         metadata: the document's, which all of its nodes share and none can change.
+        header: whether it is the document's header and no part of its text; ``start`` and ``end`` are 0 then.
         unsearched_keys, hidden_keys: the document's, see :class:`~shared_context.store.documents.Document`.
     """
 
@@ -45,6 +46,7 @@ class SelectedNode:
     token_count: int
     kv_entries: int
     metadata: Mapping[str, Any] = field(repr=False, hash=False)
+    header: bool = False
     unsearched_keys: tuple[str, ...] = field(default=(), repr=False)
     hidden_keys: tuple[str, ...] = field(default=(), repr=False)
 
@@ -171,15 +173,20 @@ class Selection:
         return as_html(f"{asked}{self.kv_entries:,} KV entries{allowed}, policy {self.policy or 'none'}.", seen)
 
     def subset(self, nodes: Iterable[SelectedNode]) -> Selection:
-        """The selection of some of these nodes only, still in document order.
+        """The selection of some of these nodes only, still in document order; a document keeps its header.
 
         Args:
             nodes: nodes of this selection; others are passed over.
         """
         wanted = set(nodes)
+        told = {node.doc_id for node in wanted}
         chunks = []
         for chunk in self.chunks:
-            kept = [(g, n) for g, n in zip(chunk.cut, chunk.nodes, strict=True) if n in wanted]
+            kept = [
+                (grained, node)
+                for grained, node in zip(chunk.cut, chunk.nodes, strict=True)
+                if node in wanted or (node.header and node.doc_id in told)
+            ]
             if kept:
                 cut, shown = zip(*kept, strict=True)
                 chunks.append(replace(chunk, cut=cut, nodes=shown))
@@ -189,7 +196,8 @@ class Selection:
         """The encodings of the chunks, from the cache or computed now, and the rows of them that are shown.
 
         Passages are read in the order of their scores, the most promising last, next to the question: a decoder uses
-        best what is near (see docs/figures.md). Within a passage the order is the document's.
+        best what is near (see docs/figures.md). Within a passage the order is the document's. Where headers are shown,
+        all passages of a document follow its header.
         """
         rows = [torch.tensor(chunk.rows()) for chunk in self.chunks]
         encodings, kept = self._encode(self.chunks, rows)
@@ -201,7 +209,10 @@ class Selection:
         """For each chunk the place of each kept row in the order of reading."""
         numbers = count()
         # By their numbers, for nodes within one character are equal.
-        passages = [[(next(numbers), node) for node in passage] for passage in self.passages]
+        parts = self.passages
+        if any(node.header for node in self.nodes):
+            parts = [tuple(document) for _, document in groupby(self.nodes, key=lambda node: node.doc_id)]
+        passages = [[(next(numbers), node) for node in passage] for passage in parts]
         places: dict[int, torch.Tensor] = {}
         at = 0
         for passage in sorted(passages, key=lambda nodes: max(node.score for _, node in nodes)):

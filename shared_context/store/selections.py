@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from shared_context.config import Policy, StoreConfig, require, require_count
@@ -13,10 +14,11 @@ from shared_context.store.document_store import Progress
 from shared_context.store.embedder import Embedder
 from shared_context.store.encoding import ChunkEncoder
 from shared_context.store.filters import compile_filter
+from shared_context.store.header import header
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
 from shared_context.store.selector import Choice, ChunkCut, Selector, regular_tree
-from shared_context.tree import Grained, Node, kv_entries
+from shared_context.tree import ContextTree, Grained, Node, kv_entries
 
 
 class Selections:
@@ -52,12 +54,16 @@ class Selections:
         query: str | None,
         filters: Mapping[str, Any] | None,
         doc_ids: list[str] | None,
+        show_metadata: bool,
         **options: Any,
     ) -> Selection:
         """What a query is shown; ``options`` are those of :meth:`~shared_context.store.selector.Selector.choose`."""
         with self._catalogue.reading():
-            choice = self._selector.choose(query, self._candidates(filters, doc_ids), **options)
-            return self._selection(choice, query)
+            introduction = self._header_entries if show_metadata else None
+            choice = self._selector.choose(
+                query, self._candidates(filters, doc_ids), introduction=introduction, **options
+            )
+            return self._selection(choice, query, show_metadata)
 
     def select_from(self, index: NodeIndex, query: str | None, keys: list[int], **options: Any) -> Selection:
         """What a query is shown of these documents of another index; called while the catalogue is read."""
@@ -81,7 +87,7 @@ class Selections:
             )  # fmt: skip
             return [node for cut in cuts for node in self._shown(cut).nodes]
 
-    def selection_from(self, spans: list[Sequence[Any]], query: str | None) -> Selection:
+    def selection_from(self, spans: list[Sequence[Any]], query: str | None, show_metadata: bool) -> Selection:
         """The selection of given characters, whole leaves of which are shown."""
         tree = self._config.tree
         with self._catalogue.reading():
@@ -104,7 +110,7 @@ class Selections:
                 cut = [Grained(Node(tree.height, slot), ratio) for slot, (ratio, _) in sorted(slots.items())]
                 scores = {tree.height: {slot: score for slot, (_, score) in slots.items()}}
                 cuts.append(ChunkCut(key, number, cut, scores))
-            return self._selection(Choice(cuts, None, None), query)
+            return self._selection(Choice(cuts, None, None), query, show_metadata)
 
     def warm(self, selection: Selection | None, progress: Progress | None) -> None:
         """Compute keys and values now."""
@@ -129,11 +135,53 @@ class Selections:
         keys = self._catalogue.documents() if doc_ids is None else sorted(set(map(self._catalogue.key, doc_ids)))
         return keys if not filters else [key for key in keys if passes(self._catalogue.metadata(key))]
 
-    def _selection(self, choice: Choice, query: str | None) -> Selection:
+    def _selection(self, choice: Choice, query: str | None, show_metadata: bool = False) -> Selection:
+        chunks = list(map(self._shown, choice.cuts))
+        if show_metadata:
+            chunks = self._with_headers(choice.cuts, chunks)
         return Selection(
-            map(self._shown, choice.cuts), self._encoder.encode_shown, self._model, query=query, budget=choice.budget,
+            chunks, self._encoder.encode_shown, self._model, query=query, budget=choice.budget,
             policy=choice.policy,
         )  # fmt: skip
+
+    def _header_entries(self, key: int) -> int:
+        """KV entries of a document's header; 0 where it has none to show."""
+        chunk = self._encoder.header(self._catalogue.entry(key))
+        return 0 if chunk is None else len(chunk.token_ids)
+
+    def _with_headers(self, cuts: Sequence[ChunkCut], chunks: Sequence[SelectedChunk]) -> list[SelectedChunk]:
+        """What is shown of documents, the header of each in front of it."""
+        headed = []
+        for key, group in groupby(zip(cuts, chunks, strict=True), key=lambda pair: pair[0].key):
+            own = [chunk for _, chunk in group]
+            headed += [*self._shown_header(key, own), *own]
+        return headed
+
+    def _shown_header(self, key: int, chunks: Sequence[SelectedChunk]) -> list[SelectedChunk]:
+        """A document's header as a chunk of its own, in front of ``chunks``; none where it has none to show."""
+        entry = self._catalogue.entry(key)
+        chunk = self._encoder.header(entry)
+        if chunk is None:
+            return []
+        self._encoder.keep([chunk])
+        count = len(chunk.token_ids)
+        node = SelectedNode(
+            doc_id=entry.id,
+            start=0,
+            end=0,
+            text=f"{header(entry.metadata, entry.hidden_keys)}\n",
+            level=0,
+            ratio=1,
+            score=max(node.score for chunk in chunks for node in chunk.nodes),
+            token_count=count,
+            kv_entries=count,
+            metadata=entry.metadata,
+            header=True,
+            unsearched_keys=entry.unsearched_keys,
+            hidden_keys=entry.hidden_keys,
+        )
+        whole = ContextTree((0, count))
+        return [SelectedChunk(*chunk, whole, (Grained(Node(0, 0), 1),), (node,), chunks[0].text)]
 
     def _shown(self, shown: ChunkCut) -> SelectedChunk:
         """A chunk with its cut, as the user and the decoder see it."""

@@ -105,12 +105,14 @@ class Selector:
         recent: int = 0,
         prefilter: int | None = None,
         prefilter_chunks: int | None = None,
+        introduction: Callable[[int], int] | None = None,
     ) -> Choice:
         """What a query is shown; settings and errors are those of the store's ``select``.
 
         Args:
             text: the query.
             keys: the documents that may be considered, rising.
+            introduction: KV entries that are shown once in front of all that is shown of a document; by its key.
         """
         one_of("search", search, Search)
         policy = self._policy(policy)
@@ -136,7 +138,8 @@ class Selector:
         if not len(considered):
             return Choice([], budget, policy)
         if best_first:
-            return Choice(self._best_first(query, considered, policy, tree, floor, recent, budget), budget, policy)
+            cuts = self._best_first(query, considered, policy, tree, floor, recent, budget, introduction)
+            return Choice(cuts, budget, policy)
         cuts = self._split_and_search(query, considered, policy, tree, budget)
         return Choice(cuts, budget, None if query is None else policy)
 
@@ -174,6 +177,7 @@ class Selector:
         floor: float,
         recent: int,
         budget: int,
+        introduction: Callable[[int], int] | None,
     ) -> list[ChunkCut]:
         """Best-first expansion under one budget over all chunks considered."""
         scored = self._score(query, considered, policy, smooth=policy != "last_token")
@@ -184,9 +188,10 @@ class Selector:
             at_the_end = recent_scores(scored.leaves, scored.last_leaves(recent))
             scored = replace(scored, leaves=torch.maximum(scored.leaves, at_the_end))
             opened = torch.maximum(opened, at_the_end)
+        introduce = None if introduction is None else lambda chunk: (key := scored.places[chunk][0], introduction(key))
         # Where nothing that is worth it fits, what does fit is better than nothing.
-        cuts = expand_under_budget(scored.trees, by_level(opened), tree.coarse, tree.fine, budget) or (
-            expand_under_budget(scored.trees, scored.levels, tree.coarse, tree.fine, budget)
+        cuts = expand_under_budget(scored.trees, by_level(opened), tree.coarse, tree.fine, budget, introduce) or (
+            expand_under_budget(scored.trees, scored.levels, tree.coarse, tree.fine, budget, introduce)
         )
         if not cuts:
             smallest = min(smallest_cut(t, tree.coarse, tree.fine) for t in scored.trees)

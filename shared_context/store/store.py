@@ -232,6 +232,7 @@ class SharedLLMContextStore:
         doc_ids: Iterable[str] | None = None,
         prefilter: int | None = None,
         prefilter_chunks: int | None = None,
+        show_metadata: bool = False,
     ) -> Selection:
         """Choose what a query is shown finely, coarsely and not at all.
 
@@ -255,6 +256,8 @@ class SharedLLMContextStore:
             prefilter: only so many documents, those nearest to the query by embedding.
             prefilter_chunks: only so many chunks of these documents, again the nearest: of a long document nothing else
                 is scored. ``recent`` tokens are considered all the same.
+            show_metadata: show each document's metadata, but for its ``hidden_keys``, in front of what is shown of it,
+                as lines of ``key: value``. They count in the budget.
 
         Returns:
             The selection; an empty one where no document may be considered.
@@ -265,8 +268,9 @@ class SharedLLMContextStore:
             FilterError, DocumentNotFoundError, ConfigError: another argument is wrong.
         """
         return self._selections.select(
-            query, filters, _as_list(doc_ids), budget=budget, ratio=ratio, policy=policy, search=search, coarse=coarse,
-            fine=fine, floor=floor, recent=recent, prefilter=prefilter, prefilter_chunks=prefilter_chunks,
+            query, filters, _as_list(doc_ids), show_metadata, budget=budget, ratio=ratio, policy=policy, search=search,
+            coarse=coarse, fine=fine, floor=floor, recent=recent, prefilter=prefilter,
+            prefilter_chunks=prefilter_chunks,
         )  # fmt: skip
 
     def retrieve(
@@ -287,7 +291,9 @@ class SharedLLMContextStore:
         require_count("k", k, "passages")
         return self._selections.retrieve(query, k, policy, filters, _as_list(doc_ids), prefilter, prefilter_chunks)
 
-    def selection_from(self, spans: Iterable[Sequence[Any]], query: str | None = None) -> Selection:
+    def selection_from(
+        self, spans: Iterable[Sequence[Any]], query: str | None = None, *, show_metadata: bool = False
+    ) -> Selection:
         """The selection of given characters, whole leaves of which are shown.
 
         Args:
@@ -295,12 +301,13 @@ class SharedLLMContextStore:
                 ratio at which their leaves are shown (1; the finest where spans overlap), and how promising they are
                 (0; the highest where spans overlap).
             query: what the selection is for.
+            show_metadata: as in :meth:`select`.
 
         Raises:
             DocumentNotFoundError: a doc_id is unknown.
             ConfigError: a span lies outside its document.
         """
-        return self._selections.selection_from(list(spans), query)
+        return self._selections.selection_from(list(spans), query, show_metadata)
 
     def warm(self, selection: Selection | None = None, *, progress: Progress | None = None) -> None:
         """Compute keys and values now: those of a selection, or those of all documents that the cache does not hold.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from heapq import heapify, heappop, heappush
 from math import inf
 
@@ -61,6 +61,7 @@ def expand_under_budget(
     coarse: Sequence[int | None],
     fine: int,
     budget: int,
+    introduction: Callable[[int], tuple[Hashable, int]] | None = None,
 ) -> dict[int, list[Grained]]:
     """Best-first expansion under one KV budget over all chunks of all documents.
 
@@ -76,6 +77,8 @@ def expand_under_budget(
         coarse: for each level, root first, the ratio of an unopened node; None shows nothing of it.
         fine: the ratio of an opened leaf.
         budget: the most KV entries that all cuts together may hold.
+        introduction: of a chunk, what it belongs to and the KV entries that are shown once in front of all that is
+            shown of that; they count in the budget.
 
     Returns:
         By chunk, the nodes of its cut from left to right. Chunks and nodes of which nothing is shown are missing.
@@ -84,6 +87,7 @@ def expand_under_budget(
     only_leaves = all(ratio is None for ratio in coarse)
     cuts: dict[int, dict[Node, int | None]] = {}
     left = budget
+    introduced: set[Hashable] = set()
     root = Node(0, 0)
     waiting = [(-score, chunk, root) for chunk, score in enumerate(scores[0][:, 0].tolist()) if score > -inf]
     heapify(waiting)
@@ -94,17 +98,27 @@ def expand_under_budget(
         # Opening a node that shows nothing costs nothing: without this, a spent budget would still open all of them.
         if only_leaves and kv_entries(tree.smallest_leaf, fine) > left:
             continue
+        belongs_to, toll = introduction(chunk) if introduction is not None else (None, 0)
+        toll = 0 if belongs_to in introduced else toll
         if chunk not in cuts:
             price = kv_entries(tree.length, coarse[0])
+            price += toll if price else 0
             if price > left:
                 continue
+            if price:
+                introduced.add(belongs_to)
+                toll = 0
             left -= price
             cuts[chunk] = {root: coarse[0]}
         cut = cuts[chunk]
         opened = [(node, fine)] if node.level == height else [(c, coarse[node.level + 1]) for c in node.children]
         price = sum(kv_entries(tree.size(n), ratio) for n, ratio in opened) - kv_entries(tree.size(node), cut[node])
+        shows = any(kv_entries(tree.size(n), ratio) for n, ratio in opened)
+        price += toll if shows else 0
         if price > left:
             continue
+        if shows:
+            introduced.add(belongs_to)
         left -= price
         del cut[node]
         cut.update(opened)

@@ -6,6 +6,7 @@ import pickle
 import sqlite3
 
 import pytest
+import torch
 
 from shared_context import Document
 from shared_context.errors import DocumentError
@@ -145,3 +146,46 @@ def test_a_store_of_the_format_before_headers_opens_and_gets_them(store, path, o
     assert opened.get("Visby").metadata == {"town": "Visby", "year": 2021}
     opened.update("Visby", metadata={"town": "Visby"})
     assert best(opened, "What was the revenue of Visby?") == "Visby"
+
+
+def test_a_header_is_shown_in_front_of_its_document_and_counts(store, model):
+    store.add(reports(hidden_keys=("year",)))
+    question = "What was the revenue of Turku?"
+    bare, shown = (store.select(question, budget=64, show_metadata=each) for each in (False, True))
+    assert not any(node.header for node in bare.nodes)
+    assert shown.kv_entries <= 64
+    headers = [node for node in shown.nodes if node.header]
+    assert [node.text for node in headers] == [f"town: {id}\n" for id in shown.doc_ids]
+    assert "town: Turku\n" in shown.text and "2022" not in shown.text
+    assert shown.kv_entries == sum(node.kv_entries for node in shown.nodes)
+    context = shown.key_values()
+    places = torch.cat(list(context.places))
+    in_order = model.tokenizer.decode(context.token_ids[places.argsort()])
+    best_document = in_order[in_order.rindex("town:") :]
+    assert best_document.startswith("town: Turku\nRevenue")  # read last, next to the question
+
+
+def test_a_selection_of_spans_shows_headers_where_it_is_asked_to(store):
+    store.add(reports())
+    spans = [("Visby", 0, 20), ("Bergen", 0, 20)]
+    assert [node.text for node in store.selection_from(spans).nodes if node.header] == []
+    selection = store.selection_from(spans, show_metadata=True)
+    headers = [node.text for node in selection.nodes if node.header]
+    assert headers == ["town: Visby\nyear: 2021\n", "town: Bergen\nyear: 2023\n"]
+    kept = selection.subset([node for node in selection.nodes if node.doc_id == "Bergen" and not node.header])
+    assert [node.text for node in kept.nodes if node.header] == ["town: Bergen\nyear: 2023\n"]
+
+
+def test_documents_that_have_nothing_to_show_have_no_header(store):
+    store.add([Document("The gate opens at six.", "gate"), *reports(hidden_keys=("town", "year"))])
+    assert not any(node.header for node in store.select("When?", budget=512, show_metadata=True).nodes)
+
+
+def test_the_keys_and_values_of_a_header_do_not_outlive_it(store, path):
+    store.add(reports())
+    store.select("Turku", budget=512, show_metadata=True).key_values()
+    kept = {file.name for file in (path / "kv").rglob("*") if file.is_file()}
+    store.update("Turku", metadata={"town": "Malmö"})
+    assert len(kept - {file.name for file in (path / "kv").rglob("*") if file.is_file()}) == 1
+    store.delete(store.ids())
+    assert not [file for file in (path / "kv").rglob("*.safetensors")]
