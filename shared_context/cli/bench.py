@@ -134,5 +134,5 @@ def _first_token(model: SharedLLMModel, asked: QuestionSet, context_tokens: Sequ
     try:
         from shared_context.evaluation import first_token
     except ImportError as error:
-        return Report("first-token", {}, [], not_run={"first-token": f"{error}: pip install 'shared-context[eval]'"})
+        return Report("first-token", {}, [], not_run={"first-token": f"{error}: pip install 'sharedllm[eval]'"})
     return first_token.measure(model, asked, context_tokens=context_tokens, runs=runs)

@@ -106,7 +106,7 @@ def pasted_baselines(
     try:
         from shared_context.evaluation.baselines import ChunkedRAG
     except ImportError as error:
-        not_run |= dict.fromkeys(wanted, f"{error}: pip install 'shared-context[eval]'")
+        not_run |= dict.fromkeys(wanted, f"{error}: pip install 'sharedllm[eval]'")
         return found
     made: dict[tuple[int, int], ChunkedRAG] = {}
 
@@ -119,7 +119,7 @@ def pasted_baselines(
         try:
             found[name] = PastedChunks(chunks(size, overlap), ranking, fused), None
         except ImportError as error:
-            not_run[name] = f"{error}: pip install 'shared-context[eval]'"
+            not_run[name] = f"{error}: pip install 'sharedllm[eval]'"
     if all_settings:
         size, overlap, most = LLAMAINDEX_DEFAULTS
         found[DEFAULTS] = PastedChunks(chunks(size, overlap), "vector", most=most), size * most

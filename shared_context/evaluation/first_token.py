@@ -145,7 +145,7 @@ def _langchain(
     try:
         from shared_context.evaluation.langchain_rag import LangChainRAG
     except ImportError as error:
-        not_run[LANGCHAIN] = f"{error}: pip install 'shared-context[eval]'"
+        not_run[LANGCHAIN] = f"{error}: pip install 'sharedllm[eval]'"
         return None
     return LangChainRAG(model, embedder, asked.documents, chunk_size=CHUNK_SIZE, chunk_overlap=CHUNK_OVERLAP)
 

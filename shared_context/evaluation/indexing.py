@@ -92,5 +92,5 @@ def _modules(not_run: dict[str, str]) -> dict[str, ModuleType]:
         try:
             found[name] = import_module(f"shared_context.evaluation.{framework.module}")
         except ImportError as error:
-            not_run[name] = f"{error}: pip install 'shared-context[eval]'"
+            not_run[name] = f"{error}: pip install 'sharedllm[eval]'"
     return found

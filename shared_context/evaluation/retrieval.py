@@ -188,7 +188,7 @@ def _baselines(
     try:
         from shared_context.evaluation.baselines import ChunkedRAG
     except ImportError as error:
-        not_run |= dict.fromkeys(BASELINES, f"{error}: pip install 'shared-context[eval]'")
+        not_run |= dict.fromkeys(BASELINES, f"{error}: pip install 'sharedllm[eval]'")
         return
     for size, overlap in CHUNKS:
         rag = ChunkedRAG(model, embedder, documents, chunk_size=size, chunk_overlap=overlap)
@@ -197,7 +197,7 @@ def _baselines(
                 try:
                     show = _rank(rag, ranking, fused)
                 except ImportError as error:
-                    not_run[family] = f"{error}: pip install 'shared-context[eval]'"
+                    not_run[family] = f"{error}: pip install 'sharedllm[eval]'"
                     continue
                 yield Way(family, f"chunks of {size}, overlap {overlap}{setting}", size, show)
 

@@ -153,7 +153,7 @@ def _datasets_rows(source: str) -> Iterator[Row]:
         from datasets import load_dataset
     except ModuleNotFoundError as error:
         raise TrainingDataError(
-            f"{source} is no file, and data sets are read with the package datasets: pip install shared-context[train]."
+            f"{source} is no file, and data sets are read with the package datasets: pip install sharedllm[train]."
         ) from error
     # A folder's own name may have a colon in it.
     parts = [source] if Path(source).exists() else source.split(":", 2)

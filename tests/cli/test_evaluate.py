@@ -108,7 +108,7 @@ def test_bench_without_the_frameworks_says_what_to_install(questions, monkeypatc
     monkeypatch.delattr("shared_context.evaluation.first_token", raising=False)
     result = run("bench", "latency", questions, "--only", "first-token")
     assert result.exit_code == 0, result.output
-    assert "**Not run**" in result.stdout and "shared-context[eval]" in result.stdout
+    assert "**Not run**" in result.stdout and "sharedllm[eval]" in result.stdout
 
 
 def test_compression_needs_the_frameworks_only_where_it_measures_against_them(questions, monkeypatch):
@@ -116,7 +116,7 @@ def test_compression_needs_the_frameworks_only_where_it_measures_against_them(qu
         monkeypatch.delattr(f"shared_context.evaluation.{name}", raising=False)
         monkeypatch.delitem(sys.modules, f"shared_context.evaluation.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "shared_context.evaluation.baselines", None)
-    for part, missing in ("passages", "--adapter"), ("grains", "shared-context[eval]"):
+    for part, missing in ("passages", "--adapter"), ("grains", "sharedllm[eval]"):
         result = run("eval", "compression", questions, "--part", part)
         assert result.exit_code == 1 and missing in result.stderr, result.output
 

@@ -104,7 +104,7 @@ def test_a_framework_that_is_missing_is_reported_and_the_other_measured(
     tokens = 512 if measurement is ingest else [512]
     report = measurement.measure(model, handbook, tokens=tokens, **options)
     assert list(report.not_run) == ["LangChain's InMemoryVectorStore"]
-    assert "shared-context[eval]" in report.not_run["LangChain's InMemoryVectorStore"]
+    assert "sharedllm[eval]" in report.not_run["LangChain's InMemoryVectorStore"]
     measured = [row[0] for row in report.parts[0].table().rows]
     assert [name for name in measured if name in FRAMEWORKS] == FRAMEWORKS[:2]
 
@@ -166,7 +166,7 @@ def test_growth_without_a_framework_measures_the_rest_and_says_what_is_missing(h
     monkeypatch.setitem(sys.modules, "shared_context.evaluation.baselines", None)
     report = growth.measure(DEFAULT_MODEL, [handbook], ["Who draws up the rosters?"], documents=[20], runs=1)
     assert [row[2] for row in tables(report)["Selections"].rows] == [growth.ALL, growth.PREFILTERED, LANGCHAIN]
-    assert "shared-context[eval]" in report.not_run[LLAMAINDEX]
+    assert "sharedllm[eval]" in report.not_run[LLAMAINDEX]
     assert report.targets == []  # one size has no slope
 
 

@@ -78,6 +78,6 @@ def test_a_baseline_that_is_not_installed_is_reported(model, few_questions, monk
     monkeypatch.setitem(sys.modules, "llama_index.retrievers.bm25", None)
     report = retrieval.measure(model, few_questions, tokens=TOKENS, limit=2)
     assert set(report.not_run) == {retrieval.BM25, retrieval.FUSION}
-    assert "shared-context[eval]" in report.not_run[retrieval.BM25]
+    assert "sharedllm[eval]" in report.not_run[retrieval.BM25]
     assert f"{retrieval.RAG}, at its best" in recall(report)
     assert "Not run" in report.markdown()

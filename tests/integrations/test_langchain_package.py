@@ -11,5 +11,5 @@ PACKAGE = "shared_context.integrations.langchain"
 def test_import_without_langchain_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "langchain_core", None)
     monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
-    with pytest.raises(ImportError, match=r"pip install shared-context\[langchain\]"):
+    with pytest.raises(ImportError, match=r"pip install sharedllm\[langchain\]"):
         importlib.import_module(PACKAGE)

@@ -657,7 +657,7 @@ def test_without_llama_index_the_import_says_what_to_install():
         [sys.executable, "-c", hide + "import shared_context.integrations.llamaindex"], capture_output=True, text=True
     )
     assert run.returncode != 0
-    assert "pip install shared-context[llamaindex]" in run.stderr
+    assert "pip install sharedllm[llamaindex]" in run.stderr
 
 
 def test_a_query_transform_says_what_is_searched_for(index):

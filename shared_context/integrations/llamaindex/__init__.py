@@ -13,7 +13,7 @@ except ModuleNotFoundError as missing:
         raise
     raise ImportError(
         "shared_context.integrations.llamaindex needs llama-index-core, which is not installed: "
-        "pip install shared-context[llamaindex]"
+        "pip install sharedllm[llamaindex]"
     ) from missing
 
 from shared_context.integrations.llamaindex.chat_engine import SharedContextChatEngine
