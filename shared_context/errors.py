@@ -46,7 +46,11 @@ class WindowExceededError(SharedContextError, ValueError):
 
 
 class DocumentError(SharedContextError, ValueError):
-    """A document cannot be stored: empty, binary, not UTF-8, too large."""
+    """A document cannot be stored: its content, id or metadata are refused."""
+
+
+class UnreadableError(DocumentError):
+    """A document's content cannot be stored: it is empty, damaged, binary, not UTF-8 or too large."""
 
 
 class DuplicateDocumentError(DocumentError):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -73,3 +74,60 @@ def make_small_model(model: SharedLLMModel) -> Callable[..., SharedLLMModel]:
         return SharedLLMModel(base, model.tokenizer, name=f"small-{seed}", **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_file() -> Callable[[Path, str], Path]:
+    """``make_file(path, text)`` writes a file of the kind that its ending names, with this text, and returns it."""
+    return _write
+
+
+def _write(path: Path, text: str) -> Path:
+    if path.suffix == ".pdf":
+        path.write_bytes(_pdf(text))
+    elif path.suffix == ".docx":
+        with ZipFile(path, "w") as archive:
+            for name, content in _docx(text).items():
+                archive.writestr(name, content)
+    elif path.suffix == ".pptx":
+        from pptx import Presentation
+
+        slides = Presentation()
+        slides.slides.add_slide(slides.slide_layouts[5]).shapes.title.text = text
+        slides.save(path)
+    else:
+        path.write_text(f"<html><body><p>{text}</p></body></html>" if path.suffix == ".html" else text)
+    return path
+
+
+def _pdf(text: str) -> bytes:
+    content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
+        f"<</Length {len(content)}>>\nstream\n{content}\nendstream",
+        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding>>",
+    ]
+    file, places = "%PDF-1.4\n", []
+    for number, content in enumerate(objects, start=1):
+        places.append(len(file))
+        file += f"{number} 0 obj\n{content}\nendobj\n"
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    end = f"xref\n0 6\n0000000000 65535 f \n{table}trailer<</Size 6/Root 1 0 R>>\nstartxref\n{len(file)}\n%%EOF"
+    return (file + end).encode("latin-1")
+
+
+def _docx(text: str) -> dict[str, str]:
+    schemas = "http://schemas.openxmlformats.org"
+    main = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"
+    return {
+        "[Content_Types].xml": f'<Types xmlns="{schemas}/package/2006/content-types"><Default Extension="rels" '
+        'ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+        f'<Override PartName="/word/document.xml" ContentType="{main}"/></Types>',
+        "_rels/.rels": f'<Relationships xmlns="{schemas}/package/2006/relationships"><Relationship Id="r" '
+        f'Type="{schemas}/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/>'
+        "</Relationships>",
+        "word/document.xml": f'<w:document xmlns:w="{schemas}/wordprocessingml/2006/main"><w:body><w:p><w:r><w:t>'
+        f"{text}</w:t></w:r></w:p></w:body></w:document>",
+    }

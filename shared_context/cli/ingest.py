@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shared_context.cli import output, session
-from shared_context.cli.options import JsonOption, ModelOption, StoreArgument, parse_metadata
+from shared_context.cli.options import (
+    ExcludeOption,
+    IncludeOption,
+    JsonOption,
+    ModelOption,
+    StoreArgument,
+    parse_metadata,
+)
 from shared_context.errors import BatchError, DocumentError, DuplicateDocumentError
+from shared_context.progress import progress
 
 if TYPE_CHECKING:
     from shared_context import Document, SharedLLMContextStore, StoreConfig
@@ -26,15 +33,19 @@ def ingest(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...", help="Text files, and folders, of which the text files are taken.", show_default=False
+            metavar="PATH...", help="Files, and folders, of which all files with text are taken.", show_default=False
         ),
     ],
     model: ModelOption = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Update documents that are there already; --metadata is merged over theirs."),
     ] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Add the good ones of a batch; exits with 3.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Store nothing where one file is empty, broken or there already.")
+    ] = False,
     warm: Annotated[bool, typer.Option("--warm", help="Compute all keys and values now, not when asked.")] = False,
     metadata: Annotated[
         list[str] | None,
@@ -50,42 +61,44 @@ def ingest(
 ) -> None:
     """Add documents to a store, which is made where there is none.
 
-    A document's id is the path of its file as it is given here. All of them land or, where one is bad, none.
+    A document's id is the path of its file as it is given here. HTML, PDF, DOCX, PPTX, EPUB and notebooks are read as
+    text; what is left out is named with the reason.
     """
     started = time.perf_counter()
     config = _config(chunk_size)
-    documents, failures = _read(sources, parse_metadata(metadata), _largest_document(path))
+    patterns = {"include": include or (), "exclude": exclude or ()}
+    documents, failures, skipped = read_files(sources, patterns, parse_metadata(metadata), _largest_document(path))
     stored: list[Document] = []
     known: set[str] = set()
     tokens = 0
-    if documents and (skip_bad or not failures):
+    if documents and not (strict and failures):
         with session.open_or_make_store(path, model, config=config, use_embedder=not no_embedder) as store:
+            known = {document.id for document in documents if document.id in store}
             if replace:
-                known = {document.id for document in documents if document.id in store}
                 documents = [
                     _over_stored(store, document) if document.id in known else document for document in documents
                 ]
-            stored = documents
-            while refused := _add(store, stored, replace):
-                failures |= refused
-                stored = [document for document in stored if skip_bad and document.id not in refused]
+            else:
+                failures |= {id: _stored_already(id) for id in known}
+                documents = [document for document in documents if document.id not in known]
+            if not (strict and failures):
+                stored = _add(store, documents, replace, strict, failures)
             tokens = sum(len(store.model.tokenize(document.text)) for document in stored)
             if warm and stored:
-                with _bar() as progress:
-                    store.warm(progress=progress)
+                with progress() as advance:
+                    store.warm(progress=advance)
     _report(
         {
             "store": str(path),
             "added": [document.id for document in stored if document.id not in known],
             "replaced": [document.id for document in stored if document.id in known],
             "refused": {name: str(error) for name, error in failures.items()},
+            "skipped": skipped,
             "tokens": tokens,
             "seconds": time.perf_counter() - started,
         },
         as_json,
     )
-    if any(isinstance(error, DuplicateDocumentError) for error in failures.values()):
-        output.messages().print("--replace updates documents that are there already.", soft_wrap=True)
     if failures:
         raise typer.Exit(output.SKIPPED if stored else output.FAILED)
 
@@ -105,25 +118,40 @@ def _config(chunk_size: int | None) -> StoreConfig | None:
     return None if chunk_size is None else StoreConfig(tree=TreeConfig(chunk_size=chunk_size))
 
 
-def _read(paths: Sequence[Path], metadata: Mapping[str, Any] | None, max_bytes: int) -> tuple[list[Document], Failures]:
-    """All documents under the paths that can be stored, and why others cannot. Before a model is loaded."""
-    from shared_context.store.documents import load_documents, text_files
+def read_files(
+    paths: Sequence[Path],
+    patterns: Mapping[str, Sequence[str]],
+    metadata: Mapping[str, Any] | None,
+    max_bytes: int,
+) -> tuple[list[Document], Failures, dict[str, str]]:
+    """All documents under the paths, why others cannot be read, and what of folders holds no text. Before a model is
+    loaded."""
+    from shared_context.store.documents import load_documents
+    from shared_context.store.files import find_files
 
     documents: dict[str, Document] = {}
     failures: Failures = {}
+    skipped: dict[str, str] = {}
     for path in paths:
         try:
-            files = text_files(path) if path.is_dir() else [path]
+            files, others = find_files(path, **patterns) if path.is_dir() else ([path], {})
         except DocumentError as error:
             failures[str(path)] = error
             continue
+        skipped |= {file.as_posix(): f"it {reason}" for file, reason in others.items()}
+        if not files:
+            failures[str(path)] = DocumentError(f"the folder {path} has no file that is read")
         for file in files:
             try:
                 (document,) = load_documents(file, metadata=metadata, max_bytes=max_bytes)
                 documents[document.id] = document  # a file named twice, itself and by its folder, is one document
             except DocumentError as error:
                 failures[file.as_posix()] = error
-    return list(documents.values()), failures
+    return list(documents.values()), failures, skipped
+
+
+def _stored_already(id: str) -> DuplicateDocumentError:
+    return DuplicateDocumentError(f"{id} is stored already: --replace updates it")
 
 
 def _over_stored(store: SharedLLMContextStore, document: Document) -> Document:
@@ -131,38 +159,28 @@ def _over_stored(store: SharedLLMContextStore, document: Document) -> Document:
     return dataclasses.replace(document, metadata={**store.get(document.id).metadata, **document.metadata})
 
 
-def _add(store: SharedLLMContextStore, documents: Sequence[Document], replace: bool) -> Failures:
-    """Add documents, all or none; returns why some were refused."""
+def _add(
+    store: SharedLLMContextStore, documents: Sequence[Document], replace: bool, strict: bool, failures: Failures
+) -> list[Document]:
+    """Add documents; returns those that are stored, and notes in ``failures`` why others are not."""
     if not documents:
-        return {}
+        return []
     try:
-        with _bar() as progress:
-            store.add(documents, replace=replace, progress=progress)
+        with progress() as advance:
+            ids = store.add(
+                documents, replace=replace, on_error="raise" if strict else failures.__setitem__, progress=advance
+            )
     except BatchError as error:
-        return error.failures
+        failures |= error.failures
+        return []
     except DocumentError as error:
-        return {documents[0].id: error}
-    return {}
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr, where that is a terminal, as the store's progress callback."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=output.messages(), transient=True) as bar:
-        task = bar.add_task("", total=None, visible=False)
-
-        def progress(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what, visible=True)
-
-        yield progress
+        failures[documents[0].id] = error
+        return []
+    return [document for document in documents if document.id in set(ids)]
 
 
 def _report(report: dict[str, Any], as_json: bool) -> None:
-    for reason in report["refused"].values():
-        output.complain(reason)
+    output.say_what_is_left_out(report)
     if as_json:
         output.print_json(report)
         return

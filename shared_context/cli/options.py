@@ -34,6 +34,18 @@ PrefilterOption = Annotated[
     int | None, typer.Option("--prefilter", metavar="N", help="Consider the N best documents by embedding only.")
 ]
 MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Tokens of the answer at most.")]
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include",
+        metavar="PATTERN",
+        help="Of folders take only files that match, by name or path below the folder: '*.md', 'guides/*'. Several.",
+    ),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="PATTERN", help="Of folders leave out files and folders that match. Several."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 

@@ -58,6 +58,14 @@ def complain(text: str) -> None:
     messages().print(Text.assemble(("error: ", "bold red"), printable(text)), soft_wrap=True)
 
 
+def say_what_is_left_out(report: dict[str, Any]) -> None:
+    """Name on stderr every file that a command did not take, with the reason."""
+    for reason in report["refused"].values():
+        complain(reason)
+    for name, reason in report["skipped"].items():
+        messages().print(printable(f"skipped {name}: {reason}"), style="dim", soft_wrap=True)
+
+
 def nothing_found(store: Path, filters: dict[str, Any] | None) -> NoReturn:
     """End the command where there is no document to answer from."""
     reason = "no document passes the filter" if filters else "the store is empty"

@@ -14,9 +14,10 @@ from shared_context.errors import ConfigError
 from shared_context.evaluation.answers import several_documents
 from shared_context.evaluation.metrics import paired_difference
 from shared_context.evaluation.questions import Question, QuestionSet
-from shared_context.evaluation.report import Cell, Report, Table, Target, model_setting, with_progress
+from shared_context.evaluation.report import Cell, Report, Table, Target, model_setting
 from shared_context.kernels import ChunkKV
 from shared_context.model.injection import ContextKV
+from shared_context.progress import with_progress
 from shared_context.store.embedder import load_default_embedder
 from shared_context.tree import ContextTree, Grained, Node, cut_rows
 

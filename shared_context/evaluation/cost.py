@@ -27,8 +27,8 @@ from shared_context.evaluation.report import (
     Table,
     Target,
     model_setting,
-    with_progress,
 )
+from shared_context.progress import with_progress
 from shared_context.store.embedder import Embedder, load_default_embedder
 
 LENGTHS = (8192, 32_768, 131_072)

@@ -9,7 +9,8 @@ from shared_context import Selection, SharedLLMContextStore, SharedLLMModel
 from shared_context.config import require
 from shared_context.evaluation.indexing import indexers
 from shared_context.evaluation.questions import QuestionSet
-from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting, with_progress
+from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting
+from shared_context.progress import with_progress
 from shared_context.store.embedder import load_default_embedder
 
 CONTEXT_TOKENS = (1024, 4096, 7800)

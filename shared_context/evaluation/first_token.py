@@ -22,9 +22,9 @@ from shared_context.evaluation.report import (
     Table,
     Target,
     model_setting,
-    with_progress,
 )
 from shared_context.integrations.llamaindex import SharedContextIndex, SharedLLM
+from shared_context.progress import with_progress
 from shared_context.store.embedder import Embedder, load_default_embedder
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from shared_context.evaluation.report import (
     Table,
     Target,
     model_setting,
-    with_progress,
 )
+from shared_context.progress import with_progress
 from shared_context.store.embedder import load_default_embedder
 
 DOCUMENTS = (100, 1_000, 10_000)

@@ -14,7 +14,8 @@ from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.config import TreeConfig
 from shared_context.evaluation.indexing import NOTE, Indexer, indexers
 from shared_context.evaluation.long_text import repeat_to
-from shared_context.evaluation.report import Report, Table, Target, model_setting, with_progress
+from shared_context.evaluation.report import Report, Table, Target, model_setting
+from shared_context.progress import with_progress
 from shared_context.store.embedder import Embedder, load_default_embedder
 
 TOKENS = 131_072

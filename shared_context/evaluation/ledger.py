@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared_context.config import StoreConfig
 from shared_context.errors import ConfigError
-from shared_context.evaluation.report import with_progress
+from shared_context.progress import with_progress
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMModel

@@ -17,7 +17,8 @@ from shared_context import CacheConfig, SharedLLMContextStore, SharedLLMModel, S
 from shared_context.config import MIB
 from shared_context.evaluation.indexing import Indexer, indexers
 from shared_context.evaluation.long_text import repeat_to
-from shared_context.evaluation.report import Report, Table, Target, model_setting, with_progress
+from shared_context.evaluation.report import Report, Table, Target, model_setting
+from shared_context.progress import with_progress
 from shared_context.store.embedder import load_default_embedder
 
 TOKENS = 131_072

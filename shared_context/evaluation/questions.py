@@ -232,7 +232,8 @@ def _read_folder(path: Path) -> QuestionSet:
     file = next((path / name for name in QUESTION_FILES if (path / name).exists()), None)
     if file is None:
         raise DocumentError(f"{path} has no question file: add one of {', '.join(QUESTION_FILES)}")
-    documents = load_documents(path, max_bytes=StoreConfig().max_document_bytes)
+    limit = StoreConfig().max_document_bytes
+    documents = load_documents(path, max_bytes=limit, exclude=QUESTION_FILES, on_error="raise")
     texts = {Path(document.id).relative_to(path).as_posix(): document.text for document in documents}
     whole = {id: Span(id, 0, len(text)) for id, text in texts.items()}
     left_out, asked = _LeftOut(), []

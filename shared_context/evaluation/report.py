@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from shared_context.errors import ConfigError
-
-T = TypeVar("T")
 
 Cell = str | int | float | None
 
@@ -230,14 +228,6 @@ def model_setting(model: Any) -> dict[str, Cell]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
-
-
-def with_progress(items: Sequence[T], what: str) -> Iterable[T]:
-    """The items, with a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, what, console=Console(stderr=True), transient=True)
 
 
 def text_of(cell: Cell) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from shared_context import CacheConfig, SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.evaluation.indexing import NOTE, Indexer, indexers
 from shared_context.evaluation.long_text import repeat_to
-from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting, with_progress
+from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting
+from shared_context.progress import with_progress
 from shared_context.store.embedder import Embedder, load_default_embedder
 
 TOKENS = (1024, 8192, 32_768, 131_072)

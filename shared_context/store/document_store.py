@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from shared_context.config import StoreConfig
-from shared_context.errors import DocumentError
+from shared_context.errors import DocumentError, UnreadableError
 from shared_context.model.cache import give_back_freed
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.database import MAX_ROW_BYTES, Entry, HeaderData, NodeData, StoredText
 from shared_context.store.documents import (
     Document,
+    OnError,
     Source,
     check_metadata,
     check_text,
     load_documents,
     refuse,
+    skip_or_refuse,
     stored_already,
 )
 from shared_context.store.filters import compile_filter
@@ -52,6 +54,9 @@ class DocumentStore:
         id: str | None,
         metadata: Mapping[str, Any] | None,
         replace: bool,
+        include: Iterable[str],
+        exclude: Iterable[str],
+        on_error: OnError,
         progress: Progress | None,
     ) -> list[str]:
         """Store documents whole."""
@@ -61,6 +66,9 @@ class DocumentStore:
             metadata=metadata,
             max_bytes=self._config.max_document_bytes,
             stored=() if replace else self,
+            include=include,
+            exclude=exclude,
+            on_error=on_error,
         )
         texts: dict[str, StoredText] = {}
         failures: dict[str, DocumentError] = {}
@@ -71,7 +79,8 @@ class DocumentStore:
                 texts[document.id] = self.tokenize(document.text, f"document {document.id!r}")
             except DocumentError as error:
                 failures[document.id] = error
-        refuse(failures, len(documents))
+        skip_or_refuse(failures, len(documents), on_error)
+        documents = [document for document in documents if document.id not in failures]
         computed = dict(zip(texts, self.ingest(list(texts.values()), progress), strict=True))
         entries = {document.id: _entry(document) for document in documents}
         headers = dict(zip(entries, self._headers(list(entries.values())), strict=True))
@@ -167,14 +176,16 @@ class DocumentStore:
         """A text with its tokens; ``name`` is what errors call it."""
         stored = StoredText(text, self._ingestion.model.tokenize(text))
         if len(stored.tokens) == 0:
-            raise DocumentError(f"{name} has no tokens: {self._ingestion.model.name} reads nothing in it, leave it out")
+            raise UnreadableError(
+                f"{name} has no tokens: {self._ingestion.model.name} reads nothing in it, leave it out"
+            )
         self._check_size(stored, name)
         return stored
 
     def _check_size(self, stored: StoredText, name: str) -> None:
         nbytes = self._ingestion.nbytes(stored)
         if nbytes > MAX_ROW_BYTES:
-            raise DocumentError(
+            raise UnreadableError(
                 f"{name} is too large: its {len(stored.tokens):,} tokens and what is kept of them take {nbytes:,} "
                 f"bytes, the limit is {MAX_ROW_BYTES:,}; split it"
             )

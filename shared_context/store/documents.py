@@ -11,33 +11,35 @@ import math
 import os
 import stat
 import unicodedata
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from shared_context.errors import BatchError, DocumentError, DuplicateDocumentError
+from shared_context.errors import BatchError, ConfigError, DocumentError, DuplicateDocumentError, UnreadableError
+from shared_context.store.files import (
+    CONVERTERS,
+    EXTRACT,
+    HTML_SUFFIXES,
+    TEXT_SUFFIXES,
+    clip,
+    find_files,
+    read_text,
+    too_large,
+)
 
 logger = logging.getLogger(__name__)
-
-TEXT_SUFFIXES = (".adoc", ".asciidoc", ".markdown", ".md", ".mdx", ".org", ".rst", ".tex", ".text", ".txt")
-"""What is read from a folder. A file that is passed by name is read whatever its suffix."""
 
 MAX_ID_LENGTH = 512
 """Characters."""
 
-_EXTRACT = "extract its text first and store that"
-_MAGIC = {
-    b"%PDF-": f"a PDF: {_EXTRACT}",
-    b"PK\x03\x04": f"a ZIP archive (so are .docx, .pptx, .xlsx, .odt and .epub): {_EXTRACT}",
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": f"an old Office file (.doc, .ppt, .xls): {_EXTRACT}",
-    b"\x1f\x8b": "compressed with gzip: decompress it first",
-    b"\x89PNG\r\n": f"a PNG image: {_EXTRACT}",
-    b"\xff\xd8\xff": f"a JPEG image: {_EXTRACT}",
-    b"\xff\xfe": "UTF-16 or UTF-32: convert it to UTF-8 first",
-    b"\xfe\xff": "UTF-16: convert it to UTF-8 first",
-}
-_BOM = b"\xef\xbb\xbf"
+REPLACEMENT = "\ufffd"
+REPLACED_SHARE = 0.1
+"""More of a text's characters than this are not replaced: it was no text."""
+
+OnError: TypeAlias = Literal["skip", "raise"] | Callable[[str, DocumentError], object]
+"""What becomes of an unreadable document among others: it is left out with a warning in the log, all are refused, or it
+is left out and this is called with its id, path or position and its error."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,22 @@ def load_documents(
     metadata: Mapping[str, Any] | None = None,
     max_bytes: int,
     stored: Container[str] = (),
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    on_error: OnError = "skip",
 ) -> list[Document]:
     """Read and check everything that ``source`` stands for.
 
     Args:
         source: one of
 
-            * a file's path (str or Path): UTF-8, a byte order mark is dropped, newlines stay as they are. Its id is
-              the path as given, with forward slashes; its metadata get ``file_name`` and ``file_path``.
-            * a folder's path: all files in it and below with one of TEXT_SUFFIXES, in the order of their paths.
-              Hidden files and folders are skipped, links to folders are not followed.
-            * a text (str) together with ``id``. With ``id`` a str is never a path: text that comes from elsewhere
-              cannot name a file of this machine. A file under another id is ``Path(...)`` with ``id``.
+            * a file's path (str or Path): UTF-8, a byte order mark is dropped, newlines stay as they are; or what
+              :func:`~shared_context.store.files.read_text` converts. Its id is the path as given, with forward
+              slashes; its metadata get ``file_name`` and ``file_path``.
+            * a folder's path: all files in it and below that hold text, in the order of their paths, as
+              :func:`~shared_context.store.files.find_files` finds them.
+            * a text (str) together with ``id``. One that names an existing file is that file; a text that comes from
+              elsewhere, and must never name a file of this machine, is a Document.
             * a Document. Without id it gets one of 32 hex digits, derived from its text and metadata; of several
               without id that have both in common the first is taken.
             * an iterable of paths and Documents, consumed once.
@@ -91,26 +97,38 @@ def load_documents(
         metadata: merged over the metadata of every document.
         max_bytes: largest document, in bytes of UTF-8.
         stored: ids that are taken.
+        include, exclude: patterns of the files that are taken from folders.
+        on_error: what becomes of documents that are empty, broken or no text. By default they are left out, each with
+            a warning in the log, and of a Document's text a few characters that cannot be stored (NUL, lone
+            surrogates: programs that read PDFs leave them) are replaced by U+FFFD. "raise" refuses all documents
+            then. A function is called with the name and the UnreadableError of each that is left out.
 
     Returns:
         Documents with an id, each once, in the order given; metadata are plain JSON values, copied.
 
     Raises:
         DocumentError: the one document given is refused, or none is found; says what, where and the mend.
-        BatchError: several were given and some are refused; ``failures`` has the error of each, by id. An id that
-            appears twice is a DuplicateDocumentError of the later one, one that is taken is one too.
+        BatchError: several were given and are refused; ``failures`` has the error of each, by id. An id that appears
+            twice is a DuplicateDocumentError of the later one, one that is taken is one too: neither is left out.
     """
+    if not (callable(on_error) or on_error in ("skip", "raise")):
+        raise ConfigError(f"on_error={on_error!r}: must be 'skip', 'raise' or a function of a name and an error")
     over = check_metadata(metadata, "metadata=") if metadata is not None else {}
     if id is not None:
         check_id(id, "id=")
     documents: dict[str, Document] = {}
     failures: dict[str, DocumentError] = {}
-    for position, given in _given(source, id):
+    for position, given in _given(source, id, tuple(include), tuple(exclude)):
         label = _label(given, position)
         try:
+            if isinstance(given, _NoText):
+                report_skipped(label, given.error, on_error)
+                continue
             document = given.read(max_bytes) if isinstance(given, _File) else given
             if isinstance(document, DocumentError):
                 raise document
+            if on_error != "raise":
+                document = _readable(document, label)
             document = check_document(document, max_bytes=max_bytes, name=f"document {label!r}")
             if document.id in documents:
                 if isinstance(given, Document) and given.id is None:
@@ -121,8 +139,26 @@ def load_documents(
             documents[document.id] = replace(document, metadata={**document.metadata, **over})
         except DocumentError as error:
             failures[label if label not in failures else f"#{position}"] = error
-    refuse(failures, len(documents) + len(failures))
+    skip_or_refuse(failures, len(documents) + len(failures), on_error)
     return list(documents.values())
+
+
+def skip_or_refuse(failures: Mapping[str, DocumentError], count: int, on_error: OnError) -> None:
+    """Pass over what is unreadable of ``count`` documents, or refuse all: where something else is wrong, too, or where
+    nothing would be left."""
+    unreadable = all(isinstance(error, UnreadableError) for error in failures.values())
+    if on_error == "raise" or not unreadable or len(failures) == count:
+        refuse(failures, count)
+    for name, error in failures.items():
+        report_skipped(name, error, on_error)
+
+
+def report_skipped(name: str, error: DocumentError, on_error: OnError) -> None:
+    """Say that a document is left out, and why."""
+    if callable(on_error):
+        on_error(name, error)
+    else:
+        logger.warning("left out: %s", error)
 
 
 def refuse(failures: Mapping[str, DocumentError], count: int) -> None:
@@ -135,7 +171,9 @@ def refuse(failures: Mapping[str, DocumentError], count: int) -> None:
 
 def stored_already(id: str) -> DuplicateDocumentError:
     """The error of a document whose id is taken."""
-    return DuplicateDocumentError(f"a document with the id {id!r} is stored already: change it with update()")
+    return DuplicateDocumentError(
+        f"a document with the id {id!r} is stored already: change it with update() or add(..., replace=True)"
+    )
 
 
 def check_document(document: Document, *, max_bytes: int, name: str = "the document") -> Document:
@@ -169,27 +207,41 @@ def check_text(text: str, *, max_bytes: int, name: str = "the text") -> bytes:
     """``text`` as UTF-8.
 
     Raises:
-        DocumentError: it is not a str, is blank, holds NUL or lone surrogates, or is larger than ``max_bytes``.
+        DocumentError: it is not a str.
+        UnreadableError: it is blank, holds NUL or lone surrogates, or is larger than ``max_bytes``.
     """
     if not isinstance(text, str):
         raise DocumentError(f"{name}: its text is a {type(text).__name__}, expected a str; decode bytes first")
     if len(text) > max_bytes:  # a character takes at least one byte: refused before anything is copied
-        raise _too_large(name, f"{len(text):,} characters", max_bytes)
+        raise too_large(name, f"{len(text):,} characters", max_bytes)
     if not text or text.isspace():
-        raise DocumentError(f"{name} is {'blank' if text else 'empty'}: there is nothing to store, leave it out")
+        raise UnreadableError(f"{name} is {'blank' if text else 'empty'}: there is nothing to store, leave it out")
     nul = text.find("\0")
     if nul >= 0:
-        raise DocumentError(f"{name} has a NUL character at {nul}, so it is not text: {_EXTRACT}")
+        raise UnreadableError(f"{name} has a NUL character at {nul}, so it is not text: {EXTRACT}")
     try:
         encoded = text.encode()
     except UnicodeEncodeError as error:
-        raise DocumentError(
+        raise UnreadableError(
             f"{name} has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}, which no "
             f"encoding can hold: decode the text it came from with the right encoding, or replace the character"
         ) from error
     if len(encoded) > max_bytes:
-        raise _too_large(name, f"{len(encoded):,} bytes", max_bytes)
+        raise too_large(name, f"{len(encoded):,} bytes", max_bytes)
     return encoded
+
+
+def _readable(document: Document, label: str) -> Document:
+    """The document with the few characters replaced that cannot be stored, each by one, so that positions stay."""
+    text = document.text
+    if not isinstance(text, str) or ("\0" not in text and _is_unicode(text)):
+        return document
+    mended = "".join(REPLACEMENT if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text)
+    count = mended.count(REPLACEMENT) - text.count(REPLACEMENT)
+    if count > REPLACED_SHARE * len(text):
+        return document
+    logger.warning("document %r: %d characters that are no text (NUL, lone surrogates) are replaced", label, count)
+    return replace(document, text=mended)
 
 
 def check_id(id: str, name: str = "the document") -> str:
@@ -265,39 +317,50 @@ class _File:
     def read(self, max_bytes: int) -> Document:
         given = self.path.as_posix()
         name = f"file {given!r}"
-        text = _read_text(self.path, max_bytes, name)
+        text = read_text(self.path, max_bytes, name)
         metadata = {"file_name": self.path.name, "file_path": given}
         # The path has the name once more, and says where this machine keeps what.
         return Document(text, self.id or given, metadata, unsearched_keys=("file_path",), hidden_keys=("file_path",))
 
 
-_Given: TypeAlias = Document | _File | DocumentError
+@dataclass(frozen=True)
+class _NoText:
+    """A file of a folder that is of no kind that is read."""
+
+    path: Path
+    reason: str
+
+    @property
+    def error(self) -> UnreadableError:
+        return UnreadableError(f"file {self.path.as_posix()!r} {self.reason}")
 
 
-def _given(source: Source, id: str | None) -> Iterator[tuple[int, _Given]]:
+_Given: TypeAlias = Document | _File | _NoText | DocumentError
+_Patterns: TypeAlias = tuple[str, ...]
+
+
+def _given(source: Source, id: str | None, include: _Patterns, exclude: _Patterns) -> Iterator[tuple[int, _Given]]:
     """Position in ``source`` and document, file or, in the place of what is neither, its error."""
     # Refused as a whole: their items are bytes, keys or lines, and each would be an error of its own.
     refused = isinstance(source, bytes | bytearray | memoryview | Mapping | io.IOBase)
     single = refused or isinstance(source, str | os.PathLike | Document)
     if single or not isinstance(source, Iterable):
-        yield from ((0, given) for given in _one(source, id))
+        yield from ((0, given) for given in _one(source, id, include, exclude))
         return
     if id is not None:
         raise DocumentError(f"id={id!r} names one document, but several were given: set the id of each Document")
     for position, item in enumerate(source):
-        yield from ((position, given) for given in _one(item, None))
+        yield from ((position, given) for given in _one(item, None, include, exclude))
 
 
-def _one(item: Any, id: str | None) -> list[_Given]:
+def _one(item: Any, id: str | None, include: _Patterns, exclude: _Patterns) -> list[_Given]:
     if isinstance(item, Document):
         return [item if id is None else replace(item, id=id)]
-    if isinstance(item, str) and id is not None:
-        if _is_file(item):
-            logger.warning("storing %r as the text of document %r; pass Path(...) to store the file", item, id)
+    if isinstance(item, str) and id is not None and not _names_a_file(item):
         return [Document(item, id)]
     if isinstance(item, str | os.PathLike):
         try:
-            return _files(item, id)
+            return _files(item, id, include, exclude)
         except DocumentError as error:
             return [error]
     kind = type(item)
@@ -309,85 +372,42 @@ def _one(item: Any, id: str | None) -> list[_Given]:
     ]
 
 
-def _files(given: str | os.PathLike[str], id: str | None) -> list[_Given]:
+def _files(given: str | os.PathLike[str], id: str | None, include: _Patterns, exclude: _Patterns) -> list[_Given]:
     name = os.fsdecode(given)
     try:
         mode = os.stat(name).st_mode
     except (OSError, ValueError) as error:  # ValueError: NUL, or characters that no file name can have
         if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-            raise DocumentError(f"{_clip(name)} cannot be read: {error.strerror}") from error
+            raise DocumentError(f"{clip(name)} cannot be read: {error.strerror}") from error
         raise DocumentError(
-            f"there is no file or folder {_clip(name)}; to store this text itself pass it with id=, or as a Document"
+            f"there is no file or folder {clip(name)}; to store this text itself pass it "
+            f"{'with id=, or ' if id is None else ''}as a Document"
         ) from error
     if stat.S_ISREG(mode):
         return [_File(Path(name), id)]
     if not stat.S_ISDIR(mode):
-        raise DocumentError(f"{_clip(name)} is neither a regular file nor a folder: read it and pass its text")
+        raise DocumentError(f"{clip(name)} is neither a regular file nor a folder: read it and pass its text")
     if id is not None:
-        raise DocumentError(f"id={id!r} names one document, but {_clip(name)} is a folder: leave id out")
-    return [_File(path) for path in text_files(Path(name))]
+        raise DocumentError(f"id={id!r} names one document, but {clip(name)} is a folder: leave id out")
+    files, others = find_files(Path(name), include, exclude)
+    if not files:
+        raise DocumentError(f"the folder {clip(name)} has no text file, nor another one that is read{_reasons(others)}")
+    return sorted([*map(_File, files), *(_NoText(*other) for other in others.items())], key=lambda given: given.path)
 
 
-def text_files(folder: Path) -> list[Path]:
-    """The text files of a folder and of those below it, hidden ones left out.
+def _reasons(others: Mapping[Path, str]) -> str:
+    shown = [f"\n  {path.as_posix()} {reason}" for path, reason in list(others.items())[:5]]
+    return f":{''.join(shown)}" if shown else ""
 
-    Raises:
-        DocumentError: there is none, or a folder cannot be read.
-    """
-    found: list[Path] = []
 
-    def refuse(error: OSError) -> None:
-        raise error
-
+def _names_a_file(text: str) -> bool:
+    """Whether a text is a path: of something that is there, or a single word that ends as a file's name does."""
     try:
-        for root, folders, files in os.walk(folder, onerror=refuse):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            paths = (Path(root, name) for name in files if not name.startswith("."))
-            found.extend(path for path in paths if path.suffix.lower() in TEXT_SUFFIXES and path.is_file())
-    except OSError as error:  # leaving out what cannot be read would go unnoticed
-        raise DocumentError(f"{_clip(str(error.filename))} cannot be read: {error.strerror}") from error
-    if not found:
-        raise DocumentError(
-            f"the folder {_clip(folder.as_posix())} has no text file ({', '.join(TEXT_SUFFIXES)}); other files that "
-            f"hold text can be passed by name"
-        )
-    return sorted(found)
-
-
-def _read_text(path: Path, max_bytes: int, name: str) -> str:
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-            for magic, what in _MAGIC.items():
-                if head.startswith(magic):
-                    raise DocumentError(f"{name} is {what}")
-            size = os.fstat(file.fileno()).st_size
-            if size <= max_bytes:
-                file.seek(0)
-                content = file.read(max_bytes + 1)
-                size = len(content)  # it may have grown meanwhile
-    except OSError as error:
-        raise DocumentError(f"{name} cannot be read: {error.strerror}") from error
-    if size > max_bytes:
-        raise _too_large(name, f"{size:,} bytes", max_bytes)
-    nul = content.find(b"\0")
-    if nul >= 0:
-        raise DocumentError(f"{name} is binary, it has a NUL at byte {nul}: {_EXTRACT}")
-    try:
-        return content.removeprefix(_BOM).decode()
-    except UnicodeDecodeError as error:
-        offset = error.start + (len(_BOM) if content.startswith(_BOM) else 0)
-        raise DocumentError(
-            f"{name} is not UTF-8: byte {offset} is 0x{content[offset]:02x}, {error.reason}; convert it, for example "
-            f"with `iconv -f latin1 -t utf-8`"
-        ) from error
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return os.path.isfile(text)
+        there = os.path.exists(text)
     except ValueError:  # NUL
         return False
+    ending = text.lower().endswith((*TEXT_SUFFIXES, *HTML_SUFFIXES, *CONVERTERS))
+    return there or (ending and len(text.split()) == 1)
 
 
 # ---- messages
@@ -396,19 +416,11 @@ def _is_file(text: str) -> bool:
 def _label(given: _Given, position: int) -> str:
     if isinstance(given, _File):
         return given.id or given.path.as_posix()
+    if isinstance(given, _NoText):
+        return given.path.as_posix()
     if isinstance(given, Document) and isinstance(given.id, str) and given.id:
         return given.id
     return f"#{position}"
-
-
-def _clip(text: str) -> str:
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
-
-
-def _too_large(name: str, size: str, max_bytes: int) -> DocumentError:
-    return DocumentError(
-        f"{name} is too large: {size}, the limit is {max_bytes:,} bytes; split it, or raise max_document_bytes"
-    )
 
 
 def _duplicate(document: Document, first: Document) -> DuplicateDocumentError:

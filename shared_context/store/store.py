@@ -16,7 +16,7 @@ from shared_context.store.codec import Codec
 from shared_context.store.conversations import Conversations
 from shared_context.store.database import Database, NodeShape, is_vacant
 from shared_context.store.document_store import DocumentStore, Progress
-from shared_context.store.documents import Document, Source
+from shared_context.store.documents import Document, OnError, Source
 from shared_context.store.embedder import Embedder, load_default_embedder
 from shared_context.store.encoding import ChunkEncoder
 from shared_context.store.ingestion import Ingestion
@@ -140,9 +140,12 @@ class SharedLLMContextStore:
         id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         replace: bool = False,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        on_error: OnError = "skip",
         progress: Progress | None = None,
     ) -> list[str]:
-        """Store documents whole; a batch lands whole or not at all.
+        """Store documents whole; those of a batch that can be read land together or not at all.
 
         Args:
             source: a file's or folder's path, a text together with ``id``, a :class:`Document`, or an iterable of
@@ -151,16 +154,24 @@ class SharedLLMContextStore:
             metadata: merged over the metadata of every document.
             replace: documents whose ids are taken take the place of those that are stored, instead of being refused;
                 where only the metadata are others, nothing is computed.
+            include, exclude: patterns of the files that are taken from folders, such as ``*.md`` or ``drafts/*``.
+            on_error: "skip" leaves out those of several documents that are empty, damaged or no text, with a warning
+                in the log; "raise" refuses all then; a function is called with the name and the error of each that is
+                left out.
             progress: called as tokens are done.
 
         Returns:
-            The documents' ids, in the order given.
+            The ids of the documents stored, in the order given.
 
         Raises:
             DocumentError: the one document given is refused (empty, binary, not UTF-8, too large, id taken).
-            BatchError: several were given and some are refused; ``failures`` has the error of each.
+            BatchError: several were given and are refused, because ids are taken or metadata cannot be stored, or
+                because none or, with "raise", not all can be read; ``failures`` has the error of each.
         """
-        return self._documents.add(source, id=id, metadata=metadata, replace=replace, progress=progress)
+        return self._documents.add(
+            source, id=id, metadata=metadata, replace=replace, include=include, exclude=exclude, on_error=on_error,
+            progress=progress,
+        )  # fmt: skip
 
     def update(self, id: str, text: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
         """Replace a document's text, its metadata, or both; what is None stays.

@@ -112,7 +112,7 @@ def test_documents_that_are_there_are_replaced_only_when_asked(house, model):
     assert run("ingest", "new.ctx", "house/garden.md", "house/library.md", "--no-embedder").exit_code == 0
     Path("house/garden.md").write_text("All is weeds.")
 
-    refused = run("ingest", "new.ctx", "house")
+    refused = run("ingest", "new.ctx", "house", "--strict")
     assert refused.exit_code == 1
     assert "house/garden.md" in refused.stderr and "--replace" in refused.stderr
     assert list(reopened(model, "new.ctx")) == ["house/garden.md", "house/library.md"]
@@ -140,10 +140,10 @@ def test_a_document_that_cannot_be_replaced_is_named_and_the_others_are_when_ask
     Path("house/garden.md").write_text("All is weeds. " * 2000)
     Path("house/kitchen.md").write_text("The kettle is gone.")
     monkeypatch.setattr(document_store, "MAX_ROW_BYTES", 100_000)
-    report = run_json("ingest", "new.ctx", "house", "--replace", exit_code=1)
+    report = run_json("ingest", "new.ctx", "house", "--replace", "--strict", exit_code=1)
     assert list(report["refused"]) == ["house/garden.md"] and report["replaced"] == []
     assert reopened(model, "new.ctx")["house/kitchen.md"].text == KITCHEN
-    report = run_json("ingest", "new.ctx", "house", "--replace", "--skip-bad", exit_code=3)
+    report = run_json("ingest", "new.ctx", "house", "--replace", exit_code=3)
     assert list(report["refused"]) == ["house/garden.md"]
     assert report["replaced"] == ["house/kitchen.md", "house/library.md"]
     documents = reopened(model, "new.ctx")
@@ -151,10 +151,10 @@ def test_a_document_that_cannot_be_replaced_is_named_and_the_others_are_when_ask
     assert documents["house/kitchen.md"].text == "The kettle is gone."
 
 
-def test_skip_bad_adds_the_good_ones(house, model):
+def test_the_good_ones_of_a_batch_are_added(house, model):
     Path("house/photo.txt").write_bytes(b"\xff\xd8\xff\xe0")
     assert run("ingest", "new.ctx", "house/garden.md", "--no-embedder").exit_code == 0
-    result = run("ingest", "new.ctx", "house", "--skip-bad")
+    result = run("ingest", "new.ctx", "house")
     assert result.exit_code == 3
     assert "photo.txt" in result.stderr and "garden.md" in result.stderr
     assert "2 added" in result.stdout

@@ -140,9 +140,9 @@ def mixed(tmp_path):
     return folder
 
 
-def test_every_bad_document_is_named_and_no_store_is_made(mixed, tmp_path):
+def test_every_bad_document_is_named_and_no_store_is_made_when_strict(mixed, tmp_path):
     store = tmp_path / "new.ctx"
-    result = run("ingest", store, mixed, tmp_path / "nowhere.md")
+    result = run("ingest", store, mixed, tmp_path / "nowhere.md", "--strict")
     assert result.exit_code == 1
     for name, reason in ("binary.txt", "binary"), ("empty.md", "empty"), ("nowhere.md", "no file"):
         assert any(name in line and reason in line for line in result.stderr.splitlines())
@@ -151,15 +151,17 @@ def test_every_bad_document_is_named_and_no_store_is_made(mixed, tmp_path):
 
 
 def test_nothing_is_left_where_all_are_bad(mixed, tmp_path):
-    result = run("ingest", tmp_path / "new.ctx", mixed / "binary.txt", "--skip-bad")
+    result = run("ingest", tmp_path / "new.ctx", mixed / "binary.txt")
     assert result.exit_code == 1 and "Nothing was stored" in result.stderr
     assert not (tmp_path / "new.ctx").exists()
 
 
 def test_bad_documents_as_json(mixed, tmp_path):
-    result = run("ingest", tmp_path / "new.ctx", mixed, "--json")
+    (mixed / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    result = run("ingest", tmp_path / "new.ctx", mixed, "--json", "--strict")
     assert result.exit_code == 1
     report = json.loads(result.stdout)
+    assert list(report["skipped"]) == [str(mixed / "logo.png")] and "PNG" in result.stderr
     assert (report["added"], report["tokens"]) == ([], 0)
     assert set(report["refused"]) == {str(mixed / "binary.txt"), str(mixed / "empty.md")}
 

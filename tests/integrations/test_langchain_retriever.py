@@ -12,7 +12,7 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 from pydantic import ValidationError
 
 from shared_context import SharedLLMContextStore
-from shared_context.errors import BatchError, FilterError, QueryError
+from shared_context.errors import FilterError, QueryError
 from shared_context.integrations.langchain import SharedContextRetriever
 
 TEXTS = {
@@ -126,12 +126,10 @@ def test_somebody_elses_model_reads_the_text(store):
     assert asked == [f"{TEXTS['door']}\n\n{QUESTION}"]
 
 
-def test_from_documents_stores_all_or_nothing(model):
+def test_a_blank_page_does_not_stop_the_rest(model, caplog):
     with SharedLLMContextStore(model, embedder=None) as store:
-        with pytest.raises(BatchError) as refused:
-            SharedContextRetriever.from_documents([Document("One.", id="one"), Document(" ", id="two")], store=store)
-        assert list(refused.value.failures) == ["two"]
-        assert len(store) == 0
+        SharedContextRetriever.from_documents([Document("One.", id="one"), Document(" ", id="two")], store=store)
+        assert store.ids() == ["one"] and "'two' is blank" in caplog.text
 
 
 def test_repeated_pages_of_a_loader_are_stored(model):

@@ -126,12 +126,12 @@ def test_a_batch_with_bad_ones_says_exactly_which_and_stores_nothing(unharmed, t
         unharmed.add(batch)
     failures = caught.value.failures
     assert {name: type(error) for name, error in failures.items()} == {
-        "empty": errors.DocumentError,
+        "empty": errors.UnreadableError,
         "lamp": errors.DuplicateDocumentError,
         "good": errors.DuplicateDocumentError,
         "set": errors.DocumentError,
-        (tmp_path / "photo.txt").as_posix(): errors.DocumentError,
-        "#6": errors.DocumentError,
+        (tmp_path / "photo.txt").as_posix(): errors.UnreadableError,
+        "#6": errors.UnreadableError,
         "#7": errors.DocumentError,
     }
     assert "good" not in unharmed
@@ -198,7 +198,7 @@ def test_a_document_of_more_tokens_than_a_row_holds_is_refused_before_any_comput
     with pytest.raises(errors.DocumentError, match="1,500 tokens.*split it"):
         unharmed.add("0" * 1500, id="long")
     with pytest.raises(errors.BatchError) as caught:
-        unharmed.add([Document("0" * 1500, "long"), Document("fine", "short")])
+        unharmed.add([Document("0" * 1500, "long"), Document("fine", "short")], on_error="raise")
     assert set(caught.value.failures) == {"long"}
     monkeypatch.undo()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared_context.errors import BatchError, DocumentError, DuplicateDocumentError
+from shared_context.errors import BatchError, ConfigError, DocumentError, DuplicateDocumentError
 from shared_context.store.documents import Document, load_documents
 
 LIMIT = 1000
@@ -34,10 +34,24 @@ def test_text_with_an_id():
     assert load("Tea is at four.", id="tea", metadata={"page": 1}) == [Document("Tea is at four.", "tea", {"page": 1})]
 
 
-def test_text_with_an_id_is_never_a_path(folder, caplog):
+@pytest.mark.parametrize("named", [str, Path])
+def test_a_text_with_an_id_that_names_a_file_is_that_file(folder, named):
+    Path("a house.plan").write_text("Two rooms.")
+    (document,) = load(named("a house.plan"), id="house")
+    assert (document.id, document.text) == ("house", "Two rooms.")
+    assert document.metadata == {"file_name": "a house.plan", "file_path": "a house.plan"}
+
+
+def test_a_document_is_never_a_path(folder):
     Path("secret.txt").write_text("the content of a file")
-    assert load("secret.txt", id="said by somebody")[0].text == "secret.txt"
-    assert "Path(...)" in caplog.text  # but who meant the file can find out
+    assert load(Document("secret.txt", "said by somebody"))[0].text == "secret.txt"
+
+
+@pytest.mark.parametrize("name", ["handbok.md", "docs/handbok.PDF"])
+def test_a_misspelt_path_is_not_stored_as_a_text(folder, name):
+    message = refused(name, id="x")
+    assert "no file" in message and name in message and "Document" in message
+    assert load("See handbok.md", id="x")[0].text == "See handbok.md"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +186,7 @@ def test_newlines_stay_and_a_byte_order_mark_goes(folder):
         (b"", "empty"),
         (b"\xef\xbb\xbf", "empty"),
         (b" \r\n", "blank"),
-        (b"%PDF-1.7\nplain", "PDF: extract its text"),
+        (b"%PDF-1.7\nplain", "as a PDF"),
         (b"PK\x03\x04rest", ".docx"),
         (b"\x1f\x8brest", "gzip"),
         ("Grüße".encode("utf-16"), "UTF-16"),
@@ -210,7 +224,7 @@ def test_what_is_no_regular_file(folder):
 
 
 def test_a_folder_gives_its_text_files_in_order(folder):
-    for name in ["b.md", "a.txt", "sub/deep/c.RST", "sub/d.md", ".hidden.md", ".git/e.md", "f.pdf", "g.py", "noext"]:
+    for name in ["b.md", "a.txt", "sub/deep/c.RST", "sub/d.md", ".hidden.md", ".git/e.md", "g.py", "noext", "t.csv"]:
         path = Path("docs", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"text of {name}")
@@ -221,17 +235,21 @@ def test_a_folder_gives_its_text_files_in_order(folder):
     assert [document.id for document in documents] == [
         "docs/a.txt",
         "docs/b.md",
+        "docs/g.py",
+        "docs/noext",
         "docs/sub/d.md",
         "docs/sub/deep/c.RST",
+        "docs/t.csv",
     ]
-    assert documents[3].text == "text of sub/deep/c.RST"
-    assert documents[3].metadata == {"file_name": "c.RST", "file_path": "docs/sub/deep/c.RST", "team": "x"}
+    assert documents[5].text == "text of sub/deep/c.RST"
+    assert documents[5].metadata == {"file_name": "c.RST", "file_path": "docs/sub/deep/c.RST", "team": "x"}
 
 
 def test_a_folder_without_text(folder):
     Path("docs").mkdir()
-    Path("docs/a.pdf").write_bytes(b"%PDF-")
-    assert "no text file" in refused("docs") and ".md" in refused("docs")
+    Path("docs/a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    message = refused("docs")
+    assert "no text file" in message and "docs/a.png is a PNG image" in message
 
 
 def test_a_folder_cannot_have_one_id(folder):
@@ -245,9 +263,64 @@ def test_a_folder_with_bad_files_names_each(folder):
     Path("docs/bad.md").write_bytes(b"\xff\xfb")
     Path("docs/empty.md").write_bytes(b"")
     with pytest.raises(BatchError, match="2 of 3") as caught:
-        load("docs")
+        load("docs", on_error="raise")
     assert list(caught.value.failures) == ["docs/bad.md", "docs/empty.md"]
     assert "not UTF-8" in str(caught.value.failures["docs/bad.md"])
+
+
+def test_bad_files_do_not_stop_the_rest_and_are_named_with_their_reasons(folder, caplog):
+    Path("docs").mkdir()
+    Path("docs/good.md").write_text("text")
+    Path("docs/bad.md").write_bytes(b"\xff\xfb")
+    Path("docs/logo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert [document.id for document in load("docs")] == ["docs/good.md"]
+    assert "docs/bad.md' is not UTF-8" in caplog.text and "docs/logo.png' is a PNG image" in caplog.text
+    told = {}
+    caplog.clear()
+    load(["docs", Document(" ", "page"), Document("fine")], on_error=told.__setitem__)
+    assert list(told) == ["docs/logo.png", "docs/bad.md", "page"] and not caplog.text
+    assert "blank" in str(told["page"])
+
+
+def test_a_batch_of_nothing_but_bad_ones_is_refused(folder):
+    with pytest.raises(BatchError, match="2 of 2"):
+        load([Document(""), Document(" ")])
+
+
+def test_what_is_wrong_with_a_call_is_never_left_out(folder):
+    for wrong in [Document("a", "x", {"set": {1}}), Document("a", ""), 7, "nowhere.md", Document("b", "good")]:
+        with pytest.raises(BatchError):
+            load([Document("a", "good"), wrong, Document("", "empty")])
+
+
+def test_on_error_is_checked():
+    with pytest.raises(ConfigError, match="'ignore'"):
+        load(Document("a"), on_error="ignore")
+
+
+def test_a_few_characters_that_are_no_text_are_replaced(caplog):
+    text = "The of\0ce opens at six, and a lone \ud83d surrogate does not close it."
+    (document,) = load(Document(text, "page"))
+    assert document.text == text.replace("\0", "\ufffd").replace("\ud83d", "\ufffd")
+    assert "'page': 2 characters" in caplog.text
+    assert "NUL" in refused(Document(text, "page"), on_error="raise")
+    assert "NUL" in refused(Document("T\0h\0e\0 \0o\0f\0"))  # UTF-16 read as something else is not mended
+
+
+def test_patterns_choose_among_the_files_of_a_folder(folder):
+    for name in ["a.md", "b.txt", "drafts/c.md", "guides/d.md", "guides/drafts/e.txt"]:
+        path = Path("docs", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("text")
+
+    def chosen(**patterns):
+        return [document.id.removeprefix("docs/") for document in load("docs", **patterns)]
+
+    assert chosen(include=["*.md"]) == ["a.md", "drafts/c.md", "guides/d.md"]
+    assert chosen(include=["guides/*"]) == chosen(include=["guides/"]) == ["guides/d.md", "guides/drafts/e.txt"]
+    assert chosen(exclude=["drafts"]) == ["a.md", "b.txt", "guides/d.md"]
+    assert chosen(include=["*.md", "*.txt"], exclude=["guides/drafts", "b.*"]) == ["a.md", "drafts/c.md", "guides/d.md"]
+    assert "no text file" in refused("docs", include=["*.rst"])
 
 
 # ---- batches
@@ -283,7 +356,7 @@ def test_positions_are_those_of_the_batch_even_behind_a_folder(folder):
     for name in "abc":
         Path(f"{name}.md").write_text(name)
     with pytest.raises(BatchError) as caught:
-        load([Path("."), Document("")])
+        load([Path("."), Document("")], on_error="raise")
     assert list(caught.value.failures) == ["#1"]
 
 

@@ -191,9 +191,11 @@ def test_a_batch_replaces_what_is_stored_and_adds_the_rest(filled, documents):
 def test_a_batch_that_replaces_lands_whole_or_not_at_all(filled, documents, text):
     batch = [Document("Other.", "lamp"), Document(text, "ferry"), Document("New.", "gate")]
     with pytest.raises(errors.BatchError) as refused:
-        filled.add(batch, replace=True)
+        filled.add(batch, replace=True, on_error="raise")
     assert list(refused.value.failures) == ["ferry"]
     assert list(filled) == list(documents)
+    assert filled.add(batch, replace=True) == ["lamp", "gate"]
+    assert filled.get("ferry") == documents[1]
 
 
 @pytest.mark.parametrize("wrong", [{"text": ""}, {"text": " \n"}, {"text": "a\0b"}, {"metadata": {"a": {1}}}])

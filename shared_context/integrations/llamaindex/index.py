@@ -101,7 +101,7 @@ class SharedContextIndex:
         show_progress: bool = False,
         callback_manager: CallbackManager | None = None,
     ) -> SharedContextIndex:
-        """An index of these documents: all of them, or, if one is refused, an error and nothing.
+        """An index of these documents; those that are empty or broken are left out, with a warning in the log.
 
         Args:
             documents: LlamaIndex documents with text.
@@ -117,8 +117,8 @@ class SharedContextIndex:
 
         Raises:
             ConfigError: ``llm`` is somebody else's LLM, or ``store`` comes with settings for a new one.
-            DocumentError: documents are empty, hold images, or have ids that are stored already (BatchError for
-                several, with ``failures``).
+            DocumentError: documents hold images or have ids that are stored already, or none can be read (BatchError
+                for several, with ``failures``); nothing was stored.
         """
         translated = to_documents(documents)
         if store is not None and not (path is None and config is None and embedder == "auto"):
@@ -363,22 +363,23 @@ class SharedContextIndex:
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Bring the index up to date: new documents are added, changed ones replaced, the rest is left as it is.
 
-        Options as in :meth:`insert`.
+        Of one that became empty or broken what is stored stays. Options as in :meth:`insert`.
 
         Returns:
             For each document whether it was new or its text or metadata had changed.
 
         Raises:
-            DocumentError: documents are empty, too large, hold more than text or share an id (BatchError for several,
+            DocumentError: documents hold more than text or share an id, or none can be read (BatchError for several,
                 with ``failures``); nothing was changed.
         """
         with self._callback_manager.as_trace("refresh_ref_docs"):
             limit = self._store.config.max_document_bytes
-            translated = load_documents(to_documents(documents), max_bytes=limit)
+            given = to_documents(documents)
+            translated = load_documents(given, max_bytes=limit)
             changed = [d for d in translated if d.id not in self._store or self._store.get(d.id) != d]
             self._add(changed, replace=True)
         refreshed = {document.id for document in changed}
-        return [document.id in refreshed for document in translated]
+        return [document.id in refreshed for document in given]
 
     def _add(self, documents: list[StoreDocument], show_progress: bool = False, *, replace: bool = False) -> None:
         if not documents:
