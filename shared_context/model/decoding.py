@@ -2,53 +2,101 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StopStringCriteria,
-)
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from shared_context.config import require
+from shared_context.config import require, require_count
 from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.constraints import Constraint
 from shared_context.model.decoder import InjectingDecoder, release
-from shared_context.model.generation import Clock, Completion, Detokenizer, cut_at_stop, one_by_one, until_stop
+from shared_context.model.generation import (
+    Clock,
+    Completion,
+    Detokenizer,
+    StopStrings,
+    cut_at_stop,
+    one_by_one,
+    until_stop,
+)
+from shared_context.model.prompt import PromptFormat
 from shared_context.model.requests import Request
 
 SEVERAL_ANSWERS = ("num_beams", "num_return_sequences")
 """Fields of GenerationConfig that ask for more than one answer to be worked on, which no stream does."""
 
 
+LEAST_TEMPERATURE = 1e-6
+"""Below it the logits of float32 overflow; at it the likeliest token is as good as certain."""
+
+
+def whole_number(setting: str, value: object, unit: str) -> int:
+    """A count as Python's own number, whatever library it comes from.
+
+    Raises:
+        ConfigError: where it is not a whole number of 1 or more.
+    """
+    require_count(setting, value, unit)
+    return int(value)
+
+
 def stop_strings(*given: str | Sequence[str] | None) -> list[str]:
-    """All stop strings that a call was given, in whatever form."""
-    return [s for stop in given for s in ([stop] if isinstance(stop, str) else stop or ()) if s]
+    """All stop strings that a call was given, in whatever form.
+
+    Raises:
+        ConfigError: where one of them is no text.
+    """
+    stop = [s for strings in given for s in ([strings] if isinstance(strings, str) else strings or ())]
+    for string in stop:
+        require(isinstance(string, str), "stop", string, "must be a text or a list of texts")
+    return [s for s in stop if s]
+
+
+def end_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat
+) -> tuple[int, ...]:
+    """Ids of the tokens that end an answer: of them all, whoever names them.
+
+    Many checkpoints name one end in their configuration and end turns with another, which the tokenizer or only the
+    chat template knows. The first is the one that ends a turn.
+    """
+    configs = [getattr(config, "eos_token_id", None) for config in (model.generation_config, model.config)]
+    named = [prompt_format.end_of_turn, *configs, tokenizer.eos_token_id]
+    ends = [id for ids in named for id in (ids if isinstance(ids, list) else [ids])]
+    return tuple(dict.fromkeys(id for id in ends if id is not None))
 
 
 def generation_settings(
-    model: PreTrainedModel,
+    ends: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
     temperature: float,
     top_p: float | None,
     top_k: int | None,
+    stop: Sequence[str],
     options: dict[str, Any],
 ) -> GenerationConfig:
-    """What transformers' ``generate`` is told; the arguments are those of ``SharedLLMModel.complete``.
+    """What transformers' ``generate`` is told.
+
+    Args:
+        ends: ids of the tokens that end an answer.
+        tokenizer: the model's.
+        max_new_tokens, temperature, top_p, top_k, stop: as in ``SharedLLMModel.complete``.
+        options: its ``generation_options``.
 
     Raises:
         ConfigError: where a value is out of range or a field unknown.
     """
-    require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be 1 or more tokens")
-    require(temperature >= 0, "temperature", temperature, "must be 0 or more")
+    for setting, value in (("temperature", temperature), ("top_p", top_p), ("top_k", top_k)):
+        require(value is None or isinstance(value, Real), setting, value, "must be a number")
+    require(0 <= temperature < math.inf, "temperature", temperature, "must be 0 or more")
     require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "must be above 0 and at most 1")
     require(top_k is None or top_k >= 0, "top_k", top_k, "must be 1 or more tokens, or 0 for no limit")
     asked = options.get("do_sample")
@@ -61,21 +109,22 @@ def generation_settings(
     )
     sampling: dict[str, Any] = {"do_sample": sampled}
     if sampled:
-        sampling |= {"temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": top_k or 0}
+        temperature = max(float(temperature), LEAST_TEMPERATURE) if temperature else 1.0
+        sampling |= {"temperature": temperature, "top_p": float(top_p or 1.0), "top_k": int(top_k or 0)}
     unknown = [name for name in options if not hasattr(GenerationConfig(), name)]
-    require(not unknown, "generation_options", unknown, "transformers' GenerationConfig has no such fields")
-    own = model.generation_config
-    end = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
-    ends = end if isinstance(end, list) else [end]
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    return GenerationConfig(
-        **{"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding, **options, **sampling}
-    )
+    mend = "transformers' GenerationConfig has no such fields; a chat template's go in chat_template_kwargs"
+    require(not unknown, "generation_options", unknown, mend)
+    # A control token is never part of an answer's text, so as a stop string it is an end.
+    words = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    end = [*ends, *(words[s] for s in stop if s in words)] or None
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end and end[0]
+    own = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding}
+    return GenerationConfig(**{**own, **{name: _plain(value) for name, value in options.items()}, **sampling})
 
 
-def _criteria(tokenizer: PreTrainedTokenizerBase, clock: Clock, stop: Sequence[str]) -> list[StoppingCriteria]:
-    # GenerationConfig's own stop_strings are lost on the way to one_by_one.
-    return [clock, StopStringCriteria(tokenizer, list(stop))] if stop else [clock]
+def _plain(value: object) -> object:
+    """NumPy's numbers and arrays as Python's, which transformers can write down."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _processors(constraint: Constraint | None) -> LogitsProcessorList:
@@ -94,21 +143,23 @@ def answer_batch(
     clock = Clock()
     with decoder.lock, torch.inference_mode():
         inputs, injected = decoder.inputs(requests, settings.max_new_tokens)
+        begin = inputs["input_ids"].shape[1]
+        ended = [StopStrings(decoder.tokenizer, stop, begin)] if stop else []
         several = max(settings.num_beams or 1, settings.num_return_sequences or 1)
         if several > 1:
             inputs[CACHE_ARGUMENT].batch_repeat_interleave(several)
         random = nullcontext() if seed is None else torch.random.fork_rng()
         with injected, random:
             if seed is not None:
-                torch.manual_seed(seed)
+                torch.manual_seed(int(seed))
             ids = decoder.reader(requests[0]).generate(
                 **inputs,
                 generation_config=settings,
-                stopping_criteria=_criteria(decoder.tokenizer, clock, stop),
+                stopping_criteria=[clock, *ended],
                 logits_processor=_processors(constraint),
             )
         release(inputs)
-    answers = ids[:, inputs["input_ids"].shape[1] :].tolist()
+    answers = ids[:, begin:].tolist()
     each = len(answers) // len(requests)
     return [
         _completion(decoder.tokenizer, requests[row // each], answer, settings, stop, clock)
@@ -129,11 +180,11 @@ def answer_pieces(
     clock, text = Clock(), Detokenizer(decoder.tokenizer)
     with decoder.lock, torch.inference_mode():
         inputs, injected = decoder.inputs([request], settings.max_new_tokens, in_place=True)
-        chance = None if seed is None else torch.Generator(decoder.hf_model.device).manual_seed(seed)
+        chance = None if seed is None else torch.Generator(decoder.hf_model.device).manual_seed(int(seed))
         tokens = decoder.reader(request).generate(
             **inputs,
             generation_config=settings,
-            stopping_criteria=_criteria(decoder.tokenizer, clock, stop),
+            stopping_criteria=[clock],
             logits_processor=_processors(constraint),
             custom_generate=partial(one_by_one, generator=chance),
         )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+from shared_context.config import require
+from shared_context.errors import QueryError
+from shared_context.model.control import ControlTokens
+from shared_context.model.conversation import SYSTEM_ROLES, Message, is_kept, variants
 
 FIXED_DATE = "{% set date_string = '26 Jul 2024' %}{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
 """Opens a chat template so that this is today, by the two names that templates ask for the date."""
@@ -17,8 +22,11 @@ SYSTEM_PROMPT = "You are a helpful assistant. Answer from the context, in as few
 CONTEXT_HEADER = "Context:\n"
 CONTEXT_FOOTER = "\n\nQuestion: "
 
-# Marks the context's place while the chat template is rendered: a private-use character that no template touches.
-PLACE = "\ue0c7"
+TEMPLATE_DATA = ("tools", "documents")
+"""What transformers' ``apply_chat_template`` hands through to a template beside a caller's own arguments."""
+
+SKELETONS = (("user", "assistant", "user"), ("system", "user"), ("user", "assistant", "tool"))
+"""Conversations that show what a template writes around turns; it may refuse some of them."""
 
 
 @dataclass(frozen=True)
@@ -40,70 +48,158 @@ class Prompt:
 class PromptFormat:
     """Renders questions and conversations in a model's own chat format, or in plain words where it has none.
 
+    Control tokens come from the template alone: what looks like one in a message is plain text, as in documents.
+
     Args:
         tokenizer: the model's.
         system_prompt: the system message of conversations that bring none.
+        template_kwargs: arguments of the chat template, ``enable_thinking`` and the like.
+
+    Attributes:
+        prefix: what chunks are encoded behind: the prompt up to the context, of a conversation with the default system
+            prompt.
+        end_of_turn: the token that the template ends the model's turns with; None where it ends them with none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        system_prompt: str,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ):
         self._tokenizer = tokenizer
         self._system_prompt = system_prompt
+        self._template_kwargs = dict(template_kwargs or {})
+        self.check_template_kwargs(self._template_kwargs)
+        self._control = ControlTokens(tokenizer)
+        skeletons = [self._skeleton(*roles) for roles in SKELETONS]
+        self._control.add_written("".join(filter(None, skeletons)))
+        self.end_of_turn = self._end_of_turn()
         # Chunks are encoded behind it and kept for days, so where a template writes the date it says always the same.
-        self.prefix = self._rendered([{"role": "user", "content": ""}], True, FIXED_DATE).prefix
+        self.prefix = self._rendered([{"role": "user", "content": ""}], True, FIXED_DATE, {}).prefix
 
-    def render(self, messages: Sequence[Message], *, with_context: bool) -> Prompt:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        with_context: bool,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Prompt:
         """The prompt for a conversation whose next turn is the model's.
 
         The context stands at the head of the first user message, so that it has the same prefix in every
         conversation that keeps the default system prompt: the one that chunks are encoded behind, but for the date,
-        where a template writes one.
-        """
-        return self._rendered(messages, with_context, "")
+        where a template writes one. Turns that a template refuses or drops are merged with others.
 
-    def _rendered(self, messages: Sequence[Message], with_context: bool, opening: str) -> Prompt:
-        messages = [dict(m) for m in messages]
-        if messages[0]["role"] != "system" and self._system_prompt:
-            messages.insert(0, {"role": "system", "content": self._system_prompt})
+        Args:
+            messages: the conversation.
+            with_context: whether there is a context.
+            template_kwargs: arguments of the chat template, over those of the format.
+
+        Raises:
+            QueryError: where the template takes the conversation in no form.
+        """
+        return self._rendered(messages, with_context, "", template_kwargs or {})
+
+    def check_template_kwargs(self, template_kwargs: Mapping[str, Any]) -> None:
+        """Refuse arguments that transformers or this library set themselves.
+
+        Raises:
+            ConfigError: naming the first of them.
+        """
+        own = set(inspect.signature(self._tokenizer.apply_chat_template).parameters) - set(TEMPLATE_DATA)
+        for name, value in template_kwargs.items():
+            require(name not in own, f"chat_template_kwargs[{name!r}]", value, "is set by this library; leave it out")
+
+    def _rendered(
+        self, messages: Sequence[Message], with_context: bool, opening: str, template_kwargs: Mapping[str, Any]
+    ) -> Prompt:
+        hidden: list[str] = []
+        messages = self._control.hide([dict(m) for m in messages], hidden)
+        if messages[0]["role"] not in SYSTEM_ROLES and self._system_prompt:
+            system = self._control.hide(self._system_prompt, hidden)
+            messages.insert(0, {"role": "system", "content": system})
+        place = f"{self._control.nonce}place"
         if with_context:
             first = next((m for m in messages if m["role"] == "user"), messages[-1])
-            first["content"] = f"{CONTEXT_HEADER}{PLACE}{CONTEXT_FOOTER}{first['content'].replace(PLACE, '')}"
-        return self._split(self._text(messages, opening))
+            first["content"] = f"{CONTEXT_HEADER}{place}{CONTEXT_FOOTER}{first['content']}"
+        arguments = self._control.hide({**self._template_kwargs, **template_kwargs}, hidden)
+        before, found, behind = self._text(messages, opening, arguments, place).partition(place)
+        if not found:
+            return Prompt((), self._control.ids(before, hidden))
+        return Prompt(self._control.ids(before, hidden), self._control.ids(behind, hidden))
 
     def formatted(self, text: str, *, with_context: bool) -> Prompt:
         """The prompt for text that is in the model's own format already; a context stands in front of it."""
+        ids = self._control.ids(text, [])
         if with_context:
-            return Prompt(self.prefix, self._ids(text))
+            return Prompt(self.prefix, ids)
         start, word = self._tokenizer.bos_token_id, self._tokenizer.bos_token
         begins = start is not None and not text.startswith(word)
-        return Prompt((), ((start,) if begins else ()) + self._ids(text))
+        return Prompt((), ((start,) if begins else ()) + ids)
 
-    def _text(self, messages: Sequence[Message], opening: str) -> str:
+    def _text(self, messages: Sequence[Message], opening: str, arguments: Mapping[str, Any], place: str) -> str:
+        """The conversation in the first form that the template takes whole, else in the first that it takes."""
         if self._tokenizer.chat_template is None:
-            return self._plain(messages)
-        try:
-            return self._apply_template(messages, opening)
-        except TemplateError:
-            # Some templates know no system role; its words then open the first user message.
-            first = "\n\n".join(m["content"] for m in messages[:2])
-            return self._apply_template([{"role": "user", "content": first}, *messages[2:]], opening)
+            return self._plain(messages, place)
+        taken, reason = [], None
+        for form in variants(messages):
+            try:
+                text = self._apply_template(form, opening, arguments)
+            except Exception as error:  # a template is a checkpoint's own code and may fail in any way
+                reason = reason or error
+                continue
+            if all(is_kept(m, text, json.dumps(m["content"], ensure_ascii=False)[1:-1]) for m in form):
+                return text
+            taken.append(text)
+        whole = [text for text in taken if place in text or not any(place in m["content"] for m in messages)]
+        if not whole:
+            said = f"it says: {reason}" if reason is not None else "it drops the message that the context stands in"
+            roles = ", ".join(m["role"] for m in messages)
+            raise QueryError(
+                f"The model's chat template takes no conversation of the roles {roles} ({said}). "
+                "Give turns of user and assistant in alternation, the last one the user's."
+            ) from reason
+        return whole[0]
 
-    def _apply_template(self, messages: Sequence[Message], opening: str) -> str:
-        template = opening + self._tokenizer.get_chat_template()
+    def _apply_template(
+        self, messages: Sequence[Message], opening: str, arguments: Mapping[str, Any], answering: bool = True
+    ) -> str:
+        template = opening + self._tokenizer.get_chat_template(tools=arguments.get("tools"))
         return self._tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            list(messages), chat_template=template, tokenize=False, add_generation_prompt=answering, **arguments
         )
 
-    def _plain(self, messages: Sequence[Message]) -> str:
+    def _plain(self, messages: Sequence[Message], place: str) -> str:
         names = {"system": "", "user": "Question: ", "assistant": "Answer: "}
         # Behind a context the question is named already.
-        named = ((m["content"].startswith(CONTEXT_HEADER), m) for m in messages)
+        named = ((place in m["content"], m) for m in messages)
         text = "\n\n".join(f"{'' if with_it else names.get(m['role'], '')}{m['content']}" for with_it, m in named)
         start = self._tokenizer.bos_token if self._tokenizer.bos_token_id is not None else ""
         return f"{start}{text}\n\nAnswer:"
 
-    def _split(self, text: str) -> Prompt:
-        before, place, behind = text.partition(PLACE)
-        return Prompt(self._ids(before), self._ids(behind)) if place else Prompt((), self._ids(before))
+    def _skeleton(self, *roles: str, answering: bool = True) -> str | None:
+        """What the template writes around turns of these roles, whose content is the role behind the nonce.
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        None where it refuses them, or where there is no template.
+        """
+        if self._tokenizer.chat_template is None:
+            return None
+        turns = [{"role": role, "content": f"{self._control.nonce}{role}"} for role in roles]
+        try:
+            return self._apply_template(turns, "", self._template_kwargs, answering)
+        except Exception:  # as above
+            return None
+
+    def _end_of_turn(self) -> int | None:
+        answer = f"{self._control.nonce}assistant"
+        # Some write nothing behind an answer but the next turn's header, which then ends it.
+        for skeleton in (
+            self._skeleton("user", "assistant", answering=False),
+            self._skeleton("user", "assistant", "user"),
+        ):
+            behind = (skeleton or "").rpartition(answer)[2]
+            end = self._control.first(behind)
+            if end is not None:
+                return end
+        return None

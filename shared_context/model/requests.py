@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from shared_context.config import require
 from shared_context.errors import ConfigError, ModelMismatchError, QueryError, WindowExceededError
+from shared_context.model.conversation import Message
 from shared_context.model.injection import ContextKV
-from shared_context.model.prompt import Message, Prompt, PromptFormat
-from shared_context.model.tokenization import TokenizedText
+from shared_context.model.prompt import Prompt, PromptFormat
+from shared_context.model.tokenization import TokenizedText, check_text
 
 
 @runtime_checkable
@@ -79,6 +80,7 @@ class RequestReader:
         formatted: bool,
         new_tokens: int | Sequence[int],
         identity: str,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[bool, list[Request]]:
         """Whether a single prompt was given, and all prompts with their contexts, checked against the window.
 
@@ -86,13 +88,21 @@ class RequestReader:
             prompt, context, formatted: as in ``SharedLLMModel.complete``.
             new_tokens: of every answer, or of each.
             identity: of the model that is to compute them.
+            template_kwargs: arguments of the chat template, over those of the prompt format.
         """
+        if not isinstance(prompt, Sequence):
+            raise ConfigError(f"prompt is a {type(prompt).__name__}; give a text, a conversation, or a list of either.")
+        self._prompt_format.check_template_kwargs(template_kwargs or {})
         single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
         prompts = [prompt] if single else list(prompt)
+        if not prompts:
+            raise QueryError("There is no prompt in the list; give at least one.")
         several = isinstance(context, Sequence) and not isinstance(context, str)
         contexts = list(context) if several else [context] * len(prompts)
         require(len(contexts) == len(prompts), "context", len(contexts), f"there are {len(prompts)} prompts")
-        requests = [self._request(p, c, formatted, identity) for p, c in zip(prompts, contexts, strict=True)]
+        requests = [
+            self._request(p, c, formatted, identity, template_kwargs) for p, c in zip(prompts, contexts, strict=True)
+        ]
         of_each = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else new_tokens
         require(len(of_each) == len(prompts), "answer", len(of_each), f"there are {len(prompts)} questions")
         for request, new in zip(requests, of_each, strict=True):
@@ -106,13 +116,15 @@ class RequestReader:
                 )
         return single, requests
 
-    def _request(self, prompt: str | Sequence[Message], context: object, formatted: bool, identity: str) -> Request:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        for message in messages:
-            whole = isinstance(message, dict) and all(isinstance(message.get(p), str) for p in ("role", "content"))
-            require(whole, "message", message, "must be a dict with a role and a content, both of them text")
-        if not any(m["content"].strip() for m in messages):
-            raise QueryError("The prompt is empty; give at least one word.")
+    def _request(
+        self,
+        prompt: str | Sequence[Message],
+        context: object,
+        formatted: bool,
+        identity: str,
+        template_kwargs: Mapping[str, Any] | None,
+    ) -> Request:
+        messages = self._messages(prompt)
         if context is not None and not isinstance(context, str | Context):
             raise ConfigError(f"context is a {type(context).__name__}; give a Selection, a text to be pasted, or None.")
         theirs = getattr(context, "model_identity", identity)
@@ -130,9 +142,29 @@ class RequestReader:
                 raise ConfigError("A formatted prompt is one string, not a conversation.")
             rendered = self._prompt_format.formatted(prompt, with_context=context is not None)
         else:
-            rendered = self._prompt_format.render(messages, with_context=context is not None)
+            rendered = self._prompt_format.render(
+                messages, with_context=context is not None, template_kwargs=template_kwargs
+            )
         if isinstance(context, str):
+            check_text("The context", context)
             # Pasted text is read like any other prompt: one prefill, nothing kept from before.
             pasted = tuple(self._tokenize(context).ids.tolist())
             return Request(Prompt((), rendered.prefix + pasted + rendered.suffix), None, True)
         return Request(rendered, context, context is not None)
+
+    def _messages(self, prompt: str | Sequence[Message]) -> list[Message]:
+        """The conversation that was given; assistants' turns without text, bare tool calls, are left out."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        for number, message in enumerate(messages):
+            whole = isinstance(message, dict) and all(isinstance(message.get(p), str) for p in ("role", "content"))
+            require(whole, "message", message, "must be a dict with a role and a content, both of them text")
+            for part in ("role", "content"):
+                check_text(
+                    "The prompt" if isinstance(prompt, str) else f"The {part} of message {number}", message[part]
+                )
+        said = [m for m in messages if m["content"].strip() or m["role"] != "assistant"]
+        if not any(m["content"].strip() for m in said):
+            raise QueryError("The prompt is empty; give at least one word.")
+        if said[-1]["role"] == "user" and not said[-1]["content"].strip():
+            raise QueryError("The last message, the user's, is empty; give at least one word, or leave it out.")
+        return said

@@ -19,24 +19,27 @@ from shared_context.model.adapting import check_injection, put_to_work
 from shared_context.model.batching import batches
 from shared_context.model.compressor import Compressor
 from shared_context.model.constraints import Constraint, ConstraintCompiler
+from shared_context.model.conversation import Message
 from shared_context.model.decoder import InjectingDecoder
 from shared_context.model.decoding import (
     SEVERAL_ANSWERS,
     answer_batch,
     answer_pieces,
+    end_tokens,
     generation_settings,
     stop_strings,
+    whole_number,
 )
 from shared_context.model.generation import Completion, CompletionStream
 from shared_context.model.identity import arithmetic, fingerprint
 from shared_context.model.injection import CrossAttentionInjection, PrefixInjection
 from shared_context.model.loading import load
 from shared_context.model.pretrained import DEFAULT_MODEL
-from shared_context.model.prompt import SYSTEM_PROMPT, Message, Prompt, PromptFormat
+from shared_context.model.prompt import SYSTEM_PROMPT, Prompt, PromptFormat
 from shared_context.model.requests import Context, Request, RequestReader
 from shared_context.model.scoring import score_batch
 from shared_context.model.support import usable_window
-from shared_context.model.tokenization import TokenizedText, tokenize
+from shared_context.model.tokenization import TokenizedText, check_text, tokenize
 
 AUTO_ADAPTER = "auto"
 """Stands for the adapter that ships for a model, where there is one."""
@@ -56,6 +59,15 @@ class SharedLLMModel:
         injection_layers: M, the bottom layers that see the context; None is all of them.
         context_window: tokens; None is as many as the model serves.
         system_prompt: system message of prompts that bring none; None is the library's.
+        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}`` for Qwen3.
+
+    Attributes:
+        hf_model, tokenizer, name, context_window: as above.
+        fingerprint: of the weights and the vocabulary.
+        prompt_format: how prompts are rendered.
+        ends: ids of the tokens that end an answer.
+        injection: how the decoder is shown the context.
+        compressor: encodes chunks.
     """
 
     def __init__(
@@ -68,6 +80,7 @@ class SharedLLMModel:
         injection_layers: int | None = None,
         context_window: int | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
         one_of("injection", injection, InjectionKind)
         layers = model.config.num_hidden_layers
@@ -83,7 +96,10 @@ class SharedLLMModel:
         self.name = name
         self.fingerprint = fingerprint(model, tokenizer)
         self.context_window = context_window
-        self.prompt_format = PromptFormat(tokenizer, SYSTEM_PROMPT if system_prompt is None else system_prompt)
+        system_prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
+        check_text("system_prompt", system_prompt)
+        self.prompt_format = PromptFormat(tokenizer, system_prompt, chat_template_kwargs)
+        self.ends = end_tokens(model, tokenizer, self.prompt_format)
         inv_freq = model.base_model.rotary_emb.inv_freq
         self.injection: PrefixInjection | CrossAttentionInjection = (
             PrefixInjection(injection_layers, inv_freq)
@@ -111,6 +127,7 @@ class SharedLLMModel:
         injection_layers: int | None = None,
         context_window: int | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -130,6 +147,7 @@ class SharedLLMModel:
             injection_layers: M, the bottom layers that see the context; None is all of them.
             context_window: tokens; None is as many as the model serves.
             system_prompt: system message of prompts that bring none; None is the library's.
+            chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}`` for Qwen3.
             revision: branch, tag or commit of the model's repository on the Hub; None is its main branch.
             token: for a repository that is not public; None is the one of ``hf auth login``.
             cache_dir: folder of the Hugging Face cache; None is its usual one.
@@ -158,6 +176,7 @@ class SharedLLMModel:
             injection_layers=injection_layers,
             context_window=context_window,
             system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
         )
         if adapter == AUTO_ADAPTER:
             trained = shipped_for(shared.fingerprint, shared.injection.kind, shared.injection.layers)
@@ -224,7 +243,7 @@ class SharedLLMModel:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text on its own."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self.tokenize(text))
 
     def tokenize(self, text: str) -> TokenizedText:
         """A document's tokens with the characters they stand for."""
@@ -249,6 +268,7 @@ class SharedLLMModel:
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         formatted: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         response_schema: Mapping[str, Any] | None = None,
         grammar: str | None = None,
         batch_size: int = 8,
@@ -268,7 +288,8 @@ class SharedLLMModel:
                 nothing: it lies within them.
             stop: strings that end the answer and are not part of it; ``stop_strings`` is the same.
             seed: of the sampling.
-            formatted: the prompt is in the model's own format already.
+            formatted: the prompt is in the model's own format already, its control tokens with it.
+            chat_template_kwargs: arguments of the chat template, over those that the model was made with.
             response_schema: a JSON schema; the answer is one line of JSON that follows it, unless max_new_tokens end it
                 before. An object has the properties that its schema names and no others, where it says nothing else.
             grammar: a grammar that the answer follows instead, in llguidance's form of Lark.
@@ -280,13 +301,16 @@ class SharedLLMModel:
             QueryError: where a prompt is empty.
             ConfigError: where another argument is wrong.
         """
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, "tokens")
         stop = stop_strings(stop, generation_options.pop("stop_strings", None))
         settings = generation_settings(
-            self.hf_model, self.tokenizer, max_new_tokens, temperature, top_p, top_k, generation_options
+            self.ends, self.tokenizer, max_new_tokens, temperature, top_p, top_k, stop, generation_options
         )
         constraint = self._constraint(response_schema, grammar, settings)
-        single, requests = self._requests.read(prompt, context, formatted, max_new_tokens, self.identity)
-        require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more prompts")
+        single, requests = self._requests.read(
+            prompt, context, formatted, max_new_tokens, self.identity, chat_template_kwargs
+        )
+        batch_size = whole_number("batch_size", batch_size, "prompts")
         if single and all(getattr(settings, option) in (None, 1) for option in SEVERAL_ANSWERS):
             # As a stream, so that both give the same answer and the same time to its first token.
             pieces = partial(answer_pieces, self._decoder, requests[0], settings, stop, seed, constraint)
@@ -316,6 +340,7 @@ class SharedLLMModel:
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         formatted: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         response_schema: Mapping[str, Any] | None = None,
         grammar: str | None = None,
         **generation_options: Any,
@@ -324,12 +349,15 @@ class SharedLLMModel:
 
         What is wrong with the call is raised here; nothing is computed before the first piece is asked for.
         """
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, "tokens")
         stop = stop_strings(stop, generation_options.pop("stop_strings", None))
         settings = generation_settings(
-            self.hf_model, self.tokenizer, max_new_tokens, temperature, top_p, top_k, generation_options
+            self.ends, self.tokenizer, max_new_tokens, temperature, top_p, top_k, stop, generation_options
+        )
+        single, requests = self._requests.read(
+            prompt, context, formatted, max_new_tokens, self.identity, chat_template_kwargs
         )
         constraint = self._constraint(response_schema, grammar, settings)
-        single, requests = self._requests.read(prompt, context, formatted, max_new_tokens, self.identity)
         if not single:
             raise ConfigError(f"stream() takes one prompt, not a batch of {len(requests)}; use generate().")
         for option in SEVERAL_ANSWERS:
@@ -352,6 +380,7 @@ class SharedLLMModel:
         answer: str | Sequence[str],
         *,
         context: Context | str | None | Sequence[Context | str | None] = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         batch_size: int = 8,
     ) -> float | list[float]:
         """Mean negative log-likelihood of an answer, in nats per token.
@@ -359,17 +388,20 @@ class SharedLLMModel:
         Args:
             question: as ``prompt`` of :meth:`complete`.
             answer: the text to score; one for each question of a batch.
-            context, batch_size: as in :meth:`complete`.
+            context, chat_template_kwargs, batch_size: as in :meth:`complete`.
 
         Raises:
             WindowExceededError, QueryError: as :meth:`complete`.
         """
         answers = [answer] if isinstance(answer, str) else list(answer)
-        answer_ids = [self.tokenizer(a, add_special_tokens=False)["input_ids"] for a in answers]
+        answer_ids = [self.tokenize(a).ids.tolist() for a in answers]
         if not all(answer_ids):
             raise QueryError("An answer to be scored is empty; give at least one token.")
         new_tokens = [len(ids) for ids in answer_ids]
-        single, requests = self._requests.read(question, context, False, new_tokens, self.identity)
+        single, requests = self._requests.read(
+            question, context, False, new_tokens, self.identity, chat_template_kwargs
+        )
+        batch_size = whole_number("batch_size", batch_size, "prompts")
         scores: dict[int, float] = {}
         for batch in batches(requests, batch_size, new_tokens, self.context_window, self.injection.in_cache):
             found = score_batch(self._decoder, [requests[i] for i in batch], [answer_ids[i] for i in batch])
@@ -394,6 +426,8 @@ class SharedLLMModel:
         *,
         context: Context | str | None | Sequence[Context | str | None] = None,
         max_new_tokens: int = 256,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Raise WindowExceededError where :meth:`complete` would; nothing is computed."""
-        self._requests.read(prompt, context, False, max_new_tokens, self.identity)
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, "tokens")
+        self._requests.read(prompt, context, False, max_new_tokens, self.identity, chat_template_kwargs)

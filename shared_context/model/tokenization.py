@@ -10,6 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from shared_context.errors import QueryError
+
 SEGMENT_CHARACTERS = 1 << 16
 """Text is tokenized in segments of at most this length, which run in parallel."""
 
@@ -70,6 +72,21 @@ def segments(text: str, size: int = SEGMENT_CHARACTERS) -> list[str]:
     return [*pieces, text[start:]]
 
 
+def check_text(what: str, text: str) -> None:
+    """Refuse text that no encoding can hold.
+
+    Raises:
+        QueryError: it has half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise QueryError(
+            f"{what} has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}, which no "
+            "encoding can hold; decode the text properly or replace it."
+        ) from error
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenizedText:
     """Tokenize a document's text.
 
@@ -78,8 +95,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenizedText:
 
     Args:
         tokenizer: a fast tokenizer (it must give offsets).
-        text: any text, of any script and line ending; no lone surrogates.
+        text: any text, of any script and line ending.
+
+    Raises:
+        QueryError: it has lone surrogates.
     """
+    check_text("The text", text)
     encoder = _Encoder.of(tokenizer)
     ids: list[np.ndarray] = []
     bounds = [np.zeros(1, dtype=np.int64)]

@@ -84,9 +84,7 @@ class ExampleMaker:
     def __init__(self, model: SharedLLMModel, max_context: int = 1024, *, ended: bool = True):
         self._model = model
         self._max_context = max_context
-        end = model.hf_model.generation_config.eos_token_id
-        end = model.tokenizer.eos_token_id if end is None else end
-        self._end = (end[0] if isinstance(end, list) else end,) if ended else ()
+        self._end = model.ends[:1] if ended else ()
         # tokens of every prompt, whatever it asks, and of the answer's end
         self._frame = len(model.prompt_format.render([{"role": "user", "content": ""}], with_context=True)) + 1
 

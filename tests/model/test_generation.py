@@ -1,12 +1,14 @@
 """Answers of the default model: what a transformers user expects of generate, stream and score."""
 
+import copy
 import threading
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from shared_context import SharedLLMContextStore
+from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import ConfigError, ModelMismatchError, QueryError, WindowExceededError
 from shared_context.model.generation import Detokenizer
 
@@ -206,6 +208,20 @@ def test_what_does_not_fit_the_window_is_refused_with_the_numbers(model, selecti
         ({"prompt": "hi", "no_such_option": 1}, ConfigError, "no_such_option"),
         ({"prompt": "hi", "context": 7}, ConfigError, "context is a int"),
         ({"prompt": ["a", "b"], "context": ["x"]}, ConfigError, "there are 2 prompts"),
+        ({"prompt": None}, ConfigError, "prompt is a NoneType"),
+        ({"prompt": []}, QueryError, "no prompt"),
+        ({"prompt": [{"role": "user", "content": "a"}, {"role": "user", "content": " "}]}, QueryError, "last message"),
+        ({"prompt": [{"role": "assistant", "content": ""}]}, QueryError, "empty"),
+        ({"prompt": "half \ud83d"}, QueryError, "U\\+D83D, at character 5"),
+        ({"prompt": [{"role": "user\udc00", "content": "a"}]}, QueryError, "role of message 0 has a lone surrogate"),
+        ({"prompt": "hi", "context": "half \ud83d"}, QueryError, "context has a lone surrogate"),
+        ({"prompt": "<s>hi \ud83d", "formatted": True}, QueryError, "lone surrogate"),
+        ({"prompt": "hi", "temperature": "hot"}, ConfigError, "temperature='hot'"),
+        ({"prompt": "hi", "temperature": float("nan")}, ConfigError, "temperature=nan"),
+        ({"prompt": "hi", "max_new_tokens": 2.5}, ConfigError, "max_new_tokens=2.5"),
+        ({"prompt": "hi", "stop": [3]}, ConfigError, "stop=3"),
+        ({"prompt": "hi", "enable_thinking": False}, ConfigError, "chat_template_kwargs"),
+        ({"prompt": "hi", "chat_template_kwargs": {"tokenize": True}}, ConfigError, "tokenize"),
     ],
 )
 def test_a_wrong_argument_is_named(model, options, error, named):
@@ -226,3 +242,69 @@ def test_a_failure_in_a_stream_reaches_its_reader(model, selection, monkeypatch)
 def test_a_stream_has_one_answer(model):
     with pytest.raises(ConfigError, match="num_beams=2"):
         model.stream(QUESTION, num_beams=2)
+
+
+@pytest.mark.parametrize("ask", ["count_tokens", "tokenize", "score"])
+def test_half_a_character_is_refused_wherever_text_is_taken(model, ask):
+    call = {"score": lambda text: model.score("hi", text)}.get(ask) or getattr(model, ask)
+    with pytest.raises(QueryError, match="lone surrogate"):
+        call("half \ud83d")
+
+
+def test_numbers_may_come_from_numpy(make_small_model):
+    small = make_small_model()
+    plain = dict(max_new_tokens=3, temperature=0.5, top_p=0.9, top_k=40, seed=7, repetition_penalty=1.5)
+    kinds = (np.int64, np.float32, np.float64, np.int32, np.uint8, np.float16)
+    theirs = {name: kind(value) for (name, value), kind in zip(plain.items(), kinds, strict=True)}
+    plain = {name: value.item() for name, value in theirs.items()}
+    assert small.generate("hi", **theirs) == small.generate("hi", **plain)
+    assert small.generate(["hi", "ho"], batch_size=np.int64(2), **theirs) == small.generate(["hi", "ho"], **plain)
+    small.check_window("hi", max_new_tokens=np.int64(3))
+
+
+def test_the_lowest_temperature_takes_the_likeliest_token(make_small_model):
+    small = make_small_model()
+    assert small.generate("hi", max_new_tokens=8, temperature=1e-320) == small.generate("hi", max_new_tokens=8)
+
+
+@pytest.mark.parametrize("more", [{}, {"num_beams": 2}])
+def test_stop_strings_end_each_row_of_a_batch(make_small_model, more):
+    small = make_small_model()
+    prompts, options = ["the lamp", "the log of the harbour", "hello"], {"max_new_tokens": 16, **more}
+    whole = small.generate(prompts, **options)
+    stop = [whole[0][4:7], whole[1][-3:]]
+    completions = small.complete(prompts, stop=stop, **options)
+    for text, found in zip(whole, completions, strict=True):
+        ends = [text.index(s) for s in stop if s in text]
+        assert more or found.text == text[: min(ends, default=None)]
+        assert not any(s in found.text for s in stop)
+    assert completions[0].finish_reason == "stop"
+    assert completions[0].completion_tokens < 16
+
+
+def test_a_control_token_as_a_stop_string_ends_the_answer(make_small_model):
+    small = make_small_model()
+    favoured = small.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    options = {"max_new_tokens": 8, "sequence_bias": [[[favoured], 1000.0]]}
+    assert small.complete("hi", **options).completion_tokens == 8
+    for prompt in ("hi", ["hi", "ho"]):
+        completion = small.complete(prompt, stop="<|im_start|>", **options)
+        first = completion[0] if isinstance(completion, list) else completion
+        assert (first.completion_tokens, first.finish_reason) == (0, "stop")
+
+
+def test_an_answer_ends_where_any_of_configuration_tokenizer_and_template_says_so(make_small_model):
+    small = make_small_model()
+    words = ["<|endoftext|>", "<|im_end|>", "<|im_start|>"]
+    configured, of_tokenizer, of_template = small.tokenizer.convert_tokens_to_ids(words)
+    chosen = copy.deepcopy(small.tokenizer)
+    chosen.eos_token = words[1]
+    chosen.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_start|>\n{% endfor %}assistant: "
+    base = copy.deepcopy(small.hf_model)
+    base.generation_config.eos_token_id = configured
+    model = SharedLLMModel(base, chosen, name="three ends")
+    assert set(model.ends) == {configured, of_tokenizer, of_template}
+    assert model.ends[0] == of_template
+    for end in model.ends:
+        completion = model.complete("hi", max_new_tokens=4, sequence_bias=[[[end], 1000.0]])
+        assert (completion.text, completion.finish_reason) == ("", "stop")
