@@ -22,21 +22,27 @@ from shared_context.store.query_parts import parts
 
 @dataclass(frozen=True)
 class Query:
-    """A query in every form that a policy asks for, each made when it is first needed."""
+    """A query in every form that a policy asks for, each made when it is first needed.
+
+    Attributes:
+        text: what is compared.
+        texts: several queries that ``text`` joins, where there are some.
+    """
 
     text: str
     model: SharedLLMModel
     codec: Codec
     embedder: Embedder | None
     index: NodeIndex
+    texts: tuple[str, ...] = ()
 
     @cached_property
     def parts(self) -> list[tuple[Query, float]]:
         """What of it is compared by itself, and how much that counts."""
-        found = parts(self.text, self.model.count_tokens)
+        found = [part for text in self.texts or (self.text,) for part in parts(text, self.model.count_tokens)]
         if len(found) == 1:
             return [(self, 1.0)]
-        queries = [replace(self, text=text) for text, _ in found]
+        queries = [replace(self, text=text, texts=()) for text, _ in found]
         if self.embedder is not None:
             # All at once: an embedder is much faster with many texts than with one after the other.
             embeddings = torch.from_numpy(embed(self.embedder, [text for text, _ in found], queries=True))

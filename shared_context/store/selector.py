@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from numbers import Integral
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -54,6 +54,10 @@ def longest_query(model: SharedLLMModel) -> int:
     return min(QUERY_TOKENS, model.context_window)
 
 
+Rewrite: TypeAlias = Callable[[str], str | Sequence[str]]
+"""Makes of a query what is searched for: a text, or several of which the one that finds most counts."""
+
+
 class ChunkCut(NamedTuple):
     """What is shown of one chunk.
 
@@ -93,11 +97,19 @@ class Selector:
         codec: makes codes of what the model encodes.
         embedder: embeds the queries; None where the store has none.
         index: what is chosen from.
+        rewrite: makes of a query what is searched for; None takes it as it is.
     """
 
     def __init__(
-        self, model: SharedLLMModel, config: StoreConfig, codec: Codec, embedder: Embedder | None, index: NodeIndex
+        self,
+        model: SharedLLMModel,
+        config: StoreConfig,
+        codec: Codec,
+        embedder: Embedder | None,
+        index: NodeIndex,
+        rewrite: Rewrite | None = None,
     ):
+        self._rewrite = rewrite
         self._model, self._config, self._codec, self._embedder, self._index = model, config, codec, embedder, index
         self._prefilter: tuple[Leaves, Prefilter] | None = None
 
@@ -257,7 +269,8 @@ class Selector:
                 f"The query has {len(text):,} characters, and no more than {limit:,} tokens are searched for; shorten "
                 "it, or add it as a document."
             )
-        query = Query(text, self._model, self._codec, self._embedder, self._index)
+        texts = (text,) if self._rewrite is None else self._rewritten(text)
+        query = Query("\n".join(texts), self._model, self._codec, self._embedder, self._index, texts)
         tokens = len(query.token_ids)
         if tokens == 0:
             raise QueryError(f"{name} reads no token in the query {text!r}; ask in other words.")
@@ -267,6 +280,13 @@ class Selector:
                 "document."
             )
         return query
+
+    def _rewritten(self, text: str) -> tuple[str, ...]:
+        given = self._rewrite(text)
+        texts = (given,) if isinstance(given, str) else tuple(given or ())
+        if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
+            raise QueryError(f"rewrite made {given!r} of the query; it must give a text, or several, with words in it.")
+        return texts
 
     def _considered(
         self,
