@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from shared_context.errors import ConfigError, SharedContextError
 
-Policy = Literal["hybrid", "late_interaction", "embedding", "last_token"]
+Policy = Literal["hybrid", "late_interaction", "embedding", "lexical", "last_token"]
 Search = Literal["best_first", "split_and_search"]
 InjectionKind = Literal["prefix", "cross_attention"]
 

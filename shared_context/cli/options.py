@@ -19,7 +19,7 @@ ModelOption = Annotated[
 BudgetOption = Annotated[int, typer.Option("--budget", help="KV entries that the context may hold.")]
 PolicyOption = Annotated[
     Policy | None,
-    typer.Option("--policy", help="How passages are scored; by default hybrid where the store has an embedder."),
+    typer.Option("--policy", help="How passages are scored. [hybrid]"),
 ]
 FilterOption = Annotated[
     list[str] | None,

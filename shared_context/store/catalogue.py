@@ -34,10 +34,11 @@ class Catalogue:
 
     Attributes:
         index: what scoring needs of the documents, conversations left out.
+        words: those of the leaves of documents and conversations.
     """
 
     def __init__(self, database: Database, index: NodeIndex, shape: NodeShape, encoder: ChunkEncoder):
-        self.index = index
+        self.index, self.words = index, database.words
         self._database, self._shape, self._encoder = database, shape, encoder
         self._seen_version: int | None = None
         self._entries: dict[int, Entry] = {}

@@ -15,9 +15,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from safetensors import SafetensorError
 
+from shared_context.config import TreeConfig
 from shared_context.errors import StoreClosedError, StoreFormatError, StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
+from shared_context.store import word_index
 from shared_context.store.read_only import read_only
+from shared_context.store.word_index import LeafWords, WordIndex
 
 Kind = Literal["document", "conversation"]
 
@@ -43,8 +46,11 @@ HEADERS = """CREATE TABLE headers (
     embeddings BLOB NOT NULL
 )"""
 
-UPGRADES = {2: (HEADERS,)}
-"""What makes a store of an older format one of the next: statements, by the format they begin with."""
+UPGRADES = {2: (HEADERS, "ALTER TABLE documents DROP COLUMN states", *word_index.SCHEMA)}
+"""What makes a store of an older format one of the next: statements, by the format they begin with.
+
+The words of the documents follow; see :meth:`Database._upgrade`.
+"""
 
 # Small columns come first: SQLite reads a row from its beginning.
 SCHEMA = (
@@ -59,7 +65,6 @@ SCHEMA = (
         bounds BLOB NOT NULL,
         codes BLOB NOT NULL,
         scales BLOB NOT NULL,
-        states BLOB NOT NULL,
         embeddings BLOB NOT NULL,
         UNIQUE (kind, id)
     )""",
@@ -72,6 +77,7 @@ SCHEMA = (
         PRIMARY KEY (conversation, number)
     ) WITHOUT ROWID""",
     HEADERS,
+    *word_index.SCHEMA,
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {VERSION}",
 )
@@ -84,15 +90,15 @@ class NodeData:
     Attributes:
         codes: int8 [tokens, code_size].
         scales: float16 [tokens].
-        states: float16 [leaves, hidden], the one-layer state of each leaf's last token, scaled to unit length.
         embeddings: float32 [spans, dimension], of ``TreeConfig.embedded_leaves`` leaves each; no columns where there
             is no embedder.
+        words: of the leaves; None where the data were read back, for words are looked up where they are kept.
     """
 
     codes: np.ndarray
     scales: np.ndarray
-    states: np.ndarray
     embeddings: np.ndarray
+    words: LeafWords | None = None
 
 
 @dataclass(frozen=True)
@@ -115,12 +121,10 @@ class NodeShape(NamedTuple):
 
     Attributes:
         code_size: dimensions of a token's code.
-        hidden: of a state.
         dimension: of an embedding; 0 where there is no embedder.
     """
 
     code_size: int
-    hidden: int
     dimension: int
 
 
@@ -169,6 +173,9 @@ class Database:
         meta: values of the store as a whole that a new store begins with; None opens one that exists. If another
             process makes a store in the folder at the same time, the first one's values hold for both.
 
+    Attributes:
+        words: those of the documents' leaves.
+
     Raises:
         StoreFormatError: where the folder is something else, half written, damaged or of a newer format.
         StoreUnavailableError: where it cannot be read or written now.
@@ -182,6 +189,7 @@ class Database:
         self._closed = False
         with _errors(self._place):
             self._connection = _connect(folder)
+            self.words = WordIndex(self._connection)
             try:
                 if meta is not None:
                     self._create(meta)
@@ -244,7 +252,17 @@ class Database:
             while (version := self._connection.execute("PRAGMA user_version").fetchone()[0]) in UPGRADES:
                 for statement in UPGRADES[version]:
                     self._connection.execute(statement)
+                if version == 2:
+                    self._take_in_words()
                 self._connection.execute(f"PRAGMA user_version = {version + 1}")
+
+    def _take_in_words(self) -> None:
+        """Find the words of documents that were stored when none were kept."""
+        with self.decoding():
+            tree = TreeConfig(**json.loads(self.get_meta("about"))["config"]["tree"])
+        for (key,) in self._connection.execute("SELECT key FROM documents").fetchall():
+            stored = self.document(key)
+            self.words.add(key, LeafWords.of(stored.text, stored.tokens, tree.leaf_size))
 
     def _tables(self) -> list[str]:
         return [row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -310,8 +328,8 @@ class Database:
     def insert(self, entry: Entry, stored: StoredText, nodes: NodeData, header: HeaderData | None = None) -> int:
         """Add a document's row and its header's; returns its key, which no other row ever has."""
         cursor = self._connection.execute(
-            "INSERT INTO documents (kind, id, metadata, text, ids, bounds, codes, scales, states, embeddings) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO documents (kind, id, metadata, text, ids, bounds, codes, scales, embeddings) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 entry.kind,
                 entry.id,
@@ -321,11 +339,11 @@ class Database:
                 stored.tokens.bounds.astype(np.uint32).tobytes(),
                 nodes.codes.tobytes(),
                 nodes.scales.tobytes(),
-                nodes.states.tobytes(),
                 nodes.embeddings.tobytes(),
             ),
         )
         self._insert_header(cursor.lastrowid, entry, header)
+        self.words.add(cursor.lastrowid, nodes.words)
         return cursor.lastrowid
 
     def _insert_header(self, key: int, entry: Entry, header: HeaderData | None) -> None:
@@ -338,7 +356,9 @@ class Database:
         self._connection.execute("INSERT INTO headers VALUES (?, ?, ?, ?, ?, ?)", (key, *keys, *parts))
 
     def remove(self, key: int) -> None:
-        """Delete a document's row and its header's."""
+        """Delete a document's row, its header's and its words."""
+        stored = self.document(key)
+        self.words.remove(key, stored.text, stored.tokens)
         self._connection.execute("DELETE FROM documents WHERE key = ?", (key,))
         self._connection.execute("DELETE FROM headers WHERE document = ?", (key,))
 
@@ -397,14 +417,13 @@ class Database:
     def nodes(self, key: int, shape: NodeShape) -> NodeData:
         """What scoring needs of a document."""
         row = self._connection.execute(
-            "SELECT codes, scales, states, embeddings FROM documents WHERE key = ?", (key,)
+            "SELECT codes, scales, embeddings FROM documents WHERE key = ?", (key,)
         ).fetchone()
         with self.decoding():
             return NodeData(
                 np.frombuffer(row[0], np.int8).reshape(-1, shape.code_size),
                 np.frombuffer(row[1], np.float16),
-                np.frombuffer(row[2], np.float16).reshape(-1, shape.hidden),
-                _rows(row[3], shape.dimension),
+                _rows(row[2], shape.dimension),
             )
 
     def nbytes(self) -> int:
@@ -513,6 +532,11 @@ def _errors(place: str) -> Iterator[None]:
         if isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode"):
             # Not of SQLite but of Python's module, which quotes the whole text.
             raise _damaged(place, "it holds text that is not UTF-8") from error
+        if "no such module: fts5" in str(error):
+            raise StoreUnavailableError(
+                "The SQLite of this Python has no FTS5, which words are kept in. Use a Python whose sqlite3 has it, as "
+                "those of python.org, conda and Linux distributions do."
+            ) from error
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code is the plain one
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise _damaged(place, error) from error

@@ -15,6 +15,7 @@ from shared_context.model.tokenization import TokenizedText
 from shared_context.store.codec import Codec
 from shared_context.store.database import NodeData, StoredText
 from shared_context.store.embedder import Embedder, embed
+from shared_context.store.word_index import LeafWords
 
 BATCH_TOKENS = 4096
 """Tokens that pass the first layer together, prefixes and padding included."""
@@ -52,36 +53,32 @@ class Ingestion:
         Raises:
             ConfigError: the embedder gives something else than embeddings.
         """
-        size = self.tree.chunk_size
-        chunks = {
-            (number, start): document.tokens.ids[start : start + size]
-            for number, document in enumerate(documents)
-            for start in range(0, len(document.tokens), size)
-        }
         # Their memory is taken before the passes, whose own can then be used again and again.
         nodes = [self._empty(len(document.tokens)) for document in documents]
-        for batch in self._batches(chunks):
-            ids = [torch.from_numpy(chunks[place].astype(np.int64)) for place in batch]
-            for (number, start), states in zip(batch, self.model.compressor.first_layer_states(ids), strict=True):
-                self._encode(states, start, *nodes[number])
-            advance(sum(map(len, ids)))
+        token_ids = [document.tokens.ids for document in documents]
+        for batch in first_layer(self.model, token_ids, self.tree.chunk_size):
+            for number, start, states in batch:
+                codes, scales = nodes[number]
+                own = slice(start, start + len(states))
+                codes[own], scales[own] = (part.numpy() for part in quantize_codes(self.codec.encode(states)))
+            advance(sum(len(states) for *_, states in batch))
         embeddings = self._embed(documents, advance)
-        return [NodeData(*parts, of_spans) for parts, of_spans in zip(nodes, embeddings, strict=True)]
+        words = [LeafWords.of(document.text, document.tokens, self.tree.leaf_size) for document in documents]
+        return [NodeData(*of_tokens, *others) for of_tokens, *others in zip(nodes, embeddings, words, strict=True)]
 
     def extend(self, document: StoredText, nodes: NodeData, more: StoredText) -> tuple[StoredText, NodeData]:
         """A document with text added at its end; only its last, unfinished chunk is computed again."""
         text, tokens = document.text + more.text, document.tokens.followed_by(more.tokens)
         first = len(document.tokens) // self.tree.chunk_size * self.tree.chunk_size
-        leaf = first // self.tree.leaf_size
-        span = leaf // self.tree.embedded_leaves
+        span = first // self.tree.leaf_size // self.tree.embedded_leaves
         begin = int(tokens.bounds[first])
         tail = StoredText(text[begin:], TokenizedText(tokens.ids[first:], tokens.bounds[first:] - begin))
         (new,) = self([tail])
         whole = NodeData(
             np.concatenate([nodes.codes[:first], new.codes]),
             np.concatenate([nodes.scales[:first], new.scales]),
-            np.concatenate([nodes.states[:leaf], new.states]),
             np.concatenate([nodes.embeddings[:span], new.embeddings]),
+            LeafWords.of(text, tokens, self.tree.leaf_size),
         )
         return StoredText(text, tokens), whole
 
@@ -91,41 +88,12 @@ class Ingestion:
         leaves = -(-tokens // self.tree.leaf_size)
         spans = -(-leaves // self.tree.embedded_leaves)
         dimension = self.embedder.dimension if self.embedder is not None else 0
-        of_leaf, of_span = 2 * self.model.hf_model.config.hidden_size, 4 * dimension
         of_token = self.codec.size + 2 + 4 + 4  # a code and its scale, the id, the bound
-        return len(document.text.encode()) + tokens * of_token + leaves * of_leaf + spans * of_span
+        return len(document.text.encode()) + tokens * of_token + spans * 4 * dimension
 
-    def _batches(self, chunks: Mapping[tuple[int, int], np.ndarray]) -> Iterator[list[tuple[int, int]]]:
-        """Places of chunks that run together: those of like length, so that little of a batch is padding."""
-        prefix = len(self.model.prompt_format.prefix)
-        batch: list[tuple[int, int]] = []
-        for place in sorted(chunks, key=lambda place: len(chunks[place])):
-            if batch and (len(batch) + 1) * (prefix + len(chunks[place])) > BATCH_TOKENS:
-                yield batch
-                batch = []
-            batch.append(place)
-        if batch:
-            yield batch
-
-    def _empty(self, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Room for the codes, their scales, and the states at the last token of each leaf, of one document."""
-        leaves, hidden = -(-tokens // self.tree.leaf_size), self.model.hf_model.config.hidden_size
-        return (
-            np.empty((tokens, self.codec.size), np.int8),
-            np.empty(tokens, np.float16),
-            np.empty((leaves, hidden), np.float16),
-        )
-
-    def _encode(
-        self, states: torch.Tensor, start: int, codes: np.ndarray, scales: np.ndarray, last: np.ndarray
-    ) -> None:
-        """Fill in what is made of the states of the chunk that begins at token ``start``."""
-        own, size = slice(start, start + len(states)), self.tree.leaf_size
-        codes[own], scales[own] = (part.numpy() for part in quantize_codes(self.codec.encode(states)))
-        ends = torch.arange(size, len(states) + size, size).clamp(max=len(states)) - 1
-        # Only their direction counts, and at unit length float16 holds the states of any model.
-        unit = torch.nn.functional.normalize(states[ends.to(states.device)].float(), dim=-1)
-        last[start // size : start // size + len(ends)] = unit.to("cpu", torch.float16).numpy()
+    def _empty(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Room for the codes of one document and their scales."""
+        return np.empty((tokens, self.codec.size), np.int8), np.empty(tokens, np.float16)
 
     def _embed(self, documents: Sequence[StoredText], advance: Callable[[int], None]) -> list[np.ndarray]:
         """Embeddings [spans, dimension] of each document's spans of leaves."""
@@ -145,3 +113,39 @@ class Ingestion:
             embeddings.append(embed(self.embedder, texts))
             advance(sum(end - start for _, start, end in together))
         return np.split(np.concatenate(embeddings), np.cumsum(counts)[:-1])
+
+
+def first_layer(
+    model: SharedLLMModel, documents: Sequence[np.ndarray], chunk_size: int
+) -> Iterator[list[tuple[int, int, torch.Tensor]]]:
+    """One-layer states of documents, batch by batch, in no order.
+
+    Args:
+        model: encodes.
+        documents: token ids of each.
+        chunk_size: tokens that see each other.
+
+    Yields:
+        For each chunk of a batch the number of its document, its first token there and states [tokens, hidden].
+    """
+    chunks = {
+        (number, start): ids[start : start + chunk_size]
+        for number, ids in enumerate(documents)
+        for start in range(0, len(ids), chunk_size)
+    }
+    for batch in _batches(chunks, len(model.prompt_format.prefix)):
+        ids = [torch.from_numpy(chunks[place].astype(np.int64)) for place in batch]
+        states = model.compressor.first_layer_states(ids)
+        yield [(*place, of_chunk) for place, of_chunk in zip(batch, states, strict=True)]
+
+
+def _batches(chunks: Mapping[tuple[int, int], np.ndarray], prefix: int) -> Iterator[list[tuple[int, int]]]:
+    """Places of chunks that run together behind a prefix: of like length, so that little of a batch is padding."""
+    batch: list[tuple[int, int]] = []
+    for place in sorted(chunks, key=lambda place: len(chunks[place])):
+        if batch and (len(batch) + 1) * (prefix + len(chunks[place])) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch

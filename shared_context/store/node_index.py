@@ -22,7 +22,6 @@ class Leaves:
     Attributes:
         codes: int8 [leaves, leaf_size, code_size]; a short leaf repeats its last token.
         scales: float16 [leaves, leaf_size].
-        states: float16 [leaves, hidden].
         embeddings: float32 [spans, dimension], of spans of leaves.
         spans: rows of ``embeddings`` that surround the leaf, int64 [leaves, 2]: its own span and, of those beside that
             in the document, the one it is nearer to; twice its own where there is none.
@@ -37,7 +36,6 @@ class Leaves:
 
     codes: torch.Tensor
     scales: torch.Tensor
-    states: torch.Tensor
     embeddings: torch.Tensor
     spans: torch.Tensor
     span_document: np.ndarray
@@ -72,7 +70,6 @@ class _Document:
     token_ids: np.ndarray
     codes: torch.Tensor
     scales: torch.Tensor
-    states: torch.Tensor
     embeddings: torch.Tensor
 
 
@@ -86,11 +83,12 @@ class NodeIndex:
 
     Attributes:
         headers: the documents' headers.
+        device: the same.
     """
 
     def __init__(self, tree: TreeConfig, vocabulary: int, device: torch.device | str = "cpu"):
         self._tree = tree
-        self._device = device
+        self.device = device
         self._documents: dict[int, _Document] = {}
         self._frequency = np.zeros(vocabulary, dtype=np.int64)
         self._leaf_count = 0
@@ -106,6 +104,10 @@ class NodeIndex:
         """Tokens of all documents."""
         return sum(len(d.token_ids) for d in self._documents.values())
 
+    def token_ids(self) -> dict[int, np.ndarray]:
+        """Token ids of all documents by their keys."""
+        return {key: document.token_ids for key, document in self._documents.items()}
+
     def add(self, key: int, token_ids: np.ndarray, nodes: NodeData) -> None:
         """Take in a document."""
         size = self._tree.leaf_size
@@ -117,7 +119,6 @@ class NodeIndex:
             token_ids,
             torch.from_numpy(nodes.codes[rows].reshape(leaves, size, -1)),
             torch.from_numpy(nodes.scales[rows].reshape(leaves, size)),
-            torch.from_numpy(nodes.states.copy()),
             torch.from_numpy(nodes.embeddings.copy()),
         )
         self._count(token_ids, 1)
@@ -160,8 +161,8 @@ class NodeIndex:
         spans = -(-per_document // together)
         first_chunk = np.cumsum(chunks) - chunks
         joined = {
-            name: torch.cat([getattr(d, name).to(self._device) for d in documents])
-            for name in ("codes", "scales", "states", "embeddings")
+            name: torch.cat([getattr(d, name).to(self.device) for d in documents])
+            for name in ("codes", "scales", "embeddings")
         }
         # The documents' own arrays become views of the joined ones, so that nothing is held twice.
         ends, span_ends = np.cumsum(per_document), np.cumsum(spans)
@@ -176,7 +177,7 @@ class NodeIndex:
         first_span = np.repeat(span_ends - spans, per_document)
         return Leaves(
             **joined,
-            spans=torch.from_numpy(np.stack([first_span + span, first_span + beside], axis=1)).to(self._device),
+            spans=torch.from_numpy(np.stack([first_span + span, first_span + beside], axis=1)).to(self.device),
             span_document=np.repeat(np.array(keys, dtype=np.int64), spans),
             span_chunk=np.repeat(first_chunk, spans) + _ranges(spans) // (per_chunk // together),
             document=np.repeat(np.array(keys, dtype=np.int64), per_document),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from numbers import Integral
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,34 +28,22 @@ from shared_context.kernels import split_and_search as preserved_cuts
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.codec import Codec
 from shared_context.store.embedder import Embedder
+from shared_context.store.leaf_states import LeafStates
 from shared_context.store.node_index import Leaves, NodeIndex
+from shared_context.store.postings import Postings
 from shared_context.store.prefilter import Prefilter
 from shared_context.store.scoring import (
+    POLICIES,
     Query,
     above_floor,
     by_level,
     recent_scores,
-    score,
     touching,
     with_neighbours,
 )
+from shared_context.store.word_index import WordIndex
 from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
 from shared_context.tree.search import smallest_cut
-
-QUERY_TOKENS = 1 << 15
-"""Longer queries are refused, whatever the model's window: they are documents."""
-
-CHARACTERS_OF_TOKEN = 64
-"""A text of more for each token that is allowed need not be tokenized to know that it is too long."""
-
-
-def longest_query(model: SharedLLMModel) -> int:
-    """Tokens of the longest query that a model's stores search for."""
-    return min(QUERY_TOKENS, model.context_window)
-
-
-Rewrite: TypeAlias = Callable[[str], str | Sequence[str]]
-"""Makes of a query what is searched for: a text, or several of which the one that finds most counts."""
 
 
 class ChunkCut(NamedTuple):
@@ -97,7 +85,7 @@ class Selector:
         codec: makes codes of what the model encodes.
         embedder: embeds the queries; None where the store has none.
         index: what is chosen from.
-        rewrite: makes of a query what is searched for; None takes it as it is.
+        words: which leaves hold a word.
     """
 
     def __init__(
@@ -107,10 +95,10 @@ class Selector:
         codec: Codec,
         embedder: Embedder | None,
         index: NodeIndex,
-        rewrite: Rewrite | None = None,
+        words: WordIndex,
     ):
-        self._rewrite = rewrite
         self._model, self._config, self._codec, self._embedder, self._index = model, config, codec, embedder, index
+        self._leaf_states, self._postings = LeafStates(model, config.tree, index), Postings(words, index)
         self._prefilter: tuple[Leaves, Prefilter] | None = None
 
     def choose(
@@ -230,7 +218,8 @@ class Selector:
         """The paper's search, in each chunk considered."""
         scored = self._score(query, considered, policy, smooth=False)
         ratios = tree.coarse if any(tree.coarse) else paper_ratios(tree.height)
-        paths = scored.paths(query.states[-1]) if query is not None and policy == "last_token" else None
+        by_paper = query is not None and policy == "last_token"
+        paths = scored.paths(query.states[-1], self._leaf_states.all()) if by_paper else None
         cuts, entries = [], 0
         for chunk, context_tree in enumerate(scored.trees):
             if paths is not None:
@@ -249,7 +238,7 @@ class Selector:
 
     def _policy(self, policy: Policy | None) -> Policy:
         if policy is None:
-            return "hybrid" if self._embedder is not None else "late_interaction"
+            return "hybrid"
         one_of("policy", policy, Policy)
         return policy
 
@@ -263,30 +252,16 @@ class Selector:
                 f"The query has a lone surrogate at character {error.start}, which no encoding can hold; decode the "
                 "text it came from with the right encoding, or replace the character."
             ) from error
-        limit, name = longest_query(self._model), self._model.name
-        if len(text) > limit * CHARACTERS_OF_TOKEN:
-            raise QueryError(
-                f"The query has {len(text):,} characters, and no more than {limit:,} tokens are searched for; shorten "
-                "it, or add it as a document."
-            )
-        texts = (text,) if self._rewrite is None else self._rewritten(text)
-        query = Query("\n".join(texts), self._model, self._codec, self._embedder, self._index, texts)
-        tokens = len(query.token_ids)
+        query = Query(text, self._model, self._codec, self._embedder, self._index, self._leaf_states, self._postings)
+        tokens, name = len(query.token_ids), self._model.name
         if tokens == 0:
             raise QueryError(f"{name} reads no token in the query {text!r}; ask in other words.")
-        if tokens > limit:
+        if tokens > self._model.context_window:
             raise QueryError(
-                f"The query has {tokens} tokens and {name} reads {limit} in a query; shorten it, or add it as a "
-                "document."
+                f"The query has {tokens} tokens and {name} reads {self._model.context_window}; shorten it, or add it "
+                "as a document."
             )
         return query
-
-    def _rewritten(self, text: str) -> tuple[str, ...]:
-        given = self._rewrite(text)
-        texts = (given,) if isinstance(given, str) else tuple(given or ())
-        if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
-            raise QueryError(f"rewrite made {given!r} of the query; it must give a text, or several, with words in it.")
-        return texts
 
     def _considered(
         self,
@@ -305,7 +280,7 @@ class Selector:
                     raise ConfigError(
                         f"{setting}={count}: without a query nothing is nearer than all else; leave it out."
                     )
-                embedding = query.main.embedding
+                embedding = query.embedding
         if not keys:
             return np.zeros(0, np.int64)
         leaves, last = self._index.leaves(), keys[-1]
@@ -341,7 +316,7 @@ class Selector:
         if query is None:
             scores = torch.zeros(len(rows), device=leaves.codes.device)
         else:
-            scores = score(query, leaves, taken, policy)
+            scores = POLICIES[policy](query, leaves, taken)
         if smooth:
             scores = with_neighbours(scores, touching(leaves, rows), self._config.neighbour_weight)
         chunks, first, place = np.unique(leaves.chunk[rows], return_index=True, return_inverse=True)
@@ -351,7 +326,6 @@ class Selector:
             by_chunk,
             leaves.places(chunks),
             [regular_tree(length, tree.chunk_size, tree.height) for length in leaves.chunk_length[chunks].tolist()],
-            leaves.states,
             rows[first],
         )
 
@@ -364,14 +338,12 @@ class _Scored:
         leaves: [chunks, 2**height]; minus infinity where there is no leaf.
         places: each chunk's document, by its key, and its number in the document.
         trees: each chunk's context tree.
-        states: last hidden states of all leaves of the index, [all leaves, hidden].
-        first: row of each chunk's first leaf in ``states``, [chunks].
+        first: row of each chunk's first leaf among all leaves of the index, [chunks].
     """
 
     leaves: torch.Tensor
     places: list[tuple[int, int]]
     trees: list[ContextTree]
-    states: torch.Tensor
     first: np.ndarray
 
     @cached_property
@@ -399,15 +371,16 @@ class _Scored:
         """How promising a node of a chunk is: as good as its best leaf."""
         return lambda node: float(self.levels[node.level][chunk, node.index])
 
-    def paths(self, query: torch.Tensor) -> list[list[Node]]:
+    def paths(self, query: torch.Tensor, states: torch.Tensor) -> list[list[Node]]:
         """The paper's preserved cut of every chunk, which compares last tokens.
 
         Args:
             query: hidden state of the query's last token, [hidden].
+            states: those of the last tokens of all leaves of the index, [all leaves, hidden].
         """
-        device, height = self.states.device, self.leaves.shape[1].bit_length() - 1
+        device, height = states.device, self.leaves.shape[1].bit_length() - 1
         first, count = torch.from_numpy(self.first).to(device), self.leaves.isfinite().sum(dim=1)
-        nodes = preserved_cuts(query.to(device), self.states, first, count, height).tolist()
+        nodes = preserved_cuts(query.to(device), states, first, count, height).tolist()
         return [[Node(n.bit_length() - 1, n - (1 << n.bit_length() - 1)) for n in path if n] for path in nodes]
 
 

@@ -25,7 +25,6 @@ from shared_context.store.memory import ConversationMemory
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.selection import SelectedNode, Selection
 from shared_context.store.selections import Selections
-from shared_context.store.selector import Rewrite
 
 
 class SharedLLMContextStore:
@@ -40,8 +39,6 @@ class SharedLLMContextStore:
         config: settings; None takes the stored ones, or the defaults for a new store.
         embedder: "auto" is what the store was made with, and MiniLM for a new one; None uses none; or an
             :class:`~shared_context.store.embedder.Embedder` of your own.
-        rewrite: makes of each query what is searched for, a text or several of which the best counts: a question of its
-            own of a message, say, or what an answer would look like. None searches for the query as it is.
 
     Raises:
         StoreFormatError: where the folder is something else, half written or of a newer format.
@@ -60,9 +57,7 @@ class SharedLLMContextStore:
         *,
         config: StoreConfig | None = None,
         embedder: Embedder | Literal["auto"] | None = "auto",
-        rewrite: Rewrite | None = None,
     ):
-        self._rewrite = rewrite
         known = embedder is None or embedder == "auto" or isinstance(embedder, Embedder)
         require(known, "embedder", embedder, "must be 'auto', None or an object with name, dimension and encode()")
         self.model = model
@@ -112,10 +107,10 @@ class SharedLLMContextStore:
         )
         self._encoder = ChunkEncoder(model, self._cache, config)
         dimension = embedder.dimension if embedder is not None else 0
-        shape = NodeShape(codec.size, model.hf_model.config.hidden_size, dimension)
+        shape = NodeShape(codec.size, dimension)
         self._catalogue = Catalogue(self._database, self._new_index(), shape, self._encoder)
         self._documents = DocumentStore(self._catalogue, Ingestion(model, codec, embedder, config.tree), config)
-        self._selections = Selections(model, config, codec, embedder, self._catalogue, self._encoder, self._rewrite)
+        self._selections = Selections(model, config, codec, embedder, self._catalogue, self._encoder)
         self._conversations = Conversations(
             model, self._database, self._catalogue, self._documents, self._selections, self._new_index
         )
@@ -256,7 +251,7 @@ class SharedLLMContextStore:
             query: a question; None only with ``search="split_and_search"`` or with ``ratio``.
             budget: KV entries at most; None is 1,024 for best_first and no limit otherwise.
             ratio: show everything that may be considered at this one grain, without any search; goes with no budget.
-            policy: how nodes are scored; None is "hybrid", or "late_interaction" in a store without an embedder.
+            policy: how nodes are scored; None is "hybrid", which joins all that the store has but last_token.
             search: "best_first" under the budget over all chunks, or the paper's "split_and_search" in each chunk.
             coarse: ratios of unopened nodes by level, root first; None is the configuration's (for split_and_search,
                 where that shows nothing, the paper's).

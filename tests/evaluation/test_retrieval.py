@@ -34,7 +34,7 @@ def rows(report, title):
 
 def test_every_policy_and_baseline_has_its_line(report):
     shown = recall(report)
-    policies = ["hybrid", "late_interaction", "embedding", "last_token", retrieval.DEFAULT, retrieval.LARGE]
+    policies = ["hybrid", "late_interaction", "embedding", "lexical", "last_token", retrieval.DEFAULT, retrieval.LARGE]
     assert list(shown) == [*policies, *(f"{name}, at its best" for name in retrieval.BASELINES)]
     for name, points in shown.items():
         assert [point.x for point in points] == list(TOKENS), name

@@ -17,10 +17,11 @@ from shared_context.errors import StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import database
 from shared_context.store.database import FILE, Database, Entry, NodeData, NodeShape, StoredText, is_vacant
+from shared_context.store.word_index import LeafWords
 
 META = {"about": b"{}", "codec": b"-"}
-HIDDEN, CODE, DIMENSION, LEAF = 8, 4, 6, 16
-SHAPE = NodeShape(CODE, HIDDEN, DIMENSION)
+CODE, DIMENSION, LEAF = 4, 6, 16
+SHAPE = NodeShape(CODE, DIMENSION)
 
 
 def nodes(tokens: int, seed: int) -> NodeData:
@@ -29,8 +30,8 @@ def nodes(tokens: int, seed: int) -> NodeData:
     return NodeData(
         random.integers(-127, 128, (tokens, CODE), dtype=np.int8),
         random.random(tokens).astype(np.float16),
-        random.random((leaves, HIDDEN)).astype(np.float16),
         random.random((leaves, DIMENSION), dtype=np.float32),
+        LeafWords.of(text(tokens).text, text(tokens).tokens, LEAF),
     )
 
 
@@ -79,7 +80,7 @@ def test_a_document_comes_back_as_it_was_written(tmp_path):
             np.testing.assert_array_equal(stored.tokens.ids, text(37).tokens.ids)
             np.testing.assert_array_equal(stored.tokens.bounds, text(37).tokens.bounds)
             np.testing.assert_array_equal(store.token_ids(key), text(37).tokens.ids)
-            for name in ("codes", "scales", "states", "embeddings"):
+            for name in ("codes", "scales", "embeddings"):
                 np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
         store.close()
 
@@ -161,12 +162,16 @@ KILLED = """
     import numpy as np
     from shared_context.model.tokenization import TokenizedText
     from shared_context.store.database import Database, Entry, NodeData, StoredText
+    from shared_context.store.word_index import LeafWords
 
     store = Database(Path(sys.argv[1]))
     with store.transaction():
         for number in range(5):
-            nodes = NodeData(*(np.zeros((9, n), t) for n, t in ((4, "i1"), (1, "f2"), (8, "f2"), (6, "f4"))))
             stored = StoredText("x" * 2_000_000, TokenizedText(np.zeros(9, "i4"), np.arange(10)))
+            nodes = NodeData(
+                *(np.zeros((9, n), t) for n, t in ((4, "i1"), (1, "f2"), (6, "f4"))),
+                LeafWords.of(stored.text, stored.tokens, 16),
+            )
             store.insert(Entry("document", f"new {number}", {}), stored, nodes)
         print("half done", flush=True)
         sys.stdin.read()
@@ -343,10 +348,14 @@ def test_a_full_disk_stores_nothing_of_the_change_and_loses_nothing(folder):
         from shared_context.model.tokenization import TokenizedText
         from shared_context.errors import StoreUnavailableError
         from shared_context.store.database import Database, Entry, NodeData, StoredText
+        from shared_context.store.word_index import LeafWords
 
         def insert(tokens):
-            nodes = NodeData(*(np.zeros((tokens, n), t) for n, t in ((4, "i1"), (1, "f2"), (8, "f2"), (6, "f4"))))
             stored = StoredText("x" * tokens, TokenizedText(np.zeros(tokens, "i4"), np.arange(tokens + 1)))
+            nodes = NodeData(
+                *(np.zeros((tokens, n), t) for n, t in ((4, "i1"), (1, "f2"), (6, "f4"))),
+                LeafWords.of(stored.text, stored.tokens, 16),
+            )
             with store.transaction():
                 store.insert(Entry("document", f"new {tokens}", {}), stored, nodes)
 

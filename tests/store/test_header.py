@@ -134,15 +134,18 @@ def test_read_only_values_are_json_values():
     assert {**copy.copy(shared), "e": 1}["e"] == 1
 
 
-def test_a_store_of_the_format_before_headers_opens_and_gets_them(store, path, open_store):
+def test_a_store_of_the_format_before_headers_and_words_opens_and_gets_them(store, path, open_store):
     store.add(reports())
     store.close()
     with sqlite3.connect(path / FILE) as connection:
-        connection.execute("DROP TABLE headers")
+        for table in ("headers", "words", "worded"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("ALTER TABLE documents ADD COLUMN states BLOB NOT NULL DEFAULT x'00'")
         connection.execute("PRAGMA user_version = 2")
     connection.close()
     opened = open_store(path)
     assert opened.ids() == list(TOWNS)
+    assert opened.retrieve("dividends", 1, policy="lexical")[0].score > 0
     assert opened.get("Visby").metadata == {"town": "Visby", "year": 2021}
     opened.update("Visby", metadata={"town": "Visby"})
     assert best(opened, "What was the revenue of Visby?") == "Visby"

@@ -14,16 +14,15 @@ from shared_context.store.node_index import NodeIndex
 from shared_context.store.prefilter import Prefilter
 
 TREE = TreeConfig(chunk_size=8, height=1)
-VOCABULARY, CODE, HIDDEN, DIMENSION = 50, 3, 4, 16
+VOCABULARY, CODE, DIMENSION = 50, 3, 16
 
 
 def data(token_ids: np.ndarray, embeddings: np.ndarray | None = None) -> NodeData:
-    """Codes that repeat the token's id, states that number the leaf, embeddings that number the span of two leaves."""
-    numbers, spans = np.arange(-(-len(token_ids) // 4))[:, None], np.arange(-(-len(token_ids) // 8))[:, None]
+    """Codes that repeat the token's id, embeddings that number the span of two leaves."""
+    spans = np.arange(-(-len(token_ids) // 8))[:, None]
     return NodeData(
         np.repeat(token_ids[:, None], CODE, axis=1).astype(np.int8),
         token_ids.astype(np.float16),
-        np.repeat(numbers, HIDDEN, axis=1).astype(np.float16),
         np.repeat(spans, DIMENSION, axis=1).astype(np.float32) if embeddings is None else embeddings,
     )
 
@@ -68,7 +67,6 @@ def test_the_index_is_that_of_the_documents_it_holds_whatever_came_and_went(held
         padded = ids + [ids[-1]] * (4 - len(ids))
         assert leaves.codes[row, :, 0].tolist() == padded
         assert leaves.scales[row].tolist() == padded
-        assert leaves.states[row, 0] == chunk * 2 + slot
         # the span it is in, and the one on its side where the document has one
         beside = chunk + 2 * slot - 1
         spans = -(-len(left[key]) // 8)

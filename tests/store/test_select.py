@@ -11,7 +11,7 @@ from shared_context.config import paper_ratios
 from shared_context.tree import cut_rows
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
-POLICIES = ["hybrid", "late_interaction", "embedding", "last_token"]
+POLICIES = ["hybrid", "late_interaction", "embedding", "lexical", "last_token"]
 policies = pytest.mark.parametrize("policy", POLICIES)
 once = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -38,7 +38,9 @@ def covered(selection, documents) -> dict[str, list[int]]:
         ("How much is it to take a bicycle?", "ferry", "12 crowns"),
     ],
 )
-@pytest.mark.parametrize(("policy", "budget"), [("hybrid", 64), ("late_interaction", 64), ("embedding", 128)])
+@pytest.mark.parametrize(
+    ("policy", "budget"), [("hybrid", 64), ("late_interaction", 64), ("lexical", 64), ("embedding", 128)]
+)
 def test_the_answer_is_in_a_small_selection(hybrid, query, doc_id, answer, policy, budget):
     selection = hybrid.select(query, budget=budget, policy=policy)
     assert doc_id in selection.doc_ids
@@ -47,7 +49,7 @@ def test_the_answer_is_in_a_small_selection(hybrid, query, doc_id, answer, polic
 
 def test_the_best_policy_there_is_is_the_default(hybrid, filled):
     assert hybrid.select(QUERY).policy == "hybrid"
-    assert filled.select(QUERY).policy == "late_interaction"
+    assert filled.select(QUERY).policy == "hybrid"
 
 
 @policies
@@ -409,7 +411,6 @@ def test_a_prefilter_needs_a_query_and_an_embedder(hybrid, filled):
         {"prefilter": 100},
         {"prefilter_chunks": 100},
         {"policy": "embedding"},
-        {"policy": "hybrid"},
     ):
         with pytest.raises(errors.ConfigError, match="no embedder"):
             filled.select(QUERY, **arguments)

@@ -31,8 +31,8 @@ class SharedContextRetriever(BaseRetriever):
         budget: the most KV entries that all nodes together may hold; 1,024 unless
             ``similarity_top_k`` is given.
         similarity_top_k: retrieve this many passages instead of spending a budget.
-        policy: how passages are scored: "hybrid", "late_interaction", "embedding" or "last_token"; None leaves it to
-            the store.
+        policy: how passages are scored: "hybrid", "late_interaction", "embedding", "lexical" or "last_token"; None
+            leaves it to the store.
         filters: LlamaIndex's MetadataFilters, or the store's own filters as a dict.
         doc_ids: retrieve only from these documents.
         prefilter: score only this many documents, the best by embedding.

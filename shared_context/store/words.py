@@ -1,0 +1,182 @@
+"""Words of a text as they are looked for: stemmed for its language; identifiers and numbers whole and in parts."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import Stemmer
+
+# Chinese, Japanese, Thai, Lao, Burmese and Khmer write no spaces; Korean writes them around whole phrases.
+_UNSPACED = (
+    r"\u0e01-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
+    r"\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
+)
+# Marks of vowels and tones are part of a word although \w knows only some of them.
+_MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0dff\u200c\u200d"
+_IN_WORD = rf"(?:[^\W{_UNSPACED}]|[{_MARKS}])"
+_WORD = re.compile(
+    rf"[{_UNSPACED}\u0e31-\u0e4e\u3099\u309a]+"
+    # A comma joins digits only, or a row of a table would be one word.
+    rf"|{_IN_WORD}+(?:(?:[-_./:'’@~\\+&=#]|(?<=\d),(?=\d)){_IN_WORD}+)*"
+)
+_UNSPACED_WORD = re.compile(rf"[{_UNSPACED}]")
+_PIECES = re.compile(r"[/@\\=&#]|(?<=\d)T(?=\d)")
+"""What ends a name inside of a path, an address or a timestamp."""
+_PARTS = re.compile(r"[-_./:,'’~+]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_LETTERS_AND_DIGITS = re.compile(r"([^\W\d_]+)(\d+)|(\d+)([^\W\d_]+)")
+_NUMBERED = re.compile(r"[^\W\d_]{1,3}(?=\d)")
+_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_NAME = re.compile(r"[\d_]|[a-z][A-Z]|\w[./:@\\=&#]\w")
+_QUANTITY = re.compile(r"\d{1,2}|1\d\d\d|20\d\d")
+
+LONGEST_WORD = 64
+"""Characters; a longer one is known by its parts."""
+
+_SCRIPTS = (
+    (re.compile(r"[\u0400-\u052f]"), "russian"),
+    (re.compile(r"[\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufeff]"), "arabic"),
+    (re.compile(r"[\u0370-\u03ff\u1f00-\u1fff]"), "greek"),
+    (re.compile(r"[\u0900-\u097f]"), "hindi"),
+    (re.compile(r"[\u0530-\u058f]"), "armenian"),
+    (re.compile(r"[\u0b80-\u0bff]"), "tamil"),
+)
+"""The stemmer of a word that is not in Latin letters. Languages that share a script share its stemmer."""
+
+_FOLDED = re.compile(r"[\u0370-\u05ff\u0600-\u06ff\u1e00-\u1fff\u00c0-\u024fA-Za-z]")
+"""Scripts in which what stands above or below a letter may be left out."""
+
+DEFAULT_LANGUAGE = "english"
+
+# The commonest words of each language in Latin letters that Snowball has a stemmer for, and what questions begin with.
+_COMMON = {
+    "english": "the of and to in is that was for it with as are this be on not by from you have a an at or were been "
+    "has had do does did can could would should will who whom whose what when where which why how",
+    "german": "der die das und ist nicht ein eine den dem mit von zu auf für sich des im auch wird sind war "
+    "wer wen wem was wann wo wie warum welche welcher welches",
+    "french": "le la les des et est une dans que qui pour pas sur du au avec ce il sont plus par un de "
+    "quand où comment pourquoi quel quelle",
+    "spanish": "el la los las y es una que en del por con para se no su al como lo más está un de "
+    "quién cuándo dónde cómo qué cuál",
+    "italian": "il la che di è un una per non sono con del della le si in gli al da anche chi quando dove come perché",
+    "portuguese": "o os as é um uma que de do da em para não com se no na por mais",
+    "dutch": "de het een en van is dat niet in op te zijn voor met aan er die ook wordt naar bij",
+    "swedish": "och att det är som en på inte av för med den till ett har om de var jag kan",
+    "danish": "og at det er som en på ikke af for med den til et har om de var jeg kan fra",
+    "norwegian": "og å det er som en på ikke av for med den til et har om de var jeg kan fra",
+    "finnish": "ja on ei se että oli hän mutta ovat joka kun myös niin tai kuin sen ole jos",
+    "hungarian": "az és hogy nem is egy van volt meg ez csak de már vagy mint ha el azt",
+    "romanian": "și de la în cu nu pe este un care din să mai pentru sau ce sunt că",
+    "turkish": "ve bir bu da de için ile olarak çok daha olan gibi ne var mi ama kadar en",
+    "catalan": "el la els les és una que en del per amb no se al com més seva són dels",
+    "indonesian": "yang dan di itu dengan untuk tidak ini dari dalam akan pada ke adalah ada juga",
+}
+_LANGUAGE_SAMPLE = 20_000
+"""Characters at the beginning of a text that its language is known by, so that it stays when the text grows."""
+
+
+class Word(NamedTuple):
+    """A word where it stands in a text.
+
+    Attributes:
+        start, end: characters.
+        terms: what it is found by: its stem or, of an identifier or number, the whole and its parts; of what is written
+            without spaces every two neighbouring characters.
+    """
+
+    start: int
+    end: int
+    terms: frozenset[str]
+
+
+def words(text: str, language: str = DEFAULT_LANGUAGE) -> Iterator[Word]:
+    """The words of a text, in its order.
+
+    Args:
+        language: what words in Latin letters are stemmed for, as :func:`language_of` names it.
+    """
+    for match in _WORD.finditer(text):
+        yield Word(match.start(), match.end(), _terms(match.group(), language))
+
+
+def literals(text: str, language: str) -> list[str]:
+    """The terms of what a query names literally: identifiers, file names and numbers, each whole and once.
+
+    A year or a number of one or two digits names nothing by itself.
+    """
+    whole = {
+        _stem(unicodedata.normalize("NFKC", match.group()), language): None
+        for match in _WORD.finditer(text)
+        if _NAME.search(match.group()) and not _QUANTITY.fullmatch(match.group())
+    }
+    return [term for term in whole if len(term) <= LONGEST_WORD]
+
+
+def query_terms(text: str, language: str) -> list[str]:
+    """The terms of a query, each once, without the commonest words of the language where others are left."""
+    terms = list(dict.fromkeys(term for word in words(text, language) for term in sorted(word.terms)))
+    common = _common_terms(language)
+    return [term for term in terms if term not in common] or terms
+
+
+@cache
+def _common_terms(language: str) -> frozenset[str]:
+    return frozenset(term for word in words(_COMMON[language], language) for term in word.terms)
+
+
+def language_of(text: str) -> str:
+    """The language whose commonest words a text has most of; of those in Latin letters that have a stemmer.
+
+    Where none stands out it is DEFAULT_LANGUAGE. There are stemmers for the languages in ``_COMMON`` and for Russian,
+    Arabic, Greek, Hindi, Armenian and Tamil, which are told by their script; words of others are compared as they are
+    written (Polish, Czech, Vietnamese, Hebrew) or as another language of their script (Ukrainian, Persian).
+    """
+    found = Counter(match.group() for match in _WORD.finditer(text[:_LANGUAGE_SAMPLE].casefold()))
+    counts = {language: sum(found[word] for word in common.split()) for language, common in _COMMON.items()}
+    return max(counts, key=counts.__getitem__)  # of several with as many the first: English
+
+
+@lru_cache(maxsize=1 << 16)
+def _terms(word: str, language: str) -> frozenset[str]:
+    word = unicodedata.normalize("NFKC", word)
+    if _UNSPACED_WORD.match(word):
+        return frozenset(word[at : at + 2] for at in range(max(1, len(word) - 1)))
+    terms = {_stem(word, language)}
+    for piece in _PIECES.split(word):
+        terms |= {_stem(piece, language), *_variants(piece)}
+        for part in _PARTS.split(piece):
+            terms.add(_stem(part, language))
+            if match := _LETTERS_AND_DIGITS.fullmatch(part):
+                terms |= {_stem(run, language) for run in match.groups() if run}
+    # A single letter of a longer word says nothing.
+    return frozenset(t for t in terms if t and len(t) <= LONGEST_WORD and (len(t) > 1 or t.isdigit() or t == word))
+
+
+def _variants(piece: str) -> Iterator[str]:
+    """Other ways to write a number or version: v2.1 as 2.1, 1,024 as 1024."""
+    if match := _NUMBERED.match(piece):
+        yield piece[match.end() :].casefold()
+    if _THOUSANDS.fullmatch(piece):
+        yield piece.replace(",", "")
+
+
+def _stem(word: str, language: str) -> str:
+    word = word.casefold()
+    if not any(c.isdigit() or c == "_" for c in word):
+        for script, of_script in _SCRIPTS:
+            if script.match(word):
+                language = of_script
+                break
+        word = _stemmer(language).stemWord(word)
+    if word.isascii() or not _FOLDED.match(word):
+        return word
+    return "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
+
+
+@cache
+def _stemmer(language: str) -> Stemmer.Stemmer:
+    return Stemmer.Stemmer(language, 0)  # 0: _terms remembers what it was asked

@@ -1,0 +1,180 @@
+"""What is named literally is found, in every language, and stays found however the store changes."""
+
+import random
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared_context import Document, TreeConfig
+from shared_context.model.tokenization import TokenizedText
+from shared_context.store.database import Database, NodeData
+from shared_context.store.lexical import bm25, bm25_naive
+from shared_context.store.node_index import NodeIndex
+from shared_context.store.postings import Postings
+from shared_context.store.word_index import LeafWords
+
+PEOPLE = ("the pilot", "the cooper", "the chandler", "the smith")
+
+
+def ledger(kind, seed=3, rows=120):
+    """A name of each row, and the row's text."""
+    draw = random.Random(seed)
+    names = {
+        "number": lambda: str(draw.randint(20000, 89999)),
+        "version": lambda: f"{draw.randint(1, 9)}.{draw.randint(0, 40)}.{draw.randint(0, 40)}",
+        "hex": lambda: "".join(draw.choices("0123456789abcdef", k=10)),
+        "snake": lambda: "_".join(draw.sample(["oil", "wick", "lens", "bell", "rope", "tide", "berth", "mast"], 3)),
+        "part": lambda: f"{draw.choice('BDFH')}{draw.choice('KMPR')}-{draw.randint(100, 999)}-{draw.choice('XYZ')}",
+        "time": lambda: (
+            f"2031-{draw.randint(10, 12)}-{draw.randint(10, 28)}T{draw.randint(10, 23)}:{draw.randint(10, 59)}"
+        ),
+    }
+    found = dict.fromkeys(names[kind]() for _ in range(rows))
+    return {name: f"Entry {name}: {draw.choice(PEOPLE)} took {draw.randint(2, 90)} fathoms.\n" for name in found}
+
+
+@pytest.mark.parametrize("kind", ["number", "version", "hex", "snake", "part", "time"])
+def test_what_is_named_is_shown(open_store, kind):
+    rows = ledger(kind)
+    store = open_store()
+    store.add("".join(rows.values()), id="ledger")
+    for name in random.Random(5).sample(list(rows), 8):
+        for policy in "hybrid", "lexical":
+            selection = store.select(f"How much was taken by entry {name}?", budget=256, policy=policy)
+            assert rows[name].strip() in selection.text, (name, policy)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("Wer zündet die Lampen an?", "Wärterin Ada Quist"),
+        ("Кто зажигает лампу?", "смотрительница Ада Квист"),
+        ("誰點亮碼頭的燈?", "管理員艾達"),
+        ("波止場のランプは誰が点けますか?", "灯台守のアダ"),
+        ("من تشعل المصابيح على الرصيف؟", "الحارسة آدا"),
+    ],
+)
+def test_a_question_is_answered_in_its_own_language(open_store, asked, answer):
+    store = open_store()
+    store.add(
+        [
+            Document(text, str(number))
+            for number, text in enumerate(
+                [
+                    "Die Fähre nach Holm fährt dreimal am Tag ab. Die Suppe in der Küche wird aus Dorsch gekocht.",
+                    "Eine Stunde vor Sonnenuntergang wird die Lampe am Nordkai von der Wärterin Ada Quist angezündet.",
+                    "Паром на остров отходит три раза в день. Суп на кухне варят из трески и лука-порея.",
+                    "За час до заката смотрительница Ада Квист зажигает лампы на северном причале.",
+                    "渡輪每天三次開往小島。廚房的湯是用鱈魚和韭蔥煮的。",
+                    "日落前一小時,管理員艾達點亮北碼頭的燈。",
+                    "フェリーは一日三回、島へ出ます。台所のスープは鱈と葱で作ります。",
+                    "日没の一時間前に、灯台守のアダが波止場のランプを点けます。",
+                    "تغادر العبارة إلى الجزيرة ثلاث مرات في اليوم. يُطبخ الحساء من سمك القد والكراث.",
+                    "قبل غروب الشمس بساعة تشعل الحارسة آدا المصابيح على الرصيف الشمالي.",
+                ]
+            )
+        ]
+    )
+    for policy in "hybrid", "lexical":
+        assert answer in store.retrieve(asked, 1, policy=policy)[0].text, policy
+
+
+@pytest.mark.parametrize("query", ["the", "😀", "What is it?", "!?", "_", "--"])
+def test_a_query_without_words_of_its_own_is_no_error(filled, query):
+    for policy in "hybrid", "lexical":
+        assert filled.select(query, budget=64, policy=policy).kv_entries > 0
+
+
+def test_words_follow_every_change(filled):
+    def best(query):
+        (node,) = filled.retrieve(query, 1, policy="lexical")
+        return node.doc_id if node.score > 0 else None
+
+    assert best("Who cleans with spirit?") == "lamp"
+    filled.delete("lamp")
+    assert best("spirit") is None
+    filled.update("ferry", "The ferry was sold for scrap.")
+    assert (best("bicycles"), best("scrap")) == (None, "ferry")
+    filled.append("kitchen", " The innkeeper distils spirits.")
+    assert best("spirit") == "kitchen"
+    filled.add("A spirited horse.", id="stable", metadata={"a": 1})
+    filled.update("stable", metadata={"a": 2})
+    assert best("horses") == "stable"
+
+
+def test_a_rolled_back_change_leaves_no_words(filled, monkeypatch):
+    monkeypatch.setattr(filled._database, "remove", lambda key: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        filled.add([Document("A quagga.", "one"), Document("Two quaggas.", "lamp")], replace=True)
+    monkeypatch.undo()
+    assert filled.retrieve("quagga", 1, policy="lexical")[0].score <= 0
+    filled.add("A quagga.", id="one")
+    assert filled.retrieve("quagga", 1, policy="lexical")[0].doc_id == "one"
+
+
+def test_words_that_another_store_of_the_folder_adds_are_found(filled, path, open_store):
+    second = open_store(path)
+    assert second.retrieve("okapi", 1, policy="lexical")[0].score <= 0
+    filled.add("An okapi.", id="animal")
+    assert second.retrieve("okapi", 1, policy="lexical")[0].doc_id == "animal"
+    filled.delete("animal")
+    assert second.retrieve("okapi", 1, policy="lexical")[0].score <= 0
+
+
+def test_deleting_while_others_select_is_no_error(filled):
+    failures = []
+
+    def ask():
+        try:
+            for _ in range(10):
+                filled.select("Who trims the wick of lamp 7?", budget=64)
+        except Exception as error:  # of any kind: the test is that there is none
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(5):
+        filled.add(f"A note on lamp {number}.", id=f"note {number}")
+        filled.delete(f"note {number}")
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_conversation_is_searched_by_its_own_words_alone(filled):
+    filled.add("The quagga is extinct. " * 8, id="animal")
+    talk = filled.conversation("talk", recent_tokens=8)
+    for text in "My boat is the quagga.", "It rains a lot here.", "Good night then.", "And good morning.":
+        talk.append("user", text)
+    assert "boat" in talk.select("Where is the quagga?", policy="lexical", budget=32).text
+    assert filled.select("Where is the quagga?", policy="lexical", budget=32).doc_ids == ["animal"]
+
+
+TREE = TreeConfig(chunk_size=8, height=1)
+leaf_texts = st.lists(st.sampled_from(["lamp", "wick", "oil"]), max_size=4).map(" ".join)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.integers(1, 9), st.lists(leaf_texts, min_size=1, max_size=9), min_size=1, max_size=4))
+def test_bm25_is_that_of_the_formula(held):
+    database, index = Database(None, {}), NodeIndex(TREE, 2)
+    naive_leaves, naive_documents = [], []
+    with database.transaction():
+        for key, leaves in sorted(held.items()):
+            text = "".join(f"{leaf:20}" for leaf in leaves)
+            tokens = TokenizedText(np.zeros(4 * len(leaves), np.int32), np.arange(0, len(text) + 1, 5))
+            database.words.add(key, LeafWords.of(text, tokens, TREE.leaf_size))
+            nodes = NodeData(
+                np.zeros((len(tokens), 1), np.int8), np.zeros(len(tokens), np.float16), np.zeros((1, 0), np.float32)
+            )
+            index.add(key, tokens.ids, nodes)
+            naive_leaves += [leaf.split() for leaf in leaves]
+            naive_documents += [key] * len(leaves)
+    with database.snapshot():
+        scores = bm25(["lamp", "oil", "tide"], Postings(database.words, index), index.leaves())
+    np.testing.assert_allclose(scores, bm25_naive(["lamp", "oil", "tide"], naive_leaves, naive_documents), rtol=1e-5)
+    database.close()

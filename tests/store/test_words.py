@@ -1,0 +1,135 @@
+"""Words as they are looked for: languages, identifiers, and the leaves that hold them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared_context.model.tokenization import TokenizedText
+from shared_context.store.database import Database
+from shared_context.store.word_index import LeafWords
+from shared_context.store.words import language_of, literals, query_terms, words
+
+
+def terms(text, language=None):
+    return set().union(*(word.terms for word in words(text, language or language_of(text))))
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("INV-2024/0031", "INV-2024/0031"),
+        ("INV-2024/0031", "0031"),
+        ("INV-2024/0031", "inv-2024"),
+        ("v2.14.3", "2.14.3"),
+        ("parse_raw_header", "parse_raw_header"),
+        ("parse_raw_header", "header"),
+        ("loadNextFrame", "loadnextframe"),
+        ("loadNextFrame", "frames"),
+        ("0x5C0471E8", "0x5c0471e8"),
+        ("7f3a9c0d11be", "7F3A9C0D11BE"),
+        ("2031-04-05T06:07:08Z", "2031-04-05"),
+        ("KT-881-B", "kt-881-b"),
+        ("KT881", "881"),
+        ("1,299.00", "1299.00"),
+        ("keeper@north.example", "north.example"),
+        ("/srv/log/tide.txt", "tide.txt"),
+        ("Alder's", "alder"),
+        ("#48213", "48213"),
+    ],
+)
+def test_a_name_is_found_whole_and_by_its_parts(written, asked):
+    assert max(terms(asked, "english"), key=len) in terms(f"See {written}, please.", "english")
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("Die Häuser am Hafen wurden von den Fischern gebaut und sind nicht alt.", "Haus"),
+        ("Смотритель зажигает лампы на северном причале.", "лампа"),
+        ("管理員在日落前一小時點亮北碼頭的燈。", "日落"),
+        ("燈台守は日没の一時間前に灯台のランプを点ける。", "日没"),
+        ("يشعل الحارس المصابيح على الرصيف الشمالي.", "مصابيح"),
+        ("Ο φύλακας ανάβει τις λάμπες.", "λάμπα"),
+        ("คนเฝ้าประภาคารจุดตะเกียง", "ตะเกียง"),
+        ("등대지기는 등불을 켠다.", "등불"),
+    ],
+)
+def test_words_are_found_in_other_forms_and_scripts(written, asked):
+    language = language_of(written)
+    assert terms(asked, language) & terms(written)
+    assert terms(asked, language) - terms(written) == set() or len(asked) > 2
+    assert not terms("Ferry", language) & terms(written)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("english", "The lamp is lit by the keeper before the sun is down."),
+        ("german", "Die Lampe wird vom Wärter angezündet, bevor die Sonne untergeht, und brennt bis zum Morgen."),
+        ("french", "La lampe est allumée par le gardien avant que le soleil se couche."),
+        ("spanish", "El guardián enciende la lámpara una hora antes de que se ponga el sol en el puerto."),
+        ("dutch", "De lamp wordt door de wachter aangestoken voor het donker is."),
+        ("turkish", "Bekçi lambayı her akşam bir saat önce yakar ve sabaha kadar bekler, bu da çok iyi."),
+        ("english", "KT-881: 42; KT-882: 43"),
+        ("english", ""),
+    ],
+)
+def test_the_language_of_a_text_is_known_by_its_commonest_words(language, text):
+    assert language_of(text) == language
+
+
+def test_what_is_named_literally_is_not_what_is_counted_or_dated():
+    asked = "Who paid invoice 48213 of INV_7 in 2019, all 12 of v2.1 in tide.txt?"
+    assert set(literals(asked, "english")) == {"48213", "inv_7", "v2.1", "tide.txt"}
+    assert literals("Who lights the well-kept lamp?", "english") == []
+
+
+def test_a_question_is_asked_by_its_own_words():
+    assert query_terms("When does the ferry leave?", "english") == ["ferri", "leav"]
+    assert query_terms("What is it?", "english") == ["what", "is", "it"]
+    assert query_terms("😀", "english") == []
+
+
+def leaf_words(text, bounds, leaf_size):
+    return LeafWords.of(text, TokenizedText(np.zeros(len(bounds) - 1, np.int32), np.array(bounds)), leaf_size)
+
+
+def test_a_word_on_the_edge_of_two_leaves_belongs_to_both():
+    held = leaf_words("lighthouse boat", [0, 5, 10, 11, 15], 1)
+    assert held.terms == ["lighthous", "lighthous", "", "boat"]
+    whole = leaf_words("lighthouse boat", [0, 5, 10, 11, 15], 4)
+    assert whole.terms == ["boat lighthous"]
+
+
+characters = st.sampled_from([*"ab1_-./:@~\\+&=#',\"’ é東京ไม", "𠀀", "\n", "😀", "\u0301", "و"])
+texts = st.lists(characters, min_size=1, max_size=60).map("".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(texts, min_size=1, max_size=4), st.data())
+def test_the_leaves_with_a_word_are_those_whose_text_has_it_whatever_came_and_went(held, drawn):
+    database = Database(None, {})
+    stored = {}
+    for key, text in enumerate(held, start=1):
+        bounds = sorted({0, len(text), *drawn.draw(st.sets(st.integers(0, len(text)), max_size=8))})
+        tokens = TokenizedText(np.zeros(len(bounds) - 1, np.int32), np.array(bounds))
+        stored[key] = text, tokens, LeafWords.of(text, tokens, 2)
+    with database.transaction():
+        for key, (_, _, found) in stored.items():
+            database.words.add(key, found)
+        for key in drawn.draw(st.sets(st.sampled_from(sorted(stored)))):
+            text, tokens, _ = stored.pop(key)
+            database.words.remove(key, text, tokens)
+    expected = {}
+    for key, (_, _, found) in stored.items():
+        for leaf, row in enumerate(found.terms):
+            for term in row.split():
+                expected.setdefault(term, []).append((key, leaf))
+    everything = terms("".join(held)) | set(expected)
+    with database.snapshot():
+        for term in everything:
+            keys, leaves = database.words.leaves_with(term)
+            assert list(zip(keys.tolist(), leaves.tolist(), strict=True)) == expected.get(term, []), term
+        assert database.words.languages() == sorted({found.language for *_, found in stored.values()})
+    database.close()
