@@ -14,13 +14,16 @@ from shared_context.cli.options import (
     BudgetOption,
     FilterOption,
     JsonOption,
+    KvLimitOption,
     MaxNewTokensOption,
     ModelOption,
     PolicyOption,
     PrefilterOption,
     QuestionArgument,
     StoreArgument,
+    parse_bytes,
     parse_filters,
+    read_question,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ def ask(
     max_new_tokens: MaxNewTokensOption = 256,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print the answer as it comes.")] = True,
     sources: Annotated[bool, typer.Option("--sources/--no-sources", help="Print where the context is from.")] = True,
+    kv_limit: KvLimitOption = None,
     no_context: Annotated[
         bool, typer.Option("--no-context", help="Show the model nothing of the store: what does it answer anyway?")
     ] = False,
@@ -52,8 +56,9 @@ def ask(
 
     The answer and its sources go to stdout, what it took to stderr.
     """
+    question = read_question(question)
     wanted = parse_filters(filters)
-    with session.open_store(path, model) as store:
+    with session.open_store(path, model, parse_bytes(kv_limit, "--kv-limit")) as store:
         started = time.perf_counter()
         selection = None
         if not no_context:
@@ -68,12 +73,14 @@ def ask(
             completion = store.model.complete(question, context=selection, max_new_tokens=max_new_tokens)
             if not as_json:
                 print(output.printable(completion.text))
+        disk = store.stats()["kv_cache"]["disk"]
     if as_json:
-        output.print_json(as_dict(question, completion, selection, select_seconds))
+        output.print_json({**as_dict(question, completion, selection, select_seconds), "kv_kept": disk})
         return
     if sources and selection is not None:
         _print_sources(selection)
     print_figures(completion, budget, select_seconds)
+    output.messages().print(f"{output.kept(disk)} (--kv-limit)", style="dim", soft_wrap=True)
 
 
 def print_stream(pieces: CompletionStream) -> Completion:
@@ -137,20 +144,25 @@ def best_first(selection: Selection) -> list[SelectedNode]:
     return sorted(selection.nodes, key=lambda node: -node.score)
 
 
+def excerpt(text: str) -> str:
+    """The beginning of a text on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= EXCERPT else f"{text[:EXCERPT]}..."
+
+
 def _print_sources(selection: Selection) -> None:
     console = output.results()
     console.print("\nSources", style="bold")
     runs = sorted(selection.passages, key=lambda run: -max(node.score for node in run))
     for run in runs[:SOURCES_SHOWN]:
         score = max(node.score for node in run)
-        text = " ".join("".join(node.text for node in run).split())
-        excerpt = text if len(text) <= EXCERPT else f"{text[:EXCERPT]}..."
+        text = excerpt("".join(node.text for node in run))
         line = Text.assemble(
             "  ",
             (output.printable(run[0].doc_id), "cyan"),
             f"  characters {run[0].start}-{run[-1].end}  score {score:.2f}",
         )
-        line.append(f"\n    {output.printable(excerpt)}", style="dim")
+        line.append(f"\n    {output.printable(text)}", style="dim")
         console.print(line, soft_wrap=True)
     if len(runs) > SOURCES_SHOWN:
         console.print(f"  and {len(runs) - SOURCES_SHOWN} more (--json lists all)", style="dim")

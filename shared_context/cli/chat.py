@@ -17,11 +17,13 @@ from shared_context.cli.ask import as_dict, print_figures, print_stream
 from shared_context.cli.options import (
     BudgetOption,
     FilterOption,
+    KvLimitOption,
     MaxNewTokensOption,
     ModelOption,
     PolicyOption,
     PrefilterOption,
     StoreArgument,
+    parse_bytes,
     parse_filters,
 )
 from shared_context.errors import SharedContextError
@@ -49,6 +51,7 @@ def chat(
     filters: FilterOption = None,
     prefilter: PrefilterOption = None,
     max_new_tokens: MaxNewTokensOption = 256,
+    kv_limit: KvLimitOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON per answer on stdout, and nothing else there.")
     ] = False,
@@ -62,7 +65,7 @@ def chat(
     options = {"policy": policy, "filters": wanted, "prefilter": prefilter}
     failed = False
     with (
-        session.open_store(path, model) as store,
+        session.open_store(path, model, parse_bytes(kv_limit, "--kv-limit")) as store,
         _memory(store, conversation) as memory,
         contextlib.suppress(KeyboardInterrupt),
     ):
@@ -74,6 +77,9 @@ def chat(
             except SharedContextError as error:
                 output.complain(str(error))
                 failed = True
+        output.messages().print(
+            f"{output.kept(store.stats()['kv_cache']['disk'])} (--kv-limit)", style="dim", soft_wrap=True
+        )
     if failed:
         raise typer.Exit(output.FAILED)
 

@@ -15,8 +15,10 @@ from shared_context.cli.options import (
     ExcludeOption,
     IncludeOption,
     JsonOption,
+    KvLimitOption,
     ModelOption,
     StoreArgument,
+    parse_bytes,
     parse_metadata,
 )
 from shared_context.errors import BatchError, DocumentError, DuplicateDocumentError
@@ -57,6 +59,7 @@ def ingest(
     no_embedder: Annotated[
         bool, typer.Option("--no-embedder", help="Make the store without an embedder: smaller, finds a little less.")
     ] = False,
+    kv_limit: KvLimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add documents to a store, which is made where there is none.
@@ -65,14 +68,16 @@ def ingest(
     text; what is left out is named with the reason.
     """
     started = time.perf_counter()
-    config = _config(chunk_size)
+    config, limit = _config(chunk_size), parse_bytes(kv_limit, "--kv-limit")
     patterns = {"include": include or (), "exclude": exclude or ()}
     documents, failures, skipped = read_files(sources, patterns, parse_metadata(metadata), _largest_document(path))
     stored: list[Document] = []
     known: set[str] = set()
     tokens = 0
     if documents and not (strict and failures):
-        with session.open_or_make_store(path, model, config=config, use_embedder=not no_embedder) as store:
+        with session.open_or_make_store(
+            path, model, config=config, use_embedder=not no_embedder, kv_limit=limit
+        ) as store:
             known = {document.id for document in documents if document.id in store}
             if replace:
                 documents = [

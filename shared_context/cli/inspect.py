@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,8 +22,9 @@ from shared_context.cli.options import (
     QuestionArgument,
     StoreArgument,
     parse_filters,
+    read_question,
 )
-from shared_context.store.seen import Grain, Part, as_html, parts_of, summary
+from shared_context.store.seen import Grain, Part, as_html, parts_of, stretches, summary, surroundings
 
 if TYPE_CHECKING:
     from shared_context import Document, Selection
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 STYLES: dict[Grain, str] = {"fine": "bold green", "coarse": "dim yellow", "unseen": "bright_black"}
 MARKS: dict[Grain, tuple[str, str]] = {"fine": ("\u27e6", "\u27e7"), "coarse": ("\u27e8", "\u27e9"), "unseen": ("", "")}
 ASCII_MARKS: dict[Grain, tuple[str, str]] = {"fine": ("[[", "]]"), "coarse": ("((", "))"), "unseen": ("", "")}
-
-EDGE = 120
-"""Characters that stay at each end of a long unseen part."""
 
 
 def inspect(
@@ -57,7 +54,9 @@ def inspect(
     ] = None,
     filters: FilterOption = None,
     prefilter: PrefilterOption = None,
-    full: Annotated[bool, typer.Option("--full", help="Show long unseen parts as well.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Show long unseen parts as well, not only what surrounds the seen ones.")
+    ] = False,
     html_file: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page to FILE instead of printing.")
     ] = None,
@@ -69,6 +68,7 @@ def inspect(
     """
     if html_file is not None and as_json:
         raise typer.BadParameter("choose one of --html and --json.", param_hint="--html")
+    question = read_question(question)
     wanted = parse_filters(filters)
     ratios = _parse_ratios(coarse)
     with session.open_store(path, model) as store:
@@ -84,7 +84,7 @@ def inspect(
     if as_json:
         output.print_json(_as_dict(selection, seen, full))
     elif html_file is not None:
-        html_file.write_text(_page(selection, seen), encoding="utf-8")
+        html_file.write_text(_page(selection, seen, full), encoding="utf-8")
         output.messages().print(f"wrote {html_file}", soft_wrap=True)
     else:
         _print(selection, seen, full)
@@ -97,13 +97,6 @@ def _parse_ratios(text: str | None) -> tuple[int | None, ...] | None:
         return tuple(None if ratio.strip().lower() == "none" else int(ratio) for ratio in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not a list such as none,16,8,4.", param_hint="--coarse") from error
-
-
-def _stretches(parts: Sequence[Part]) -> Iterator[tuple[Grain, int, int]]:
-    """Grain, start and end of runs of parts with one grain."""
-    for grain, run in groupby(parts, key=lambda part: part.grain):
-        run = list(run)
-        yield grain, run[0].start, run[-1].end
 
 
 # ---- terminal
@@ -122,11 +115,13 @@ def _print(selection: Selection, seen: Sequence[tuple[Document, list[Part]]], fu
         title = Text.assemble((output.printable(document.id), "bold cyan"), f"  {summary(document.text, parts)}")
         console.print("\n", title, "\n", sep="", soft_wrap=True)
         body = Text()
-        for grain, start, end in _stretches(parts):
+        for grain, start, end in stretches(parts):
             opening, closing = marks[grain]
             text = document.text[start:end]
-            shown = text if full or grain != "unseen" else _elided(text)
-            body.append(opening + output.printable(shown) + closing, style=STYLES[grain])
+            if grain == "unseen" and not full:
+                head, left_out, tail = surroundings(text, start > 0, end < len(document.text))
+                text = f"{head}\n[... {left_out:,} characters ...]\n{tail}" if left_out else head
+            body.append(opening + output.printable(text) + closing, style=STYLES[grain])
         console.print(body, soft_wrap=True)
 
 
@@ -135,16 +130,6 @@ def _marks(console: Console) -> dict[Grain, tuple[str, str]]:
     if console.color_system is not None and not console.no_color:
         return dict.fromkeys(STYLES, ("", ""))
     return MARKS if console.encoding.startswith("utf") else ASCII_MARKS
-
-
-def _elided(text: str) -> str:
-    """Both ends of a long text, cut between words where there are any."""
-    if len(text) <= 3 * EDGE:
-        return text
-    head = text.rfind(" ", 1, EDGE)
-    tail = text.find(" ", len(text) - EDGE)
-    head, tail = (head if head > 0 else EDGE), (tail if tail > 0 else len(text) - EDGE)
-    return f"{text[:head]}\n[... {tail - head:,} characters ...]\n{text[tail:]}"
 
 
 # ---- programs
@@ -197,8 +182,8 @@ body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem aut
 """
 
 
-def _page(selection: Selection, seen: Sequence[tuple[Document, list[Part]]]) -> str:
+def _page(selection: Selection, seen: Sequence[tuple[Document, list[Part]]], full: bool) -> str:
     """A page of its own: no script, nothing fetched."""
     figures = f"{selection.kv_entries:,} KV entries of {selection.budget:,}, policy {selection.policy}."
-    documents = as_html(figures, ((document.id, document.text, parts) for document, parts in seen))
+    documents = as_html(figures, ((document.id, document.text, parts) for document, parts in seen), full=full)
     return _PAGE.format(question=html.escape(selection.query), documents=documents)

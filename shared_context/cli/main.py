@@ -1,4 +1,4 @@
-"""The `shared-context` command: one module per subcommand, gathered here.
+"""The `shared-context` command: its subcommands, gathered from the modules of this folder.
 
 Nothing heavy is imported at the top of any module of this folder, so that `--help` answers at once.
 """
@@ -11,20 +11,50 @@ from typing import Annotated
 import typer
 
 from shared_context import __version__
-from shared_context.cli import ask, bench, chat, evaluate, ingest, inspect, models, output, report, stats, train
+from shared_context.cli import (
+    ask,
+    bench,
+    chat,
+    documents,
+    evaluate,
+    ingest,
+    inspect,
+    models,
+    output,
+    report,
+    search,
+    stats,
+    sync,
+    train,
+    upkeep,
+)
 
 app = typer.Typer(
     cls=output.Commands,
     help="Whole documents as injected KV: store them once, then ask.",
     epilog=output.EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (
-    ingest.ingest, ask.ask, chat.chat, inspect.inspect, stats.stats, models.models, report.report, train.train,
-):  # fmt: skip
-    app.command(epilog=output.EXIT_CODES)(command)
+for name, command in {
+    "ingest": ingest.ingest,
+    "sync": sync.sync,
+    "ask": ask.ask,
+    "chat": chat.chat,
+    "search": search.search,
+    "inspect": inspect.inspect,
+    "list": documents.list_documents,
+    "show": documents.show,
+    "rm": documents.rm,
+    "export": documents.export,
+    "stats": stats.stats,
+    "copy": upkeep.copy,
+    "models": models.models,
+    "report": report.report,
+    "train": train.train,
+}.items():
+    app.command(name, epilog=output.EXIT_CODES)(command)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 

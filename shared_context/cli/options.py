@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,9 @@ import typer
 from shared_context.config import Policy
 
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.", show_default=False)]
-QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)]
+QuestionArgument = Annotated[
+    str, typer.Argument(metavar="QUESTION", help="- reads it from a pipe.", show_default=False)
+]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Name or folder of the model; by default the store's own.")
 ]
@@ -46,6 +50,14 @@ ExcludeOption = Annotated[
     list[str] | None,
     typer.Option("--exclude", metavar="PATTERN", help="Of folders leave out files and folders that match. Several."),
 ]
+KvLimitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-limit",
+        metavar="SIZE",
+        help="Of keys and values keep at most so much in the store's folder, from now on: 500MB, 2GB, 0 for none.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 
@@ -63,6 +75,39 @@ def parse_metadata(given: list[str] | None) -> dict[str, Any] | None:
     """The metadata for all `--metadata` options together, or None where there are none."""
     pairs = [parse_pair(text, "--metadata") for text in given or ()]
     return {key: value for pair in pairs for key, value in pair.items()} or None
+
+
+_UNITS = {"": 1, "b": 1} | {
+    unit + byte: base**power
+    for power, unit in enumerate("kmgt", start=1)
+    for byte, base in (("", 1000), ("b", 1000), ("ib", 1024))
+}
+
+
+def parse_bytes(text: str | None, option: str) -> int | None:
+    """A size such as ``500MB`` or ``1.5GiB`` in bytes; None stays.
+
+    Raises:
+        typer.BadParameter: it is no size.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _UNITS:
+        raise typer.BadParameter(f"{text!r} is no size such as 500MB, 2GB or 0.", param_hint=option)
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def read_question(given: str) -> str:
+    """The question of a command: what was given, or for ``-`` what a pipe says.
+
+    Raises:
+        typer.BadParameter: the pipe says nothing.
+    """
+    question = sys.stdin.read().strip() if given == "-" else given
+    if not question.strip():
+        raise typer.BadParameter("the question is empty.", param_hint="QUESTION")
+    return question
 
 
 def to_be_written(file: Path | None) -> Path | None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from shared_context.cli.wording import in_words_of_commands
 from shared_context.errors import SharedContextError
 
 FAILED = 1
@@ -55,7 +57,7 @@ def messages() -> Console:
 
 def complain(text: str) -> None:
     """Print an error on stderr."""
-    messages().print(Text.assemble(("error: ", "bold red"), printable(text)), soft_wrap=True)
+    messages().print(Text.assemble(("error: ", "bold red"), printable(in_words_of_commands(text))), soft_wrap=True)
 
 
 def say_what_is_left_out(report: dict[str, Any]) -> None:
@@ -63,7 +65,7 @@ def say_what_is_left_out(report: dict[str, Any]) -> None:
     for reason in report["refused"].values():
         complain(reason)
     for name, reason in report["skipped"].items():
-        messages().print(printable(f"skipped {name}: {reason}"), style="dim", soft_wrap=True)
+        messages().print(printable(f"skipped {name}: {in_words_of_commands(reason)}"), style="dim", soft_wrap=True)
 
 
 def nothing_found(store: Path, filters: dict[str, Any] | None) -> NoReturn:
@@ -76,6 +78,13 @@ def nothing_found(store: Path, filters: dict[str, Any] | None) -> NoReturn:
 def print_json(value: Any) -> None:
     """Print a value as indented JSON, in ASCII, whatever the encoding of stdout."""
     print(json.dumps(value, indent=2))
+
+
+def kept(disk: Mapping[str, int]) -> str:
+    """What a store keeps of keys and values on disk, and how much it may."""
+    from rich.filesize import decimal
+
+    return f"{decimal(disk['bytes'])} of keys and values kept on disk, {decimal(disk['limit_bytes'])} at most"
 
 
 def printable(text: str) -> str:

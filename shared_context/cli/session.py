@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_store(path: Path, model: str | None) -> Iterator[SharedLLMContextStore]:
+def open_store(path: Path, model: str | None, kv_limit: int | None = None) -> Iterator[SharedLLMContextStore]:
     """The store in a folder, with the model named or, where None, the one that it was made with.
+
+    Args:
+        kv_limit: bytes of keys and values that it keeps on disk from now on; None leaves that as it is.
 
     Raises:
         StoreFormatError: there is no store; a command that asks must not leave an empty one behind.
@@ -27,13 +30,18 @@ def open_store(path: Path, model: str | None) -> Iterator[SharedLLMContextStore]
         raise StoreFormatError(
             f"there is no store in {path}: make one with `shared-context ingest {path} FILE...`, or check the path"
         )
-    with open_or_make_store(path, model) as store:
+    with open_or_make_store(path, model, kv_limit=kv_limit) as store:
         yield store
 
 
 @contextmanager
 def open_or_make_store(
-    path: Path, model: str | None, *, config: StoreConfig | None = None, use_embedder: bool = True
+    path: Path,
+    model: str | None,
+    *,
+    config: StoreConfig | None = None,
+    use_embedder: bool = True,
+    kv_limit: int | None = None,
 ) -> Iterator[SharedLLMContextStore]:
     """Like :func:`open_store`, and a new store, by default of the default model, where there is none."""
     from shared_context.model.pretrained import DEFAULT_MODEL
@@ -46,6 +54,8 @@ def open_or_make_store(
         output.silence_libraries()
         store = SharedLLMContextStore(load_model(model), path, config=config, embedder="auto" if use_embedder else None)
     with store:
+        if kv_limit is not None:
+            store.limit_kv(kv_limit)
         yield store
 
 

@@ -154,9 +154,7 @@ def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None
     try:
         from shared_context.evaluation.baselines import ChunkedRAG, pasted
     except ImportError as error:
-        raise ConfigError(
-            f"Grains are measured against chunked RAG: {error}. pip install 'sharedllm[eval]'"
-        ) from error
+        raise ConfigError(f"Grains are measured against chunked RAG: {error}. pip install 'sharedllm[eval]'") from error
     base, asked = _base(model), several_documents(data)
     if len(asked.documents) < 2:
         raise ConfigError(f"{data} is one document: a wrong context needs two or more.")

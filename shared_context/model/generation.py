@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,16 @@ class Completion:
     completion_tokens: int
     time_to_first_token: float
     seconds: float
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the answer, and what it took."""
+        cut_off = ", cut off by max_new_tokens" if self.finish_reason == "length" else ""
+        figures = (
+            f"{self.context_entries:,} KV entries and {self.prompt_tokens:,} tokens read; first token after "
+            f"{self.time_to_first_token:.2f} s, {self.completion_tokens:,} tokens in {self.seconds:.2f} s{cut_off}"
+        )
+        answer = '<pre dir="auto" style="font: inherit; white-space: pre-wrap; overflow-wrap: anywhere">'
+        return f"{answer}{escape(self.text)}</pre>\n<p><small>{figures}</small></p>"
 
 
 class Clock(StoppingCriteria):

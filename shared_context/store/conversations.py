@@ -12,7 +12,9 @@ from shared_context.store.document_store import DocumentStore
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.selection import Selection
 from shared_context.store.selections import Selections
-from shared_context.store.selector import longest_query
+
+QUERY_TOKENS = 1024
+"""Tokens of a message that are searched for: it may be as long as a document, and what it asks is mostly at its end."""
 
 
 class Conversations:
@@ -80,10 +82,9 @@ class Conversations:
     def select(self, id: str, query: str | None, **options: Any) -> Selection:
         """What a query is shown of a conversation's older messages."""
         if query is not None:
-            # A message may be as long as a document; what it asks is mostly at its end.
-            tokens, longest = self._model.tokenize(query), longest_query(self._model)
-            if len(tokens) > longest:
-                query = query[slice(*tokens.characters(len(tokens) - longest, len(tokens)))]
+            tokens = self._model.tokenize(query)
+            if len(tokens) > QUERY_TOKENS:
+                query = query[slice(*tokens.characters(len(tokens) - QUERY_TOKENS, len(tokens)))]
         with self._catalogue.reading():
             # Its own index: no conversation weighs on the scores of another one, or of the documents.
             index = self._new_index()

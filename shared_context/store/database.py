@@ -317,6 +317,10 @@ class Database:
             raise _damaged(self._place, f"its {key} is missing")
         return row[0]
 
+    def set_meta(self, key: str, value: bytes) -> None:
+        """Replace a value of the store as a whole."""
+        self._connection.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
+
     @contextmanager
     def decoding(self) -> Iterator[None]:
         """What was read is decoded inside; where it cannot be, the file is damaged."""

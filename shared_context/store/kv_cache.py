@@ -109,7 +109,8 @@ class TieredKVCache(KVCache):
         self._chunks: OrderedDict[str, ChunkKV] = OrderedDict()  # least recently used first
         self._bytes = 0
         self._counts = _Counts()
-        self._disk = _Disk(Path(folder), disk_bytes) if folder is not None and disk_bytes > 0 else None
+        self._folder = Path(folder) if folder is not None else None
+        self._disk = _Disk(self._folder, disk_bytes) if self._folder is not None and disk_bytes > 0 else None
         self._lock = threading.Lock()
 
     def get(self, key: str) -> ChunkKV | None:
@@ -174,6 +175,20 @@ class TieredKVCache(KVCache):
             if self._disk is not None:
                 for _, _, path in self._disk.files():
                     self._disk.remove(path)
+
+    def limit_disk(self, disk_bytes: int) -> None:
+        """Keep at most so many bytes of files from now on; the least recently used beyond that go at once."""
+        self.trim_disk(disk_bytes)
+        with self._lock:
+            if self._folder is not None:
+                self._disk = _Disk(self._folder, disk_bytes) if disk_bytes > 0 else None
+
+    def trim_disk(self, disk_bytes: int) -> None:
+        """Remove the least recently used files until the others take no more than so many bytes."""
+        require(disk_bytes >= 0, "disk_bytes", disk_bytes, "must be 0 or more bytes")
+        with self._lock:
+            if self._folder is not None:
+                _Disk(self._folder, disk_bytes).make_room(0)
 
     def stats(self) -> dict[str, Any]:
         """``{"memory": {...}, "disk": {...}}``, each with entries, bytes, limit_bytes, hits, misses and evictions.
@@ -250,7 +265,7 @@ class _Disk:
             return None
 
     def write(self, key: str, content: bytes) -> None:
-        if not self._make_room(len(content)):
+        if not self.make_room(len(content)):
             return
         path = self.path(key)
         temporary = path.with_name(f".{key}.{secrets.token_hex(8)}{_TEMPORARY}")
@@ -270,7 +285,7 @@ class _Disk:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    def _make_room(self, incoming: int) -> bool:
+    def make_room(self, incoming: int) -> bool:
         """Remove the least recently used files until ``incoming`` bytes fit the limit; False if they cannot."""
         if incoming > self._limit:
             return False

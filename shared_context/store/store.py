@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from shared_context.config import Policy, Search, StoreConfig, require, require_count
-from shared_context.errors import DocumentNotFoundError, StoreFormatError
+from shared_context.errors import (
+    BatchError,
+    DocumentError,
+    DocumentNotFoundError,
+    StoreClosedError,
+    StoreFormatError,
+    UnreadableError,
+)
 from shared_context.model.cache import give_back_freed
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.about import About, check_window
@@ -23,9 +31,10 @@ from shared_context.store.ingestion import Ingestion
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.memory import ConversationMemory
 from shared_context.store.node_index import NodeIndex
+from shared_context.store.overview import overview_html
 from shared_context.store.selection import SelectedNode, Selection
 from shared_context.store.selections import Selections
-from shared_context.store.selector import Rewrite
+from shared_context.store.sync import SyncReport, plan_sync
 
 
 class SharedLLMContextStore:
@@ -40,8 +49,6 @@ class SharedLLMContextStore:
         config: settings; None takes the stored ones, or the defaults for a new store.
         embedder: "auto" is what the store was made with, and MiniLM for a new one; None uses none; or an
             :class:`~shared_context.store.embedder.Embedder` of your own.
-        rewrite: makes of each query what is searched for, a text or several of which the best counts: a question of its
-            own of a message, say, or what an answer would look like. None searches for the query as it is.
 
     Raises:
         StoreFormatError: where the folder is something else, half written or of a newer format.
@@ -60,9 +67,7 @@ class SharedLLMContextStore:
         *,
         config: StoreConfig | None = None,
         embedder: Embedder | Literal["auto"] | None = "auto",
-        rewrite: Rewrite | None = None,
     ):
-        self._rewrite = rewrite
         known = embedder is None or embedder == "auto" or isinstance(embedder, Embedder)
         require(known, "embedder", embedder, "must be 'auto', None or an object with name, dimension and encode()")
         self.model = model
@@ -115,7 +120,7 @@ class SharedLLMContextStore:
         shape = NodeShape(codec.size, dimension)
         self._catalogue = Catalogue(self._database, self._new_index(), shape, self._encoder)
         self._documents = DocumentStore(self._catalogue, Ingestion(model, codec, embedder, config.tree), config)
-        self._selections = Selections(model, config, codec, embedder, self._catalogue, self._encoder, self._rewrite)
+        self._selections = Selections(model, config, codec, embedder, self._catalogue, self._encoder)
         self._conversations = Conversations(
             model, self._database, self._catalogue, self._documents, self._selections, self._new_index
         )
@@ -135,6 +140,13 @@ class SharedLLMContextStore:
 
     def __repr__(self) -> str:
         return f"SharedLLMContextStore({str(self.path) if self.path else 'in memory'!r}, {self.model.name!r})"
+
+    def _repr_html_(self) -> str | None:
+        """For notebooks: sizes, and the first documents; nothing of a store that is closed."""
+        try:
+            return overview_html(self.stats(), self.ids())
+        except StoreClosedError:
+            return None
 
     # Documents
 
@@ -177,6 +189,53 @@ class SharedLLMContextStore:
             source, id=id, metadata=metadata, replace=replace, include=include, exclude=exclude, on_error=on_error,
             progress=progress,
         )  # fmt: skip
+
+    def sync(
+        self,
+        folder: str | Path,
+        *,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> SyncReport:
+        """Hold a folder's files as they are now: add new ones, replace changed ones, remove those that are gone.
+
+        Documents that were stored from elsewhere stay, and so does what is stored of files that cannot be read now.
+
+        Args:
+            folder: its files get the ids and metadata that :meth:`add` gives them.
+            include, exclude: patterns of the files that are taken, such as ``*.md`` or ``drafts/*``.
+            metadata: merged over the metadata of every document.
+            progress: called as tokens are done.
+
+        Raises:
+            DocumentError: it is no folder, or cannot be read; nothing is changed.
+        """
+        plan = plan_sync(self, Path(folder), include=include, exclude=exclude, metadata=metadata)
+        skipped = dict(plan.skipped)
+
+        def skip(id: str, error: DocumentError) -> None:
+            skipped[id] = str(error)
+
+        changed = [*plan.added, *plan.replaced]
+        ids: list[str] = []
+        if changed:
+            try:
+                ids = self.add(changed, replace=True, on_error=skip, progress=progress)
+            except UnreadableError as error:
+                skip(changed[0].id, error)
+            except BatchError as error:
+                skipped |= {id: str(one) for id, one in error.failures.items()}
+        gone = [id for id in plan.removed if id in self]
+        self.delete(gone)
+        return SyncReport(
+            tuple(document.id for document in plan.added if document.id in ids),
+            tuple(document.id for document in plan.replaced if document.id in ids),
+            tuple(gone),
+            plan.unchanged,
+            skipped,
+        )
 
     def update(self, id: str, text: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
         """Replace a document's text, its metadata, or both; what is None stays.
@@ -364,6 +423,22 @@ class SharedLLMContextStore:
                 "kv_cache": self._cache.stats(),
             }
 
+    def limit_kv(self, disk_bytes: int) -> None:
+        """Keep at most so many bytes of keys and values in the store's folder, from now on; what is beyond goes.
+
+        The limit becomes the store's own, ``config.cache.disk_bytes`` of whoever opens it without a config; other
+        processes that have it open keep theirs until they open it again.
+
+        Raises:
+            ConfigError: it is negative.
+        """
+        self._cache.limit_disk(disk_bytes)
+        with self._catalogue.changing(), self._database.decoding():
+            about = About.from_bytes(self._database.get_meta("about"))
+            kept = replace(about, config=_with_disk_bytes(about.config, disk_bytes))
+            self._database.set_meta("about", kept.to_bytes())
+        self.config = _with_disk_bytes(self.config, disk_bytes)
+
     def persist(self, path: str | Path) -> None:
         """Copy the store, without its KV cache, to a new folder.
 
@@ -378,6 +453,10 @@ class SharedLLMContextStore:
             if not is_vacant(path):
                 raise StoreFormatError(f"{path} holds a store already; give a new folder.")
             self._database.copy_to(path)
+
+
+def _with_disk_bytes(config: StoreConfig, disk_bytes: int) -> StoreConfig:
+    return replace(config, cache=replace(config.cache, disk_bytes=disk_bytes))
 
 
 def _as_list(ids: str | Iterable[str] | None) -> list[str] | None:

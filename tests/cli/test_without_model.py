@@ -1,6 +1,7 @@
 """What the command does before, or without, loading a model."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,9 +11,22 @@ from typer.testing import CliRunner
 
 from shared_context import __version__
 from shared_context.cli.main import app
-from shared_context.cli.options import parse_filters, parse_metadata
+from shared_context.cli.options import parse_bytes, parse_filters, parse_metadata
 
-COMMANDS = ["ingest", "ask", "chat", "inspect", "stats", "models", "report", "eval", "bench", "train"]
+COMMANDS = [
+    "ingest",
+    "sync",
+    "ask",
+    "chat",
+    "search",
+    "inspect",
+    "list",
+    "show",
+    "rm",
+    "export",
+    "stats",
+]
+COMMANDS += ["copy", "models", "report", "eval", "bench", "train"]
 
 
 def run(*args):
@@ -43,6 +57,23 @@ def test_help_imports_nothing_heavy():
     assert (done.returncode, done.stderr.strip()) == (0, "[]")
 
 
+@pytest.mark.parametrize("command", [[], ["ask"], ["eval"], ["eval", "answers"]])
+def test_help_has_a_short_name(command):
+    assert run(*command, "-h").stdout == run(*command, "--help").stdout != ""
+
+
+def test_the_shell_is_told_how_to_complete():
+    program = "from shared_context.cli.main import app; app(prog_name='shared-context')"
+    environment = {
+        **os.environ,
+        "_SHARED_CONTEXT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "shared-context s",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert set(done.stdout.split()) == {"sync", "search", "show", "stats"}
+
+
 def test_version():
     result = run("--version")
     assert (result.exit_code, result.stdout) == (0, f"shared-context {__version__}\n")
@@ -59,6 +90,7 @@ def test_version():
         ["ask", "some.ctx", "Why?", "--filter", "{year: 2024}"],
         ["inspect", "some.ctx", "Why?", "--coarse", "none,two"],
         ["inspect", "some.ctx", "Why?", "--json", "--html", "page.html"],
+        ["ask", "some.ctx", "Why?", "--kv-limit", "much"],
     ],
 )
 def test_wrong_usage_ends_with_2(args):
@@ -88,6 +120,13 @@ def test_a_value_is_json_or_a_string(given, value):
     assert parse_filters([given]) == {"$and": [{"year": value}]}
 
 
+@pytest.mark.parametrize(
+    "given, value", [("0", 0), ("1500", 1500), ("500MB", 5 * 10**8), ("1.5 GiB", 3 * 2**29), ("2k", 2000), (None, None)]
+)
+def test_sizes(given, value):
+    assert parse_bytes(given, "--kv-limit") == value
+
+
 def test_filters_add_up_and_take_operators():
     assert parse_filters(["a=1", "a=2", '{"b": {"$gte": 3}}']) == {"$and": [{"a": 1}, {"a": 2}, {"b": {"$gte": 3}}]}
     assert parse_filters(None) is None
@@ -103,7 +142,7 @@ def test_what_is_no_pair_is_refused(given):
 # ---- stores that are none
 
 
-@pytest.mark.parametrize("command", [["ask", "Why?"], ["inspect", "Why?"], ["chat"], ["stats"]])
+@pytest.mark.parametrize("command", [["ask", "Why?"], ["inspect", "Why?"], ["chat"], ["stats"], ["list"]])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_missing_store_is_not_made(tmp_path, command, exists):
     path = tmp_path / "typo.ctx"

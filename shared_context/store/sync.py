@@ -1,0 +1,101 @@
+"""A folder and what a store holds of it, brought into step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared_context.errors import DocumentError
+from shared_context.store.documents import Document, load_documents
+from shared_context.store.files import clip, find_files
+
+if TYPE_CHECKING:
+    from shared_context.store.store import SharedLLMContextStore
+
+
+@dataclass(frozen=True)
+class SyncPlan:
+    """What has to be done for a store to hold a folder as it is now.
+
+    Attributes:
+        added, replaced: documents that are new or have another text or other metadata.
+        removed: ids of documents whose files are gone.
+        unchanged: ids of documents that stay as they are.
+        skipped: why files are left out, by their paths; what is stored of them stays.
+    """
+
+    added: tuple[Document, ...]
+    replaced: tuple[Document, ...]
+    removed: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What was done for a store to hold a folder as it is now.
+
+    Attributes:
+        added, replaced, removed, unchanged: ids of documents.
+        skipped: why files were left out, by their paths; what was stored of them stays.
+    """
+
+    added: tuple[str, ...]
+    replaced: tuple[str, ...]
+    removed: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    skipped: Mapping[str, str]
+
+
+def plan_sync(
+    store: SharedLLMContextStore,
+    folder: Path,
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+) -> SyncPlan:
+    """Compare a folder with the documents that were stored from its files, whatever they are called by now.
+
+    A document is of a file where its ``file_path`` leads to it from the working directory. Files that exist and are
+    not taken this time, because patterns leave them out or they cannot be read, count as neither new nor gone.
+
+    Raises:
+        DocumentError: it is no folder, or cannot be read: nothing is taken for gone then.
+    """
+    if not folder.is_dir():
+        raise DocumentError(f"{clip(folder.as_posix())} is no folder: give the one whose files the store is to hold")
+    files, others = find_files(folder, include, exclude)
+    skipped = {file.as_posix(): f"file {file.as_posix()!r} {reason}" for file, reason in others.items()}
+    stored = _documents_of(store, folder.resolve())
+    added, replaced, unchanged = [], [], []
+    for file in files:
+        before = stored.get(file.resolve())
+        try:
+            (document,) = load_documents(file, metadata=metadata, max_bytes=store.config.max_document_bytes)
+        except DocumentError as error:
+            skipped[file.as_posix()] = str(error)
+            continue
+        if before is None:
+            (replaced if document.id in store else added).append(document)
+            continue
+        own = {name: value for name, value in document.metadata.items() if name not in ("file_name", "file_path")}
+        document = replace(before, text=document.text, metadata={**before.metadata, **own})
+        if document == before:
+            unchanged.append(document.id)
+        else:
+            replaced.append(document)
+    removed = [document.id for path, document in stored.items() if not path.exists()]
+    return SyncPlan(tuple(added), tuple(replaced), tuple(removed), tuple(unchanged), skipped)
+
+
+def _documents_of(store: SharedLLMContextStore, folder: Path) -> dict[Path, Document]:
+    """The documents that were stored from files of a folder, by the files' absolute paths."""
+    documents = {}
+    for document in store:
+        given = document.metadata.get("file_path")
+        if isinstance(given, str) and (path := Path(given).resolve()).is_relative_to(folder):
+            documents[path] = document
+    return documents
