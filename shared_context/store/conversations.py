@@ -12,9 +12,7 @@ from shared_context.store.document_store import DocumentStore
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.selection import Selection
 from shared_context.store.selections import Selections
-
-QUERY_TOKENS = 1024
-"""Tokens of a message that are searched for: it may be as long as a document, and what it asks is mostly at its end."""
+from shared_context.store.selector import longest_query
 
 
 class Conversations:
@@ -82,9 +80,10 @@ class Conversations:
     def select(self, id: str, query: str | None, **options: Any) -> Selection:
         """What a query is shown of a conversation's older messages."""
         if query is not None:
-            tokens = self._model.tokenize(query)
-            if len(tokens) > QUERY_TOKENS:
-                query = query[slice(*tokens.characters(len(tokens) - QUERY_TOKENS, len(tokens)))]
+            # A message may be as long as a document; what it asks is mostly at its end.
+            tokens, longest = self._model.tokenize(query), longest_query(self._model)
+            if len(tokens) > longest:
+                query = query[slice(*tokens.characters(len(tokens) - longest, len(tokens)))]
         with self._catalogue.reading():
             # Its own index: no conversation weighs on the scores of another one, or of the documents.
             index = self._new_index()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,12 +20,18 @@ from shared_context.store.leaf_states import LeafStates
 from shared_context.store.lexical import bm25
 from shared_context.store.node_index import Leaves, NodeIndex
 from shared_context.store.postings import Postings
+from shared_context.store.query_parts import parts
 from shared_context.store.words import literals, query_terms
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query in every form that a policy asks for, each made when it is first needed."""
+    """A query in every form that a policy asks for, each made when it is first needed.
+
+    Attributes:
+        text: what is compared.
+        texts: several queries that ``text`` joins, where there are some.
+    """
 
     text: str
     model: SharedLLMModel
@@ -34,6 +40,26 @@ class Query:
     index: NodeIndex
     leaf_states: LeafStates
     postings: Postings
+    texts: tuple[str, ...] = ()
+
+    @cached_property
+    def parts(self) -> list[tuple[Query, float]]:
+        """What of it is compared by itself, and how much that counts."""
+        found = [part for text in self.texts or (self.text,) for part in parts(text, self.model.count_tokens)]
+        if len(found) == 1:
+            return [(self, 1.0)]
+        queries = [replace(self, text=text, texts=()) for text, _ in found]
+        if self.embedder is not None:
+            # All at once: an embedder is much faster with many texts than with one after the other.
+            embeddings = torch.from_numpy(embed(self.embedder, [text for text, _ in found], queries=True))
+            for query, embedding in zip(queries, embeddings, strict=True):
+                vars(query)["embedding"] = embedding
+        return list(zip(queries, (weight for _, weight in found), strict=True))
+
+    @property
+    def main(self) -> Query:
+        """The part that counts most; of several the last."""
+        return max(reversed(self.parts), key=lambda part: part[1])[0]
 
     @cached_property
     def token_ids(self) -> np.ndarray:
@@ -182,6 +208,20 @@ POLICIES: dict[Policy, Callable[[Query, Leaves, torch.Tensor | slice], torch.Ten
     "lexical": lexical,
     "last_token": last_token,
 }
+
+
+def score(query: Query, leaves: Leaves, rows: torch.Tensor | slice, policy: Policy) -> torch.Tensor:
+    """How promising leaves are for a query, [leaves]: for that of its parts which finds most in them.
+
+    Each part's scores are told in standard deviations from their mean, so that parts of any length compare.
+    """
+    if len(query.parts) == 1:
+        return POLICIES[policy](query, leaves, rows)
+    best: torch.Tensor | None = None
+    for part, weight in query.parts:
+        scores = standardize(POLICIES[policy](part, leaves, rows)) * weight
+        best = scores if best is None else torch.maximum(best, scores)
+    return best
 
 
 def standardize(scores: torch.Tensor) -> torch.Tensor:

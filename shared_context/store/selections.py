@@ -17,7 +17,7 @@ from shared_context.store.filters import compile_filter
 from shared_context.store.header import header
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
-from shared_context.store.selector import Choice, ChunkCut, Selector, regular_tree
+from shared_context.store.selector import Choice, ChunkCut, Rewrite, Selector, regular_tree
 from shared_context.tree import ContextTree, Grained, Node, kv_entries
 
 
@@ -31,6 +31,7 @@ class Selections:
         embedder: embeds the queries; None where the store has none.
         catalogue: what is selected from.
         encoder: encodes what is selected.
+        rewrite: makes of a query what is searched for; None takes it as it is.
     """
 
     def __init__(
@@ -41,13 +42,16 @@ class Selections:
         embedder: Embedder | None,
         catalogue: Catalogue,
         encoder: ChunkEncoder,
+        rewrite: Rewrite | None = None,
     ):
+        self._rewrite = rewrite
         self._model, self._config, self._codec, self._embedder = model, config, codec, embedder
         self._catalogue, self._encoder = catalogue, encoder
         self._selector = self._selector_of(catalogue.index)
 
     def _selector_of(self, index: NodeIndex) -> Selector:
-        return Selector(self._model, self._config, self._codec, self._embedder, index, self._catalogue.words)
+        words = self._catalogue.words
+        return Selector(self._model, self._config, self._codec, self._embedder, index, words, self._rewrite)
 
     def select(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from numbers import Integral
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -33,17 +33,32 @@ from shared_context.store.node_index import Leaves, NodeIndex
 from shared_context.store.postings import Postings
 from shared_context.store.prefilter import Prefilter
 from shared_context.store.scoring import (
-    POLICIES,
     Query,
     above_floor,
     by_level,
     recent_scores,
+    score,
     touching,
     with_neighbours,
 )
 from shared_context.store.word_index import WordIndex
 from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
 from shared_context.tree.search import smallest_cut
+
+QUERY_TOKENS = 1 << 15
+"""Longer queries are refused, whatever the model's window: they are documents."""
+
+CHARACTERS_OF_TOKEN = 64
+"""A text of more for each token that is allowed need not be tokenized to know that it is too long."""
+
+
+def longest_query(model: SharedLLMModel) -> int:
+    """Tokens of the longest query that a model's stores search for."""
+    return min(QUERY_TOKENS, model.context_window)
+
+
+Rewrite: TypeAlias = Callable[[str], str | Sequence[str]]
+"""Makes of a query what is searched for: a text, or several of which the one that finds most counts."""
 
 
 class ChunkCut(NamedTuple):
@@ -86,6 +101,7 @@ class Selector:
         embedder: embeds the queries; None where the store has none.
         index: what is chosen from.
         words: which leaves hold a word.
+        rewrite: makes of a query what is searched for; None takes it as it is.
     """
 
     def __init__(
@@ -96,7 +112,9 @@ class Selector:
         embedder: Embedder | None,
         index: NodeIndex,
         words: WordIndex,
+        rewrite: Rewrite | None = None,
     ):
+        self._rewrite = rewrite
         self._model, self._config, self._codec, self._embedder, self._index = model, config, codec, embedder, index
         self._leaf_states, self._postings = LeafStates(model, config.tree, index), Postings(words, index)
         self._prefilter: tuple[Leaves, Prefilter] | None = None
@@ -252,16 +270,39 @@ class Selector:
                 f"The query has a lone surrogate at character {error.start}, which no encoding can hold; decode the "
                 "text it came from with the right encoding, or replace the character."
             ) from error
-        query = Query(text, self._model, self._codec, self._embedder, self._index, self._leaf_states, self._postings)
-        tokens, name = len(query.token_ids), self._model.name
+        limit, name = longest_query(self._model), self._model.name
+        if len(text) > limit * CHARACTERS_OF_TOKEN:
+            raise QueryError(
+                f"The query has {len(text):,} characters, and no more than {limit:,} tokens are searched for; shorten "
+                "it, or add it as a document."
+            )
+        texts = (text,) if self._rewrite is None else self._rewritten(text)
+        query = Query(
+            "\n".join(texts),
+            self._model,
+            self._codec,
+            self._embedder,
+            self._index,
+            self._leaf_states,
+            self._postings,
+            texts,
+        )
+        tokens = len(query.token_ids)
         if tokens == 0:
             raise QueryError(f"{name} reads no token in the query {text!r}; ask in other words.")
-        if tokens > self._model.context_window:
+        if tokens > limit:
             raise QueryError(
-                f"The query has {tokens} tokens and {name} reads {self._model.context_window}; shorten it, or add it "
-                "as a document."
+                f"The query has {tokens} tokens and {name} reads {limit} in a query; shorten it, or add it as a "
+                "document."
             )
         return query
+
+    def _rewritten(self, text: str) -> tuple[str, ...]:
+        given = self._rewrite(text)
+        texts = (given,) if isinstance(given, str) else tuple(given or ())
+        if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
+            raise QueryError(f"rewrite made {given!r} of the query; it must give a text, or several, with words in it.")
+        return texts
 
     def _considered(
         self,
@@ -280,7 +321,7 @@ class Selector:
                     raise ConfigError(
                         f"{setting}={count}: without a query nothing is nearer than all else; leave it out."
                     )
-                embedding = query.embedding
+                embedding = query.main.embedding
         if not keys:
             return np.zeros(0, np.int64)
         leaves, last = self._index.leaves(), keys[-1]
@@ -316,7 +357,7 @@ class Selector:
         if query is None:
             scores = torch.zeros(len(rows), device=leaves.codes.device)
         else:
-            scores = POLICIES[policy](query, leaves, taken)
+            scores = score(query, leaves, taken, policy)
         if smooth:
             scores = with_neighbours(scores, touching(leaves, rows), self._config.neighbour_weight)
         chunks, first, place = np.unique(leaves.chunk[rows], return_index=True, return_inverse=True)

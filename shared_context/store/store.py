@@ -34,6 +34,7 @@ from shared_context.store.node_index import NodeIndex
 from shared_context.store.overview import overview_html
 from shared_context.store.selection import SelectedNode, Selection
 from shared_context.store.selections import Selections
+from shared_context.store.selector import Rewrite
 from shared_context.store.sync import SyncReport, plan_sync
 
 
@@ -49,6 +50,8 @@ class SharedLLMContextStore:
         config: settings; None takes the stored ones, or the defaults for a new store.
         embedder: "auto" is what the store was made with, and MiniLM for a new one; None uses none; or an
             :class:`~shared_context.store.embedder.Embedder` of your own.
+        rewrite: makes of each query what is searched for, a text or several of which the best counts: a question of its
+            own of a message, say, or what an answer would look like. None searches for the query as it is.
 
     Raises:
         StoreFormatError: where the folder is something else, half written or of a newer format.
@@ -67,7 +70,9 @@ class SharedLLMContextStore:
         *,
         config: StoreConfig | None = None,
         embedder: Embedder | Literal["auto"] | None = "auto",
+        rewrite: Rewrite | None = None,
     ):
+        self._rewrite = rewrite
         known = embedder is None or embedder == "auto" or isinstance(embedder, Embedder)
         require(known, "embedder", embedder, "must be 'auto', None or an object with name, dimension and encode()")
         self.model = model
@@ -120,7 +125,7 @@ class SharedLLMContextStore:
         shape = NodeShape(codec.size, dimension)
         self._catalogue = Catalogue(self._database, self._new_index(), shape, self._encoder)
         self._documents = DocumentStore(self._catalogue, Ingestion(model, codec, embedder, config.tree), config)
-        self._selections = Selections(model, config, codec, embedder, self._catalogue, self._encoder)
+        self._selections = Selections(model, config, codec, embedder, self._catalogue, self._encoder, self._rewrite)
         self._conversations = Conversations(
             model, self._database, self._catalogue, self._documents, self._selections, self._new_index
         )

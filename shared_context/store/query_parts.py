@@ -1,0 +1,120 @@
+"""The parts of a query: what a long message asks is found by itself, however much stands around it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+WHOLE_TOKENS = 40
+"""Up to here a query is compared as a whole: it is one question, and every word of it counts."""
+
+PART_TOKENS = 64
+"""A part has no more."""
+
+MOST_PARTS = 32
+"""Of a message that has more, the first and the last ones count."""
+
+MOST_BESIDE = 8
+"""Parts that ask nothing, where others do."""
+
+BESIDE = 0.6
+"""Weight of a part that asks nothing, where another one does."""
+
+BEFORE = 0.85
+"""Weight of a part that is not the last, where none asks."""
+
+_SENTENCE = re.compile(r"[^.!?。！？؟\n]*(?:[.!?](?![\s\"')\]])[^.!?。！？؟\n]*)*(?:[.!?。！？؟]+[\"')\]]*|\n+|$)")
+
+_QUESTION_MARK = re.compile(r"[?？؟][\"')\]]*\s*$")
+
+_ASKS = re.compile(
+    r"(?:(?:please|and|but|so|also|now|then|bitte|und)[, ]+)*(?:"
+    r"who|whom|whose|what|when|where|which|why|how|tell me|explain|describe|list|name|find|show me|look up|"
+    r"summari[sz]e|"
+    r"can you|could you|would you|do you|i (?:want|need|would like|should like) to know|i wonder|"
+    r"wer|wem|wen|wessen|was|wann|wo|woher|wohin|welche[rsnm]?|warum|wieso|wie|nenne?|erkläre?|"
+    r"qui|que|quoi|quand|où|quelle?s?|pourquoi|comment|combien|"
+    r"quién|qué|cuándo|dónde|cuál(?:es)?|cómo|cuánt[oa]s?"
+    r")\b",
+    re.IGNORECASE,
+)
+"""How sentences begin that ask without a question mark."""
+
+_REFERS = re.compile(r"\b(?:it|its|they|them|their|this|that|these|those|there|he|him|his|she|her)\b", re.IGNORECASE)
+
+_TURN = re.compile(r"^\s*(user|human|assistant|ai|bot|system)\s*:\s*", re.IGNORECASE | re.MULTILINE)
+"""What turns begin with in a conversation that was written out as one text."""
+
+_ANNOUNCED = re.compile(r"^[^:：]{1,60}[:：]\s+(?=\S+\s+\S+\s+\S)")
+"""What announces a question: ``My question: how ...``."""
+
+
+class Part(NamedTuple):
+    """A part of a query.
+
+    Attributes:
+        text: what is compared.
+        weight: how much it counts, up to 1.
+    """
+
+    text: str
+    weight: float = 1.0
+
+
+def parts(text: str, count: Callable[[str], int]) -> list[Part]:
+    """What of a query is compared, each part by itself; the best one counts.
+
+    A short query is one part. Of a longer one each sentence that asks is a part, together with the one before it where
+    it refers to that; what stands between is cut into parts of several sentences, which weigh less. Where nothing is
+    recognised as a question, the last part counts most. Of a conversation the last turn asks, and no earlier one.
+
+    Args:
+        text: the query, not blank.
+        count: tokens of a text.
+    """
+    if count(text) <= WHOLE_TOKENS:
+        return [Part(text)]
+    turns = list(_TURN.finditer(text))
+    last_turn = turns[-1].start() if len(turns) > 1 else 0
+    asked: list[Part] = []
+    told: list[str] = []
+    before = ""
+    for start, sentence in _sentences(text, count):
+        if start >= last_turn and _asks(sentence):
+            asked.append(Part(_ANNOUNCED.sub("", sentence)))
+            if before and _REFERS.search(sentence) and count(f"{before} {sentence}") <= PART_TOKENS:
+                asked.append(Part(f"{before} {sentence}"))
+        elif told and told[-1] == before and count(f"{before} {sentence}") <= PART_TOKENS:
+            told[-1] = f"{before} {sentence}"
+            before = told[-1]
+            continue
+        else:
+            told.append(sentence)
+        before = sentence
+    if asked:
+        return _some(asked, MOST_PARTS) + [Part(each, BESIDE) for each in _some(told, MOST_BESIDE)]
+    *others, last = _some(told, MOST_PARTS) or [text]
+    return [*(Part(each, BEFORE) for each in others), Part(last)]
+
+
+def _some(found: list[T], most: int) -> list[T]:
+    """The first and the last ones; no more than ``most``."""
+    return found if len(found) <= most else found[: most // 2] + found[-(most - most // 2) :]
+
+
+def _asks(sentence: str) -> bool:
+    return bool(_QUESTION_MARK.search(sentence) or _ASKS.match(_ANNOUNCED.sub("", sentence)))
+
+
+def _sentences(text: str, count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
+    """Sentences, and pieces of those that have too many tokens, each with its first character."""
+    for found in _SENTENCE.finditer(text):
+        sentence = _TURN.sub("", found.group()).strip()
+        if not sentence:
+            continue
+        pieces = -(-count(sentence) // PART_TOKENS)
+        size = -(-len(sentence) // pieces)
+        yield from ((found.start(), sentence[at : at + size].strip()) for at in range(0, len(sentence), size))
