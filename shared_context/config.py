@@ -16,6 +16,9 @@ from shared_context.errors import ConfigError, SharedContextError
 Policy = Literal["hybrid", "late_interaction", "embedding", "lexical", "last_token"]
 Search = Literal["best_first", "split_and_search"]
 InjectionKind = Literal["prefix", "cross_attention"]
+Rows = Literal["importance", "stride"]
+"""Which rows of a node a coarse grain keeps: the most important over all heads and layers together, other ones in every
+head; or every ratio-th, the same in all heads (arXiv 2603.04759)."""
 
 MIB = 1024**2
 GIB = 1024**3
@@ -61,14 +64,19 @@ class TreeConfig:
             shows nothing of it. None for all of them is the default: an untrained model gains nothing from strided
             KV (see docs/figures.md). The paper's are :func:`paper_ratios`.
         fine: the ratio of an opened leaf.
+        rows: which rows a grain above 1 keeps, "importance" or "stride"; None is what the model's adapter is served
+            with, and importance without one.
     """
 
     chunk_size: int = 1024
     height: int | None = None
     coarse: tuple[int | None, ...] | None = None
     fine: int = 1
+    rows: Rows | None = None
 
     def __post_init__(self) -> None:
+        if self.rows is not None:
+            one_of("rows", self.rows, Rows)
         if self.height is None:
             object.__setattr__(self, "height", max((self.chunk_size // LEAF_TOKENS).bit_length() - 1, 0))
         require(self.height >= 0, "height", self.height, "must be 0 or more levels")
@@ -128,13 +136,17 @@ class CacheConfig:
         memory_bytes: bytes of KV kept in memory; the least recently used chunk goes first.
         disk_bytes: bytes of KV kept in the store's folder. 0 keeps none; a store in memory never keeps any.
         quantize: keep KV as int8 with one scale per channel, half the size of bfloat16.
+        finest: the finest ratio that is kept of a chunk: 1 keeps all rows, 4 the most important quarter of them.
+            Asking for a finer grain computes the chunk again.
     """
 
     memory_bytes: int = GIB
     disk_bytes: int = 8 * GIB
     quantize: bool = False
+    finest: int = 1
 
     def __post_init__(self) -> None:
+        require(_is_ratio(self.finest), "finest", self.finest, "must be a whole ratio of 1 or more")
         require(self.memory_bytes >= 0, "memory_bytes", self.memory_bytes, "must be 0 or more bytes")
         require(self.disk_bytes >= 0, "disk_bytes", self.disk_bytes, "must be 0 or more bytes")
 

@@ -70,7 +70,7 @@ class Passage:
     def kv_entries(self) -> int:
         return len(self._rows)
 
-    def key_values(self) -> ContextKV:
+    def key_values(self, room: int | None = None) -> ContextKV:
         return ContextKV([self._kv], [self._rows], self._ids[self._rows])
 
 

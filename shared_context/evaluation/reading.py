@@ -69,7 +69,7 @@ class ReadText:
         """Tokens."""
         return len(self.reader.tokens(self.text))
 
-    def key_values(self) -> ContextKV:
+    def key_values(self, room: int | None = None) -> ContextKV:
         """All of its keys and values, as they stand."""
         ids = self.reader.tokens(self.text)
         return ContextKV([self.reader.read(self.text)], [torch.arange(len(ids))], ids)

@@ -3,17 +3,32 @@
 ``triton`` is imported only when a kernel is launched; without it, and without a GPU, PyTorch does the work.
 """
 
-from shared_context.kernels.kv_assembly import ChunkKV, assemble, assemble_reference, rotate_keys
+from shared_context.kernels.kv_assembly import (
+    ChunkKV,
+    RaggedContext,
+    RaggedKV,
+    assemble,
+    assemble_ragged,
+    assemble_reference,
+    rotate_keys,
+)
 from shared_context.kernels.late_interaction import late_interaction_scores, node_scores, quantize_codes
+from shared_context.kernels.ragged_attention import attention_with_lse, joined, ragged_attention
 from shared_context.kernels.split_and_search import split_and_search
 
 __all__ = [
     "ChunkKV",
+    "RaggedContext",
+    "RaggedKV",
     "assemble",
+    "assemble_ragged",
     "assemble_reference",
+    "attention_with_lse",
+    "joined",
     "late_interaction_scores",
     "node_scores",
     "quantize_codes",
+    "ragged_attention",
     "rotate_keys",
     "split_and_search",
 ]

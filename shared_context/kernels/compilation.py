@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 
 from shared_context.kernels.kv_assembly.triton_kernel import assembly_kernel, entries_of_a_program
 from shared_context.kernels.late_interaction.triton_kernel import LEAVES, leaf_scores_kernel, node_scores_kernel
+from shared_context.kernels.ragged_attention.triton_kernel import ENTRIES, QUERIES, ragged_attention_kernel
 from shared_context.kernels.split_and_search.triton_kernel import split_and_search_kernel
 
 TARGETS = {
@@ -112,6 +113,16 @@ def variants() -> Iterator[Variant]:
             | {"ELEMENT": tl.str_to_ty(element, None), "HALF_DIM": half, "HEAD_DIM": head_dim}
             | {"HALF": triton.next_power_of_2(half), "REST": triton.next_power_of_2(max(1, head_dim - 2 * half))}
             | {"HEAD": triton.next_power_of_2(head_dim), "ALIGNED": 16, "QUANTIZED": element == "i8"},
+        )
+    for element, head_dim, masked in (("bf16", 64, False), ("bf16", 128, True), ("fp16", 96, False)):
+        yield Variant(
+            f"ragged attention, {element}, heads of {head_dim}{', masked' if masked else ''}",
+            ragged_attention_kernel,
+            {name: f"*{element}" for name in ("query", "keys", "values", "out")}
+            | {"table": "*i64", "mask": "*fp32" if masked else f"*{element}", "lse": "*fp32", "scaling": "fp32"}
+            | {"row_stride": "i32:16"},
+            {"HEAD_DIM": head_dim, "HEAD": triton.next_power_of_2(head_dim), "QUERIES": QUERIES, "ENTRIES": ENTRIES}
+            | {"HAS_MASK": masked, "PRECISION": "tf32", "DOT": tl.str_to_ty(element, None)},
         )
 
 

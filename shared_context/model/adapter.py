@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shared_context.config import InjectionKind, one_of, require
+from shared_context.config import InjectionKind, Rows, one_of, require
 from shared_context.errors import AdapterError, ConfigError, ModelMismatchError
 
 CONFIG_FILE = "adapter_config.json"
@@ -41,6 +41,7 @@ class AdapterConfig:
         height: levels below the root of the trees it was trained on.
         split_noise: noise of the split points of the trees it was trained on, as a share of the span.
         tokens_seen: tokens that it was trained on, those of contexts, prompts and answers together.
+        rows: which rows of a coarse grain it is served with, where nothing else is asked for.
     """
 
     base_model: str
@@ -55,9 +56,11 @@ class AdapterConfig:
     height: int | None = None
     split_noise: float | None = None
     tokens_seen: int = 0
+    rows: Rows = "stride"
 
     def __post_init__(self) -> None:
         one_of("injection", self.injection, InjectionKind)
+        one_of("rows", self.rows, Rows)
         require(self.injection_layers >= 1, "injection_layers", self.injection_layers, "must be 1 or more")
         if self.injection == "prefix" or self.rank is not None:
             require(self.rank is not None and self.rank >= 1, "rank", self.rank, "must be 1 or more")

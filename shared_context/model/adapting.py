@@ -39,5 +39,6 @@ def put_to_work(adapter: Adapter, compressor: Compressor, decoder: InjectingDeco
     else:
         lora = InjectionLoRA(model, config.injection_layers, config.rank, config.alpha)
         adapter.load_into(lora)
-        compressor.adapt(model, by_layer(lora.compress.merged(model)))
-        decoder.adapt(with_projections(model, by_layer(lora.decode.merged(model))))
+        reading = by_layer(lora.decode.merged(model))
+        compressor.adapt(model, by_layer(lora.compress.merged(model)), reading)
+        decoder.adapt(with_projections(model, reading))

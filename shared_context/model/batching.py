@@ -78,7 +78,7 @@ class Columns:
             texts: the running text of each row.
             padding: the id of what pads.
         """
-        width = max((c.entries for c in contexts if c is not None), default=0)
+        width = max((c.columns for c in contexts if c is not None), default=0)
         longest = max(map(len, texts))
         rows, masks = [], []
         for context, text in zip(contexts, texts, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,8 +11,10 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from shared_context.errors import SharedContextError, WindowExceededError
 from shared_context.kernels import ChunkKV
 from shared_context.model.cache import CACHE_ARGUMENT, RoomyLayer, pages
+from shared_context.model.importance import METHOD, OVERLAP, ImportanceObserver, of_equal_length, parts_of_a_repetition
 
 
 class LowerModel:
@@ -36,6 +39,7 @@ class LowerModel:
         lower.config = config
         self._model = lower
         self.layers = layers
+        self.dtype = base.dtype
 
     def hidden_states(self, ids: torch.Tensor) -> torch.Tensor:
         """States after the last of the layers, without the final norm.
@@ -71,6 +75,22 @@ class LowerModel:
         room = pages(shape, self._model.dtype, ids.device)
         self._model(**settings, **{CACHE_ARGUMENT: Cache(layers=[RoomyLayer(part, 0) for part in room.unbind(1)])})
         return room
+
+    def read_behind(self, kv: torch.Tensor, ids: torch.Tensor, first_position: int, **watched: object) -> None:
+        """Run over tokens that stand behind others whose keys and values are known.
+
+        Args:
+            kv: keys and values of the others in every layer, [2, layers, batch, kv_heads, entries, head_dim].
+            ids: token ids [batch, tokens].
+            first_position: of the first of them.
+            **watched: handed down to attention.
+        """
+        before, tokens = kv.shape[4], ids.shape[1]
+        room = pages((*kv.shape[:4], before + tokens, kv.shape[5]), kv.dtype, kv.device)
+        room[..., :before, :] = kv
+        cache = Cache(layers=[RoomyLayer(part, before) for part in room.unbind(1)])
+        positions = torch.arange(first_position, first_position + tokens, device=ids.device)[None]
+        self._model(input_ids=ids, position_ids=positions, use_cache=True, **{CACHE_ARGUMENT: cache}, **watched)
 
 
 def _with_weights(layer: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -114,7 +134,13 @@ class Compressor:
         layers: M, the bottom layers whose keys and values are passed up.
         prefix_ids: tokens in front of every chunk while it is encoded; they are the attention sink and are not part
             of what is returned.
+        request_ids: tokens behind a chunk that ask the model to repeat it.
+        window: tokens that the model may read together; None sets no limit.
         lock: held while the model runs; None where that may go on beside others.
+
+    Attributes:
+        layers: M.
+        importance_method: how :meth:`importance` computes it; other methods give other numbers.
     """
 
     def __init__(
@@ -122,22 +148,37 @@ class Compressor:
         model: PreTrainedModel,
         layers: int,
         prefix_ids: Sequence[int],
+        request_ids: Sequence[int] = (),
+        window: int | None = None,
         lock: AbstractContextManager[object] | None = None,
     ):
         self._lock = lock or nullcontext()
-        self._lower = bottom_layers(model, layers)
+        self._lower = self._reader = bottom_layers(model, layers)
         self._first = bottom_layers(model, 1)
-        self._prefix = torch.tensor(prefix_ids, dtype=torch.long, device=model.device)
+        self._prefix, self._request = (
+            torch.tensor(ids, dtype=torch.long, device=model.device) for ids in (prefix_ids, request_ids)
+        )
+        self._prefix_kv: torch.Tensor | None = None
+        self._window = window
         self.layers = layers
+        self.importance_method = f"{METHOD}/{hashlib.sha256(str(list(request_ids)).encode()).hexdigest()[:8]}"
 
-    def adapt(self, model: PreTrainedModel, projections: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
+    def adapt(
+        self,
+        model: PreTrainedModel,
+        projections: Mapping[int, Mapping[str, torch.Tensor]],
+        reading: Mapping[int, Mapping[str, torch.Tensor]],
+    ) -> None:
         """Encode with other weights from now on; first-layer states stay those of the model's own.
 
         Args:
             model: the whole causal language model.
             projections: weights, by layer and name, of the attention's projections.
+            reading: those that the decoder reads with, which say what it needs of a chunk.
         """
         self._lower = LowerModel(model.base_model, self.layers, projections)
+        self._reader = LowerModel(model.base_model, self.layers, reading)
+        self._prefix_kv = None
 
     def key_values(self, chunks: Sequence[torch.Tensor]) -> torch.Tensor:
         """What :meth:`encode` is made of, as one padded tensor that gradients pass through.
@@ -166,6 +207,55 @@ class Compressor:
         """
         kv = self.key_values(chunks)
         return [ChunkKV(_on_its_own(kv[:, :, i, :, : len(chunk)])) for i, chunk in enumerate(chunks)]
+
+    @torch.inference_mode()
+    def importance(self, chunks: Sequence[torch.Tensor], encodings: Sequence[ChunkKV]) -> list[torch.Tensor]:
+        """How much the model needs each row of each head to repeat the chunk: one further pass behind its own KV.
+
+        See :class:`~shared_context.model.importance.ImportanceObserver`. Chunks of one length run as one batch.
+
+        Args:
+            chunks: token ids, one tensor [tokens] per chunk.
+            encodings: what :meth:`encode` made of them.
+
+        Returns:
+            For each chunk float16 [M, kv_heads, tokens] on the processor, between 0 and 1.
+
+        Raises:
+            WindowExceededError: a chunk and a part of its repetition do not fit the model's window.
+            SharedContextError: keys or values are infinite or NaN.
+        """
+        found: dict[int, torch.Tensor] = {}
+        for group in of_equal_length(chunks):
+            ids = torch.stack([chunks[number].to(self._prefix.device) for number in group])
+            kv = torch.stack([encodings[n].dequantized(self._lower.dtype).data for n in group], dim=2)
+            found |= zip(group, self._importance(ids, kv.to(ids.device)), strict=True)
+        return [found[number] for number in range(len(chunks))]
+
+    def _importance(self, ids: torch.Tensor, kv: torch.Tensor) -> list[torch.Tensor]:
+        """That of chunks [batch, tokens] of one length, from their KV [2, M, batch, kv_heads, tokens, head_dim]."""
+        batch, tokens = ids.shape
+        before = len(self._prefix) + tokens
+        room = tokens + OVERLAP + 1 if self._window is None else self._window - before - len(self._request)
+        if room <= OVERLAP:
+            raise WindowExceededError(
+                f"A chunk of {tokens} tokens and its repetition do not fit the window of {self._window} tokens: make "
+                'the store with smaller chunks, TreeConfig(chunk_size=...), or show every r-th row, rows="stride".'
+            )
+        with self._lock:
+            if self._prefix_kv is None:
+                self._prefix_kv = self._lower.key_values(self._prefix[None])
+            known = torch.cat([self._prefix_kv.expand(-1, -1, batch, -1, -1, -1), kv], dim=4)
+            observer = ImportanceObserver(self.layers, len(self._prefix), tokens)
+            for begin, end in parts_of_a_repetition(tokens, room):
+                repeated = torch.cat([self._request.expand(batch, -1), ids[:, begin:end]], dim=1)
+                self._reader.read_behind(known, repeated, before, observer=observer)
+        importance = observer.importance()
+        if not all(torch.isfinite(scores).all() for scores in importance):
+            raise SharedContextError(
+                f"The model's attention over a chunk is infinite or NaN in {self._lower.dtype}: load it in float32."
+            )
+        return importance
 
     @torch.inference_mode()
     def first_layer_states(self, chunks: Sequence[torch.Tensor]) -> list[torch.Tensor]:

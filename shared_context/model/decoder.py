@@ -29,6 +29,7 @@ class InjectingDecoder:
         tokenizer: its tokenizer.
         injection: how it is shown the context.
         sink: tokens in front of each chunk while it was encoded.
+        window: tokens that the model may read together.
 
     Attributes:
         lock: hooks and the random state belong to the whole process, so one generation runs at a time.
@@ -40,12 +41,13 @@ class InjectingDecoder:
         tokenizer: PreTrainedTokenizerBase,
         injection: PrefixInjection | CrossAttentionInjection,
         sink: int,
+        window: int,
     ):
         self.hf_model = model
         self.tokenizer = tokenizer
         self.injection = injection
         self.lock = threading.RLock()
-        self._sink = sink
+        self._sink, self._window = sink, window
         self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
         self._read_with(model)
 
@@ -89,11 +91,14 @@ class InjectingDecoder:
             room: tokens to leave free behind the running text.
             in_place: the cache may not hold all of the context yet, see :meth:`PrefixInjection.cache`.
         """
-        contexts = [r.context.key_values() if r.context is not None else None for r in requests]
-        injected = self.injection.installed(self.hf_model, contexts, self._sink)
+        contexts = [
+            r.context.key_values(self._window - len(r.prompt) - room) if r.context is not None else None
+            for r in requests
+        ]
         in_cache = contexts if self.injection.in_cache else [None] * len(contexts)
         # What stands before an injection that is not in the cache must see it too, so it is read anew.
         prefix = requests[0].prompt.prefix if self.injection.in_cache else ()
+        injected = self.injection.installed(self.reader(requests[0]), contexts, self._sink, len(prefix))
         texts = [[*r.prompt.prefix[len(prefix) :], *r.prompt.suffix] for r in requests]
         columns = Columns.of(in_cache, prefix, texts, self.tokenizer.pad_token_id or 0)
         inputs: dict[str, Any] = {

@@ -8,15 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shared_context.kernels import ChunkKV, assemble
+from shared_context.kernels import ChunkKV, assemble, attention_with_lse
 
 ROWS_PER_RUN, ROWS_PER_QUERY = 96, 5
 """Rows that could be copied and have their keys turned in the time that reading a run in place costs besides: for its
 calls in every layer, and for each query, which is turned for every run anew. Estimated from times on two cores."""
-
-_flash_attention = torch._scaled_dot_product_flash_attention_for_cpu
-"""torch's own attention on a processor, which also gives the logarithm of each softmax's denominator."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -68,27 +64,24 @@ class EncodingsInPlace:
         self,
         layer: int,
         query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
+        others: Sequence[tuple[torch.Tensor, torch.Tensor]],
         scaling: float | None,
     ) -> torch.Tensor:
-        """Attention over the runs and over what the cache itself holds, in one softmax.
+        """Attention over the runs and over other parts of the context, in one softmax.
 
         Args:
             layer: number of the layer, one of the bottom M.
-            query: [1, kv_heads, rows, head_dim], the query heads that share a KV head one behind the other.
-            key, value: [1, kv_heads, entries, head_dim], of the cache itself.
-            mask: additive, [1, 1, rows, entries], over the cache's own entries: runs are seen by every query.
+            query: [1, kv_heads, rows, head_dim], the query heads that share a KV head one behind the other. Runs are
+                seen by every query.
+            others: what the other parts gave, as :func:`~shared_context.kernels.joined` takes them.
             scaling: of the scores; None is ``head_dim ** -0.5``.
 
         Returns:
             [1, kv_heads, rows, head_dim].
         """
-        turned = self._turned(query)
-        attended = [_flash_attention(query, key, value, attn_mask=mask, scale=scaling)]
-        for asked, keys, values in zip(turned.unbind(0), self._keys, self._values, strict=True):
-            attended.append(_flash_attention(asked, keys[layer], values[layer], scale=scaling))
+        attended = list(others)
+        for asked, keys, values in zip(self._turned(query).unbind(0), self._keys, self._values, strict=True):
+            attended.append(attention_with_lse(asked, keys[layer], values[layer], scaling=scaling))
         outputs, logarithms = zip(*attended, strict=True)
         shares = torch.stack(logarithms).softmax(dim=0)
         weighted = self._scratch("weighted", (len(outputs), *query.shape), torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +15,19 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from shared_context.kernels import ChunkKV, assemble, rotate_keys
+from shared_context.kernels import (
+    ChunkKV,
+    RaggedContext,
+    RaggedKV,
+    assemble,
+    assemble_ragged,
+    attention_with_lse,
+    joined,
+    ragged_attention,
+    rotate_keys,
+)
 from shared_context.model.cache import RoomyCache, RoomyLayer
+from shared_context.model.importance import ImportanceObserver
 from shared_context.model.in_place import EncodingsInPlace, Run, split_runs
 from shared_context.model.low_rank import LowRank
 
@@ -25,34 +36,63 @@ ATTENTION = "shared_context"
 
 
 @dataclass(frozen=True)
+class CoarseKV:
+    """The rows of a chunk that its coarse nodes show, other ones in every head.
+
+    Attributes:
+        kv: the rows, their keys as they stood while the chunk was encoded.
+        places: of each row its place among the positions of the context, int64 [rows].
+        positions: for each row the row that it is of the whole encoding, int64 [rows].
+    """
+
+    kv: RaggedKV
+    places: torch.Tensor
+    positions: torch.Tensor
+
+
+@dataclass(frozen=True)
 class ContextKV:
     """What a selection hands to the decoder, still in the chunks' own encoding.
 
     Attributes:
-        chunks: the encodings of the chunks, in document order.
-        rows: for each chunk the rows of its encoding that its cut keeps, [n_i].
-        places: for each kept token its place in the order in which the decoder reads them, [n_i], together 0 to
-            entries - 1; the last place is next to the prompt. None reads the chunks as they stand. Cross-attention
-            tells chunks apart, not tokens, and pays no heed to it.
-        positions: for each kept row the row that it is of the whole encoding, [n_i], counted from where encoding began.
-            None where encodings are whole.
-        token_ids: the ids of the kept tokens, [entries]; the decoder computes nothing from them, but penalties on
+        chunks: the encodings of the chunks, in document order; None for one of which every head shows other rows.
+        rows: for each chunk the rows of its encoding that its cut keeps in every head, [n_i].
+        token_ids: the ids of those rows' tokens, [columns]; the decoder computes nothing from them, but penalties on
             repetition count them.
+        places: for each of those rows its place among the positions of the context, [n_i]; the last place is next to
+            the prompt. None reads the chunks as they stand. Cross-attention tells chunks apart, not tokens, and pays
+            no heed to it.
+        positions: for each of those rows the row that it is of the whole encoding, [n_i], counted from where encoding
+            began. None where encodings are whole.
+        coarse: for each chunk what its coarse nodes show; None for chunks without any, or where none has any.
+        span: positions that the context takes; None is as many as it has columns.
     """
 
-    chunks: Sequence[ChunkKV]
+    chunks: Sequence[ChunkKV | None]
     rows: Sequence[torch.Tensor]
     token_ids: torch.Tensor
     places: Sequence[torch.Tensor] | None = None
     positions: Sequence[torch.Tensor] | None = None
+    coarse: Sequence[CoarseKV | None] | None = None
+    span: int | None = None
 
     @property
-    def entries(self) -> int:
-        """KV entries per layer."""
+    def columns(self) -> int:
+        """KV entries that every head has."""
         return len(self.token_ids)
 
+    @property
+    def length(self) -> int:
+        """Positions that the context takes."""
+        return self.columns if self.span is None else self.span
+
+    @property
+    def coarse_parts(self) -> list[CoarseKV]:
+        """What coarse nodes show, chunk by chunk."""
+        return [part for part in self.coarse or () if part is not None]
+
     def turned_by(self, targets: Iterable[torch.Tensor | int], sink: int) -> list[torch.Tensor]:
-        """By how many positions each kept key is turned, [n_i] for each chunk.
+        """By how many positions each key that every head keeps is turned, [n_i] for each chunk.
 
         Args:
             targets: for each chunk the positions that its kept keys are turned to, or the one for all of them.
@@ -71,6 +111,8 @@ def attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     in_place: EncodingsInPlace | None = None,
+    ragged: RaggedContext | None = None,
+    observer: ImportanceObserver | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention over a cache whose upper layers do not hold the context.
@@ -85,33 +127,48 @@ def attention(
         attention_mask: additive [batch, 1, queries, columns >= keys], from :func:`additive_mask`; None is causal.
         in_place: what the first columns of the bottom layers stand for but do not hold; a forward pass of the whole
             model hands it down to here.
+        ragged: what the bottom layers attend to beside the cache, other rows in every head; handed down, too.
+        observer: watches what is asked of the keys; handed down, too.
 
     Returns:
         [batch, queries, heads, head_dim] and None (attention weights are never formed).
     """
     batch, heads, queries, head_dim = query.shape
-    kv_heads, keys = key.shape[1], key.shape[2]
+    kv_heads = key.shape[1]
     group = heads // kv_heads
-    if in_place is not None and module.layer_idx < in_place.layers:
-        key, value = key[:, :, in_place.columns :], value[:, :, in_place.columns :]
-        own = key.shape[2]
-        mask = None if attention_mask is None else attention_mask[..., -own:].repeat(1, 1, group, 1)
-        packed = query.reshape(batch, kv_heads, group * queries, head_dim)
-        out = in_place.attend(module.layer_idx, packed, key, value, mask, scaling).reshape(query.shape)
-    elif attention_mask is None and queries > 1:
+    if observer is not None:
+        observer.see(module.layer_idx, query, key, scaling)
+    if in_place is not None and module.layer_idx >= in_place.layers:
+        in_place = None
+    if ragged is not None and module.layer_idx >= ragged.layers:
+        ragged = None
+    if in_place is None and ragged is None and attention_mask is None and queries > 1:
         # Without a mask all of the sequence is here; or it is one query, which sees every key.
         out = nn.functional.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=heads != kv_heads
         )
-    else:
-        mask = attention_mask
-        if mask is not None:
-            mask = mask[..., -keys:].expand(batch, 1, queries, keys).repeat(1, 1, group, 1)
-        packed = query.reshape(batch, kv_heads, group * queries, head_dim)
+        return out.transpose(1, 2).contiguous(), None
+    if in_place is not None:
+        key, value = key[:, :, in_place.columns :], value[:, :, in_place.columns :]
+    mask, own = attention_mask, key.shape[2]
+    if mask is None and queries > 1:
+        mask = query.new_full((queries, own), torch.finfo(query.dtype).min).triu(1 + own - queries)[None, None]
+    if mask is not None:
+        mask = mask[..., -own:].expand(-1, 1, queries, own).repeat(1, 1, group, 1)
+    packed = query.reshape(batch, kv_heads, group * queries, head_dim)
+    if in_place is None and ragged is None:
         out = nn.functional.scaled_dot_product_attention(
             packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
-        ).reshape(batch, heads, queries, value.shape[-1])
-    return out.transpose(1, 2).contiguous(), None
+        )
+    else:
+        layer, parts = module.layer_idx, [attention_with_lse(packed, key, value, mask, scaling)]
+        if ragged is not None:
+            # beams and several answers per question repeat the rows of the batch
+            times = batch // ragged.counts.shape[1]
+            starts, counts = (part[layer].repeat_interleave(times, 0) for part in (ragged.starts, ragged.counts))
+            parts.append(ragged_attention(packed, ragged.keys, ragged.values, starts, counts, scaling))
+        out = joined(parts) if in_place is None else in_place.attend(layer, packed, parts, scaling)
+    return out.reshape(batch, heads, queries, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
 def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor | None:
@@ -146,10 +203,24 @@ class PrefixInjection:
         self._memory: torch.Tensor | None = None
 
     def installed(
-        self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int
+        self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int, prefix: int
     ) -> AbstractContextManager[None]:
-        """Nothing has to be entered: the context is in the cache."""
-        return nullcontext()
+        """Show what is not in the cache to every forward pass of ``model`` while entered, which may be again and again.
+
+        Args:
+            model: the whole causal language model.
+            contexts: one per row of the batch; None injects nothing into that row.
+            sink: tokens in front of each chunk while it was encoded.
+            prefix: tokens of the prompt in front of the context.
+        """
+        parts = [c.coarse_parts if c is not None else [] for c in contexts]
+        deltas = [[prefix + p.places - (sink + p.positions) for p in row] for row in parts]
+        kv = [[part.kv for part in row] for row in parts]
+        ragged = assemble_ragged(kv, deltas, self.inv_freq, model.dtype, model.device)
+        if ragged is None:
+            return nullcontext()
+        beyond = [c.length - c.columns if c is not None else 0 for c in contexts]
+        return RaggedHook(model, ragged, torch.tensor(beyond, device=model.device))
 
     def cache(
         self,
@@ -162,8 +233,8 @@ class PrefixInjection:
     ) -> RoomyCache:
         """The decoder's cache, filled for a batch: the context's columns, padded on the left, then the prefix's.
 
-        Keys take contiguous positions behind the prefix, so that a selection stays inside the trained window however
-        long its documents are.
+        Keys take the places of their context behind the prefix, so that a selection stays inside the trained window
+        however long its documents are. What coarse nodes show is no part of the cache, see :meth:`installed`.
 
         Args:
             contexts: one per row of the batch; None injects nothing into that row.
@@ -176,7 +247,7 @@ class PrefixInjection:
                 model. For a single context on a processor. None copies everything now.
         """
         _, total_layers, kv_heads, prefix, head_dim = prefix_kv.shape
-        width = max((c.entries for c in contexts if c is not None), default=0)
+        width = max((c.columns for c in contexts if c is not None), default=0)
         batch, device = len(contexts), prefix_kv.device
         shape = (2, self.layers, batch, kv_heads, width + prefix + room, head_dim)
         memory = self._take_memory(math.prod(shape), dtype, device)
@@ -184,11 +255,12 @@ class PrefixInjection:
         runs: list[Run] = []
         for row, context in enumerate(contexts):
             # Padding is masked, but what is masked must still be a number.
-            lower[:, :, row, :, : width - (context.entries if context is not None else 0)] = 0
+            lower[:, :, row, :, : width - (context.columns if context is not None else 0)] = 0
             if context is not None:
-                places = context.places or torch.arange(context.entries).split([len(r) for r in context.rows])
+                places = context.places or torch.arange(context.columns).split([len(r) for r in context.rows])
                 deltas = context.turned_by([prefix + place for place in places], sink)
-                chunks, rows = context.chunks, context.rows
+                even = [part for part in zip(context.chunks, context.rows, deltas, strict=True) if part[0] is not None]
+                chunks, rows, deltas = ([part[i] for part in even] for i in range(3))
                 if queries is not None and batch == 1 and device.type == "cpu":
                     # The order of columns is nobody's concern: positions are in the keys.
                     runs, (chunks, rows, deltas) = split_runs(chunks, rows, deltas, dtype, queries)
@@ -224,6 +296,32 @@ class PrefixInjection:
             self._memory = memory
 
 
+class RaggedHook(AbstractContextManager[None]):
+    """While entered, every forward pass of the model attends to the ragged rows of a batch's contexts, too.
+
+    Args:
+        model: the whole causal language model.
+        ragged: the rows.
+        beyond: for each row of the batch, how many positions more its context takes than the cache has columns.
+    """
+
+    def __init__(self, model: PreTrainedModel, ragged: RaggedContext, beyond: torch.Tensor):
+        self._model, self._ragged, self._beyond = model, ragged, beyond
+        self._handle: RemovableHandle | None = None
+
+    def __enter__(self) -> None:
+        def show(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            positions = kwargs["position_ids"]
+            times = len(args[0] if args else kwargs["input_ids"]) // len(self._beyond)
+            moved = positions + self._beyond.repeat_interleave(times)[:, None]
+            return args, {**kwargs, "position_ids": moved, "ragged": self._ragged}
+
+        self._handle = self._model.register_forward_pre_hook(show, with_kwargs=True)
+
+    def __exit__(self, *raised: object) -> None:
+        self._handle.remove()
+
+
 class CrossAttention(nn.Module):
     """The paper's separate attention of one decoder layer: own norm, query and output projection.
 
@@ -246,9 +344,8 @@ class CrossAttention(nn.Module):
     def forward(
         self,
         states: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        mask: torch.Tensor,
+        context: RaggedContext,
+        layer: int,
         position: torch.Tensor,
         inv_freq: torch.Tensor,
     ) -> torch.Tensor:
@@ -256,8 +353,8 @@ class CrossAttention(nn.Module):
 
         Args:
             states: [batch, queries, hidden].
-            keys, values: [batch, kv_heads, entries, head_dim], keys rotated for their chunk's number.
-            mask: bool [batch, entries], False where a row of the batch is padded.
+            context: keys, rotated for their chunk's number, and values, of all layers; its batch may be repeated.
+            layer: its number.
             position: the position of all queries of a row, its number of chunks, [batch].
             inv_freq: [rotary_dim / 2].
 
@@ -270,15 +367,13 @@ class CrossAttention(nn.Module):
         query = self.q_proj(self.norm(own)).view(batch, queries, self.heads, self.head_dim)
         # one position for all queries of a row: the batch stands where rotate_keys expects the tokens
         query = rotate_keys(query.permute(1, 2, 0, 3), position, inv_freq).permute(2, 1, 0, 3)
-        out = nn.functional.scaled_dot_product_attention(
-            query,
-            keys.to(query.dtype),
-            values.to(query.dtype),
-            attn_mask=mask[:, None, None, :],
-            enable_gqa=self.heads != self.kv_heads,
-        )
-        # A row without context has nothing to attend to; its softmax is undefined, its contribution is none.
-        out = torch.where(mask.any(dim=1)[:, None, None, None], out, 0.0)
+        packed = query.reshape(batch, self.kv_heads, self.heads // self.kv_heads * queries, self.head_dim)
+        # beams and several answers per question repeat the rows of the batch
+        times = batch // context.counts.shape[1]
+        starts, counts = (part[layer].repeat_interleave(times, 0) for part in (context.starts, context.counts))
+        # A row without context has nothing to attend to and gets nothing.
+        out, _ = ragged_attention(packed, context.keys, context.values, starts, counts)
+        out = out.view(batch, self.heads, queries, self.head_dim)
         return self.o_proj(out.transpose(1, 2).reshape(batch, queries, -1)).to(states.dtype)
 
 
@@ -326,7 +421,7 @@ class CrossAttentionInjection(nn.Module):
         self.upper = None if rank is None else LowRank(model, layers, rank, alpha / rank, first=self.layers)
 
     def installed(
-        self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int
+        self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int, prefix: int
     ) -> AbstractContextManager[None]:
         """Inject the contexts into every forward pass of ``model`` while entered, which may be again and again.
 
@@ -334,29 +429,39 @@ class CrossAttentionInjection(nn.Module):
             model: the whole causal language model.
             contexts: one per row of the batch; None injects nothing into that row.
             sink: tokens in front of each chunk while it was encoded.
+            prefix: of the prompt; positions are the chunks' here, and none is taken by it.
         """
         if all(c is None for c in contexts):
             return nullcontext()
-        return CrossAttentionHooks(self, model, *self._gather(contexts, sink, model))
-
-    def _gather(
-        self, contexts: Sequence[ContextKV | None], sink: int, model: PreTrainedModel
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Padded KV [2, M, batch, kv_heads, entries, head_dim], its mask and the queries' positions."""
-        width = max(c.entries for c in contexts if c is not None)
-        shape = next(c.chunks[0].data.shape for c in contexts if c is not None)
-        kv = torch.zeros(
-            (2, self.layers, len(contexts), shape[2], width, shape[4]), dtype=model.dtype, device=model.device
-        )
-        mask = torch.zeros((len(contexts), width), dtype=torch.bool, device=model.device)
-        for row, context in enumerate(contexts):
-            if context is not None:
-                deltas = context.turned_by(range(len(context.rows)), sink)
-                place = kv[:, :, row, :, : context.entries]
-                assemble(context.chunks, context.rows, deltas, self.inv_freq, place)
-                mask[row, : context.entries] = True
+        parts: list[list[RaggedKV]] = []
+        deltas: list[list[torch.Tensor]] = []
+        for context in contexts:
+            parts.append([])
+            deltas.append([])
+            for number, kv, positions in _by_chunk(context):
+                parts[-1].append(kv)
+                deltas[-1].append(number - (sink + positions))
+        # In the type of what attends to it.
+        ragged = assemble_ragged(parts, deltas, self.inv_freq, self.attentions[0].q_proj.weight.dtype, model.device)
         position = torch.tensor([len(c.chunks) if c is not None else 0 for c in contexts], device=model.device)
-        return kv, mask, position
+        return nullcontext() if ragged is None else CrossAttentionHooks(self, model, ragged, position)
+
+
+def _by_chunk(context: ContextKV | None) -> Iterator[tuple[int, RaggedKV, torch.Tensor]]:
+    """All that a context shows, as ragged rows: the chunk's number, the rows, and which of the encoding they are."""
+    if context is None:
+        return
+    stood = context.positions or context.rows
+    for number, (chunk, rows, positions) in enumerate(zip(context.chunks, context.rows, stood, strict=True)):
+        if len(rows):
+            kept = torch.zeros(chunk.tokens, dtype=torch.bool)
+            kept[rows] = True
+            heads = chunk.layers * chunk.data.shape[2]
+            whole = chunk.ragged(kept.expand(chunk.layers, chunk.data.shape[2], -1))
+            yield number, whole, positions.repeat(heads)
+    for number, part in enumerate(context.coarse or ()):
+        if part is not None:
+            yield number, part.kv, part.positions
 
 
 class CrossAttentionHooks(AbstractContextManager[None]):
@@ -365,26 +470,25 @@ class CrossAttentionHooks(AbstractContextManager[None]):
     Args:
         injection: whose modules are used.
         model: the whole causal language model.
-        kv, mask, position: what all layers are given, see :class:`CrossAttention`; ``kv`` is [2, M, ...].
+        context, position: what all layers are given, see :class:`CrossAttention`.
     """
 
     def __init__(
         self,
         injection: CrossAttentionInjection,
         model: PreTrainedModel,
-        kv: torch.Tensor,
-        mask: torch.Tensor,
+        context: RaggedContext,
         position: torch.Tensor,
     ):
-        self._layers = list(zip(injection.attentions, model.base_model.layers, kv.unbind(1), strict=False))
+        self._layers = list(zip(injection.attentions, model.base_model.layers, strict=False))
         self._model, self._upper, self._stack = model, injection.upper, ExitStack()
-        self._mask, self._position, self._inv_freq = mask, position, injection.inv_freq
+        self._context, self._position, self._inv_freq = context, position, injection.inv_freq
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> None:
         if self._upper is not None:
             self._stack.enter_context(self._upper.installed(self._model))
-        for cross, layer, kv in self._layers:
+        for number, (cross, layer) in enumerate(self._layers):
             residual: dict[str, torch.Tensor] = {}
 
             def keep_input(_: nn.Module, args: tuple, kwargs: dict, residual: dict = residual) -> None:
@@ -395,20 +499,13 @@ class CrossAttentionHooks(AbstractContextManager[None]):
                 args: tuple,
                 output: object,
                 cross: CrossAttention = cross,
-                kv: torch.Tensor = kv,
+                number: int = number,
                 residual: dict = residual,
             ) -> object:
                 first = output[0] if isinstance(output, tuple) else output
                 states = residual.pop("states") + first
-                # beams and several answers per question repeat the rows of the batch
-                times = len(states) // len(self._mask)
-                added = first + cross(
-                    states,
-                    *kv.repeat_interleave(times, 1),
-                    self._mask.repeat_interleave(times, 0),
-                    self._position.repeat_interleave(times, 0),
-                    self._inv_freq,
-                )
+                position = self._position.repeat_interleave(len(states) // len(self._position))
+                added = first + cross(states, self._context, number, position, self._inv_freq)
                 return (added, *output[1:]) if isinstance(output, tuple) else added
 
             self._handles.append(layer.register_forward_pre_hook(keep_input, with_kwargs=True))

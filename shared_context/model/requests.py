@@ -25,8 +25,12 @@ class Context(Protocol):
     def kv_entries(self) -> int:
         """KV entries per layer."""
 
-    def key_values(self) -> ContextKV:
-        """The encodings and rows to inject."""
+    def key_values(self, room: int | None = None) -> ContextKV:
+        """The encodings and rows to inject.
+
+        Args:
+            room: positions that the context may take, no fewer than its entries; None sets no limit.
+        """
 
 
 @dataclass(frozen=True)

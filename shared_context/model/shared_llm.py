@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from shared_context.config import InjectionKind, one_of, require
+from shared_context.config import InjectionKind, Rows, one_of, require
 from shared_context.errors import ConfigError, QueryError
 from shared_context.model.adapter import Adapter, AdapterConfig, shipped_for
 from shared_context.model.adapting import check_injection, put_to_work
@@ -32,6 +32,7 @@ from shared_context.model.decoding import (
 )
 from shared_context.model.generation import Completion, CompletionStream
 from shared_context.model.identity import arithmetic, fingerprint
+from shared_context.model.importance import REQUEST
 from shared_context.model.injection import CrossAttentionInjection, PrefixInjection
 from shared_context.model.loading import load
 from shared_context.model.pretrained import DEFAULT_MODEL
@@ -107,10 +108,11 @@ class SharedLLMModel:
             else CrossAttentionInjection(model, injection_layers, inv_freq)
         )
         prefix = self.prompt_format.prefix
-        self._decoder = InjectingDecoder(model, tokenizer, self.injection, len(prefix))
+        self._decoder = InjectingDecoder(model, tokenizer, self.injection, len(prefix), context_window)
         # Hooks of cross-attention are on layers that the compressor has too.
         alone = None if injection == "prefix" else self._decoder.lock
-        self.compressor = Compressor(model, injection_layers, prefix, alone)
+        request = self.prompt_format.render([{"role": "user", "content": REQUEST}], with_context=True).suffix
+        self.compressor = Compressor(model, injection_layers, prefix, request, context_window, alone)
         self._requests = RequestReader(name, self.prompt_format, self.tokenize, context_window, self.injection.in_cache)
         self._constraints = ConstraintCompiler(tokenizer, model.config.vocab_size)
         self._adapter: Adapter | None = None
@@ -238,6 +240,11 @@ class SharedLLMModel:
     def has_adapter(self) -> bool:
         """Whether an adapter was loaded."""
         return self._adapter is not None
+
+    @property
+    def rows(self) -> Rows:
+        """Which rows coarse grains keep where nothing else is asked for: as the adapter is served."""
+        return "importance" if self._adapter is None else self._adapter.config.rows
 
     # Tokens
 

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from shared_context.config import GIB, require
-from shared_context.kernels.kv_assembly import ChunkKV
+from shared_context.kernels.kv_assembly import ChunkKV, RaggedKV
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,15 @@ _KEY = re.compile(r"[0-9a-f]{3,128}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _SUFFIX = ".safetensors"
 _TEMPORARY = ".tmp"
-_FORMAT = "shared-context-kv-1"
+_FORMAT = "shared-context-kv-2"
 _ABANDONED_S = 600.0
 """A temporary file of this age (seconds) has no writer any more."""
 _PAUSE_S = 60.0
 """After a failed write the disk is left alone for so long (seconds)."""
+
+
+CachedKV = ChunkKV | RaggedKV
+"""All rows of a chunk, or the most important of them, other ones in every head."""
 
 
 class KVCache(Protocol):
@@ -44,10 +48,10 @@ class KVCache(Protocol):
     Keys are lower-case hex digests of all that the KV depend on, so a key's content never changes.
     """
 
-    def get(self, key: str) -> ChunkKV | None:
+    def get(self, key: str) -> CachedKV | None:
         """The chunk under ``key``, in the dtype it is kept in, or None. Its tensors are shared: read only."""
 
-    def put(self, key: str, chunk_kv: ChunkKV) -> None:
+    def put(self, key: str, chunk_kv: CachedKV) -> None:
         """Keep ``chunk_kv`` under ``key`` as far as the limits allow."""
 
     def __contains__(self, key: object) -> bool:
@@ -86,6 +90,8 @@ class TieredKVCache(KVCache):
             wrote at the latest after writing a sixteenth of the limit themselves.
         quantize: put int8 with one scale per channel; ``get`` then returns int8 chunks. Files that were written
             with another setting are served as they are.
+        importance_method: how the importance of what is put was computed. Importance in files that was computed by
+            another method is left out, and so are files of rows that were chosen by it.
 
     One lock guards everything: methods may be called from any thread.
 
@@ -101,19 +107,25 @@ class TieredKVCache(KVCache):
         disk_bytes: int = 8 * GIB,
         *,
         quantize: bool = False,
+        importance_method: str = "",
     ):
         require(memory_bytes >= 0, "memory_bytes", memory_bytes, "must be 0 or more bytes")
         require(disk_bytes >= 0, "disk_bytes", disk_bytes, "must be 0 or more bytes")
-        self._quantize = quantize
+        self._quantize, self._importance_method = quantize, importance_method
         self._limit = memory_bytes
-        self._chunks: OrderedDict[str, ChunkKV] = OrderedDict()  # least recently used first
+        self._chunks: OrderedDict[str, CachedKV] = OrderedDict()  # least recently used first
         self._bytes = 0
         self._counts = _Counts()
         self._folder = Path(folder) if folder is not None else None
-        self._disk = _Disk(self._folder, disk_bytes) if self._folder is not None and disk_bytes > 0 else None
+        self._disk = self._make_disk(disk_bytes)
         self._lock = threading.Lock()
 
-    def get(self, key: str) -> ChunkKV | None:
+    def _make_disk(self, disk_bytes: int) -> _Disk | None:
+        if self._folder is None or disk_bytes == 0:
+            return None
+        return _Disk(self._folder, disk_bytes, self._importance_method)
+
+    def get(self, key: str) -> CachedKV | None:
         """The chunk under ``key``, from memory or else from disk, or None. Its tensors are shared: read only."""
         _check(key)
         with self._lock:
@@ -131,18 +143,19 @@ class TieredKVCache(KVCache):
                 self._remember(key, chunk_kv)
             return chunk_kv
 
-    def put(self, key: str, chunk_kv: ChunkKV) -> None:
+    def put(self, key: str, chunk_kv: CachedKV) -> None:
         """Keep ``chunk_kv`` under ``key`` as far as the limits allow; tensors elsewhere are copied to host memory.
 
         Raises:
             ValueError: ``quantize`` is set and a key or value is infinite or NaN.
         """
         _check(key)
-        if self._quantize:
+        if self._quantize and isinstance(chunk_kv, ChunkKV):
             chunk_kv = chunk_kv.quantized()
-        chunk_kv = ChunkKV(_own(chunk_kv.data), None if chunk_kv.scale is None else _own(chunk_kv.scale))
+        chunk_kv = type(chunk_kv)(**{name: _own(tensor) for name, tensor in _tensors(chunk_kv).items()})
         # Encoded outside the lock, for it takes as long as the write.
-        content = _encode(key, chunk_kv) if self._disk is not None and self._disk.writable else None
+        writable = self._disk is not None and self._disk.writable
+        content = _encode(key, chunk_kv, self._importance_method) if writable else None
         with self._lock:
             self._remember(key, chunk_kv)
             if self._disk is not None and content is not None:
@@ -181,14 +194,14 @@ class TieredKVCache(KVCache):
         self.trim_disk(disk_bytes)
         with self._lock:
             if self._folder is not None:
-                self._disk = _Disk(self._folder, disk_bytes) if disk_bytes > 0 else None
+                self._disk = self._make_disk(disk_bytes)
 
     def trim_disk(self, disk_bytes: int) -> None:
         """Remove the least recently used files until the others take no more than so many bytes."""
         require(disk_bytes >= 0, "disk_bytes", disk_bytes, "must be 0 or more bytes")
         with self._lock:
             if self._folder is not None:
-                _Disk(self._folder, disk_bytes).make_room(0)
+                _Disk(self._folder, disk_bytes, self._importance_method).make_room(0)
 
     def stats(self) -> dict[str, Any]:
         """``{"memory": {...}, "disk": {...}}``, each with entries, bytes, limit_bytes, hits, misses and evictions.
@@ -201,7 +214,7 @@ class TieredKVCache(KVCache):
                 "disk": self._disk.stats() if self._disk is not None else _stats(0, 0, 0, _Counts()),
             }
 
-    def _remember(self, key: str, chunk_kv: ChunkKV) -> None:
+    def _remember(self, key: str, chunk_kv: CachedKV) -> None:
         self._forget(key)
         if chunk_kv.nbytes > self._limit:
             return
@@ -221,8 +234,9 @@ class TieredKVCache(KVCache):
 class _Disk:
     """The files of a :class:`TieredKVCache`, used under its lock. The folder is never trusted: others write to it."""
 
-    def __init__(self, folder: Path, limit: int):
+    def __init__(self, folder: Path, limit: int, importance_method: str):
         self._folder = folder
+        self._importance_method = importance_method
         self._limit = limit
         self._counts = _Counts()
         self._known = sum(size for _, size, _ in self.files())  # bytes when last listed, plus own writes since
@@ -238,7 +252,7 @@ class _Disk:
     def path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}{_SUFFIX}"
 
-    def read(self, key: str) -> ChunkKV | None:
+    def read(self, key: str) -> CachedKV | None:
         chunk_kv = self._read(key)
         if chunk_kv is None:
             self._counts.misses += 1
@@ -247,7 +261,7 @@ class _Disk:
             self.touch(key)
         return chunk_kv
 
-    def _read(self, key: str) -> ChunkKV | None:
+    def _read(self, key: str) -> CachedKV | None:
         path = self.path(key)
         try:
             # Read, not mapped: a mapping would pin the bytes of a file that another process removed to make room.
@@ -258,7 +272,7 @@ class _Disk:
             self._log_trouble(error)
             return None
         try:
-            return _decode(key, content)
+            return _decode(key, content, self._importance_method)
         except ValueError as error:
             logger.warning("removing %s from the KV cache, it will be computed again: %s", path, error)
             self.remove(path)
@@ -387,16 +401,23 @@ def _checksum(tensor: Tensor) -> str:
     return f"{zlib.crc32(tensor.view(torch.uint8).numpy().data, head):08x}"
 
 
-def _encode(key: str, chunk_kv: ChunkKV) -> bytes:
-    tensors = {"data": chunk_kv.data}
-    if chunk_kv.scale is not None:
-        tensors["scale"] = chunk_kv.scale
+def _tensors(chunk_kv: CachedKV) -> dict[str, Tensor]:
+    """Its tensors by name, but for those that it does not have."""
+    return {name: tensor for name, tensor in vars(chunk_kv).items() if tensor is not None}
+
+
+def _encode(key: str, chunk_kv: CachedKV, method: str) -> bytes:
+    tensors = _tensors(chunk_kv)
     checksums = {f"{name}_crc32": _checksum(tensor) for name, tensor in tensors.items()}
-    return save(tensors, metadata={"format": _FORMAT, "key": key, **checksums})
+    return save(tensors, metadata={"format": _FORMAT, "key": key, "importance": method, **checksums})
 
 
-def _decode(key: str, content: bytes) -> ChunkKV:
-    """The inverse of ``_encode``. ValueError where ``content`` is not what it made for ``key``."""
+def _decode(key: str, content: bytes, method: str) -> CachedKV | None:
+    """The inverse of ``_encode``; None where rows were chosen by another method than ``method``.
+
+    Raises:
+        ValueError: ``content`` is not what it made for ``key``.
+    """
     try:
         tensors = load(content)
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
@@ -405,9 +426,18 @@ def _decode(key: str, content: bytes) -> ChunkKV:
     metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     if metadata.get("format") != _FORMAT or metadata.get("key") != key:
         raise ValueError("not a file of this cache, or of another key")
-    if not {"data"} <= tensors.keys() <= {"data", "scale"}:
+    kind = RaggedKV if "counts" in tensors else ChunkKV
+    required = {"data", "tokens", "counts", "importance"} if kind is RaggedKV else {"data"}
+    if not required <= tensors.keys() <= {*required, "scale", "importance"}:
         raise ValueError(f"holds tensors {sorted(tensors)}")
     for name, tensor in tensors.items():
         if metadata.get(f"{name}_crc32") != _checksum(tensor):
             raise ValueError(f"the checksum of its {name} is wrong")
-    return ChunkKV(tensors["data"], tensors.get("scale"))
+    importance = tensors.get("importance")
+    if importance is not None and not (torch.isfinite(importance).all() and (importance >= 0).all()):
+        raise ValueError("its importance is negative, infinite or NaN")
+    if metadata.get("importance") != method:
+        if kind is RaggedKV:
+            return None
+        tensors.pop("importance", None)
+    return kind(**tensors)

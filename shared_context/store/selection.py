@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count, groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from shared_context.config import Rows
 from shared_context.errors import ModelMismatchError
-from shared_context.kernels import ChunkKV
-from shared_context.model.injection import ContextKV
+from shared_context.kernels import ChunkKV, RaggedKV
+from shared_context.model.injection import CoarseKV, ContextKV
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.seen import as_html, parts_of
-from shared_context.tree import ContextTree, Grained, cut_rows
+from shared_context.tree import ContextTree, Grained, cut_rows, node_rows
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,31 @@ class SelectedChunk:
     nodes: tuple[SelectedNode, ...]
     text: str = field(repr=False)
 
-    def rows(self) -> list[int]:
-        """Those of ``token_ids`` that are shown."""
-        return [self.lead_in + row for row in cut_rows(self.tree, self.cut)]
+    def rows(self, rows: Rows) -> list[int]:
+        """Those of ``token_ids`` that every head shows: of nodes at ratio 1, and by stride of all others, too."""
+        even = [grained for grained in self.cut if rows == "stride" or grained.ratio == 1]
+        return [self.lead_in + row for row in cut_rows(self.tree, even)]
+
+    def coarse_spans(self, rows: Rows) -> list[tuple[int, int, int]]:
+        """Spans of ``token_ids`` of which every head shows rows of its own: first, end and ratio of each."""
+        if rows == "stride":
+            return []
+        spans = ((*self.tree.span(node), ratio) for node, ratio in self.cut if ratio > 1)
+        return [(self.lead_in + start, self.lead_in + end, ratio) for start, end, ratio in spans]
+
+
+class ShownChunk(NamedTuple):
+    """Keys and values that are shown of a chunk.
+
+    Attributes:
+        kv: rows of every head; None where all that is shown is coarse.
+        rows: those of ``kv`` that are shown, [n].
+        coarse: what coarse nodes show; None where there are none.
+    """
+
+    kv: ChunkKV | None
+    rows: torch.Tensor
+    coarse: RaggedKV | None
 
 
 class Selection:
@@ -85,23 +108,23 @@ class Selection:
         query: what was asked; None where there was no query.
         budget: KV entries that were allowed; None where none was set.
         policy: the name of the scoring policy; None where nothing was scored.
+        rows: which rows grains above 1 keep.
     """
 
     def __init__(
         self,
         chunks: Iterable[SelectedChunk],
-        encode: Callable[
-            [Sequence[SelectedChunk], Sequence[torch.Tensor]], tuple[Sequence[ChunkKV], Sequence[torch.Tensor]]
-        ],
+        shown: Callable[[Sequence[SelectedChunk], Rows], Sequence[ShownChunk]],
         model: SharedLLMModel,
         *,
         query: str | None,
         budget: int | None,
         policy: str | None,
+        rows: Rows,
     ):
         self.chunks = tuple(chunks)
-        self.query, self.budget, self.policy = query, budget, policy
-        self._encode, self._model = encode, model
+        self.query, self.budget, self.policy, self.rows = query, budget, policy, rows
+        self._shown, self._model = shown, model
 
     @property
     def nodes(self) -> tuple[SelectedNode, ...]:
@@ -110,7 +133,7 @@ class Selection:
 
     @property
     def kv_entries(self) -> int:
-        """KV entries per layer; never more than the budget."""
+        """KV entries per layer, on average over its heads; never more than the budget."""
         return sum(node.kv_entries for node in self.nodes)
 
     @property
@@ -190,37 +213,87 @@ class Selection:
             if kept:
                 cut, shown = zip(*kept, strict=True)
                 chunks.append(replace(chunk, cut=cut, nodes=shown))
-        return Selection(chunks, self._encode, self._model, query=self.query, budget=self.budget, policy=self.policy)
+        return Selection(
+            chunks, self._shown, self._model, query=self.query, budget=self.budget, policy=self.policy, rows=self.rows
+        )
 
-    def key_values(self) -> ContextKV:
+    @property
+    def positions(self) -> int:
+        """Positions that the nodes take where there is room for all of them."""
+        return sum(self._width(node) for node in self.nodes)
+
+    def key_values(self, room: int | None = None) -> ContextKV:
         """The encodings of the chunks, from the cache or computed now, and the rows of them that are shown.
 
         Passages are read in the order of their scores, the most promising last, next to the question: a decoder uses
         best what is near (see docs/figures.md). Within a passage the order is the document's. Where headers are shown,
         all passages of a document follow its header.
-        """
-        rows = [torch.tensor(chunk.rows()) for chunk in self.chunks]
-        encodings, kept = self._encode(self.chunks, rows)
-        shown = [chunk.token_ids[r.numpy()] for chunk, r in zip(self.chunks, rows, strict=True)]
-        token_ids = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *shown]).astype(np.int64))
-        return ContextKV(encodings, kept, token_ids, self._places(), rows)
 
-    def _places(self) -> list[torch.Tensor]:
-        """For each chunk the place of each kept row in the order of reading."""
+        Rows of coarse nodes keep their distances as far as there is room. Where there is not, those nodes are squeezed,
+        down to as many positions as they have entries.
+
+        Args:
+            room: positions that all may take, no fewer than ``kv_entries``; None sets no limit.
+        """
+        begins = self._begins(1.0 if room is None else _share_of_spacing(self.kv_entries, self.positions, room))
+        parts = self._shown(self.chunks, self.rows)
+        rows, places, coarse, token_ids, number = [], [], [], [np.zeros(0, np.int32)], 0
+        for chunk, part in zip(self.chunks, parts, strict=True):
+            place = np.zeros(len(chunk.token_ids), np.int64)
+            for (node, ratio), (begin, width) in zip(chunk.cut, begins[number : number + len(chunk.cut)], strict=True):
+                start, end = (chunk.lead_in + bound for bound in chunk.tree.span(node))
+                if ratio > 1 and self.rows == "stride":
+                    kept = [chunk.lead_in + row for row in node_rows(*chunk.tree.span(node), ratio)]
+                    place[kept] = begin + np.arange(len(kept))
+                else:
+                    place[start:end] = begin + np.arange(end - start) * width // max(end - start, 1)
+            number += len(chunk.cut)
+            rows.append(torch.tensor(chunk.rows(self.rows), dtype=torch.int64))
+            places.append(torch.from_numpy(place[rows[-1].numpy()]))
+            token_ids.append(chunk.token_ids[rows[-1].numpy()])
+            stood = None if part.coarse is None else part.coarse.tokens.long()
+            coarse.append(
+                None if part.coarse is None else CoarseKV(part.coarse, torch.from_numpy(place)[stood], stood)
+            )
+        return ContextKV(
+            [part.kv for part in parts],
+            [part.rows for part in parts],
+            torch.from_numpy(np.concatenate(token_ids).astype(np.int64)),
+            places,
+            rows,
+            coarse,
+            sum(width for _, width in begins),
+        )
+
+    def _width(self, node: SelectedNode) -> int:
+        """Positions that a node takes where there is room."""
+        return node.kv_entries if self.rows == "stride" else node.token_count
+
+    def _begins(self, spacing: float) -> list[tuple[int, int]]:
+        """For each node, in document order, its first place in the order of reading, and how many it takes.
+
+        Args:
+            spacing: share of what nodes take beyond their entries that there is room for.
+        """
         numbers = count()
         # By their numbers, for nodes within one character are equal.
         parts = self.passages
         if any(node.header for node in self.nodes):
             parts = [tuple(document) for _, document in groupby(self.nodes, key=lambda node: node.doc_id)]
         passages = [[(next(numbers), node) for node in passage] for passage in parts]
-        places: dict[int, torch.Tensor] = {}
+        begins: dict[int, tuple[int, int]] = {}
         at = 0
         for passage in sorted(passages, key=lambda nodes: max(node.score for _, node in nodes)):
             for number, node in passage:
-                places[number] = torch.arange(at, at + node.kv_entries)
-                at += node.kv_entries
-        numbers = count()
-        return [torch.cat([places[next(numbers)] for _ in chunk.nodes]) for chunk in self.chunks]
+                beyond = int((self._width(node) - node.kv_entries) * spacing)
+                begins[number] = at, node.kv_entries + beyond
+                at += node.kv_entries + beyond
+        return [begins[number] for number in range(len(begins))]
+
+
+def _share_of_spacing(entries: int, positions: int, room: int) -> float:
+    """How much of the positions beyond entries there is room for, between 0 and 1."""
+    return 1.0 if positions <= room else max(0.0, (room - entries) / (positions - entries))
 
 
 @dataclass(frozen=True)
@@ -265,14 +338,27 @@ class JoinedSelections:
         """All as one context: this one is read first, ``other`` next to the question."""
         return JoinedSelections((self, other))
 
-    def key_values(self) -> ContextKV:
-        """Those of the parts, whose places follow one another."""
-        parts = [part.key_values() for part in self.parts]
-        before = accumulate((part.entries for part in parts), initial=0)
+    @property
+    def positions(self) -> int:
+        """Positions that the nodes take where there is room for all of them."""
+        return sum(part.positions for part in self.parts)
+
+    def key_values(self, room: int | None = None) -> ContextKV:
+        """Those of the parts, whose places follow one another; ``room`` is shared out among them."""
+        spacing = 1.0 if room is None else _share_of_spacing(self.kv_entries, self.positions, room)
+        rooms = [part.kv_entries + int((part.positions - part.kv_entries) * spacing) for part in self.parts]
+        parts = [part.key_values(of_part) for part, of_part in zip(self.parts, rooms, strict=True)]
+        before = list(accumulate((part.length for part in parts), initial=0))[:-1]
         return ContextKV(
             [chunk for part in parts for chunk in part.chunks],
             [rows for part in parts for rows in part.rows],
             torch.cat([part.token_ids for part in parts]),
-            [places + offset for part, offset in zip(parts, before, strict=False) for places in part.places],
+            [places + offset for part, offset in zip(parts, before, strict=True) for places in part.places],
             [positions for part in parts for positions in part.positions],
+            [
+                None if coarse is None else replace(coarse, places=coarse.places + offset)
+                for part, offset in zip(parts, before, strict=True)
+                for coarse in part.coarse
+            ],
+            sum(part.length for part in parts),
         )

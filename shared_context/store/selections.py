@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from shared_context.config import Policy, StoreConfig, require, require_count
+from shared_context.config import Policy, Rows, StoreConfig, one_of, require, require_count
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.codec import Codec
@@ -59,6 +59,7 @@ class Selections:
         filters: Mapping[str, Any] | None,
         doc_ids: list[str] | None,
         show_metadata: bool,
+        rows: Rows | None,
         **options: Any,
     ) -> Selection:
         """What a query is shown; ``options`` are those of :meth:`~shared_context.store.selector.Selector.choose`."""
@@ -67,7 +68,7 @@ class Selections:
             choice = self._selector.choose(
                 query, self._candidates(filters, doc_ids), introduction=introduction, **options
             )
-            return self._selection(choice, query, show_metadata)
+            return self._selection(choice, query, show_metadata, rows)
 
     def select_from(self, index: NodeIndex, query: str | None, keys: list[int], **options: Any) -> Selection:
         """What a query is shown of these documents of another index; called while the catalogue is read."""
@@ -129,7 +130,7 @@ class Selections:
         # Nobody has to wait for what follows: it may take minutes.
         held = len(chunks) - len(missing)
         for done, chunk in enumerate(missing, start=held + 1):
-            self._encoder.encode([chunk])
+            self._encoder.encode(chunk)
             if progress is not None:
                 progress(done, len(chunks), "chunks")
 
@@ -139,14 +140,23 @@ class Selections:
         keys = self._catalogue.documents() if doc_ids is None else sorted(set(map(self._catalogue.key, doc_ids)))
         return keys if not filters else [key for key in keys if passes(self._catalogue.metadata(key))]
 
-    def _selection(self, choice: Choice, query: str | None, show_metadata: bool = False) -> Selection:
+    def _selection(
+        self, choice: Choice, query: str | None, show_metadata: bool = False, rows: Rows | None = None
+    ) -> Selection:
+        if rows is not None:
+            one_of("rows", rows, Rows)
         chunks = list(map(self._shown, choice.cuts))
         if show_metadata:
             chunks = self._with_headers(choice.cuts, chunks)
         return Selection(
-            chunks, self._encoder.encode_shown, self._model, query=query, budget=choice.budget,
+            chunks,
+            self._encoder.shown,
+            self._model,
+            query=query,
+            budget=choice.budget,
             policy=choice.policy,
-        )  # fmt: skip
+            rows=rows or self._config.tree.rows or self._model.rows,
+        )
 
     def _header_entries(self, key: int) -> int:
         """KV entries of a document's header; 0 where it has none to show."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shared_context.config import Policy, Search, StoreConfig, require, require_count
+from shared_context.config import Policy, Rows, Search, StoreConfig, require, require_count
 from shared_context.errors import (
     BatchError,
     DocumentError,
@@ -119,6 +119,7 @@ class SharedLLMContextStore:
             self.path / "kv" if self.path is not None else None,
             cache.disk_bytes,
             quantize=cache.quantize,
+            importance_method=model.compressor.importance_method,
         )
         self._encoder = ChunkEncoder(model, self._cache, config)
         dimension = embedder.dimension if embedder is not None else 0
@@ -305,6 +306,7 @@ class SharedLLMContextStore:
         policy: Policy | None = None,
         search: Search = "best_first",
         coarse: Sequence[int | None] | None = None,
+        rows: Rows | None = None,
         fine: int | None = None,
         floor: float | None = None,
         recent: int = 0,
@@ -324,6 +326,8 @@ class SharedLLMContextStore:
             search: "best_first" under the budget over all chunks, or the paper's "split_and_search" in each chunk.
             coarse: ratios of unopened nodes by level, root first; None is the configuration's (for split_and_search,
                 where that shows nothing, the paper's).
+            rows: which rows of a node a ratio above 1 keeps: "importance", the most important over all heads
+                together, or "stride", every ratio-th; None is the configuration's.
             fine: ratio of opened leaves; None is the configuration's.
             floor: share of the best leaf's score below which best_first opens none but the best one's neighbours; 0
                 spends the whole budget, 1 opens the best alone, None is the configuration's. Without effect among few
@@ -348,7 +352,8 @@ class SharedLLMContextStore:
             FilterError, DocumentNotFoundError, ConfigError: another argument is wrong.
         """
         return self._selections.select(
-            query, filters, _as_list(doc_ids), show_metadata, budget=budget, ratio=ratio, policy=policy, search=search,
+            query, filters, _as_list(doc_ids), show_metadata, rows, budget=budget, ratio=ratio, policy=policy,
+            search=search,
             coarse=coarse, fine=fine, floor=floor, recent=recent, prefilter=prefilter,
             prefilter_chunks=prefilter_chunks,
         )  # fmt: skip

@@ -217,7 +217,7 @@ class InjectionObjective(nn.Module):
             rows = [torch.tensor(rows) for _, rows in pieces]
             contexts.append(ContextKV([kv[chunk] for chunk, _ in pieces], rows, torch.tensor(ids)))
         texts = [[*self._prefix, *e.prompt, *e.answer[:-1]] for e in examples]
-        with self.trained.installed(model.hf_model, contexts, len(self._prefix)):
+        with self.trained.installed(model.hf_model, contexts, len(self._prefix), prefix=0):
             return self._run(examples, texts, None, torch.zeros(len(examples), 0, dtype=torch.long))
 
     def _cross_entropy(self, examples: Sequence[Example], logits: torch.Tensor) -> torch.Tensor:

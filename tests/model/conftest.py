@@ -102,9 +102,9 @@ class Injected:
 
     @property
     def kv_entries(self) -> int:
-        return self._context.entries
+        return self._context.columns
 
-    def key_values(self) -> ContextKV:
+    def key_values(self, room: int | None = None) -> ContextKV:
         return self._context
 
 

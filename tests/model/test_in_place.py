@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shared_context import CacheConfig, SharedLLMContextStore, StoreConfig
-from shared_context.kernels import ChunkKV
+from shared_context.kernels import ChunkKV, attention_with_lse
 from shared_context.model.in_place import EncodingsInPlace, Run, split_runs
 from shared_context.model.injection import ContextKV
 
@@ -20,9 +20,9 @@ class Shown:
 
     @property
     def kv_entries(self):
-        return self._context.entries
+        return self._context.columns
 
-    def key_values(self):
+    def key_values(self, room=None):
         return self._context
 
 
@@ -87,7 +87,8 @@ def test_one_softmax_over_runs_and_cache_as_by_the_formula(dtype):
     mask = torch.zeros(1, 1, rows, 7, dtype=dtype)
     mask[..., :5, 4:] = torch.finfo(dtype).min
     for layer in range(3):
-        found = EncodingsInPlace(runs, inv_freq).attend(layer, query, key, value, mask, 0.3)
+        cache = attention_with_lse(query, key, value, mask, 0.3)
+        found = EncodingsInPlace(runs, inv_freq).attend(layer, query, [cache], 0.3)
         keys, values = [key.double()[0]], [value.double()[0]]
         for run in runs:
             part = run.chunk.data[:, layer, :, run.first : run.end].double()

@@ -25,9 +25,9 @@ class Shown:
 
     @property
     def kv_entries(self):
-        return self._context.entries
+        return self._context.columns
 
-    def key_values(self):
+    def key_values(self, room=None):
         return self._context
 
 

@@ -2,10 +2,11 @@
 
 from random import Random
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared_context.tree import ContextTree, Grained, Node, cut_rows, kv_entries
+from shared_context.tree import ContextTree, Grained, Node, cut_rows, important_rows, kv_entries
 from shared_context.tree.cut import node_rows
 
 ratios = st.integers(1, 40)
@@ -66,3 +67,33 @@ def test_rows_of_a_cut_rise_and_number_its_entries(leaves, length):
     rows = cut_rows(tree, cut)
     assert rows == sorted(set(rows))
     assert len(rows) == sum(kv_entries(tree.size(node), ratio) for node, ratio in cut)
+
+
+def naive_important(importance, start, end, ratio):
+    """By sorting every row of the span by its importance, its token and its head."""
+    heads, _ = importance.shape
+    rows = [(importance[h, t], t, -h) for h in range(heads) for t in range(start, end) if importance[h, t] >= 0]
+    return {(-h, t) for _, t, h in sorted(rows, reverse=True)[: kv_entries(end - start, ratio) * heads]}
+
+
+spans = st.tuples(st.integers(0, 20), st.integers(0, 40))
+scores = st.lists(st.sampled_from([0.0, -0.0, 0.5, 0.25, 1e-7, 6e-8, 3.0, -1.0]), min_size=180, max_size=180)
+
+
+@given(scores, spans, st.integers(1, 50))
+def test_a_span_keeps_its_most_important_rows_over_all_heads(values, span, ratio):
+    importance = np.array(values, np.float16).reshape(3, 60)
+    start, end = span[0], sum(span)
+    kept = important_rows(importance, start, end, ratio)
+    assert set(zip(*(axis.tolist() for axis in np.nonzero(kept)), strict=True)) == naive_important(
+        importance, start, end, ratio
+    )
+
+
+@given(scores, spans, st.integers(1, 20), st.integers(1, 5))
+def test_what_a_grain_keeps_every_finer_one_keeps_too(values, span, ratio, times):
+    importance = np.abs(np.array(values, np.float16).reshape(3, 60))
+    start, end = span[0], sum(span)
+    coarser = important_rows(importance, start, end, ratio * times)
+    assert not (coarser & ~important_rows(importance, start, end, ratio)).any()
+    assert coarser.sum() == 3 * kv_entries(end - start, ratio * times)

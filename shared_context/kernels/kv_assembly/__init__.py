@@ -2,6 +2,17 @@
 
 from shared_context.kernels.kv_assembly.assembly import assemble
 from shared_context.kernels.kv_assembly.chunk_kv import ChunkKV
+from shared_context.kernels.kv_assembly.ragged import RaggedContext, assemble_ragged, assemble_ragged_reference
+from shared_context.kernels.kv_assembly.ragged_kv import RaggedKV
 from shared_context.kernels.kv_assembly.reference import assemble_reference, rotate_keys
 
-__all__ = ["ChunkKV", "assemble", "assemble_reference", "rotate_keys"]
+__all__ = [
+    "ChunkKV",
+    "RaggedContext",
+    "RaggedKV",
+    "assemble",
+    "assemble_ragged",
+    "assemble_ragged_reference",
+    "assemble_reference",
+    "rotate_keys",
+]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from shared_context.kernels.kv_assembly.ragged_kv import FLOAT_DTYPES, RaggedKV
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +19,8 @@ class ChunkKV:
             index 1 the values. bfloat16, float16, float32 or int8.
         scale: ``[2, layers, kv_heads, 1, head_dim]`` float32, one per channel: ``value = data * scale``. Goes with
             int8 and only with it.
+        importance: ``[layers, kv_heads, tokens]`` float16, how much the model needs each row to repeat the chunk;
+            None where it is not known.
 
     Tensors are shared, not copied: treat them as read-only.
 
@@ -28,6 +30,7 @@ class ChunkKV:
 
     data: Tensor
     scale: Tensor | None = None
+    importance: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.data.shape)
@@ -43,6 +46,9 @@ class ChunkKV:
                 raise ValueError(
                     f"scale is {self.scale.dtype} of shape {tuple(self.scale.shape)}, expected float32 of {expected}"
                 )
+        scores = self.importance
+        if scores is not None and (tuple(scores.shape) != shape[1:4] or scores.dtype != torch.float16):
+            raise ValueError(f"importance is {scores.dtype} of {tuple(scores.shape)}, expected float16 of {shape[1:4]}")
 
     @property
     def layers(self) -> int:
@@ -56,8 +62,23 @@ class ChunkKV:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of data and scale together."""
-        return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+        """Bytes of all tensors together."""
+        return sum(part.nbytes for part in (self.data, self.scale, self.importance) if part is not None)
+
+    def ragged(self, kept: Tensor) -> RaggedKV:
+        """A copy of some rows, other ones in every head.
+
+        Args:
+            kept: bool [layers, kv_heads, tokens], the tokens to keep of each head.
+        """
+        index = kept.flatten().nonzero()[:, 0]
+        return RaggedKV(
+            self.data.flatten(1, 3).index_select(1, index.to(self.data.device)),
+            (index % self.tokens).to(torch.int32),
+            kept.sum(dim=-1),
+            self.scale,
+            None if self.importance is None else self.importance.flatten()[index],
+        )
 
     def only(self, rows: Tensor) -> ChunkKV:
         """A copy of some rows alone, which does not keep the others alive.
@@ -84,7 +105,7 @@ class ChunkKV:
             raise ValueError("keys or values are infinite or NaN and cannot be int8: encode in bfloat16 or float32")
         # The floor keeps 0 / 0 away: a channel of zeros stays zero under any scale.
         scale = (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)
-        return ChunkKV((values / scale).round_().clamp_(-127, 127).to(torch.int8), scale)
+        return ChunkKV((values / scale).round_().clamp_(-127, 127).to(torch.int8), scale, self.importance)
 
     def dequantized(self, dtype: torch.dtype) -> ChunkKV:
         """The chunk in the floating-point ``dtype``, whether it is int8 now or not.
@@ -95,5 +116,5 @@ class ChunkKV:
         if dtype not in FLOAT_DTYPES:
             raise ValueError(f"dtype={dtype}: expected bfloat16, float16 or float32")
         if self.scale is None:
-            return self if self.data.dtype == dtype else ChunkKV(self.data.to(dtype))
-        return ChunkKV((self.data * self.scale).to(dtype))
+            return self if self.data.dtype == dtype else ChunkKV(self.data.to(dtype), None, self.importance)
+        return ChunkKV((self.data * self.scale).to(dtype), None, self.importance)

@@ -1,0 +1,124 @@
+"""Putting the ragged rows of many chunks together, their keys moved: a context that every head reads other rows of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shared_context.kernels.kv_assembly.ragged_kv import RaggedKV
+from shared_context.kernels.kv_assembly.reference import rotate_keys
+
+
+@dataclass(frozen=True, eq=False)
+class RaggedContext:
+    """The ragged rows of a batch's contexts as attention reads them.
+
+    Attributes:
+        keys, values: [rows, head_dim]; rows lie by layer, then by row of the batch, then by head.
+        starts: first row of each head, int64 [layers, batch, kv_heads].
+        counts: rows of each head, int64 [layers, batch, kv_heads].
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    starts: torch.Tensor
+    counts: torch.Tensor
+
+    @property
+    def layers(self) -> int:
+        """Number of layers, the lowest first."""
+        return self.counts.shape[0]
+
+
+def assemble_ragged(
+    batch: Sequence[Sequence[RaggedKV]],
+    deltas: Sequence[Sequence[torch.Tensor]],
+    inv_freq: torch.Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> RaggedContext | None:
+    """Gather the rows of each head from all parts of its context, keys turned to their new positions.
+
+    Args:
+        batch: for each row of the batch the parts of its context, of one model.
+        deltas: for each part the positions to move each of its rows by, [rows].
+        inv_freq: [rotary_dim / 2].
+        dtype, device: of what is made.
+
+    Returns:
+        None where no row has any part.
+    """
+    shape = next((part.counts.shape for parts in batch for part in parts), None)
+    if shape is None:
+        return None
+    widest = max(map(len, batch))
+    counts = np.zeros((shape[0], len(batch), shape[1], widest), dtype=np.int64)
+    for row, parts in enumerate(batch):
+        for number, part in enumerate(parts):
+            counts[:, row, :, number] = part.counts.numpy(force=True)
+    starts = (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
+    head_dim = next(part.data.shape[2] for parts in batch for part in parts)
+    keys, values = (torch.empty((int(counts.sum()), head_dim), dtype=dtype, device=device) for _ in range(2))
+    for row, parts in enumerate(batch):
+        for number, part in enumerate(parts):
+            of_head, first = counts[:, row, :, number].ravel(), starts[:, row, :, number].ravel()
+            inside = np.arange(of_head.sum()) - np.repeat(np.cumsum(of_head) - of_head, of_head)
+            place = torch.from_numpy(np.repeat(first, of_head) + inside).to(device)
+            data = part.dequantized(dtype).data.to(device)
+            keys.index_copy_(0, place, rotate_rows(data[0], part.tokens, deltas[row][number], inv_freq))
+            values.index_copy_(0, place, data[1])
+    return RaggedContext(keys, values, torch.from_numpy(starts[..., 0].copy()), torch.from_numpy(counts.sum(-1)))
+
+
+def rotate_rows(
+    keys: torch.Tensor, tokens: torch.Tensor, delta: torch.Tensor, inv_freq: torch.Tensor
+) -> torch.Tensor:
+    """Move rotary keys of many heads: what a token is moved by is the same in all of them.
+
+    Args:
+        keys: [rows, head_dim].
+        tokens: the token that each row is of, [rows].
+        delta: positions to move each row by, [rows]; equal for rows of one token.
+        inv_freq: [rotary_dim / 2].
+
+    Returns:
+        [rows, head_dim], as :func:`rotate_keys` turns each row by its delta.
+    """
+    by_token = torch.zeros(int(tokens.max()) + 1 if len(tokens) else 0, dtype=torch.int64)
+    by_token[tokens.long()] = delta.cpu().long()
+    half = inv_freq.numel()
+    # float64, because an error of the angle grows with the delta and every layer would inherit it
+    angle = by_token.to(torch.float64)[:, None] * inv_freq.to("cpu", torch.float64)
+    index = tokens.to(keys.device).long()
+    cos, sin = (part.float().to(keys.device)[index] for part in (angle.cos(), angle.sin()))
+    first, second, rest = keys.split([half, half, keys.shape[-1] - 2 * half], dim=-1)
+    first, second = first.float(), second.float()
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(keys.dtype)
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+def assemble_ragged_reference(
+    parts: Sequence[RaggedKV], deltas: Sequence[torch.Tensor], inv_freq: torch.Tensor, dtype: torch.dtype
+) -> list[list[torch.Tensor]]:
+    """The slow, obviously right version for one context: keys and values of each layer and head, one after another.
+
+    Returns:
+        By layer and head, [2, rows of the head, head_dim].
+    """
+    layers, kv_heads = parts[0].counts.shape
+    found = []
+    for layer in range(layers):
+        found.append([])
+        for head in range(kv_heads):
+            rows = []
+            for part, delta in zip(parts, deltas, strict=True):
+                flat = part.counts.flatten()
+                number = layer * kv_heads + head
+                first, end = int(flat[:number].sum()), int(flat[: number + 1].sum())
+                kv = part.dequantized(dtype).data[:, first:end]
+                rows.append(torch.stack([rotate_keys(kv[0], delta[first:end], inv_freq), kv[1]]))
+            found[-1].append(torch.cat(rows, dim=1))
+    return found

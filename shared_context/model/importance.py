@@ -1,0 +1,86 @@
+"""How much the model needs each key and value of a chunk: what a coarse grain keeps is chosen by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+METHOD = "repetition-1"
+"""Names how importance is computed; another name stands for other numbers."""
+
+REQUEST = "Repeat the text above."
+"""What the model is asked for behind a chunk. To answer it needs everything the chunk says, whatever is asked later."""
+
+OVERLAP = 8
+"""Tokens before a later part of a repetition that are repeated with it, so that the model knows where it is."""
+
+QUERIES = 256
+"""Queries whose scores are in memory at a time."""
+
+
+class ImportanceObserver:
+    """Watches a repetition: a row is as important as the most interested query finds it.
+
+    For each layer and KV head, the largest share of its attention that any query of the repetition pays to a row,
+    where a query's shares of all that stands before the repetition add up to one. The idea is KVzip's (arXiv
+    2505.23416), which is also where asking for a repetition comes from. Hand it to a forward pass as ``observer``.
+
+    Args:
+        layers: M.
+        first: rows in front that are attended to and are not of the chunks.
+        rows: of each chunk.
+    """
+
+    def __init__(self, layers: int, first: int, rows: int):
+        self._first, self._rows = first, rows
+        self._largest: list[torch.Tensor | None] = [None] * layers
+
+    def see(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float | None) -> None:
+        """Take in what one layer asks.
+
+        Args:
+            layer: its number.
+            query: [batch, heads, queries, head_dim], of the repetition.
+            key: [batch, kv_heads, entries, head_dim], those in front, the chunk's, and then the repetition's own.
+            scaling: of the scores; None is ``head_dim ** -0.5``.
+        """
+        batch, heads, _, head_dim = query.shape
+        scale = head_dim**-0.5 if scaling is None else scaling
+        kv_heads, seen = key.shape[1], key[:, :, : self._first + self._rows].float().transpose(2, 3) * scale
+        for part in query.float().split(QUERIES, dim=2):
+            packed = part.reshape(batch, kv_heads, heads // kv_heads * part.shape[2], head_dim)
+            scores = packed @ seen
+            # the largest share's logarithm: one exponential for each row instead of one for each query and row
+            scores -= scores.logsumexp(dim=-1, keepdim=True)
+            largest = scores[..., self._first :].amax(dim=2)
+            known = self._largest[layer]
+            self._largest[layer] = largest if known is None else torch.maximum(known, largest)
+
+    def importance(self) -> list[torch.Tensor]:
+        """Of each chunk's rows, float16 [layers, kv_heads, rows] on the processor, between 0 and 1."""
+        return list(torch.stack(self._largest).exp_().to("cpu", torch.float16).unbind(1))
+
+
+def parts_of_a_repetition(tokens: int, room: int) -> list[tuple[int, int]]:
+    """Which tokens of a chunk are repeated at a time: all of them where they fit, else as few parts as will do.
+
+    Args:
+        tokens: of the chunk.
+        room: tokens that a part may have, more than OVERLAP.
+
+    Returns:
+        First token of each part and the one behind its last.
+    """
+    if tokens <= room:
+        return [(0, tokens)]
+    step = room - OVERLAP
+    return [(max(0, begin - OVERLAP), min(begin + step, tokens)) for begin in range(0, tokens, step)]
+
+
+def of_equal_length(chunks: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Numbers of the chunks that need no padding to run as one batch."""
+    groups: dict[int, list[int]] = {}
+    for number, chunk in enumerate(chunks):
+        groups.setdefault(len(chunk), []).append(number)
+    return list(groups.values())

@@ -1,0 +1,72 @@
+"""Importance: the largest share of its attention that a repetition of a chunk pays to each row."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from shared_context import SharedLLMModel
+from shared_context.errors import WindowExceededError
+from shared_context.model.importance import OVERLAP, REQUEST, parts_of_a_repetition
+
+
+def request_of(model: SharedLLMModel) -> torch.Tensor:
+    return torch.tensor(model.prompt_format.render([{"role": "user", "content": REQUEST}], with_context=True).suffix)
+
+
+def naive(model: SharedLLMModel, chunk: torch.Tensor) -> torch.Tensor:
+    """From the attention weights of one pass of the plain model over the chunk and its repetition."""
+    prefix, request = torch.tensor(model.prompt_format.prefix), request_of(model)
+    ids, before = torch.cat([prefix, chunk, request, chunk]), len(prefix) + len(chunk)
+    model.hf_model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        weights = model.hf_model(ids[None], output_attentions=True, use_cache=False).attentions
+    model.hf_model.set_attn_implementation("shared_context")
+    found, kv_heads = [], model.hf_model.config.num_key_value_heads
+    for layer in weights[: model.compressor.layers]:
+        shares = layer[0, :, before:, :before]
+        shares = shares / shares.sum(-1, keepdim=True)
+        found.append(shares[..., len(prefix) :].amax(1).view(kv_heads, -1, len(chunk)).amax(1))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+def test_importance_is_the_largest_share_of_attention(make_model, tokens, layers):
+    model, chunk = make_model("llama", injection_layers=layers), tokens(70, 1)
+    (found,) = model.compressor.importance([chunk], model.compressor.encode([chunk]))
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), naive(model, chunk), atol=1e-4, rtol=1e-3)
+
+
+def test_importance_is_the_same_however_chunks_are_batched(make_model, tokens):
+    model = make_model("llama")
+    chunks = [tokens(50, 1), tokens(31, 2), tokens(50, 3), tokens(1, 4)]
+    together = model.compressor.importance(chunks, model.compressor.encode(chunks))
+    for chunk, scores in zip(chunks, together, strict=True):
+        (alone,) = model.compressor.importance([chunk], model.compressor.encode([chunk]))
+        torch.testing.assert_close(scores, alone, atol=1e-4, rtol=1e-3)
+
+
+def test_a_repetition_that_does_not_fit_the_window_is_done_in_parts(make_model, tokens):
+    whole, chunk = make_model("llama"), tokens(60, 1)
+    taken = len(whole.prompt_format.prefix) + len(chunk) + len(request_of(whole))
+    narrow = make_model("llama", context_window=taken + OVERLAP + 20)
+    (expected,) = whole.compressor.importance([chunk], whole.compressor.encode([chunk]))
+    (found,) = narrow.compressor.importance([chunk], narrow.compressor.encode([chunk]))
+    assert found.shape == expected.shape
+    # Parts are other repetitions, but they need the same rows: much more so than those of another chunk.
+    (other,) = whole.compressor.importance([tokens(60, 2)], whole.compressor.encode([tokens(60, 2)]))
+    near, far = ((found - scores).abs().mean() for scores in (expected, other))
+    assert near < far / 2
+    too_narrow = make_model("llama", context_window=taken + OVERLAP)
+    with pytest.raises(WindowExceededError, match="chunk_size=.*rows="):
+        too_narrow.compressor.importance([chunk], too_narrow.compressor.encode([chunk]))
+
+
+@pytest.mark.parametrize(("tokens", "room"), [(1, 9), (20, 20), (21, 20), (100, 13), (64, 9)])
+def test_parts_of_a_repetition_cover_a_chunk_and_fit(tokens, room):
+    parts = parts_of_a_repetition(tokens, room)
+    assert all(0 < end - begin <= room for begin, end in parts)
+    assert {place for begin, end in parts for place in range(begin, end)} == set(range(tokens))
+    # Each part but the first begins with tokens that were repeated before.
+    assert all(begin < end for (_, end), (begin, _) in pairwise(parts))
