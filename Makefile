@@ -47,7 +47,7 @@ MEASURED := retrieval answers compression needle latency
 report: $(STAMP)  ## measure on the sample data and make build/report.html, in about forty minutes
 	@mkdir -p build
 	@$(BIN)/shared-context eval retrieval $(QUESTIONS) --json build/retrieval.json
-	@$(BIN)/shared-context eval answers $(QUESTIONS) --limit 20 --adapter auto --json build/answers.json
+	@$(BIN)/shared-context eval answers $(QUESTIONS) --limit 20 --adapter factoid --json build/answers.json
 	@$(BIN)/shared-context eval compression $(QUESTIONS) --part passages --json build/compression.json
 	@$(BIN)/shared-context eval needle examples/data/handbook.md --length 1024 --length 4096 --trials 1 --json build/needle.json
 	@$(BIN)/shared-context bench latency $(QUESTIONS) --runs 3 --tokens 32768 --length 8192 \

@@ -4,8 +4,8 @@
 >>> model = SharedLLMModel.from_pretrained("smollm2-135m-instruct")
 >>> store = SharedLLMContextStore(model, path="handbook.ctx")
 >>> store.add("handbook.md")
->>> selection = store.select("When does the night shift start?", budget=1024)
->>> model.generate("When does the night shift start?", context=selection)
+>>> selection = store.select("How warm is the drying room kept?", budget=1024)
+>>> model.generate("How warm is the drying room kept?", context=selection)
 """
 
 from __future__ import annotations

@@ -11,7 +11,10 @@ from rich.text import Text
 
 from shared_context.cli import output, session
 from shared_context.cli.options import (
+    AdapterOption,
     BudgetOption,
+    DeviceOption,
+    DtypeOption,
     FilterOption,
     JsonOption,
     KvLimitOption,
@@ -39,6 +42,9 @@ def ask(
     path: StoreArgument,
     question: QuestionArgument,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     budget: BudgetOption = 1024,
     policy: PolicyOption = None,
     filters: FilterOption = None,
@@ -58,7 +64,8 @@ def ask(
     """
     question = read_question(question)
     wanted = parse_filters(filters)
-    with session.open_store(path, model, parse_bytes(kv_limit, "--kv-limit")) as store:
+    limit = parse_bytes(kv_limit, "--kv-limit")
+    with session.open_store(path, model, limit, adapter=adapter, dtype=dtype, device=device) as store:
         started = time.perf_counter()
         selection = None
         if not no_context:

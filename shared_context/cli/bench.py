@@ -57,7 +57,7 @@ def latency(
         list[Figure] | None, typer.Option("--only", help="Only this; may be given several times. By default all.")
     ] = None,
     model: EvalModelOption = None,
-    adapter: AdapterOption = "auto",
+    adapter: AdapterOption = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="Of the model, in first-token, decoding, ingest, storage and cost.")
     ] = "auto",

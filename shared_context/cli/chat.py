@@ -15,7 +15,10 @@ import typer
 from shared_context.cli import output, session
 from shared_context.cli.ask import as_dict, print_figures, print_stream
 from shared_context.cli.options import (
+    AdapterOption,
     BudgetOption,
+    DeviceOption,
+    DtypeOption,
     FilterOption,
     KvLimitOption,
     MaxNewTokensOption,
@@ -46,6 +49,9 @@ def chat(
         ),
     ] = None,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     budget: BudgetOption = 1024,
     policy: PolicyOption = None,
     filters: FilterOption = None,
@@ -62,10 +68,11 @@ def chat(
     all the same, and the exit code is 1.
     """
     wanted = parse_filters(filters)
+    limit = parse_bytes(kv_limit, "--kv-limit")
     options = {"policy": policy, "filters": wanted, "prefilter": prefilter}
     failed = False
     with (
-        session.open_store(path, model, parse_bytes(kv_limit, "--kv-limit")) as store,
+        session.open_store(path, model, limit, adapter=adapter, dtype=dtype, device=device) as store,
         _memory(store, conversation) as memory,
         contextlib.suppress(KeyboardInterrupt),
     ):

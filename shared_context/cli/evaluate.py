@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from shared_context.cli import output, session
-from shared_context.cli.options import to_be_written
+from shared_context.cli.options import AdapterOption, to_be_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,13 +37,6 @@ EvalModelOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only N questions, drawn at random.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn; the same seed, the same result.")]
-AdapterOption = Annotated[
-    str,
-    typer.Option(
-        "--adapter",
-        help="Name or folder of the adapter; auto is the one that ships for the model, none leaves it untrained.",
-    ),
-]
 JsonFileOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the results to FILE too, as JSON.", callback=to_be_written),
@@ -99,7 +92,7 @@ def answers(
         str | None,
         typer.Option(
             "--adapter",
-            help="Measure the model with this adapter as well: a name or folder; auto is the one that ships for it.",
+            help="Measure the model with this adapter as well: a folder, a name on the Hub, or factoid, which ships.",
         ),
     ] = None,
     budget: Annotated[
@@ -126,7 +119,7 @@ def answers(
     from shared_context.evaluation import answers as measurement
 
     report = measurement.measure(
-        load(model, None),
+        load(model),
         data,
         adapter=adapter,
         limit=limit,
@@ -144,7 +137,7 @@ def answers(
 def compression(
     data: DataArgument,
     model: EvalModelOption = None,
-    adapter: AdapterOption = "auto",
+    adapter: AdapterOption = "factoid",
     part: Annotated[
         Literal["passages", "grains", "presses"] | None,
         typer.Option(
@@ -196,7 +189,7 @@ def needle(
         ),
     ],
     model: EvalModelOption = None,
-    adapter: AdapterOption = "auto",
+    adapter: AdapterOption = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -245,7 +238,7 @@ def language_model(
         ),
     ],
     model: EvalModelOption = None,
-    adapter: AdapterOption = "auto",
+    adapter: AdapterOption = None,
     length: Annotated[
         list[int] | None, typer.Option("--length", help="Tokens of context; several. [3072 to 130048]")
     ] = None,
@@ -276,12 +269,12 @@ def language_model(
     finish([report], json_file, html_file)
 
 
-def load(name: str | None, adapter: str | None = "auto", dtype: str = "auto") -> SharedLLMModel:
-    """The model named, or the default one, with an adapter; None and "none" load none."""
+def load(name: str | None, adapter: str | None = None, dtype: str = "auto") -> SharedLLMModel:
+    """The model named, or the default one, with an adapter or none."""
     from shared_context.model.pretrained import DEFAULT_MODEL
 
     output.silence_libraries()
-    return session.load_model(name or DEFAULT_MODEL, None if adapter == "none" else adapter, dtype)
+    return session.load_model(name or DEFAULT_MODEL, adapter, dtype)
 
 
 def finish(reports: Iterable[Report], json_file: Path | None, html_file: Path | None) -> None:

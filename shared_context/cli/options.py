@@ -20,6 +20,18 @@ QuestionArgument = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Name or folder of the model; by default the store's own.")
 ]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        help="A trained adapter: its folder, its name on the Hub, or factoid, which ships for the default model and "
+        "gives short answers to questions of fact. By default none.",
+    ),
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="Of weights and KV, by torch's name; auto is what the device is fastest in.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps; auto takes a GPU where one is.")]
 BudgetOption = Annotated[int, typer.Option("--budget", help="KV entries that the context may hold.")]
 PolicyOption = Annotated[
     Policy | None,

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_store(path: Path, model: str | None, kv_limit: int | None = None) -> Iterator[SharedLLMContextStore]:
+def open_store(
+    path: Path, model: str | None, kv_limit: int | None = None, **loading: str | None
+) -> Iterator[SharedLLMContextStore]:
     """The store in a folder, with the model named or, where None, the one that it was made with.
 
     Args:
         kv_limit: bytes of keys and values that it keeps on disk from now on; None leaves that as it is.
+        **loading: as :func:`load_model` takes it.
 
     Raises:
         StoreFormatError: there is no store; a command that asks must not leave an empty one behind.
@@ -30,7 +33,7 @@ def open_store(path: Path, model: str | None, kv_limit: int | None = None) -> It
         raise StoreFormatError(
             f"there is no store in {path}: make one with `shared-context ingest {path} FILE...`, or check the path"
         )
-    with open_or_make_store(path, model, kv_limit=kv_limit) as store:
+    with open_or_make_store(path, model, kv_limit=kv_limit, **loading) as store:
         yield store
 
 
@@ -42,6 +45,7 @@ def open_or_make_store(
     config: StoreConfig | None = None,
     use_embedder: bool = True,
     kv_limit: int | None = None,
+    **loading: str | None,
 ) -> Iterator[SharedLLMContextStore]:
     """Like :func:`open_store`, and a new store, by default of the default model, where there is none."""
     from shared_context.model.pretrained import DEFAULT_MODEL
@@ -52,18 +56,19 @@ def open_or_make_store(
         from shared_context import SharedLLMContextStore
 
         output.silence_libraries()
-        store = SharedLLMContextStore(load_model(model), path, config=config, embedder="auto" if use_embedder else None)
+        embedder = "auto" if use_embedder else None
+        store = SharedLLMContextStore(load_model(model, **loading), path, config=config, embedder=embedder)
     with store:
         if kv_limit is not None:
             store.limit_kv(kv_limit)
         yield store
 
 
-def load_model(name: str, adapter: str | None = "auto", dtype: str = "auto") -> SharedLLMModel:
-    """Load a model by its name or folder, with the adapter that ships for it, another one, or None."""
+def load_model(name: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto") -> SharedLLMModel:
+    """Load a model by its name or folder; the rest is as in `SharedLLMModel.from_pretrained`."""
     from shared_context import SharedLLMModel
 
-    return SharedLLMModel.from_pretrained(name, adapter=adapter, dtype=dtype)
+    return SharedLLMModel.from_pretrained(name, adapter=adapter, dtype=dtype, device=device)
 
 
 def is_store(path: Path) -> bool:

@@ -74,8 +74,7 @@ def measure(
     Args:
         model: answers; MiniLM embeds for all.
         data: questions; every article or file is one document, every paragraph where there is one article only.
-        adapter: name or folder of an adapter, with which the model is loaded anew and measured beside itself; "auto" is
-            the one that ships for it.
+        adapter: name or folder of an adapter, with which the model is loaded anew and measured beside itself.
         limit: only so many questions, drawn at random. They are computed in batches, in the order of the drawing, so
             that a larger limit changes the results of the last batch at most, by rounding, where that was not full.
         seed: of the drawing and of the intervals.
@@ -95,7 +94,6 @@ def measure(
         readers[ADAPTER] = SharedLLMModel.from_pretrained(
             model.name, adapter=adapter, device=str(model.device), dtype=model.dtype
         )
-        require(readers[ADAPTER].has_adapter, "adapter", adapter, f"none ships for {model.name}; name a folder")
     ledger = Ledger(
         resume,
         {

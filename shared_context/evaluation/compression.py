@@ -215,7 +215,7 @@ def measure_grains(model: SharedLLMModel, data: str | Path, *, limit: int | None
 def _base(model: SharedLLMModel) -> SharedLLMModel:
     """The same model without its adapter."""
     if model.adapter() is None:
-        raise ConfigError("adapter=None: what an adapter carries is measured; name one with --adapter.")
+        raise ConfigError("adapter=None: what an adapter carries is measured; name one (--adapter), such as factoid.")
     return SharedLLMModel.from_pretrained(model.name, adapter=None, dtype=model.dtype)
 
 

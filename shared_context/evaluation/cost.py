@@ -51,7 +51,7 @@ WARM_UP = 1024
 
 STORE = "store: add the text, select, stream"
 SECOND, AGAIN = "store: a second question", "store: the second question again"
-SMALL_STORE = "small store: no MiniLM, no adapter, no KV kept"
+SMALL_STORE = "small store: no MiniLM, no KV kept"
 STREAMING, LAYOUT, FULL = "streaming, sinks and window", "encoder-decoder layout", "full attention"
 
 NO_CACHE = CacheConfig(memory_bytes=0)
@@ -177,8 +177,8 @@ def measure(
         ],
         notes=[
             "The store takes the text in as it does by default, computes the keys and values of what it selects, and "
-            "answers; a second question finds the text in it. The small store has neither MiniLM nor adapter and "
-            "keeps no keys and values, so that each question computes them anew. The others read the text with the "
+            "answers; a second question finds the text in it. The small store has no MiniLM and keeps no keys and "
+            "values, so that each question computes them anew. The others read the text with the "
             f"base model and then the question. Streaming keeps the first {SINKS} tokens and the last ones, together "
             "with the step that is read as many as the model's window holds; what the paper streams with, Activation "
             "Beacon, has no weights for this model. The encoder-decoder layout (CEPE's shape: every layer encodes, and "
@@ -245,7 +245,7 @@ def measure_memory(
                 ("what", "MiB"),
                 [
                     ("the base model", round(base / MIB)),
-                    ("the same with its adapter and MiniLM, for the store", round(with_store / MIB)),
+                    ("the same with MiniLM, for the store", round(with_store / MIB)),
                 ],
             ),
         ],
@@ -261,10 +261,10 @@ def measure_memory(
             if WANTED_AT in lengths
         ],
         notes=[
-            "The store's process holds MiniLM, the adapter and all KV that it computed, as it does by default; the "
-            "others hold the base model only, and so does the small store, which computes the KV of its selection for "
-            "each question anew. Extrapolated is full attention, by adding the keys and values of what it did not "
-            "read, and streaming, which keeps no more once its window is full."
+            "The store's process holds MiniLM and all KV that it computed, as it does by default; the others hold the "
+            "base model only, and so does the small store, which computes the KV of its selection for each question "
+            "anew. Extrapolated is full attention, by adding the keys and values of what it did not read, and "
+            "streaming, which keeps no more once its window is full."
         ],
     )
 
@@ -421,7 +421,5 @@ def _peak(
 
 
 def _load(name: str, with_store: bool) -> tuple[SharedLLMModel, Embedder | None]:
-    """The base model alone, or with its adapter and MiniLM, as a store has them."""
-    if with_store:
-        return SharedLLMModel.from_pretrained(name), load_default_embedder()
-    return SharedLLMModel.from_pretrained(name, adapter=None), None
+    """The model alone, or with MiniLM, as a store has it."""
+    return SharedLLMModel.from_pretrained(name), load_default_embedder() if with_store else None

@@ -10,6 +10,8 @@ from typing import Any
 from shared_context import SharedLLMModel
 from shared_context.errors import ConfigError
 
+_DEFAULTS = (("adapter", None), ("dtype", "auto"), ("device", "auto"))
+
 _loading = Lock()
 
 
@@ -26,12 +28,12 @@ def load_model(model: SharedLLMModel | str | Path, **options: Any) -> SharedLLMM
 
     Args:
         model: a loaded model, or the name or folder of one.
-        **options: of ``SharedLLMModel.from_pretrained``; one that is "auto" is as good as left out.
+        **options: of ``SharedLLMModel.from_pretrained``; one that has its default is as good as left out.
 
     Raises:
         ConfigError: it is neither, or options come with a model that is loaded already.
     """
-    options = {name: value for name, value in options.items() if not (isinstance(value, str) and value == "auto")}
+    options = {name: value for name, value in options.items() if (name, value) not in _DEFAULTS}
     if isinstance(model, SharedLLMModel):
         if options:
             raise ConfigError(

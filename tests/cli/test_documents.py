@@ -25,7 +25,7 @@ def small(make_small_model):
 
 @pytest.fixture(autouse=True)
 def _one_model(small, monkeypatch):
-    monkeypatch.setattr(session, "load_model", lambda name, adapter="auto": small)
+    monkeypatch.setattr(session, "load_model", lambda name, **loading: small)
 
 
 @pytest.fixture

@@ -96,8 +96,8 @@ def test_bench_measures_only_what_is_asked_for(questions, tmp_path):
     assert report["name"] == "storage" and report["setting"]["adapter"] == "none"  # the model of these tests has none
 
 
-@pytest.mark.parametrize(("given", "wanted"), [([], "auto"), (["--adapter", "none"], None)])
-def test_bench_measures_the_untrained_model_only_where_that_is_asked_for(questions, loaded, given, wanted):
+@pytest.mark.parametrize(("given", "wanted"), [([], None), (["--adapter", "factoid"], "factoid")])
+def test_bench_measures_the_model_as_it_is_by_default_and_with_an_adapter_by_name(questions, loaded, given, wanted):
     assert run("bench", "latency", questions, "--only", "storage", "--tokens", 1024, *given).exit_code == 0
     ((_, adapter, _),) = loaded
     assert adapter == wanted

@@ -45,7 +45,7 @@ NEWTS = "How many newts are there?"
 @pytest.fixture(autouse=True)
 def _one_model(model, monkeypatch):
     """A model is loaded once, not by every command."""
-    monkeypatch.setattr(session, "load_model", lambda name, adapter="auto": model)
+    monkeypatch.setattr(session, "load_model", lambda name, **loading: model)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def store(model, tmp_path_factory):
     write_house(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(session, "load_model", lambda name, adapter="auto": model)
+        patch.setattr(session, "load_model", lambda name, **loading: model)
         result = run("ingest", "house.ctx", "house", "--chunk-size", 128)
     assert result.exit_code == 0, result.output
     return folder / "house.ctx"
@@ -77,6 +77,16 @@ def write_house(folder):
 
 def run(*args, **options):
     return CliRunner().invoke(app, [str(arg) for arg in args], **options)
+
+
+def test_a_question_is_answered_by_the_model_loaded_as_one_says(store, model, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(session, "load_model", lambda name, **loading: loaded.append(loading) or model)
+    wanted = {"adapter": "factoid", "dtype": "float32", "device": "cpu"}
+    options = [word for name, value in wanted.items() for word in (f"--{name}", value)]
+    assert run("ask", store, NEWTS, "--max-new-tokens", 4, *options).exit_code == 0
+    assert run("chat", store, "--max-new-tokens", 4, *options, input=f"{NEWTS}\n").exit_code == 0
+    assert loaded == [wanted, wanted]
 
 
 def run_json(*args, exit_code=0):

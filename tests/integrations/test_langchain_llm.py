@@ -6,7 +6,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.prompts import PromptTemplate
 
 from shared_context import SharedLLMContextStore
-from shared_context.errors import WindowExceededError
+from shared_context.errors import AdapterError, ConfigError, WindowExceededError
 from shared_context.integrations.langchain import SharedLLM
 
 QUESTION = "What is the code of the safe?"
@@ -114,3 +114,15 @@ async def test_contexts_stay_with_their_prompts_whatever_runs_at_once(llm, store
         await llm.abatch([QUESTION, QUESTION], [config, config], context=contexts),
     ):
         assert ["4711" in answer for answer in answers] == [False, True]
+
+
+def test_a_model_that_is_named_is_loaded_as_one_says(model):
+    exact = SharedLLM("smollm2-135m-instruct", dtype="float32", device="cpu").model
+    assert str(exact.dtype) == "torch.float32"
+    assert SharedLLM("smollm2-135m-instruct", dtype="float32", device="cpu").model is exact
+    with pytest.raises(ConfigError, match="device='nowhere'"):
+        SharedLLM(device="nowhere")
+    with pytest.raises(AdapterError, match="nothing/like-it"):
+        SharedLLM(adapter="nothing/like-it")
+    with pytest.raises(ConfigError, match="adapter.*loaded already"):
+        SharedLLM(model, adapter="factoid")

@@ -306,7 +306,7 @@ def test_wrong_arguments_are_named(model):
 
 
 def test_a_model_is_loaded_by_name_once_for_each_way_to_load_it(model):
-    llm = SharedLLM("smollm2-135m-instruct", adapter=None, dtype="float32", device="cpu")
+    llm = SharedLLM("smollm2-135m-instruct", dtype="float32", device="cpu")
     assert llm.shared_model.identity != model.identity, "the dtype must count"
     assert str(llm.shared_model.dtype) == "torch.float32"
     same = SharedLLM("smollm2-135m-instruct", adapter=None, dtype=llm.shared_model.dtype, device="cpu")
@@ -315,7 +315,7 @@ def test_a_model_is_loaded_by_name_once_for_each_way_to_load_it(model):
     assert again.shared_model is llm.shared_model
     assert SharedLLM.from_dict(json.loads(llm.to_json()), model=model).shared_model is model
     with pytest.raises(ConfigError, match="adapter.*loaded already"):
-        SharedLLM(model, adapter=None)
+        SharedLLM(model, adapter="factoid")
 
 
 def test_what_other_models_left_in_a_history_is_read(llm, tmp_path):

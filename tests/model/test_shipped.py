@@ -6,31 +6,31 @@ from statistics import fmean
 import pytest
 
 from shared_context import SharedLLMModel
+from shared_context.errors import AdapterError
 from shared_context.evaluation.compression import TRAINED, UNTRAINED, WRONG, injected, measure_passages
-from shared_context.model.adapter import SHIPPED, Adapter, shipped_adapters, shipped_for
-from shared_context.model.pretrained import DEFAULT_MODEL
+from shared_context.model.adapter import SHIPPED, shipped_adapters
 
 QUESTIONS = Path(__file__).parents[2] / "examples" / "data" / "handbook-questions.json"
 
 
+FACTOID = "factoid"
+
+
 @pytest.fixture(scope="module")
 def trained() -> SharedLLMModel:
-    return SharedLLMModel.from_pretrained(adapter=DEFAULT_MODEL)
+    return SharedLLMModel.from_pretrained(adapter=FACTOID)
 
 
-def test_it_is_found_by_name_and_by_the_weights_it_was_made_for(trained):
-    assert shipped_adapters() == [DEFAULT_MODEL]
-    assert trained.adapter().digest == Adapter.from_pretrained(DEFAULT_MODEL).digest
-    config = trained.adapter().config
-    assert shipped_for(trained.fingerprint, "prefix", 30).config == config
-    assert shipped_for(trained.fingerprint, "prefix", 15) is None
-    assert shipped_for(trained.fingerprint, "cross_attention", 30) is None
-    assert shipped_for("0" * 16, "prefix", 30) is None
-    assert SharedLLMModel.from_pretrained(adapter="auto").identity == trained.identity
+def test_it_is_loaded_by_name_and_not_by_itself(trained, model):
+    assert shipped_adapters() == [FACTOID]
+    assert trained.has_adapter and trained.fingerprint == model.fingerprint
+    assert not SharedLLMModel.from_pretrained().has_adapter
+    with pytest.raises(AdapterError, match="'factoid'"):
+        SharedLLMModel.from_pretrained(adapter="auto")
 
 
 def test_it_is_small_and_says_what_it_is(trained):
-    assert sum(file.stat().st_size for file in (SHIPPED / DEFAULT_MODEL).iterdir()) < 24_000_000
+    assert sum(file.stat().st_size for file in (SHIPPED / FACTOID).iterdir()) < 24_000_000
     card = trained.adapter().card
     assert trained.fingerprint in card
     assert "a wrong one of the same length" in card

@@ -41,7 +41,7 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
     """Retrieves, injects and answers: the place of ``create_retrieval_chain`` over a vector store.
 
         chain = SharedContextChain.from_documents(loader.load())
-        chain.invoke({"input": "When does the night shift start?"})   # {"input": ..., "context": [...], "answer": ...}
+        chain.invoke({"input": "How warm is the drying room kept?"})   # {"input": ..., "context": [...], "answer": ...}
 
     The passages are not pasted into the prompt: their KV are injected from the store, so a first token waits for the
     question's tokens alone. (A passage that the store does not hold word for word, changed by a postprocessor or from

@@ -43,6 +43,7 @@ class GenerationSettings(BaseLanguageModel):
 
     Args:
         model: a SharedLLMModel, or the name or folder of one, which is loaded now.
+        adapter, dtype, device: as in ``SharedLLMModel.from_pretrained``, where ``model`` is a name.
         temperature: 0 is greedy.
         max_tokens: most tokens of an answer; ``max_new_tokens`` is the same.
         top_p: sample from the smallest set of tokens that holds this probability.
@@ -63,9 +64,18 @@ class GenerationSettings(BaseLanguageModel):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    def __init__(self, model: SharedLLMModel | str | Path = DEFAULT_MODEL, **settings: Any):
+    def __init__(
+        self,
+        model: SharedLLMModel | str | Path = DEFAULT_MODEL,
+        *,
+        adapter: str | Path | None = None,
+        dtype: str | Any = "auto",
+        device: str = "auto",
+        **settings: Any,
+    ):
         # not in a validator, where pydantic would wrap the errors of loading in its own
-        super().__init__(model=load_model(model), **settings)
+        model = load_model(model, adapter=adapter, dtype=dtype, device=device)
+        super().__init__(model=model, **settings)
 
     @property
     def _identifying_params(self) -> dict[str, Any]:

@@ -75,8 +75,7 @@ class SharedLLM(LLM):
     Args:
         model: a loaded :class:`SharedLLMModel`, or a name or folder for ``SharedLLMModel.from_pretrained``; all that
             name the same model and settings share one.
-        adapter, dtype, device: as in ``from_pretrained``, where ``model`` is a name; ``adapter=None`` leaves it
-            untrained.
+        adapter, dtype, device: as in ``from_pretrained``, where ``model`` is a name.
         model_kwargs: further arguments of ``from_pretrained`` where ``model`` is a name (system_prompt, revision, ...).
         max_new_tokens: the most tokens of an answer.
         temperature: 0 is greedy decoding.
@@ -89,7 +88,7 @@ class SharedLLM(LLM):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: str = Field(default=DEFAULT_MODEL, description="Name or folder of the model.")
-    adapter: str | None = Field(default="auto", description="The trained adapter; none leaves the model untrained.")
+    adapter: str | None = Field(default=None, description="A trained adapter, by name or folder.")
     dtype: str = Field(default="auto", description="Of weights and KV, by torch's name.")
     device: str = Field(default="auto", description="Where the weights are.")
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments the model is loaded with.")
