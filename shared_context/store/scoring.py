@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -258,6 +258,21 @@ def above_floor(scores: torch.Tensor, floor: float, stretch: np.ndarray) -> torc
         if 0 <= beside < len(of) and of[beside] == of[best]:
             above[beside] = True
     return flat.index_fill(0, there[~above], -torch.inf).view_as(scores)
+
+
+def behind(scores: torch.Tensor, late: Sequence[int]) -> torch.Tensor:
+    """Scores in which some leaves come after all others that may be opened.
+
+    Args:
+        scores: [chunks, leaves], as :func:`above_floor` gives them.
+        late: places of leaves in the flattened scores, in the order in which they are to come.
+    """
+    if not late:
+        return scores
+    flat = scores.flatten()
+    last = flat[flat.isfinite()].min()
+    after = last - torch.arange(1, len(late) + 1, device=flat.device)
+    return flat.index_put((torch.tensor(late, device=flat.device),), after.to(flat.dtype)).view_as(scores)
 
 
 def recent_scores(scores: torch.Tensor, count: int) -> torch.Tensor:

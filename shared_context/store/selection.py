@@ -33,6 +33,7 @@ class SelectedNode:
         token_count: tokens of the node.
         kv_entries: KV entries that are shown of it.
         metadata: the document's, which all of its nodes share and none can change.
+        also_in: ids of other documents that say the same; it is shown once.
         header: whether it is the document's header and no part of its text; ``start`` and ``end`` are 0 then.
         unsearched_keys, hidden_keys: the document's, see :class:`~shared_context.store.documents.Document`.
     """
@@ -47,6 +48,7 @@ class SelectedNode:
     token_count: int
     kv_entries: int
     metadata: Mapping[str, Any] = field(repr=False, hash=False)
+    also_in: tuple[str, ...] = ()
     header: bool = False
     unsearched_keys: tuple[str, ...] = field(default=(), repr=False)
     hidden_keys: tuple[str, ...] = field(default=(), repr=False)

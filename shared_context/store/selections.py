@@ -17,7 +17,7 @@ from shared_context.store.filters import compile_filter
 from shared_context.store.header import header
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
-from shared_context.store.selector import Choice, ChunkCut, Rewrite, Selector, regular_tree
+from shared_context.store.selector import Choice, ChunkCut, Rewrite, Selector, Twins, regular_tree
 from shared_context.tree import ContextTree, Grained, Node, kv_entries
 
 
@@ -51,7 +51,14 @@ class Selections:
 
     def _selector_of(self, index: NodeIndex) -> Selector:
         words = self._catalogue.words
-        return Selector(self._model, self._config, self._codec, self._embedder, index, words, self._rewrite)
+        return Selector(
+            self._model, self._config, self._codec, self._embedder, index, words, self._between, self._rewrite
+        )
+
+    def _between(self, key: int, first: int, last: int) -> str:
+        """What a document says from one token up to another."""
+        stored = self._catalogue.text(key)
+        return stored.text[slice(*stored.tokens.characters(first, last))]
 
     def select(
         self,
@@ -86,11 +93,11 @@ class Selections:
     ) -> list[SelectedNode]:
         """The ``k`` best passages as text, best first."""
         with self._catalogue.reading():
-            cuts = self._selector.passages(
+            choice = self._selector.passages(
                 query, self._candidates(filters, doc_ids), k, policy=policy, prefilter=prefilter,
                 prefilter_chunks=prefilter_chunks,
             )  # fmt: skip
-            return [node for cut in cuts for node in self._shown(cut).nodes]
+            return [node for cut in choice.cuts for node in self._shown(cut, choice.twins).nodes]
 
     def selection_from(self, spans: list[Sequence[Any]], query: str | None, show_metadata: bool) -> Selection:
         """The selection of given characters, whole leaves of which are shown."""
@@ -145,7 +152,7 @@ class Selections:
     ) -> Selection:
         if rows is not None:
             one_of("rows", rows, Rows)
-        chunks = list(map(self._shown, choice.cuts))
+        chunks = [self._shown(cut, choice.twins) for cut in choice.cuts]
         if show_metadata:
             chunks = self._with_headers(choice.cuts, chunks)
         return Selection(
@@ -197,7 +204,7 @@ class Selections:
         whole = ContextTree((0, count))
         return [SelectedChunk(*chunk, whole, (Grained(Node(0, 0), 1),), (node,), chunks[0].text)]
 
-    def _shown(self, shown: ChunkCut) -> SelectedChunk:
+    def _shown(self, shown: ChunkCut, twins: Twins) -> SelectedChunk:
         """A chunk with its cut, as the user and the decoder see it."""
         key, number, cut, scores = shown
         tree, entry, stored = self._config.tree, self._catalogue.entry(key), self._catalogue.text(key)
@@ -221,8 +228,16 @@ class Selections:
                     token_count=end - start,
                     kv_entries=kv_entries(end - start, ratio),
                     metadata=entry.metadata,
+                    also_in=self._also_in(key, number, node, twins),
                     unsearched_keys=entry.unsearched_keys,
                     hidden_keys=entry.hidden_keys,
                 )
             )
         return SelectedChunk(token_ids, lead_in, context_tree, tuple(cut), tuple(nodes), stored.text)
+
+    def _also_in(self, key: int, number: int, node: Node, twins: Twins) -> tuple[str, ...]:
+        """Ids of the other documents that say what a node says, or a part of it."""
+        below = self._config.tree.height - node.level
+        leaves = ((key, number, slot) for slot in range(node.index << below, (node.index + 1) << below))
+        others = {other for leaf in leaves for other in twins.get(leaf, ()) if other != key}
+        return tuple(self._catalogue.entry(other).id for other in sorted(others))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from heapq import heapify, heappop, heappush
+from itertools import accumulate, islice
 from numbers import Integral
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,6 +30,7 @@ from shared_context.errors import BudgetError, ConfigError, QueryError
 from shared_context.kernels import split_and_search as preserved_cuts
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.codec import Codec
+from shared_context.store.duplicates import NEARLY, Said
 from shared_context.store.embedder import Embedder
 from shared_context.store.leaf_states import LeafStates
 from shared_context.store.node_index import Leaves, NodeIndex
@@ -35,6 +39,7 @@ from shared_context.store.prefilter import Prefilter
 from shared_context.store.scoring import (
     Query,
     above_floor,
+    behind,
     by_level,
     recent_scores,
     score,
@@ -56,6 +61,18 @@ def longest_query(model: SharedLLMModel) -> int:
     """Tokens of the longest query that a model's stores search for."""
     return min(QUERY_TOKENS, model.context_window)
 
+
+Twins: TypeAlias = Mapping[tuple[int, int, int], Collection[int]]
+"""Keys of documents that say the same, by document, chunk and leaf."""
+
+Text: TypeAlias = Callable[[int, int, int], str]
+"""What a document, by its key, says from one token up to another."""
+
+COMPARED = 2
+"""Leaves that are looked at for duplicates, for each that the budget holds."""
+
+COMPARED_BESIDE = 32
+"""Leaves or passages that are looked at whatever the budget."""
 
 Rewrite: TypeAlias = Callable[[str], str | Sequence[str]]
 """Makes of a query what is searched for: a text, or several of which the one that finds most counts."""
@@ -84,11 +101,13 @@ class Choice(NamedTuple):
         cuts: in document order.
         budget: KV entries that were allowed; None where there was no limit.
         policy: how nodes were scored; None where they were not.
+        twins: documents that say the same as a leaf, by the leaf's document, chunk and slot.
     """
 
     cuts: list[ChunkCut]
     budget: int | None
     policy: Policy | None
+    twins: Twins = MappingProxyType({})
 
 
 class Selector:
@@ -101,6 +120,7 @@ class Selector:
         embedder: embeds the queries; None where the store has none.
         index: what is chosen from.
         words: which leaves hold a word.
+        text: reads documents.
         rewrite: makes of a query what is searched for; None takes it as it is.
     """
 
@@ -112,8 +132,10 @@ class Selector:
         embedder: Embedder | None,
         index: NodeIndex,
         words: WordIndex,
+        text: Text,
         rewrite: Rewrite | None = None,
     ):
+        self._text = text
         self._rewrite = rewrite
         self._model, self._config, self._codec, self._embedder, self._index = model, config, codec, embedder, index
         self._leaf_states, self._postings = LeafStates(model, config.tree, index), Postings(words, index)
@@ -167,8 +189,8 @@ class Selector:
         if not len(considered):
             return Choice([], budget, policy)
         if best_first:
-            cuts = self._best_first(query, considered, policy, tree, floor, recent, budget, introduction)
-            return Choice(cuts, budget, policy)
+            cuts, twins = self._best_first(query, considered, policy, tree, floor, recent, budget, introduction)
+            return Choice(cuts, budget, policy, twins)
         cuts = self._split_and_search(query, considered, policy, tree, budget)
         return Choice(cuts, budget, None if query is None else policy)
 
@@ -181,21 +203,39 @@ class Selector:
         policy: Policy | None,
         prefilter: int | None,
         prefilter_chunks: int | None,
-    ) -> list[ChunkCut]:
+    ) -> Choice:
         """The ``k`` best spans that are embedded as one, best first, each as good as its best leaf.
+
+        One that repeats what a better one says is passed over, one that nearly does comes last.
 
         Arguments and errors are those of the store's ``retrieve``, but for the ``keys`` of :meth:`choose`.
         """
         query, policy = self._query(text), self._policy(policy)
         considered = self._considered(query, keys, prefilter, prefilter_chunks)
         if not len(considered):
-            return []
+            return Choice([], None, policy)
         scored = self._score(query, considered, policy, smooth=policy != "last_token")
         level = self._config.tree.embedded_level
         scores = scored.levels[level]
-        best = (divmod(int(flat), scores.shape[1]) for flat in np.argsort(-scores, axis=None, kind="stable")[:k])
-        there = (place for place in best if np.isfinite(scores[place]))
-        return [scored.cut(chunk, [Grained(Node(level, slot), 1)]) for chunk, slot in there]
+        best = (divmod(int(flat), scores.shape[1]) for flat in np.argsort(-scores, axis=None, kind="stable"))
+        most = COMPARED * k + COMPARED_BESIDE
+        found: list[ChunkCut] = []
+        late: list[ChunkCut] = []
+        said, twins = Said(), {}
+        for chunk, slot in islice((place for place in best if np.isfinite(scores[place])), most):
+            node = Node(level, slot)
+            key, _, text = self._read(scored, chunk, node)
+            new, passage = said.novelty(text), scored.cut(chunk, [Grained(node, 1)])
+            if new.repeated:
+                same = found[new.twin]
+                leaf = same.cut[0].node.index << (self._config.tree.height - level)
+                twins.setdefault((same.key, same.number, leaf), set()).add(key)
+            elif new.share <= NEARLY:
+                late.append(passage)
+            elif len(found) < k:
+                said.add(text)
+                found.append(passage)
+        return Choice([*found, *late][:k], None, policy, twins)
 
     def _best_first(
         self,
@@ -207,12 +247,14 @@ class Selector:
         recent: int,
         budget: int,
         introduction: Callable[[int], int] | None,
-    ) -> list[ChunkCut]:
+    ) -> tuple[list[ChunkCut], Twins]:
         """Best-first expansion under one budget over all chunks considered."""
         scored = self._score(query, considered, policy, smooth=policy != "last_token")
-        opened = scored.leaves
+        # First, for what is repeated also counts once where the floor is laid.
+        opened, late, twins = self._without_duplicates(scored, budget)
         if any(total > budget for total in accumulate(kv_entries(t.length, tree.fine) for t in scored.trees)):
-            opened = above_floor(scored.leaves, floor, scored.stretches())
+            opened = above_floor(opened, floor, scored.stretches())
+        opened = behind(opened, late)
         if recent:
             at_the_end = recent_scores(scored.leaves, scored.last_leaves(recent))
             scored = replace(scored, leaves=torch.maximum(scored.leaves, at_the_end))
@@ -228,7 +270,71 @@ class Selector:
                 f"budget={budget} holds nothing: the smallest cut of these documents takes {smallest} KV entries. "
                 "Raise the budget, or make the store with smaller leaves (TreeConfig)."
             )
-        return [scored.cut(chunk, cut) for chunk, cut in cuts.items()]
+        return [scored.cut(chunk, cut) for chunk, cut in cuts.items()], twins
+
+    def _without_duplicates(self, scored: _Scored, budget: int) -> tuple[torch.Tensor, list[int], Twins]:
+        """Scores of the leaves in which each text that several leaves have counts once.
+
+        The best leaves are taken one after the other. One that repeats what was taken is not opened, one of which a
+        part is new keeps that share of its score.
+
+        Returns:
+            The scores, [chunks, leaves], minus infinity where a leaf repeats another or nearly does; places of those
+            that nearly do, in the flattened scores, best first; and what else says the same as a leaf that is taken.
+        """
+        tree, flat = self._config.tree, scored.leaves.flatten().numpy(force=True).copy()
+        slots, present = scored.leaves.shape[1], flat[np.isfinite(flat)]
+        compared = min(COMPARED * (budget // tree.leaf_size) + COMPARED_BESIDE, len(present))
+        best = np.argpartition(-flat, compared - 1)[:compared]
+        waiting = [(-float(flat[leaf]), int(leaf)) for leaf in best]
+        heapify(waiting)
+        mean = float(present.mean())
+        read = {leaf: self._read(scored, leaf // slots, Node(tree.height, leaf % slots)) for _, leaf in waiting}
+        alike = defaultdict(list)
+        for leaf, (_, _, text) in read.items():
+            alike[text].append(leaf)
+        own, said, taken, late, twins = flat.copy(), Said(), {}, [], {}
+        while waiting:
+            score, leaf = heappop(waiting)
+            key, number, text = read[leaf]
+            new = said.novelty(text)
+            worth = mean + new.share * (own[leaf] - mean) if own[leaf] > mean else own[leaf]
+            if leaf in taken.values():
+                continue
+            if new.repeated:
+                flat[leaf] = -np.inf
+                twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
+            elif new.share <= NEARLY:
+                flat[leaf] = -np.inf
+                late.append(leaf)
+            elif worth < -score - 1e-6:
+                flat[leaf] = worth
+                heappush(waiting, (-worth, leaf))
+            else:
+                # Of equal documents one is shown, rather than the first words of this and the last of that.
+                documents = Counter(read[other][0] for other in taken.values())
+                chosen = max(alike[text], key=lambda other: (documents[read[other][0]], -other))
+                if chosen != leaf:
+                    flat[chosen], flat[leaf] = flat[leaf], -np.inf
+                    twins.setdefault(_place(read, chosen, slots), set()).add(key)
+                taken[said.add(text)] = chosen
+        kept = []
+        for leaf in sorted(late, key=lambda leaf: -own[leaf]):
+            key, _, text = read[leaf]
+            # What was new when it was met has been said since, perhaps.
+            if (new := said.novelty(text)).repeated:
+                twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
+            else:
+                taken[said.add(text)] = leaf
+                kept.append(leaf)
+        return torch.from_numpy(flat).to(scored.leaves.device).view_as(scored.leaves), kept, twins
+
+    def _read(self, scored: _Scored, chunk: int, node: Node) -> tuple[int, int, str]:
+        """A chunk's document and number, and what one of its nodes says."""
+        key, number = scored.places[chunk]
+        first = number * self._config.tree.chunk_size
+        start, end = scored.trees[chunk].span(node)
+        return key, number, self._text(key, first + start, first + end)
 
     def _split_and_search(
         self, query: Query | None, considered: np.ndarray, policy: Policy, tree: TreeConfig, budget: int | None
@@ -369,6 +475,12 @@ class Selector:
             [regular_tree(length, tree.chunk_size, tree.height) for length in leaves.chunk_length[chunks].tolist()],
             rows[first],
         )
+
+
+def _place(read: Mapping[int, tuple[int, int, str]], leaf: int, slots: int) -> tuple[int, int, int]:
+    """Document, chunk and slot of a leaf that was read."""
+    key, number, _ = read[leaf]
+    return key, number, leaf % slots
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""A text is shown once, its other sources are named; what is nearly the same comes after what is new."""
+
+import pytest
+
+from shared_context import Document
+from shared_context.store.duplicates import NEARLY, Said
+
+FEE = (
+    "The mooring fee for boats of up to eight metres is 14 crowns a night, to be paid at the harbour office before ten "
+    "in the morning. Larger boats pay 22 crowns. Whoever leaves before noon pays nothing for that day."
+)
+DISCOUNT = "Members of the rowing club are given thirty per cent off the mooring fee when they show their card."
+QUESTION = "What is the mooring fee, and is there anything off it?"
+
+
+def novelty(first, second):
+    said = Said()
+    said.add(first)
+    return said.novelty(second)
+
+
+def test_the_same_words_are_repeated_whatever_stands_between_them():
+    quoted = "> " + FEE[:110].replace(" is ", " is\n> ")
+    assert novelty(FEE, quoted).repeated
+    assert novelty(FEE, quoted).twin == 0
+    assert not novelty(quoted, FEE).repeated
+
+
+@pytest.mark.parametrize("date", ["4 May 2031", "May 4, 2031", "2031-05-04", "04.05.2031", "4. Mai 2031", "1st June"])
+def test_another_date_is_nearly_the_same(date):
+    new = novelty(f"Notice of 3 April 2030. {FEE}", f"Notice of {date}. {FEE}")
+    assert new.share <= NEARLY and not new.repeated
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Revenue came to 107 million crowns, in line with the plan.", "Revenue came to 121 million crowns, in line."),
+        ("The prize for the best bread went to Ada Quist.", "The prize for the best bread went to Ilse Marr."),
+        ("2031-05-04 12:01:33 the disk is full", "2031-05-04 12:07:41 the disk is full"),
+        (FEE, DISCOUNT),
+    ],
+)
+def test_another_number_or_name_or_time_of_day_is_new(first, second):
+    assert novelty(first, second).share > NEARLY
+
+
+def test_a_text_of_which_half_was_said_is_new_by_half():
+    first = "the boat is moored at the pier and the mate"
+    assert 0.4 < novelty(first, f"{first} goes below to boil the water for the soup").share < 0.8
+
+
+@pytest.mark.parametrize("before", ["", "Notice of {} May 2030. "])
+def test_the_budget_goes_to_what_is_new(store, before):
+    copies = [Document(before.format(number) + FEE, f"copy {number}") for number in range(1, 8)]
+    store.add([*copies, Document(DISCOUNT, "club")])
+    selection = store.select(QUESTION, budget=128)
+    assert "thirty per cent" in selection.text
+    assert selection.text.count("14 crowns a night") == 1 or before
+    passages = store.retrieve(QUESTION, 2)
+    assert {node.doc_id for node in passages} >= {"club"}
+
+
+def test_the_other_sources_are_named(store):
+    store.add([Document(FEE, id) for id in ("one", "two", "three")])
+    first = store.select("What is the mooring fee?", budget=512)
+    assert len(first.doc_ids) == 1
+    others = {"one", "two", "three"} - set(first.doc_ids)
+    assert all(set(node.also_in) == others for node in first.nodes)
+    (passage, *_) = store.retrieve("What is the mooring fee?", 1)
+    assert {passage.doc_id, *passage.also_in} == {"one", "two", "three"}
+
+
+def test_a_text_is_shown_whole_where_it_stands_alone(filled, documents):
+    shown = filled.select("ferry", budget=4096)
+    assert shown.kv_entries == sum(filled.model.count_tokens(document.text) for document in documents)
+    assert not any(node.also_in for node in shown.nodes)
+
+
+def test_nearly_the_same_is_shown_where_there_is_room(store):
+    store.add([Document(f"Notice of {n} May 2030. {FEE}", str(n)) for n in range(1, 5)])
+    assert {f"Notice of {n} May" in store.select("Of when are the notices?", budget=512).text for n in range(1, 5)} == {
+        True
+    }
