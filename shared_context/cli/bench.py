@@ -124,7 +124,12 @@ def latency(
             reader.name, texts, questions, documents=documents or growth.DOCUMENTS, runs=runs
         ),
     }
-    finish((measure() for figure, measure in figures.items() if not only or figure in only), json_file, html_file)
+    finish(
+        (measure() for figure, measure in figures.items() if not only or figure in only),
+        data.name,
+        json_file,
+        html_file,
+    )
 
 
 def _first_token(model: SharedLLMModel, asked: QuestionSet, context_tokens: Sequence[int], runs: int) -> Report:

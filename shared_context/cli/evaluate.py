@@ -81,7 +81,7 @@ def retrieval(
     reader = load(model)
     shown = tuple(sorted(tokens)) if tokens else measurement.TOKENS
     report = measurement.measure(reader, data, unit=unit, limit=limit, seed=seed, tokens=shown, resume=resume)
-    finish([report], json_file, html_file)
+    finish([report], data.name, json_file, html_file)
 
 
 @app.command(epilog=output.EXIT_CODES)
@@ -130,7 +130,7 @@ def answers(
         ways=tuple(way or ()),
         resume=resume,
     )
-    finish([report], json_file, html_file)
+    finish([report], data.name, json_file, html_file)
 
 
 @app.command(epilog=output.EXIT_CODES)
@@ -175,7 +175,7 @@ def compression(
         "presses": partial(presses.measure, resume=resume),
     }
     wanted = [part] if part else ["passages", "grains"]
-    finish((measures[one](reader, data, limit=limit, seed=seed) for one in wanted), json_file, html_file)
+    finish((measures[one](reader, data, limit=limit, seed=seed) for one in wanted), data.name, json_file, html_file)
 
 
 @app.command(epilog=output.EXIT_CODES)
@@ -223,7 +223,7 @@ def needle(
         seed=seed,
         resume=resume,
     )
-    finish([report], json_file, html_file)
+    finish([report], text.name, json_file, html_file)
 
 
 @app.command(name="language-model", epilog=output.EXIT_CODES)
@@ -266,7 +266,7 @@ def language_model(
         seed=seed,
         resume=resume,
     )
-    finish([report], json_file, html_file)
+    finish([report], ", ".join(path.name for path in texts), json_file, html_file)
 
 
 def load(name: str | None, adapter: str | None = None, dtype: str = "auto") -> SharedLLMModel:
@@ -277,8 +277,12 @@ def load(name: str | None, adapter: str | None = None, dtype: str = "auto") -> S
     return session.load_model(name or DEFAULT_MODEL, adapter, dtype)
 
 
-def finish(reports: Iterable[Report], json_file: Path | None, html_file: Path | None) -> None:
-    """Print each report as it comes, and write all so far where that is wanted: a later one may fail or be stopped."""
+def finish(reports: Iterable[Report], data: str, json_file: Path | None, html_file: Path | None) -> None:
+    """Print each report as it comes, and write all so far where that is wanted: a later one may fail or be stopped.
+
+    Args:
+        data: the name of what was measured on, the page's title.
+    """
     import json
 
     done = []
@@ -292,4 +296,4 @@ def finish(reports: Iterable[Report], json_file: Path | None, html_file: Path | 
             from shared_context.evaluation.page import page
 
             title = ", ".join(one.name for one in done)
-            html_file.write_text(page(f"shared-context: {title}", done), encoding="utf-8")
+            html_file.write_text(page(f"{data}: {title}", done), encoding="utf-8")

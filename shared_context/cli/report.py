@@ -40,7 +40,7 @@ def report(
     else:
         reports = [one for run in runs for one in run]
         title = ", ".join(dict.fromkeys(one.name for one in reports))
-    html_file.write_text(page(f"shared-context: {title}", reports), encoding="utf-8")
+    html_file.write_text(page(title, reports), encoding="utf-8")
     output.messages().print(f"wrote {html_file}", soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +25,7 @@ from shared_context.evaluation.contexts import (
     PASTED,
     RAG,
     WHOLE,
+    Context,
     Shown,
     other_question,
     pasted_baselines,
@@ -40,13 +42,27 @@ from shared_context.evaluation.metrics import (
 )
 from shared_context.evaluation.questions import Question, QuestionSet, read_questions
 from shared_context.evaluation.reading import TextReader
-from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting
+from shared_context.evaluation.report import (
+    Answer,
+    AskedQuestion,
+    Lines,
+    Point,
+    Report,
+    Series,
+    Source,
+    Table,
+    model_setting,
+)
 from shared_context.store.embedder import load_default_embedder
 
 BUDGETS = (256, 1024)
 """KV entries of a selection, and tokens of pasted chunks."""
 
 ANSWER_TOKENS = 20
+
+SOURCES_KEPT = 10
+SOURCE_CHARACTERS = 240
+"""Of what a question is shown so much is kept for the reader."""
 
 TOGETHER = 16
 """Questions whose results are computed at a time; one by one takes several times as long."""
@@ -147,7 +163,7 @@ def measure(
         "seed": seed,
         **({} if adapter is None else {"adapter": readers[ADAPTER].adapter().digest}),
     }
-    return _report(setting, results, [question.answers for question in chosen], budgets, not_run, seed)
+    return _report(setting, results, chosen, budgets, not_run, seed)
 
 
 def several_documents(data: str | Path) -> QuestionSet:
@@ -189,6 +205,7 @@ def _results(asked: Sequence[tuple[Question, Sequence[Shown]]], *, likelihoods: 
                 results[number][way]["nll"] = nlls[name]
             if answered:
                 results[number][way]["answer"] = answers[name]
+                results[number][way]["sources"] = [asdict(source) for source in _sources(shown.context)]
     return results
 
 
@@ -205,6 +222,29 @@ def _name(number: int, shown: Shown) -> Hashable:
     """The same for what one question is shown alike in two ways."""
     context = tuple(shown.context.nodes) if isinstance(shown.context, Selection) else shown.context
     return number, shown.model, context
+
+
+def _sources(context: Context) -> list[Source]:
+    """What a context shows, best first."""
+    if context is None:
+        return []
+    if isinstance(context, str):
+        return [Source(None, None, None, None, _beginning(context))]
+    passages = [
+        Source(
+            run[0].doc_id,
+            run[0].start,
+            run[-1].end,
+            max(node.score for node in run),
+            _beginning("".join(node.text for node in run)),
+        )
+        for run in context.passages
+    ]
+    return sorted(passages, key=lambda source: -source.score)[:SOURCES_KEPT]
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= SOURCE_CHARACTERS else f"{text[:SOURCE_CHARACTERS]}..."
 
 
 def _likelihoods(model: SharedLLMModel, questions: Sequence[Question], contexts: Sequence[Any]) -> list[float]:
@@ -225,11 +265,12 @@ METRICS = {"exact match": exact_match, "F1": f1, "containment": containment}
 def _report(
     setting: dict[str, Any],
     results: Sequence[Mapping[str, Any]],
-    gold: Sequence[tuple[str, ...]],
+    questions: Sequence[Question],
     budgets: Sequence[int],
     not_run: dict[str, str],
     seed: int,
 ) -> Report:
+    gold = [question.answers for question in questions]
     keys = list(dict.fromkeys(key for result in results for key in result))
     for key in list(keys):
         missing = sum(key not in result for result in results)
@@ -338,10 +379,27 @@ def _report(
             against_control,
         ),
     ]
+
+    def asked(question: Question, result: Mapping[str, Any]) -> AskedQuestion:
+        answers = [
+            Answer(
+                _title(key),
+                found["answer"],
+                found["tokens"],
+                {name: metric(found["answer"], question.answers) for name, metric in METRICS.items()}
+                | ({"NLL": found["nll"]} if "nll" in found else {}),
+                [Source(**source) for source in found.get("sources", ())],
+            )
+            for key, found in result.items()
+            if "answer" in found
+        ]
+        return AskedQuestion(question.text, question.answers, question.document, answers)
+
     return Report(
         "answers",
         setting,
         parts,
+        questions=[asked(question, result) for question, result in zip(questions, results, strict=True)],
         not_run=not_run,
         notes=[
             "What has no budget of its own is drawn as a level line. The question's own document is what retrieval "

@@ -6,7 +6,17 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from shared_context.evaluation.report import HeatMap, Lines, Part, Report, Table, text_of
+from shared_context.evaluation.report import (
+    TARGETS,
+    AskedQuestion,
+    HeatMap,
+    Lines,
+    Part,
+    Report,
+    Source,
+    Table,
+    text_of,
+)
 from shared_context.evaluation.svg import heat_map_svg, legend, lines_svg
 
 LONG_TABLE = 24
@@ -35,6 +45,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top }
 td.number { text-align: right; white-space: nowrap } thead th { position: sticky; top: 0; background: var(--page) }
 caption { text-align: left; padding: 0.5rem 0 }
+.question { margin: 0.3rem 0 } .question[open] { border-left: 3px solid var(--rule); padding-left: 0.8rem }
 .yes { color: var(--good); font-weight: 600 } .no { color: var(--bad); font-weight: 700 }
 .plot { width: 100%; height: auto; display: block }
 .grid { stroke: var(--rule) } .tick, .axis, .value, .tip { font: 12px system-ui, sans-serif; fill: var(--soft) }
@@ -69,7 +80,7 @@ def page(title: str, reports: Sequence[Report]) -> str:
 
 def _section(id: str, report: Report) -> str:
     setting = "; ".join(f"{name}: {text_of(value)}" for name, value in report.setting.items())
-    tables = report.tables()
+    tables = [table for table in report.tables() if table.title != TARGETS]  # they are aims of this library
     parts = [_part(part, table) for part, table in zip(report.parts, tables, strict=False)]
     rest = [_figure("", table) for table in tables[len(report.parts) :]]
     notes = [f'<p class="note">{escape(note)}</p>' for note in report.notes]
@@ -80,9 +91,45 @@ def _section(id: str, report: Report) -> str:
             *notes,
             *parts,
             *rest,
+            *_questions(id, report.questions),
             "</section>",
         ]
     )
+
+
+def _questions(id: str, questions: Sequence[AskedQuestion]) -> list[str]:
+    """Each question, folded, with its answers, scores and sources."""
+    if not questions:
+        return []
+    return [f'<h3 id="{id}-questions">Questions</h3>', *map(_question, questions)]
+
+
+def _question(question: AskedQuestion) -> str:
+    scores = list(dict.fromkeys(name for answer in question.answers for name in answer.scores))
+    table = Table(
+        "Answers",
+        ("shown", "answer", "tokens shown", *scores),
+        [(a.way, a.text, a.tokens, *(a.scores.get(name) for name in scores)) for a in question.answers],
+    )
+    sources = "".join(
+        f"<details><summary>Sources: {escape(answer.way)}</summary><ol>{''.join(map(_source, answer.sources))}</ol>"
+        "</details>"
+        for answer in question.answers
+        if answer.sources
+    )
+    gold = ", ".join(f"<q>{escape(text)}</q>" for text in question.gold)
+    return (
+        f'<details class="question"><summary>{escape(question.text)}</summary>'
+        f"<p>Right: {gold}, in {escape(question.document)}</p>{_figure('', table)}{sources}</details>"
+    )
+
+
+def _source(source: Source) -> str:
+    place = ""
+    if source.document is not None:
+        where = f"characters {source.start:,} to {source.end:,}, score {source.score:.2f}"
+        place = f"<b>{escape(source.document)}</b>, {where}: "
+    return f'<li dir="auto">{place}{escape(source.text)}</li>'
 
 
 def _part(part: Part, table: Table) -> str:

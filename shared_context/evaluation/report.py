@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from shared_context.errors import ConfigError
 
+TARGETS = "Targets"
+
 Cell = str | int | float | None
 
 
@@ -127,6 +129,60 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A passage that a question was shown.
+
+    Attributes:
+        document: its id; None where only the text is known.
+        start, end: characters of the document.
+        score: how promising the passage was found; comparable within one answer only.
+        text: its beginning.
+    """
+
+    document: str | None
+    start: int | None
+    end: int | None
+    score: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a question was answered in one way.
+
+    Attributes:
+        way: what the question was shown, and how.
+        text: the answer.
+        tokens: KV entries or tokens that were shown.
+        scores: by the metric's name.
+        sources: what was shown, best first.
+    """
+
+    way: str
+    text: str
+    tokens: int
+    scores: Mapping[str, float]
+    sources: Sequence[Source] = ()
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A question with all that it was answered.
+
+    Attributes:
+        text: the question.
+        gold: the answers that count as right.
+        document: id of the document that they are in.
+        answers: in each of the ways.
+    """
+
+    text: str
+    gold: Sequence[str]
+    document: str
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
 class Report:
     """A measurement's results.
 
@@ -137,6 +193,7 @@ class Report:
         targets: bounds, and whether they are kept.
         not_run: what was to be compared with but could not run, and why.
         notes: what a reader must know to read the results rightly.
+        questions: each question by itself, where answers were measured; for pages and programs, not in the text.
     """
 
     name: str
@@ -145,6 +202,7 @@ class Report:
     targets: Sequence[Target] = ()
     not_run: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    questions: Sequence[AskedQuestion] = ()
 
     def markdown(self) -> str:
         """The report for people."""
@@ -161,7 +219,7 @@ class Report:
             rows = [
                 (t.what, t.value, f"{t.sign} {text_of(t.bound)}", "yes" if t.reached else "NO") for t in self.targets
             ]
-            tables.append(Table("Targets", ("what", "measured", "wanted", "reached"), rows))
+            tables.append(Table(TARGETS, ("what", "measured", "wanted", "reached"), rows))
         if self.not_run:
             tables.append(Table("Not run", ("what", "why"), list(self.not_run.items())))
         return tables
@@ -176,6 +234,7 @@ class Report:
             "targets": [{**asdict(target), "reached": target.reached} for target in self.targets],
             "not_run": dict(self.not_run),
             "notes": list(self.notes),
+            "questions": [asdict(question) for question in self.questions],
         }
 
 
@@ -195,6 +254,7 @@ def read_reports(path: str | Path) -> list[Report]:
                 [Target(t["what"], t["value"], t["sign"], t["bound"]) for t in values["targets"]],
                 values["not_run"],
                 values["notes"],
+                [_question(question) for question in values.get("questions", ())],
             )
             for values in content["reports"]
         ]
@@ -207,6 +267,14 @@ def _part(values: dict[str, Any]) -> Part:
     if kind is Lines:
         values["series"] = [Series(s["name"], [Point(**point) for point in s["points"]]) for s in values["series"]]
     return kind(**values)
+
+
+def _question(values: dict[str, Any]) -> AskedQuestion:
+    answers = [
+        Answer(a["way"], a["text"], a["tokens"], a["scores"], [Source(**source) for source in a["sources"]])
+        for a in values["answers"]
+    ]
+    return AskedQuestion(values["text"], values["gold"], values["document"], answers)
 
 
 def model_setting(model: Any) -> dict[str, Cell]:

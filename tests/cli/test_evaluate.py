@@ -85,7 +85,7 @@ def test_what_was_measured_is_kept_where_a_later_measurement_fails(questions, tm
     result = run("bench", "latency", questions, *only, "--json", results, "--html", page)
     assert result.exit_code == 1 and "## storage" in result.stdout
     assert [report["name"] for report in json.loads(results.read_text())["reports"]] == ["storage"]
-    assert "<h1>shared-context: storage</h1>" in page.read_text()
+    assert f"<h1>{questions.name}: storage</h1>" in page.read_text()
 
 
 def test_bench_measures_only_what_is_asked_for(questions, tmp_path):

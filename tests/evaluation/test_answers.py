@@ -93,6 +93,11 @@ def test_questions_about_one_document_are_measured_without_controls(model, tmp_p
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     report = answers.measure(model, tmp_path / "rows.jsonl", budgets=[64], ways=[INJECTED])
     assert set(rows(report, "All ways")) == {f"{INJECTED}, 64"}
+    (asked,) = report.questions
+    (answer,) = asked.answers
+    assert (asked.text, list(asked.gold)) == ("What burns?", ["colza"])
+    assert answer.sources[0].document == asked.document and answer.sources[0].text.startswith("The lamp burns")
+    assert set(answer.scores) == {"exact match", "F1", "containment", "NLL"} and answer.scores["NLL"] > 0
     not_run = rows(report, "Not run")
     assert not_run["a wrong context, the control of each way"] == ("all questions are about one document",)
 

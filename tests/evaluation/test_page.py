@@ -1,12 +1,24 @@
 """The HTML report: it stands alone, reads by keyboard and without colours, and has every number as text."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from shared_context.evaluation.page import LONG_TABLE, page
-from shared_context.evaluation.report import HeatMap, Lines, Point, Report, Series, Table, Target
+from shared_context.evaluation.report import (
+    Answer,
+    AskedQuestion,
+    HeatMap,
+    Lines,
+    Point,
+    Report,
+    Series,
+    Source,
+    Table,
+    Target,
+)
 from shared_context.evaluation.svg import lines_svg
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -76,12 +88,31 @@ def test_page_needs_nothing_but_itself(report):
 def test_every_plot_is_followed_by_its_table(report):
     text = page("Report", [report])
     figures = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
-    assert len(figures) == 6  # two plots, two tables, targets, what did not run
+    assert len(figures) == 5  # two plots, two tables, what did not run
     assert all("<table>" in figure for figure in figures)
     assert "1.000 (0.500 to 2.000)" in figures[0]
     assert "0.250" in figures[1] and "0.25" in figures[1]
     assert "<details>" in figures[3] and "<details>" not in figures[2]
-    assert 'class="no">NO' in figures[4] and "not installed" in figures[5]
+    assert "not installed" in figures[4]
+
+
+def test_a_page_does_not_speak_of_what_this_library_aims_at(report):
+    assert "Targets" not in page("Report", [report])
+
+
+def test_each_question_is_shown_with_its_answers_sources_and_scores(report):
+    source = Source("manual <1>", 1200, 1350, 0.75, "The gate opens at six.")
+    answers = [
+        Answer("selection", "<six>", 128, {"F1": 0.5, "NLL": 1.25}, [source]),
+        Answer("none", "?", 0, {"F1": 0.0}),
+    ]
+    text = page(
+        "Report", [replace(report, questions=[AskedQuestion("When & where?", ["at six", "6"], "manual <1>", answers)])]
+    )
+    read = " ".join(Reader(text).text)
+    for shown in ("When & where?", "at six", "<six>", "0.500", "1.250", "characters 1,200 to 1,350", "The gate opens"):
+        assert shown in read
+    assert "<six>" not in text and text.count("Sources: ") == 1
 
 
 def test_everything_is_reached_by_keyboard_and_named(report):

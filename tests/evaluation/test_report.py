@@ -5,7 +5,19 @@ import json
 import pytest
 
 from shared_context.errors import ConfigError
-from shared_context.evaluation.report import HeatMap, Lines, Point, Report, Series, Table, Target, read_reports
+from shared_context.evaluation.report import (
+    Answer,
+    AskedQuestion,
+    HeatMap,
+    Lines,
+    Point,
+    Report,
+    Series,
+    Source,
+    Table,
+    Target,
+    read_reports,
+)
 
 
 @pytest.fixture
@@ -21,6 +33,11 @@ def report():
         [Target("times faster", 100.0, ">=", 8.0), Target("seconds", 0.12345, "<=", 0.1)],
         {"BM25": "not installed"},
         ["Read it with care."],
+        [
+            AskedQuestion(
+                "When?", ["at six"], "a", [Answer("none", "six", 4, {"F1": 0.5}, [Source("a", 0, 4, 0.5, "At")])]
+            )
+        ],
     )
 
 
@@ -57,6 +74,14 @@ def test_results_are_read_back_as_they_were_written(report, tmp_path):
     file.write_text(json.dumps({"reports": [report.as_json()] * 2}))
     first, second = read_reports(file)
     assert first.markdown() == second.markdown() == report.markdown()
+    assert first.questions == report.questions
+
+
+def test_results_of_before_questions_were_kept_are_read(report, tmp_path):
+    values = report.as_json()
+    del values["questions"]
+    (tmp_path / "results.json").write_text(json.dumps({"reports": [values]}))
+    assert read_reports(tmp_path / "results.json")[0].questions == []
 
 
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"reports": [{"name": "speed"}]}', '{"name": "speed"}'])
