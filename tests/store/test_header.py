@@ -107,7 +107,8 @@ def test_a_file_is_searched_by_its_name_and_not_by_its_path(store, tmp_path):
 
 
 def test_nodes_share_metadata_that_cannot_be_changed(store):
-    store.add("The wick is trimmed at dusk. " * 20, id="a", metadata={"pages": [1, 2], "by": {"name": "Ada"}})
+    text = " ".join(f"On day {number} the wick is trimmed at dusk." for number in range(20))
+    store.add(text, id="a", metadata={"pages": [1, 2], "by": {"name": "Ada"}})
     nodes = store.select("When is the wick trimmed?", budget=64).nodes
     assert len({id(node.metadata) for node in nodes}) == 1 < len(nodes)
     metadata = nodes[0].metadata
