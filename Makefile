@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint report clean
+.PHONY: help setup demo test test-slow test-newest test-lowest lint report clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make the environment (PYTHON=python3.12 picks another interpreter)
 
@@ -29,13 +29,38 @@ demo: $(STAMP)  ## compress a long document, ask it questions through LlamaIndex
 	@$(BIN)/python examples/demo.py
 
 # One thread each: the tests run models in several threads and processes, whose own threads would wait for each other.
-test test-slow: export OMP_NUM_THREADS := 1
+test test-slow test-newest test-lowest: export OMP_NUM_THREADS := 1
 
 test: $(STAMP)  ## every test but the slow ones
 	@$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(STAMP)  ## every test
 	@$(BIN)/python -m pytest
+
+# Resolved anew every time, each in an environment of its own beside the locked one. torch is the lock's in both: another
+# build could bring gigabytes of CUDA along.
+test-newest: RESOLUTION := highest
+test-lowest: RESOLUTION := lowest-direct
+RANGED = build/$(@:test-%=%)
+RANGED_PIP = $(RANGED)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint $(RANGED).txt
+SUITES := tests/model tests/store tests/integrations
+
+define test_ranged
+	@mkdir -p build
+	@grep '^torch==' requirements.lock > $(RANGED)-torch.txt
+	@$(BIN)/uv pip compile --quiet --upgrade --extra dev --resolution $(RESOLUTION) --python $(BIN)/python \
+		--constraint $(RANGED)-torch.txt --output-file $(RANGED).txt pyproject.toml > $(RANGED).log
+	@test -d $(RANGED) || $(BIN)/python -m venv $(RANGED)
+	@$(RANGED_PIP) torch
+	@$(RANGED_PIP) --editable '.[dev]'
+	@$(RANGED)/bin/python -m pytest -m "not slow" -p no:cacheprovider $(SUITES)
+endef
+
+test-newest: $(STAMP)  ## models, stores and integrations with the newest releases that pyproject.toml allows
+	$(test_ranged)
+
+test-lowest: $(STAMP)  ## the same with the lowest releases that it allows
+	$(test_ranged)
 
 lint: $(STAMP)  ## ruff: style, imports, likely bugs
 	@$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -205,11 +206,13 @@ def hub_snapshot(repo: str, *, subfolders: bool = False, **hub: str | Path | Non
     import httpx2
     from huggingface_hub import HfApi, snapshot_download
 
+    clients = [httpx2, *filter(None, [sys.modules.get("httpx")])]  # huggingface_hub before 2.0 has the second
+    unreachable = tuple(client.HTTPError for client in clients)
     try:
         HfApi(token=hub.get("token")).model_info(repo, revision=hub.get("revision"), timeout=HUB_TIMEOUT)
         notice(f"fetching {repo} from the Hugging Face Hub (once)")
         folder = Path(snapshot_download(repo, **hub, **_patterns(subfolders)))
-    except (OSError, ValueError, httpx2.HTTPError) as error:  # ValueError: a bad name; a log-in page that is no JSON
+    except (OSError, ValueError, *unreachable) as error:  # ValueError: a bad name; a log-in page that is no JSON
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelNotFoundError(f"the Hugging Face Hub ({reason})") from error
     lacking = what_is_missing(folder)

@@ -306,5 +306,6 @@ def test_an_answer_ends_where_any_of_configuration_tokenizer_and_template_says_s
     assert set(model.ends) == {configured, of_tokenizer, of_template}
     assert model.ends[0] == of_template
     for end in model.ends:
-        completion = model.complete("hi", max_new_tokens=4, sequence_bias=[[[end], 1000.0]])
+        others = [token for token in range(len(chosen)) if token != end]
+        completion = model.complete("hi", max_new_tokens=4, suppress_tokens=others)
         assert (completion.text, completion.finish_reason) == ("", "stop")
