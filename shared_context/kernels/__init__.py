@@ -13,7 +13,12 @@ from shared_context.kernels.kv_assembly import (
     rotate_keys,
 )
 from shared_context.kernels.late_interaction import late_interaction_scores, node_scores, quantize_codes
-from shared_context.kernels.ragged_attention import attention_with_lse, joined, ragged_attention
+from shared_context.kernels.ragged_attention import (
+    attention_with_lse,
+    causal_attention_with_lse,
+    joined,
+    ragged_attention,
+)
 from shared_context.kernels.split_and_search import split_and_search
 
 __all__ = [
@@ -24,6 +29,7 @@ __all__ = [
     "assemble_ragged",
     "assemble_reference",
     "attention_with_lse",
+    "causal_attention_with_lse",
     "joined",
     "late_interaction_scores",
     "node_scores",

@@ -36,26 +36,47 @@ class ImportanceObserver:
         self._first, self._rows = first, rows
         self._largest: list[torch.Tensor | None] = [None] * layers
 
-    def see(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float | None) -> None:
+    @property
+    def seen(self) -> int:
+        """Rows in front of the repetition: those in front of the chunk and the chunk's own."""
+        return self._first + self._rows
+
+    def see(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        lse: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None,
+    ) -> None:
         """Take in what one layer asks.
 
         Args:
             layer: its number.
-            query: [batch, heads, queries, head_dim], of the repetition.
-            key: [batch, kv_heads, entries, head_dim], those in front, the chunk's, and then the repetition's own.
+            query: [batch, kv_heads, queries, head_dim], of the repetition, the query heads that share a KV head one
+                behind the other.
+            key: [batch, kv_heads, seen, head_dim], those in front of the chunk and then the chunk's.
+            lse: logarithm of each softmax's denominator over these keys, float32 [batch, kv_heads, queries].
+            mask: additive, [1, 1, queries, seen]; None where every query sees all of them.
             scaling: of the scores; None is ``head_dim ** -0.5``.
         """
-        batch, heads, _, head_dim = query.shape
-        scale = head_dim**-0.5 if scaling is None else scaling
-        kv_heads, seen = key.shape[1], key[:, :, : self._first + self._rows].float().transpose(2, 3) * scale
-        for part in query.float().split(QUERIES, dim=2):
-            packed = part.reshape(batch, kv_heads, heads // kv_heads * part.shape[2], head_dim)
-            scores = packed @ seen
-            # the largest share's logarithm: one exponential for each row instead of one for each query and row
-            scores -= scores.logsumexp(dim=-1, keepdim=True)
-            largest = scores[..., self._first :].amax(dim=2)
-            known = self._largest[layer]
-            self._largest[layer] = largest if known is None else torch.maximum(known, largest)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        batch, kv_heads, queries, head_dim = query.shape
+        keys = key[:, :, self._first :].flatten(0, 1).float().transpose(1, 2)
+        # A query that sees none of the keys pays nothing to any of them.
+        less = torch.where(lse < torch.finfo(query.dtype).min / 2, torch.inf, lse).flatten(0, 1)[..., None]
+        largest = keys.new_full((batch * kv_heads, 1, self._rows), -torch.inf)
+        for begin in range(0, queries, QUERIES):
+            part = slice(begin, begin + QUERIES)
+            # The largest share's logarithm: one exponential for each row instead of one for each query and row.
+            scores = torch.baddbmm(-less[:, part], query[:, :, part].flatten(0, 1).float(), keys, alpha=scale)
+            if mask is not None:
+                scores += mask[0, :, part, self._first :]
+            largest = torch.maximum(largest, scores.amax(dim=1, keepdim=True))
+        largest = largest.view(batch, kv_heads, self._rows)
+        known = self._largest[layer]
+        self._largest[layer] = largest if known is None else torch.maximum(known, largest)
 
     def importance(self) -> list[torch.Tensor]:
         """Of each chunk's rows, float16 [layers, kv_heads, rows] on the processor, between 0 and 1."""

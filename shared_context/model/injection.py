@@ -22,6 +22,7 @@ from shared_context.kernels import (
     assemble,
     assemble_ragged,
     attention_with_lse,
+    causal_attention_with_lse,
     joined,
     ragged_attention,
     rotate_keys,
@@ -137,7 +138,8 @@ def attention(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     if observer is not None:
-        observer.see(module.layer_idx, query, key, scaling)
+        out = _observed(module.layer_idx, query, key, value, attention_mask, scaling, observer)
+        return out.transpose(1, 2).contiguous(), None
     if in_place is not None and module.layer_idx >= in_place.layers:
         in_place = None
     if ragged is not None and module.layer_idx >= ragged.layers:
@@ -169,6 +171,37 @@ def attention(
             parts.append(ragged_attention(packed, ragged.keys, ragged.values, starts, counts, scaling))
         out = joined(parts) if in_place is None else in_place.attend(layer, packed, parts, scaling)
     return out.reshape(batch, heads, queries, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+def _observed(
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    observer: ImportanceObserver,
+) -> torch.Tensor:
+    """Attention of a repetition, [batch, heads, queries, head_dim], which the observer takes in on the way.
+
+    What stands in front and the repetition itself are attended to one by one: the denominator of the first is what
+    importance is a share of.
+    """
+    (batch, _, queries, head_dim), seen, group = query.shape, observer.seen, query.shape[1] // key.shape[1]
+    packed = query.reshape(batch, -1, group * queries, head_dim)
+    in_front = own = None
+    # Only sliding windows hide anything that stands in front, and attention without a mask is faster.
+    if mask is not None and mask[..., -key.shape[2] :][..., :seen].amin() < 0:
+        in_front, own = mask[:1, :, :, -key.shape[2] :].repeat(1, 1, group, 1).tensor_split([seen], dim=-1)
+    front = attention_with_lse(packed, key[:, :, :seen], value[:, :, :seen], in_front, scaling)
+    observer.see(layer, packed, key[:, :, :seen], front[1], in_front, scaling)
+    itself = key[:, :, seen:], value[:, :, seen:]
+    if own is None:
+        itself = causal_attention_with_lse(query, *(part.repeat_interleave(group, 1) for part in itself), scaling)
+        itself = [part.reshape(batch, -1, group * queries, *part.shape[3:]) for part in itself]
+    else:
+        itself = attention_with_lse(packed, *itself, own, scaling)
+    return joined([front, itself]).reshape(query.shape)
 
 
 def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor | None:

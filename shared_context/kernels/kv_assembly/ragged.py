@@ -94,10 +94,14 @@ def rotate_rows(
     angle = by_token.to(torch.float64)[:, None] * inv_freq.to("cpu", torch.float64)
     index = tokens.to(keys.device).long()
     cos, sin = (part.float().to(keys.device)[index] for part in (angle.cos(), angle.sin()))
-    first, second, rest = keys.split([half, half, keys.shape[-1] - 2 * half], dim=-1)
-    first, second = first.float(), second.float()
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(keys.dtype)
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+    # One pass after the other over memory that stays in the cache, no copy of what was copied already.
+    turned = keys.float()
+    turned = turned.clone() if turned is keys else turned
+    first, second = turned[:, :half], turned[:, half : 2 * half]
+    before = first.clone()
+    first.mul_(cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).addcmul_(before, sin)
+    return turned.to(keys.dtype)
 
 
 def assemble_ragged_reference(

@@ -5,7 +5,18 @@ keep very different numbers: padded to the fullest, a layer would take more than
 are read where they lie, and parts of a context are put together by the logarithms of their softmax's denominators.
 """
 
-from shared_context.kernels.ragged_attention.attention import attention_with_lse, joined, ragged_attention
+from shared_context.kernels.ragged_attention.attention import (
+    attention_with_lse,
+    causal_attention_with_lse,
+    joined,
+    ragged_attention,
+)
 from shared_context.kernels.ragged_attention.naive import ragged_attention_naive
 
-__all__ = ["attention_with_lse", "joined", "ragged_attention", "ragged_attention_naive"]
+__all__ = [
+    "attention_with_lse",
+    "causal_attention_with_lse",
+    "joined",
+    "ragged_attention",
+    "ragged_attention_naive",
+]
