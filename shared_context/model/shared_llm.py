@@ -94,9 +94,9 @@ class SharedLLMModel:
         self.name = name
         self.fingerprint = fingerprint(model, tokenizer)
         self.context_window = context_window
-        system_prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
-        check_text("system_prompt", system_prompt)
-        self.prompt_format = PromptFormat(tokenizer, system_prompt, chat_template_kwargs)
+        self.system_prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
+        check_text("system_prompt", self.system_prompt)
+        self.prompt_format = PromptFormat(tokenizer, self.system_prompt, chat_template_kwargs)
         self.ends = end_tokens(model, tokenizer, self.prompt_format)
         inv_freq = model.base_model.rotary_emb.inv_freq
         self.injection: PrefixInjection | CrossAttentionInjection = (

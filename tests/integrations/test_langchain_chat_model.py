@@ -7,11 +7,16 @@ import threading
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.tools import tool
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+from pydantic import BaseModel, Field
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared_context import SharedLLMContextStore
@@ -64,12 +69,50 @@ class TestStandardIntegration(ChatModelIntegrationTests):
         return {"model": NAME, "max_tokens": 8}
 
     @property
+    def has_tool_calling(self):
+        return False  # below
+
+    @property
+    def has_structured_output(self):
+        return False  # below
+
+    @property
     def model_override_value(self):
         return self.another_model
 
     @property
     def enable_vcr_tests(self):
         return True  # there is no traffic to record: the test streams from the model itself
+
+
+@pytest.mark.slow
+class TestStandardToolsAndStructuredOutput(TestStandardIntegration):
+    """The whole suite once more, with answers long enough for calls and objects."""
+
+    @property
+    def chat_model_params(self):
+        return {"model": NAME, "max_tokens": 160}
+
+    @property
+    def has_tool_calling(self):
+        return True
+
+    @property
+    def has_structured_output(self):
+        return True
+
+    @property
+    def supports_json_mode(self):
+        return True
+
+    @pytest.mark.xfail(reason="a model of 135 million parameters answers in words where it is free to call a tool")
+    @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
+    def test_agent_loop(self, model):
+        super().test_agent_loop(model)
+
+    @pytest.mark.xfail(reason="a model of 135 million parameters does not keep to the keys that a prompt asks for")
+    def test_json_mode(self, model):
+        super().test_json_mode(model)
 
 
 @pytest.fixture(scope="module")
@@ -245,12 +288,136 @@ def test_an_unknown_option_is_refused(llm):
         llm.invoke("Hello", max_tokenz=3)
 
 
-def test_structured_output_is_not_pretended(llm):
-    with pytest.raises(NotImplementedError):
-        llm.with_structured_output({"title": "Answer", "type": "object", "properties": {}})
+class Person(BaseModel):
+    """Somebody who is spoken of."""
+
+    name: str = Field(max_length=12)
+    age: int = Field(ge=0, le=120)
+
+
+ALICE = "Alice is 31 years old and lives in Rome."
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_structured_output_is_an_object_of_the_schema(model, method):
+    llm = ChatSharedLLM(model=model, max_tokens=64)
+    person = llm.with_structured_output(Person, method=method).invoke(ALICE)
+    assert isinstance(person, Person) and person.age == 31
+    as_dict = llm.with_structured_output(Person.model_json_schema(), method=method, include_raw=True).invoke(ALICE)
+    assert as_dict["parsed"]["age"] == 31
+    assert isinstance(as_dict["raw"], AIMessage) and as_dict["parsing_error"] is None
+
+
+async def test_an_object_grows_in_a_stream(model):
+    llm = ChatSharedLLM(model=model, max_tokens=64).with_structured_output(Person.model_json_schema())
+    states = list(llm.stream(ALICE))
+    assert len(states) > 2 and states[-1]["age"] == 31
+    assert [state async for state in llm.astream(ALICE)] == states
+
+
+@pytest.mark.parametrize("include_raw", [False, True])
+def test_an_object_that_is_cut_is_an_error_in_words(model, include_raw):
+    llm = ChatSharedLLM(model=model, max_tokens=3).with_structured_output(Person, include_raw=include_raw)
+    if include_raw:
+        result = llm.invoke(ALICE)
+        assert result["parsed"] is None
+        assert "max_tokens" in str(result["parsing_error"])
+    else:
+        with pytest.raises(OutputParserException, match="max_tokens"):
+            llm.invoke(ALICE)
+
+
+def test_structured_output_reads_a_selection(model, store):
+    class Safe(BaseModel):
+        code: int = Field(le=99999)
+
+    llm = ChatSharedLLM(model=model, max_tokens=32).with_structured_output(Safe)
+    assert llm.invoke(QUESTION, context=store.select(QUESTION)).code == 4711
+
+
+def test_what_structured_output_cannot_enforce_is_refused_in_words(llm):
+    with pytest.raises(ConfigError, match="method"):
+        llm.with_structured_output(Person, method="guessing")
+    unenforceable = {"title": "Odd", "type": "object", "properties": {"a": {"not": {"type": "string"}}}}
+    with pytest.raises(ConfigError, match="cannot be enforced"):
+        llm.with_structured_output(unenforceable).invoke(ALICE)
+
+
+@tool
+def get_weather(city: str) -> str:
+    """Tell the weather in a city."""
+    return f"It is 17 degrees in {city}."
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@pytest.fixture(scope="module")
+def calling(model):
+    return ChatSharedLLM(model=model, max_tokens=64)
+
+
+def test_a_forced_call_takes_its_arguments_from_the_question(calling):
+    answer = calling.bind_tools([get_weather, add], tool_choice="any").invoke("What is the weather in Paris?")
+    (call,) = answer.tool_calls
+    assert (call["name"], call["args"]) == ("get_weather", {"city": "Paris"})
+    assert call["id"] and answer.content == ""
+    (call,) = calling.bind_tools([get_weather, add], tool_choice="add").invoke("What is 17 + 25?").tool_calls
+    assert (call["name"], call["args"]) == ("add", {"a": 17, "b": 25})
+
+
+def test_a_streamed_call_is_the_same_call(calling):
+    bound = calling.bind_tools([add], tool_choice="any")
+    chunks = list(bound.stream("What is 17 + 25?"))
+    whole = sum(chunks[1:], chunks[0])
+    expected = bound.invoke("What is 17 + 25?")
+    assert [(c["name"], c["args"]) for c in whole.tool_calls] == [(c["name"], c["args"]) for c in expected.tool_calls]
+    assert whole.content == expected.content
+    assert whole.usage_metadata == expected.usage_metadata
+
+
+def test_a_model_that_is_free_may_answer_in_words(calling):
+    answer = calling.bind_tools([add]).invoke("Hello! How are you?")
+    assert answer.content and not answer.tool_calls
+    answer = calling.bind_tools([add], tool_choice="none").invoke("What is 17 + 25?")
+    assert answer.content and not answer.tool_calls
+
+
+def test_a_call_that_is_cut_says_so(calling):
+    bound = calling.bind_tools([add], tool_choice="any")
+    answer = bound.invoke("What is 17 + 25?", max_tokens=12)
+    assert not answer.tool_calls
+    assert "max_tokens" in answer.invalid_tool_calls[0]["error"]
+
+
+@pytest.mark.parametrize("choice", ["subtract", 3.5, {"type": "function", "function": {"name": "subtract"}}])
+def test_a_wrong_choice_of_tools_is_refused(calling, choice):
+    with pytest.raises(ConfigError, match="tool_choice"):
+        calling.bind_tools([add], tool_choice=choice)
+
+
+def test_an_agent_calls_a_tool_and_answers(calling):
+    def decide(state):
+        asked = isinstance(state["messages"][-1], HumanMessage)
+        bound = calling.bind_tools([get_weather, add], tool_choice="any" if asked else "none")
+        return {"messages": [bound.invoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("model", decide)
+    graph.add_node("tools", ToolNode([get_weather, add]))
+    graph.add_edge(START, "model")
+    graph.add_conditional_edges("model", tools_condition)
+    graph.add_edge("tools", "model")
+    messages = graph.compile().invoke({"messages": [HumanMessage("What is the weather in Paris?")]})["messages"]
+    assert [message.type for message in messages] == ["human", "ai", "tool", "ai"]
+    assert messages[2].content == "It is 17 degrees in Paris."
+    assert "17" in messages[3].content
 
 
 def test_it_counts_and_declares_with_the_models_own_numbers(model, llm):
     assert llm.get_num_tokens(SAFE) == model.count_tokens(SAFE)
     assert llm.profile["max_input_tokens"] == model.context_window
-    assert llm.profile["tool_calling"] is False
+    assert llm.profile["tool_calling"] and llm.profile["tool_choice"] and llm.profile["structured_output"]

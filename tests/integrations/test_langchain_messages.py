@@ -62,3 +62,14 @@ def test_what_is_not_text_is_refused_by_name(block):
 def test_nothing_to_read_is_refused():
     with pytest.raises(QueryError, match="no message with text"):
         to_conversation([])
+
+
+def test_with_tools_calls_and_results_are_written():
+    call = {"name": "look", "args": {"place": "Zürich"}, "id": "1", "type": "tool_call"}
+    turns = to_conversation(
+        [HumanMessage("When?"), AIMessage("", tool_calls=[call]), ToolMessage("at six", tool_call_id="1")],
+        with_tools=True,
+    )
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
+    assert turns[1]["content"] == '<tool_call>\n{"name": "look", "arguments": {"place": "Zürich"}}\n</tool_call>'
+    assert turns[2]["content"] == "<tool_response>\nat six\n</tool_response>"

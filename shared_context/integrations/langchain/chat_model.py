@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from operator import itemgetter
 from typing import Any
+from uuid import uuid4
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    InvalidToolCall,
+    ToolCall,
+    ToolCallChunk,
+)
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import ensure_config
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough, ensure_config
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
 from shared_context import SharedLLMModel
+from shared_context.errors import ConfigError
 from shared_context.integrations.langchain.documents import describe
 from shared_context.integrations.langchain.history import SharedContextChatMessageHistory
-from shared_context.integrations.langchain.messages import to_conversation
+from shared_context.integrations.langchain.messages import to_conversation, with_instructions, with_request
 from shared_context.integrations.langchain.settings import GenerationSettings, details_of, load_model, usage_of
+from shared_context.integrations.langchain.structured import StructuredOutputMethod, parser_for
+from shared_context.model.tool_calls import Toolbox, read_calls, words_before_calls
+
+ANY_OBJECT = {"type": "object"}
+
+CUT = "the answer ended at its most tokens, in the middle of this call: raise max_tokens"
 
 
 class ChatSharedLLM(GenerationSettings, BaseChatModel):
@@ -32,7 +51,10 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
 
     In a RunnableWithMessageHistory over a SharedContextChatMessageHistory the older turns are injected too.
 
-    Tool calling and structured output are not implemented: a plain text model has neither.
+    ``bind_tools`` and ``with_structured_output`` tell the model what is wanted and let it write nothing else, so that
+    every call and every object has the form asked for. What stands in it is the model's: the default model, of 135
+    million parameters, fills a form but hardly knows when to call a tool; ``tool_choice="any"`` decides that for it.
+    ``response_schema`` (a JSON schema) and ``grammar`` bind an answer without telling the model.
 
     Args:
         streaming: generate through the streaming path in ``invoke`` too, so that callbacks see every token.
@@ -40,6 +62,7 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
     Raises:
         QueryError: a message holds an image or anything else that is not text.
         WindowExceededError: context, messages and answer do not fit the model's window.
+        ConfigError: a schema cannot be enforced, or another argument of a call is wrong.
     """
 
     streaming: bool = False
@@ -58,8 +81,9 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
             image_inputs=False,
             audio_inputs=False,
             video_inputs=False,
-            tool_calling=False,
-            structured_output=False,
+            tool_calling=True,
+            tool_choice=True,
+            structured_output=True,
         )
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -69,6 +93,64 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
         # the key of LangChain's caches: two contexts must never share one
         return super()._get_llm_string(stop=stop, **_traceable(kwargs))
 
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        parallel_tool_calls: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """This model with tools that it may call.
+
+        Args:
+            tools: functions, Pydantic classes, LangChain's tools, or schemas as OpenAI writes them.
+            tool_choice: None or "auto" leaves it to the model whether it calls one; "any", "required" or True makes it
+                call one, a tool's name that one, and "none" none.
+            parallel_tool_calls: an answer may hold several calls.
+            **kwargs: bound, too.
+        """
+        schemas = [convert_to_openai_tool(tool) for tool in tools]
+        _toolbox(schemas, tool_choice, parallel_tool_calls)  # what is wrong with them is said now
+        return self.bind(tools=schemas, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: StructuredOutputMethod = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | Any]:
+        """This model, whose answers are objects of ``schema``.
+
+        Args:
+            schema: a Pydantic class (answers are instances), a TypedDict or a JSON schema (answers are dicts).
+            method: "json_schema" asks for JSON of this schema, "function_calling" for a call of a tool with these
+                parameters, "json_mode" for any JSON object, whose form the prompt then has to describe.
+            include_raw: answer with ``{"raw": message, "parsed": object or None, "parsing_error": error or None}``.
+            strict: without effect; what can be said in a schema is always enforced.
+            **kwargs: bound, too.
+
+        Raises:
+            ConfigError: ``method`` is none of these.
+        """
+        parser = parser_for(schema, method)
+        described = convert_to_json_schema(schema)
+        output = {"ls_structured_output_format": {"kwargs": {"method": method}, "schema": described}}
+        if method == "function_calling":
+            name = convert_to_openai_tool(schema)["function"]["name"]
+            llm = self.bind_tools([schema], tool_choice=name, **output, **kwargs)
+        else:
+            told = {"told_schema": described} if method == "json_schema" else {"response_schema": ANY_OBJECT}
+            llm = self.bind(**told, **output, **kwargs)
+        if not include_raw:
+            return llm | parser
+        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -76,13 +158,25 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        model, messages, arguments = self._prepared(messages, stop, kwargs)
-        completion = model.complete(to_conversation(messages), **arguments)
+        model, turns, arguments, calls_tools = self._prepared(messages, stop, kwargs)
+        completion = model.complete(turns, **arguments)
         message = AIMessage(
             content=completion.text,
             usage_metadata=usage_of(completion),
             response_metadata=details_of(model, completion),
         )
+        if calls_tools:
+            answer = read_calls(completion.text)
+            message = message.model_copy(update={"content": answer.text})
+            message.tool_calls = [
+                ToolCall(name=call.name, args=call.arguments, id=_call_id(), type="tool_call") for call in answer.calls
+            ]
+            if answer.unfinished:
+                message.invalid_tool_calls = [
+                    InvalidToolCall(
+                        name=None, args=answer.unfinished, id=_call_id(), error=CUT, type="invalid_tool_call"
+                    )
+                ]
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
@@ -93,10 +187,32 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         # LangChain reports each chunk to the callbacks itself; the last one alone carries the counts, as they add up
-        model, messages, arguments = self._prepared(messages, stop, kwargs)
-        with closing(model.stream(to_conversation(messages), **arguments)) as pieces:
+        model, turns, arguments, calls_tools = self._prepared(messages, stop, kwargs)
+        text, given = "", 0
+        with closing(model.stream(turns, **arguments)) as pieces:
             for piece in pieces:
-                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                text += piece
+                words = words_before_calls(text) if calls_tools else text
+                if len(words) > given:
+                    yield ChatGenerationChunk(message=AIMessageChunk(content=words[given:]))
+                    given = len(words)
+        if calls_tools:
+            answer = read_calls(text)
+            chunks = [
+                ToolCallChunk(
+                    name=call.name, args=json.dumps(call.arguments), id=_call_id(), index=index, type="tool_call_chunk"
+                )
+                for index, call in enumerate(answer.calls)
+            ]
+            if answer.unfinished:
+                chunks.append(
+                    ToolCallChunk(
+                        name=None, args=answer.unfinished, id=_call_id(), index=len(chunks), type="tool_call_chunk"
+                    )
+                )
+            if chunks or len(answer.text) > given:
+                rest = AIMessageChunk(content=answer.text[given:], tool_call_chunks=chunks)
+                yield ChatGenerationChunk(message=rest)
         last = AIMessageChunk(
             content="",
             chunk_position="last",
@@ -107,14 +223,43 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
 
     def _prepared(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> tuple[SharedLLMModel, list[BaseMessage], dict[str, Any]]:
-        """The model of one call, the messages it reads and its further arguments."""
+    ) -> tuple[SharedLLMModel, list[dict[str, str]], dict[str, Any], bool]:
+        """The model of one call, the turns it reads, its further arguments, and whether it may call tools."""
+        kwargs = dict(kwargs)
+        tools, schema = kwargs.pop("tools", None), kwargs.pop("told_schema", None)
+        choice, parallel = kwargs.pop("tool_choice", None), kwargs.pop("parallel_tool_calls", False)
         model, arguments = self._call_arguments(stop, kwargs)
         # where RunnableWithMessageHistory puts the history whose messages it has put into the prompt
         history = ensure_config().get("configurable", {}).get("message_history")
         if isinstance(history, SharedContextChatMessageHistory) and history.store.model.identity == model.identity:
             messages, arguments["context"] = history.compressed(messages, arguments.get("context"))
-        return model, messages, arguments
+        turns = to_conversation(messages, with_tools=bool(tools))
+        toolbox = _toolbox(tools, choice, parallel) if tools else None
+        if toolbox is not None:
+            turns = with_instructions(turns, toolbox.instructions(), model.system_prompt)
+            arguments["grammar"] = toolbox.grammar()
+        if schema is not None:
+            turns = with_request(turns, f"Answer with JSON that follows this schema:\n{json.dumps(schema)}")
+            arguments["response_schema"] = schema
+        return model, turns, arguments, toolbox is not None
+
+
+def _toolbox(schemas: Sequence[dict[str, Any]], choice: Any, parallel: bool) -> Toolbox | None:
+    """The tools of a call; None where it must call none."""
+    tools = [schema["function"] for schema in schemas]
+    if isinstance(choice, dict):
+        choice = choice.get("function", choice).get("name", choice)
+    if choice in (None, False, "auto"):
+        return Toolbox(tools, parallel=parallel)
+    if choice in (True, "any", "required"):
+        return Toolbox(tools, required=True, parallel=parallel)
+    if not isinstance(choice, str):
+        raise ConfigError(f"tool_choice={choice!r}: must be 'auto', 'any', 'none' or the name of a tool")
+    return None if choice == "none" else Toolbox(tools, only=choice, parallel=parallel)
+
+
+def _call_id() -> str:
+    return f"call_{uuid4().hex}"
 
 
 def _traceable(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, SystemMessage, ToolMessage
 
 from shared_context.errors import QueryError
+from shared_context.model.tool_calls import call_text, result_text
 
 TURN_SEPARATOR = "\n\n"
 
@@ -44,11 +45,20 @@ def text_of(message: BaseMessage) -> str:
     return str(message.text)
 
 
-def to_conversation(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
+def answer_text(answer: BaseMessage | str) -> str:
+    """The text of what a chat model, or an LLM, answered."""
+    return answer if isinstance(answer, str) else str(answer.text)
+
+
+def to_conversation(messages: Sequence[BaseMessage], *, with_tools: bool = False) -> list[dict[str, str]]:
     """The messages as ``[{"role": ..., "content": ...}]``, oldest first.
 
     Neighbours of one role become one turn, because many chat templates insist that roles alternate; an assistant's
-    turn without text, a bare tool call, is left out.
+    turn without text is left out.
+
+    Args:
+        with_tools: calls of tools and what came of them are written as a model that has tools writes and reads them;
+            otherwise calls are left out, and a tool's output is a user's text.
 
     Raises:
         QueryError: a message holds something other than text, or there is nothing to read at all.
@@ -56,6 +66,11 @@ def to_conversation(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
     turns: list[dict[str, str]] = []
     for message in messages:
         role, text = role_of(message), text_of(message)
+        if with_tools and isinstance(message, AIMessage):
+            calls = [call_text(call["name"], call["args"]) for call in message.tool_calls]
+            text = "\n".join(filter(None, [text, *calls]))
+        elif with_tools and isinstance(message, ToolMessage):
+            text = result_text(text)
         if role == "assistant" and not text:
             continue
         if turns and turns[-1]["role"] == role:
@@ -65,3 +80,18 @@ def to_conversation(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
     if not turns:
         raise QueryError("no message with text was given: end the conversation with a HumanMessage")
     return turns
+
+
+def with_instructions(turns: list[dict[str, str]], instructions: str, default: str) -> list[dict[str, str]]:
+    """The conversation with ``instructions`` in its system turn, behind ``default`` where it has none of its own."""
+    own = turns[0]["role"] == "system"
+    said = turns[0]["content"] if own else default
+    content = TURN_SEPARATOR.join(filter(None, [said, instructions]))
+    return [{"role": "system", "content": content}, *turns[own:]]
+
+
+def with_request(turns: list[dict[str, str]], request: str) -> list[dict[str, str]]:
+    """The conversation with ``request`` at its end, in the user's words."""
+    if turns[-1]["role"] != "user":
+        return [*turns, {"role": "user", "content": request}]
+    return [*turns[:-1], {"role": "user", "content": turns[-1]["content"] + TURN_SEPARATOR + request}]
