@@ -254,7 +254,7 @@ def test_a_message_is_a_question_too(chain):
 @pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated")
 def test_with_message_history(chain, store):
     remembering = RunnableWithMessageHistory(
-        chain,
+        SharedContextChain.from_store(store, llm=chain.llm, show_metadata=False),
         lambda session: SharedContextChatMessageHistory(session, store),
         input_messages_key="input",
         history_messages_key="chat_history",

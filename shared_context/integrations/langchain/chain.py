@@ -7,19 +7,32 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, Self
 
 from langchain_core.documents import Document
-from langchain_core.messages import BaseMessage, HumanMessage, MessageLikeRepresentation, convert_to_messages
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import (
+    BaseMessage,
+    HumanMessage,
+    MessageLikeRepresentation,
+    SystemMessage,
+    convert_to_messages,
+)
+from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import AddableDict, Runnable, RunnableConfig, RunnableSerializable, run_in_executor
+from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from shared_context import Selection, SharedLLMContextStore, SharedLLMModel, StoreConfig
-from shared_context.errors import ModelMismatchError, QueryError
+from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
+from shared_context.errors import ConfigError, ModelMismatchError, QueryError
 from shared_context.integrations.langchain.chat_model import ChatSharedLLM
-from shared_context.integrations.langchain.documents import divide, to_store
-from shared_context.integrations.langchain.messages import text_of
+from shared_context.integrations.langchain.documents import SOURCE_KEY, divide, sync
+from shared_context.integrations.langchain.messages import answer_text, text_of
 from shared_context.integrations.langchain.retriever import SharedContextRetriever
-from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given
+from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given, of_type
+from shared_context.model.prompt import CONTEXT_FOOTER, CONTEXT_HEADER
+from shared_context.store.documents import OnError
 from shared_context.store.embedder import Embedder
+
+PASSAGE_SEPARATOR = "\n\n"
 
 
 class ChainInput(TypedDict):
@@ -43,23 +56,33 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
         chain = SharedContextChain.from_documents(loader.load())
         chain.invoke({"input": "How warm is the drying room kept?"})   # {"input": ..., "context": [...], "answer": ...}
 
-    The passages are not pasted into the prompt: their KV are injected from the store, so a first token waits for the
-    question's tokens alone. (A passage that the store does not hold word for word, changed by a postprocessor or from
-    another retriever, is pasted.) ``stream`` yields the input, then the context, then the answer piece by piece; the
-    pieces add up. Keyword arguments of a call (``max_tokens=64``) go to the model.
+    With a ChatSharedLLM of the store's model the passages are not pasted into the prompt: their KV are injected from
+    the store, so a first token waits for the question's tokens alone. (A passage that the store does not hold word for
+    word, changed by a postprocessor or from another retriever, is pasted.) Any other chat model is given all of them as
+    text. ``stream`` yields the input, then the context, then the answer piece by piece; the pieces add up. Keyword
+    arguments of a call (``max_tokens=64``) go to the model.
 
     Args:
         store: holds the documents.
         retriever: question in, passages out; a SharedContextRetriever, or one with a reranker or a filter behind it.
-        llm: a chat model on the store's model.
+        llm: a chat model or an LLM, with whatever is bound to it.
+        prompt: a prompt template with ``{input}``, and ``{chat_history}`` and ``{context}`` where it wants them; other
+            keys of the chain's input are its variables, too. What is pasted stands where ``{context}`` is, or in front
+            of the last message; what is injected stands in front of the first user message wherever ``{context}`` is.
+        system_prompt: a system message in front of the conversation, in the place of a whole ``prompt``.
+        show_metadata: an injected passage has its document's metadata in front of it.
 
     Raises:
-        ModelMismatchError: ``llm`` runs on another model than the store's.
+        ModelMismatchError: ``llm`` is a ChatSharedLLM on another model than the store's.
+        ConfigError: an argument is of another type, or ``prompt`` and ``system_prompt`` are both given.
     """
 
     store: SharedLLMContextStore
     retriever: Runnable[str, list[Document]]
-    llm: ChatSharedLLM
+    llm: Runnable[LanguageModelInput, Any]
+    prompt: BasePromptTemplate | None = None
+    system_prompt: str | None = None
+    show_metadata: bool = True
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
@@ -68,16 +91,29 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
         *,
         store: SharedLLMContextStore,
         retriever: Runnable[str, list[Document]],
-        llm: ChatSharedLLM,
+        llm: Runnable[LanguageModelInput, Any],
         **fields: Any,
     ):
+        # not in a validator, where pydantic would wrap the errors in its own
+        of_type("store", store, SharedLLMContextStore, "a SharedLLMContextStore")
+        of_type("retriever", retriever, Runnable, "a SharedContextRetriever or another Runnable")
+        of_type("llm", llm, Runnable, "a chat model, such as ChatSharedLLM(model=store.model)")
+        of_type("prompt", fields.get("prompt"), BasePromptTemplate | None, "a ChatPromptTemplate")
+        of_type("system_prompt", fields.get("system_prompt"), str | None, "a text")
         super().__init__(store=store, retriever=retriever, llm=llm, **fields)
-        # not in a validator, where pydantic would wrap the error in its own
-        if llm.model.identity != store.model.identity:
+        ours = _shared_llm(llm)
+        if ours is not None and ours.model.identity != store.model.identity:
             raise ModelMismatchError(
-                f"llm runs on {llm.model.name} ({llm.model.identity}), the store was made with {store.model.name} "
+                f"llm runs on {ours.model.name} ({ours.model.identity}), the store was made with {store.model.name} "
                 f"({store.model.identity}): use ChatSharedLLM(model=store.model)"
             )
+        if self.prompt is not None:
+            if self.system_prompt is not None:
+                raise ConfigError("prompt= and system_prompt= are both given: put the system message into the prompt")
+            if "input" not in self.prompt.input_variables:
+                raise ConfigError(
+                    f"prompt has the variables {self.prompt.input_variables}: put the question's place, {{input}}, in"
+                )
 
     @classmethod
     def from_documents(
@@ -89,39 +125,70 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
         path: str | Path | None = None,
         config: StoreConfig | None = None,
         embedder: Embedder | Literal["auto"] | None = "auto",
-        llm: ChatSharedLLM | None = None,
+        llm: Runnable[LanguageModelInput, Any] | None = None,
+        prompt: BasePromptTemplate | None = None,
+        system_prompt: str | None = None,
+        show_metadata: bool = True,
+        source_key: str | None = SOURCE_KEY,
+        on_error: OnError = "skip",
         **retrieval: Any,
     ) -> Self:
         """Store ``documents`` whole and answer from them.
 
+        A program may be run again: what is stored already stays, what changed is replaced, and of the sources that
+        ``documents`` come from nothing stays that is not among them.
+
         Args:
-            documents: any LangChain loader's, not split. Their ids are kept, their metadata must be JSON values.
-            model: the model that compresses and answers; None is that of ``llm``, or the default. Not used when
-                ``store`` is given, which has its own.
+            documents: any LangChain loader's, not split. Their ids are kept; without one a document is named by its
+                source. Their metadata must be JSON values.
+            model: the model that compresses, and answers where ``llm`` is None; None is that of ``llm``, or the
+                default. Not used when ``store`` is given, which has its own.
             store: add to this store instead of making one.
-            path: folder of the new store; None keeps it in memory.
-            config, embedder: of the new store.
-            llm: a ChatSharedLLM with settings of its own.
+            path: folder of the store, made where there is none; None keeps it in memory.
+            config, embedder: of a new store.
+            llm, prompt, system_prompt, show_metadata: as for the class; ``llm`` may be a ChatSharedLLM with settings of
+                its own, or any other chat model.
+            source_key: the key of metadata that says what a document was read from; None reads none.
+            on_error: what becomes of one that is empty or broken: "skip" leaves it out with a warning in the log,
+                "raise" refuses all, a function is called with its name and error.
             retrieval: settings of the SharedContextRetriever (``budget``, ``k``, ``policy``, ``filters``, ...).
 
         Raises:
-            BatchError: some documents were refused, for instance because they are stored already (then open the store
-                and use :meth:`from_store`); none of them was stored.
-            ConfigError: ``store`` comes with settings for a new one.
-            ModelMismatchError: ``llm`` runs on another model than the store's.
+            BatchError: some documents were refused; none was stored.
+            ConfigError: ``store`` comes with settings for a new one, or an argument is of another type.
+            ModelMismatchError: ``llm`` is a ChatSharedLLM on another model than the store's.
         """
         if model is None:
-            model = llm.model if llm is not None else DEFAULT_MODEL
+            ours = _shared_llm(llm)
+            model = ours.model if ours is not None else DEFAULT_MODEL
         store = new_or_given(store, model, path, config, embedder)
-        chain = cls.from_store(store, llm=llm, **retrieval)
-        store.add(to_store(documents))
+        chain = cls.from_store(
+            store, llm=llm, prompt=prompt, system_prompt=system_prompt, show_metadata=show_metadata, **retrieval
+        )
+        sync(store, documents, source_key, on_error)
         return chain
 
     @classmethod
-    def from_store(cls, store: SharedLLMContextStore, *, llm: ChatSharedLLM | None = None, **retrieval: Any) -> Self:
-        """Answer from what ``store`` holds. ``llm`` and ``retrieval`` are as for :meth:`from_documents`."""
-        retriever = SharedContextRetriever(store=store, **retrieval)
-        return cls(store=store, retriever=retriever, llm=llm or ChatSharedLLM(model=store.model))
+    def from_store(
+        cls,
+        store: SharedLLMContextStore,
+        *,
+        llm: Runnable[LanguageModelInput, Any] | None = None,
+        prompt: BasePromptTemplate | None = None,
+        system_prompt: str | None = None,
+        show_metadata: bool = True,
+        **retrieval: Any,
+    ) -> Self:
+        """Answer from what ``store`` holds. The other arguments are as for :meth:`from_documents`."""
+        of_type("store", store, SharedLLMContextStore, "a SharedLLMContextStore")
+        return cls(
+            store=store,
+            retriever=SharedContextRetriever(store=store, show_metadata=show_metadata, **retrieval),
+            llm=llm or ChatSharedLLM(model=store.model),
+            prompt=prompt,
+            system_prompt=system_prompt,
+            show_metadata=show_metadata,
+        )
 
     def invoke(self, input: ChainInput, config: RunnableConfig | None = None, **kwargs: Any) -> ChainOutput:
         """Answer one question."""
@@ -151,14 +218,14 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
     def _answer(self, input: ChainInput, config: RunnableConfig, **kwargs: Any) -> ChainOutput:
         passages = self.retriever.invoke(_question(input), config)
         messages, context = self._prompt(input, passages)
-        message = self.llm.invoke(messages, config, context=context, **kwargs)
-        return {**_passed_through(input), "context": passages, "answer": str(message.text)}
+        message = self.llm.invoke(messages, config, **context, **kwargs)
+        return {**_passed_through(input), "context": passages, "answer": answer_text(message)}
 
     async def _aanswer(self, input: ChainInput, config: RunnableConfig, **kwargs: Any) -> ChainOutput:
         passages = await self.retriever.ainvoke(_question(input), config)
         messages, context = await run_in_executor(config, self._prompt, input, passages)
-        message = await self.llm.ainvoke(messages, config, context=context, **kwargs)
-        return {**_passed_through(input), "context": passages, "answer": str(message.text)}
+        message = await self.llm.ainvoke(messages, config, **context, **kwargs)
+        return {**_passed_through(input), "context": passages, "answer": answer_text(message)}
 
     def _pieces(self, inputs: Iterator[ChainInput], config: RunnableConfig, **kwargs: Any) -> Iterator[dict[str, Any]]:
         for input in inputs:
@@ -167,8 +234,8 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
             passages = self.retriever.invoke(question, config)
             yield AddableDict(context=passages)
             messages, context = self._prompt(input, passages)
-            for chunk in self.llm.stream(messages, config, context=context, **kwargs):
-                yield AddableDict(answer=str(chunk.text))
+            for chunk in self.llm.stream(messages, config, **context, **kwargs):
+                yield AddableDict(answer=answer_text(chunk))
 
     async def _apieces(
         self, inputs: AsyncIterator[ChainInput], config: RunnableConfig, **kwargs: Any
@@ -179,23 +246,54 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
             passages = await self.retriever.ainvoke(question, config)
             yield AddableDict(context=passages)
             messages, context = await run_in_executor(config, self._prompt, input, passages)
-            async for chunk in self.llm.astream(messages, config, context=context, **kwargs):
-                yield AddableDict(answer=str(chunk.text))
+            async for chunk in self.llm.astream(messages, config, **context, **kwargs):
+                yield AddableDict(answer=answer_text(chunk))
 
-    def _prompt(self, input: ChainInput, passages: list[Document]) -> tuple[list[BaseMessage], Selection | None]:
-        """The conversation to be answered, and what is injected into it."""
-        question = _question(input)
-        spans, foreign = divide(self.store, passages)
-        asked = HumanMessage("\n\n".join([*(passage.page_content for passage in foreign), question]))
-        messages = [*convert_to_messages(input.get("chat_history") or []), asked]
-        return messages, self.store.selection_from(spans, query=question) if spans else None
+    def _prompt(self, input: ChainInput, passages: list[Document]) -> tuple[list[BaseMessage], dict[str, Any]]:
+        """The conversation to be answered, and the keyword argument with what is injected into it, if anything is."""
+        question, history = _question(input), _history(input)
+        injected: dict[str, Any] = {}
+        if _shared_llm(self.llm) is not None:
+            spans, passages = divide(self.store, passages)
+            if spans:
+                selection = self.store.selection_from(spans, query=question, show_metadata=self.show_metadata)
+                injected["context"] = selection
+        pasted = PASSAGE_SEPARATOR.join(passage.page_content for passage in passages)
+        if self.prompt is None:
+            messages = [*history, HumanMessage(question)]
+            if self.system_prompt:
+                messages.insert(0, SystemMessage(self.system_prompt))
+        else:
+            given = {**input, "input": question, "chat_history": history, "context": pasted}
+            messages = self.prompt.invoke(given).to_messages()
+        if pasted and (self.prompt is None or "context" not in self.prompt.input_variables):
+            last = messages[-1]
+            text = f"{CONTEXT_HEADER}{pasted}{CONTEXT_FOOTER}{text_of(last)}"
+            messages[-1] = last.model_copy(update={"content": text})
+        return messages, injected
+
+
+def _shared_llm(llm: object) -> ChatSharedLLM | None:
+    """The ChatSharedLLM that answers, whatever is bound to it; None where another model does."""
+    while isinstance(llm, RunnableBindingBase):
+        llm = llm.bound
+    return llm if isinstance(llm, ChatSharedLLM) else None
 
 
 def _question(input: ChainInput) -> str:
     if not isinstance(input, dict) or "input" not in input:
         raise QueryError(f"SharedContextChain was given {input!r}: it takes {{'input': question}}")
     question = input["input"]
+    if not isinstance(question, str | BaseMessage):
+        raise QueryError(f"input is a {type(question).__name__}: the question is a text or a message")
     return text_of(question) if isinstance(question, BaseMessage) else question
+
+
+def _history(input: ChainInput) -> list[BaseMessage]:
+    history = input.get("chat_history") or []
+    if isinstance(history, str | BaseMessage):
+        raise QueryError(f"chat_history is a {type(history).__name__}: it takes a list of messages, oldest first")
+    return convert_to_messages(history)
 
 
 def _passed_through(input: ChainInput) -> dict[str, Any]:

@@ -2,21 +2,102 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from langchain_core.documents import Document as LangChainDocument
 
 from shared_context import Document, SelectedNode, Selection, SharedLLMContextStore
+from shared_context.errors import DocumentError
+from shared_context.store.documents import MAX_ID_LENGTH, OnError
 from shared_context.store.selection import JoinedSelections
+
+logger = logging.getLogger(__name__)
+
+SOURCE_KEY = "source"
+"""Where LangChain's loaders write what a document was read from."""
+
+BOOKKEEPING = (
+    *("creationdate", "creator", "moddate", "producer", "ptex.fullbanner", "total_pages", "trapped"),
+    *("file_path", "last_modified", "etag", "row", "seq_num", "start_index"),
+)
+"""What loaders note of a file and not of what it says: no query is compared with it, no model is shown it."""
 
 Span = tuple[str, int, int, int, float]
 """Document id, start and end in characters, ratio, score."""
 
 
-def to_store(documents: Iterable[LangChainDocument]) -> list[Document]:
-    """Documents to be stored, whole: page content, id (None is derived by the store) and metadata."""
-    return [Document(text=each.page_content, id=each.id, metadata=each.metadata) for each in documents]
+def to_store(documents: Iterable[LangChainDocument], *, source_key: str | None = SOURCE_KEY) -> list[Document]:
+    """Documents to be stored, whole: page content, id and metadata.
+
+    One without an id is named by its source, so that it is the same document when it is read again: ``notes.txt``, and
+    where several come from there ``notes.txt#2`` and so on, in their order. One without a source gets no id here; the
+    store derives one from text and metadata.
+
+    Args:
+        documents: any LangChain loader's.
+        source_key: the key of their metadata that says what they were read from; None reads none.
+
+    Raises:
+        DocumentError: one of them is no Document, or they are no iterable of them.
+    """
+    if isinstance(documents, LangChainDocument | str | bytes) or not isinstance(documents, Iterable):
+        raise DocumentError(
+            f"documents is a {type(documents).__name__}: give a list of LangChain Documents, as a loader's load() does"
+        )
+    read: Counter[str] = Counter()
+    stored = []
+    for position, document in enumerate(documents):
+        if not isinstance(document, LangChainDocument):
+            raise DocumentError(
+                f"documents[{position}] is a {type(document).__name__}, not a LangChain Document: "
+                "Document(page_content=...) makes one of a text"
+            )
+        id, source = document.id, document.metadata.get(source_key) if source_key is not None else None
+        if id is None and isinstance(source, str) and source.strip():
+            read[source] += 1
+            named = source if read[source] == 1 else f"{source}#{read[source]}"
+            id = named if len(named) <= MAX_ID_LENGTH and named.isprintable() else None
+        stored.append(
+            Document(document.page_content, id, document.metadata, unsearched_keys=BOOKKEEPING, hidden_keys=BOOKKEEPING)
+        )
+    return stored
+
+
+def sync(
+    store: SharedLLMContextStore,
+    documents: Iterable[LangChainDocument],
+    source_key: str | None = SOURCE_KEY,
+    on_error: OnError = "skip",
+) -> None:
+    """Bring a store in line with what was read: what is new is added, what changed replaced, what stayed left alone.
+
+    What the store holds of the sources of ``documents`` and is not among them any more goes; other documents stay.
+
+    Args:
+        store, documents: of the sources that appear in it, ``documents`` holds everything.
+        source_key: as in :func:`to_store`; None makes nothing go.
+        on_error: as in ``store.add``. What is left out leaves what was stored of it before.
+
+    Raises:
+        BatchError, DocumentError: some documents are refused; the store stays as it was.
+    """
+    given = to_store(documents, source_key=source_key)
+    before = len(store)
+    ids = {*store.add(given, replace=True, on_error=on_error), *(document.id for document in given)}
+    added = len(store) - before
+    sources = {source for document in given if isinstance(source := document.metadata.get(source_key), str)}
+    gone = [id for id in store.ids(filters={source_key: {"$in": sources}}) if id not in ids] if sources else []
+    # Only now: should this be interrupted, too much is stored and not too little.
+    store.delete(gone)
+    logger.info("of %d documents given %d are new; %d of their sources are gone", len(given), added, len(gone))
+
+
+def from_store(document: Document) -> LangChainDocument:
+    """A stored document as a whole."""
+    return LangChainDocument(id=document.id, page_content=document.text, metadata=dict(document.metadata))
 
 
 def from_runs(runs: Iterable[Sequence[SelectedNode]]) -> list[LangChainDocument]:

@@ -19,6 +19,12 @@ from shared_context.store.embedder import Embedder
 PROVIDER = "shared_context"
 
 
+def of_type(name: str, value: object, wanted: Any, described: str) -> None:
+    """Raise ConfigError unless ``value`` is a ``wanted``, which ``described`` says in words."""
+    if not isinstance(value, wanted):
+        raise ConfigError(f"{name} is a {type(value).__name__}: must be {described}")
+
+
 def new_or_given(
     store: SharedLLMContextStore | None,
     model: SharedLLMModel | str | Path,
@@ -31,6 +37,7 @@ def new_or_given(
     Raises:
         ConfigError: a store comes with settings for a new one.
     """
+    of_type("store", store, SharedLLMContextStore | None, "a SharedLLMContextStore; path= is for a folder")
     if store is None:
         return SharedLLMContextStore(load_model(model), path, config=config, embedder=embedder)
     if not (path is None and config is None and embedder == "auto"):
