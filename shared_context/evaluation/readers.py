@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from shared_context import SharedLLMModel
 from shared_context.config import require
-from shared_context.kernels import ChunkKV, assemble, rotate_keys
+from shared_context.kernels import ChunkKV, Rotary, assemble, rotate_keys
 from shared_context.model.cache import CACHE_ARGUMENT, RoomyLayer, pages
 from shared_context.model.injection import CrossAttentionHooks, CrossAttentionInjection, additive_mask
 
@@ -127,7 +127,8 @@ class Stream(Reader):
         self._model = model.hf_model
         self._read = 0
         room = torch.empty(kv_shape(model, window), dtype=model.dtype, device=model.device)
-        self._layers = [_RingLayer(part, sinks, model.injection.inv_freq) for part in room.unbind(1)]
+        rotary = model.injection.rotary
+        self._layers = [_RingLayer(part, sinks, rotary.of_layer(i)) for i, part in enumerate(room.unbind(1))]
         self._cache = Cache(layers=self._layers)
 
     @torch.inference_mode()
@@ -160,14 +161,14 @@ class _RingLayer(DynamicLayer):
     Args:
         room: [2, 1, kv_heads, window, head_dim].
         sinks: entries that are never overwritten.
-        inv_freq: the model's rotary frequencies.
+        rotary: of the layer.
     """
 
-    def __init__(self, room: torch.Tensor, sinks: int, inv_freq: torch.Tensor):
+    def __init__(self, room: torch.Tensor, sinks: int, rotary: Rotary):
         super().__init__()
         self.dtype, self.device = room.dtype, room.device
         self.is_initialized = True
-        self._room, self._inv_freq = room, inv_freq
+        self._room, self._rotary = room, rotary
         self._sinks = room[0, :, :, :0]
         self._most_sinks = sinks
 
@@ -184,7 +185,7 @@ class _RingLayer(DynamicLayer):
         if self._moved:
             # from where they were at first, so that no rounding adds up
             delta = torch.full((self._most_sinks,), self._moved, device=self.device)
-            keys[:, :, : self._most_sinks] = rotate_keys(self._sinks, delta, self._inv_freq)
+            keys[:, :, : self._most_sinks] = rotate_keys(self._sinks, delta, self._rotary)
         else:
             self._sinks = keys[:, :, : self._most_sinks].clone()
         return keys[:, :, : self._length], values[:, :, : self._length]
@@ -231,7 +232,7 @@ class EncoderDecoder:
             rows = torch.arange(len(chunk))
             place = kv[:, :, 0, :, at : at + len(chunk)]
             encoded = ChunkKV(self._model.compressor.key_values([chunk])[:, :, 0])
-            assemble([encoded], [rows], [number - (sink + rows)], injection.inv_freq, place)
+            assemble([encoded], [rows], [number - (sink + rows)], injection.rotary, place)
             at += len(chunk)
         seen = torch.ones((1, len(ids)), dtype=torch.bool, device=model.device)
         position = torch.tensor([len(chunks)], device=model.device)

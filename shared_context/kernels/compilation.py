@@ -103,16 +103,23 @@ def variants() -> Iterator[Variant]:
             | {"hidden": "i32:16", "states_leaf": "i32:16"},
             {"HEIGHT": 4, "CHANNELS": channels, "states_channel": 1},
         )
-    for element, head_dim, half in (("bf16", 64, 32), ("i8", 128, 64), ("bf16", 96, 24)):
+    for element, head_dim, half, interleaved in (
+        ("bf16", 64, 32, False),
+        ("i8", 128, 64, False),
+        ("bf16", 96, 24, False),
+        ("bf16", 128, 32, True),
+    ):
         yield Variant(
-            f"KV assembly, {element}, heads of {head_dim}, {2 * half} turned",
+            f"KV assembly, {element}, heads of {head_dim}, {2 * half} turned{' as neighbours' if interleaved else ''}",
             assembly_kernel,
             {"blocks": "*i64", "rows": "*i32", "cos": "*fp32", "sin": "*fp32", "out": "*bf16"}
+            | {"kinds": "*i32"}
             | {name: "i64:16" for name in ("out_part", "out_layer", "out_head", "out_entry")},
             {"ENTRIES": entries_of_a_program(head_dim)}
             | {"ELEMENT": tl.str_to_ty(element, None), "HALF_DIM": half, "HEAD_DIM": head_dim}
             | {"HALF": triton.next_power_of_2(half), "REST": triton.next_power_of_2(max(1, head_dim - 2 * half))}
-            | {"HEAD": triton.next_power_of_2(head_dim), "ALIGNED": 16, "QUANTIZED": element == "i8"},
+            | {"HEAD": triton.next_power_of_2(head_dim), "QUANTIZED": element == "i8"}
+            | {"ALIGNED": 2 if interleaved else 16, "INTERLEAVED": interleaved},
         )
     for element, head_dim, masked in (("bf16", 64, False), ("bf16", 128, True), ("fp16", 96, False)):
         yield Variant(

@@ -33,5 +33,8 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
 def arithmetic(model: PreTrainedModel) -> str:
     """What keys and values depend on beside the weights: rotary frequencies and their scale, norms, windows."""
     rotary, config = model.base_model.rotary_emb, model.config
+    # one for all layers, or one for each type of them
+    names = sorted(name for name, _ in rotary.named_buffers() if name.endswith("inv_freq") and "original" not in name)
+    frequencies = [getattr(rotary, name).tolist() for name in names]
     settings = [getattr(config, name, None) for name in ("rms_norm_eps", "sliding_window", "layer_types")]
-    return repr([rotary.inv_freq.tolist(), getattr(rotary, "attention_scaling", 1.0), *settings])
+    return repr([*frequencies, getattr(rotary, "attention_scaling", 1.0), *settings])

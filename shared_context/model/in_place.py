@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
-from shared_context.kernels import ChunkKV, assemble, attention_with_lse
+from shared_context.kernels import ChunkKV, Rotary, assemble, attention_with_lse
 
 ROWS_PER_RUN, ROWS_PER_QUERY = 96, 5
 """Rows that could be copied and have their keys turned in the time that reading a run in place costs besides: for its
 calls in every layer, and for each query, which is turned for every run anew. Estimated from times on two cores."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -40,24 +42,24 @@ class EncodingsInPlace:
 
     Args:
         runs: the rows that are read, at least one; their chunks are in floating point and on a processor.
-        inv_freq: [rotary_dim / 2].
+        rotary: of the layers; frequencies [rotary_dim / 2] alone, paired by halves, where all share them.
     """
 
-    def __init__(self, runs: Sequence[Run], inv_freq: torch.Tensor):
+    def __init__(self, runs: Sequence[Run], rotary: Rotary | torch.Tensor):
         self._runs = runs
-        self._inv_freq = inv_freq
+        self._rotary = Rotary.of(rotary)
         self.columns = sum(run.length for run in runs)
         self.layers = runs[0].chunk.layers
         # By run and layer, [1, kv_heads, rows, head_dim] each.
         parts = [run.chunk.data[:, :, None, :, run.first : run.end] for run in runs]
         self._keys, self._values = ([kv[part].unbind(0) for kv in parts] for part in (0, 1))
-        # float64, because an error of the angle grows with the delta and every layer would inherit it
-        delta = torch.tensor([run.delta for run in runs], dtype=torch.float64)
-        angle = delta[:, None] * inv_freq.to("cpu", torch.float64)
-        unturned = parts[0].shape[-1] - 2 * inv_freq.numel()
-        cos = torch.cat([angle.cos(), angle.cos(), torch.ones(len(runs), unturned)], dim=1)
-        sin = torch.cat([angle.sin(), -angle.sin(), torch.zeros(len(runs), unturned)], dim=1)
-        self._cos, self._sin = cos.float()[:, None, None, None], sin.float()[:, None, None, None]
+        self._kinds = self._rotary.by_layer(self.layers)
+        cos, sin = self._rotary.cos_sin(torch.tensor([run.delta for run in runs]), torch.device("cpu"))
+        unturned = torch.ones(*cos.shape[:2], parts[0].shape[-1] - 2 * self._rotary.half)
+        join = partial(torch.stack, dim=-1) if self._rotary.interleaved else partial(torch.cat, dim=-1)
+        # By kind of layer, [runs, 1, 1, 1, head_dim] each.
+        self._cos = torch.cat([join([cos, cos]).flatten(2), unturned], dim=-1)[:, :, None, None, None]
+        self._sin = torch.cat([join([sin, -sin]).flatten(2), 0 * unturned], dim=-1)[:, :, None, None, None]
         self._memory: dict[str, torch.Tensor] = {}
 
     def attend(
@@ -80,7 +82,7 @@ class EncodingsInPlace:
             [1, kv_heads, rows, head_dim].
         """
         attended = list(others)
-        for asked, keys, values in zip(self._turned(query).unbind(0), self._keys, self._values, strict=True):
+        for asked, keys, values in zip(self._turned(query, layer).unbind(0), self._keys, self._values, strict=True):
             attended.append(attention_with_lse(asked, keys[layer], values[layer], scaling=scaling))
         outputs, logarithms = zip(*attended, strict=True)
         shares = torch.stack(logarithms).softmax(dim=0)
@@ -88,12 +90,17 @@ class EncodingsInPlace:
         torch.stack(outputs, out=self._scratch("outputs", weighted.shape, query.dtype))
         return weighted.copy_(self._memory["outputs"]).mul_(shares[..., None]).sum(dim=0).to(query.dtype)
 
-    def _turned(self, query: torch.Tensor) -> torch.Tensor:
+    def _turned(self, query: torch.Tensor, layer: int) -> torch.Tensor:
         """The queries as each run is to be asked, [runs, 1, kv_heads, rows, head_dim]; turned in float32."""
-        half, asked = self._inv_freq.numel(), query.float()
-        first, second, rest = asked.split([half, half, asked.shape[-1] - 2 * half], dim=-1)
+        kind, asked = self._kinds[layer], query.float()
+        first, second = self._rotary.pairs(asked)
+        rest = asked[..., 2 * self._rotary.half :]
+        if self._rotary.interleaved:
+            swapped = torch.cat([torch.stack([second, first], dim=-1).flatten(-2), rest], dim=-1)
+        else:
+            swapped = torch.cat([second, first, rest], dim=-1)
         exact = self._scratch("exact", (len(self._runs), *query.shape), torch.float32)
-        torch.mul(asked, self._cos, out=exact).addcmul_(torch.cat([second, first, rest], dim=-1), self._sin)
+        torch.mul(asked, self._cos[kind], out=exact).addcmul_(swapped, self._sin[kind])
         return self._scratch("turned", exact.shape, query.dtype).copy_(exact)
 
     def _scratch(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -107,7 +114,7 @@ class EncodingsInPlace:
         """Write all runs, their keys moved, into ``out``, [2, layers, kv_heads, columns, head_dim]."""
         rows = [torch.arange(run.first, run.end) for run in self._runs]
         deltas = [torch.full((run.length,), run.delta) for run in self._runs]
-        assemble([run.chunk for run in self._runs], rows, deltas, self._inv_freq, out)
+        assemble([run.chunk for run in self._runs], rows, deltas, self._rotary, out)
 
 
 def split_runs(

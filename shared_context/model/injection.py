@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from shared_context.kernels import (
     ChunkKV,
     RaggedContext,
     RaggedKV,
+    Rotary,
     assemble,
     assemble_ragged,
     attention_with_lse,
@@ -224,15 +225,15 @@ class PrefixInjection:
 
     Args:
         layers: M.
-        inv_freq: the model's rotary frequencies [rotary_dim / 2].
+        rotary: of the model's layers.
     """
 
     kind = "prefix"
     in_cache = True
 
-    def __init__(self, layers: int, inv_freq: torch.Tensor):
+    def __init__(self, layers: int, rotary: Rotary):
         self.layers = layers
-        self.inv_freq = inv_freq
+        self.rotary = rotary
         self._memory: torch.Tensor | None = None
 
     def installed(
@@ -249,7 +250,7 @@ class PrefixInjection:
         parts = [c.coarse_parts if c is not None else [] for c in contexts]
         deltas = [[prefix + p.places - (sink + p.positions) for p in row] for row in parts]
         kv = [[part.kv for part in row] for row in parts]
-        ragged = assemble_ragged(kv, deltas, self.inv_freq, model.dtype, model.device)
+        ragged = assemble_ragged(kv, deltas, self.rotary, model.dtype, model.device)
         if ragged is None:
             return nullcontext()
         beyond = [c.length - c.columns if c is not None else 0 for c in contexts]
@@ -298,7 +299,7 @@ class PrefixInjection:
                     # The order of columns is nobody's concern: positions are in the keys.
                     runs, (chunks, rows, deltas) = split_runs(chunks, rows, deltas, dtype, queries)
                 entries = sum(map(len, rows))
-                assemble(chunks, rows, deltas, self.inv_freq, lower[:, :, row, :, width - entries : width])
+                assemble(chunks, rows, deltas, self.rotary, lower[:, :, row, :, width - entries : width])
         lower[:, :, :, :, width : width + prefix] = prefix_kv[:, : self.layers, None].to(dtype)
         layers = [RoomyLayer(lower[:, i], width + prefix) for i in range(self.layers)]
         upper = torch.empty(
@@ -309,7 +310,7 @@ class PrefixInjection:
         give_back = partial(self._keep_memory, memory)
         if not runs:
             return RoomyCache(layers, give_back)
-        unread = EncodingsInPlace(runs, self.inv_freq)
+        unread = EncodingsInPlace(runs, self.rotary)
         return RoomyCache(layers, give_back, unread, lower[:, :, 0, :, : unread.columns])
 
     def _take_memory(self, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -380,7 +381,7 @@ class CrossAttention(nn.Module):
         context: RaggedContext,
         layer: int,
         position: torch.Tensor,
-        inv_freq: torch.Tensor,
+        rotary: Rotary,
     ) -> torch.Tensor:
         """What the layer adds to ``states``.
 
@@ -389,7 +390,7 @@ class CrossAttention(nn.Module):
             context: keys, rotated for their chunk's number, and values, of all layers; its batch may be repeated.
             layer: its number.
             position: the position of all queries of a row, its number of chunks, [batch].
-            inv_freq: [rotary_dim / 2].
+            rotary: of the layer.
 
         Returns:
             [batch, queries, hidden].
@@ -399,7 +400,7 @@ class CrossAttention(nn.Module):
         own = states.to(self.q_proj.weight.dtype)
         query = self.q_proj(self.norm(own)).view(batch, queries, self.heads, self.head_dim)
         # one position for all queries of a row: the batch stands where rotate_keys expects the tokens
-        query = rotate_keys(query.permute(1, 2, 0, 3), position, inv_freq).permute(2, 1, 0, 3)
+        query = rotate_keys(query.permute(1, 2, 0, 3), position, rotary).permute(2, 1, 0, 3)
         packed = query.reshape(batch, self.kv_heads, self.heads // self.kv_heads * queries, self.head_dim)
         # beams and several answers per question repeat the rows of the batch
         times = batch // context.counts.shape[1]
@@ -418,22 +419,22 @@ class CrossAttentionInjection(nn.Module):
     Args:
         model: the whole causal language model; it is hooked while :meth:`installed` is entered, and never edited.
         layers: M.
-        inv_freq: the model's rotary frequencies [rotary_dim / 2].
+        rotary: of the model's layers.
     """
 
     kind = "cross_attention"
     in_cache = False
 
-    def __init__(self, model: PreTrainedModel, layers: int, inv_freq: torch.Tensor):
+    def __init__(self, model: PreTrainedModel, layers: int, rotary: Rotary):
         super().__init__()
         config = model.config
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.layers = layers
-        self.inv_freq = inv_freq
+        self.rotary = rotary
         self.upper: LowRank | None = None
         self.attentions = nn.ModuleList(
-            CrossAttention(config.hidden_size, heads, config.num_key_value_heads, head_dim, config.rms_norm_eps)
+            CrossAttention(config.hidden_size, heads, config.num_key_value_heads, head_dim, norm_eps(config))
             for _ in range(layers)
         ).to(device=model.device, dtype=model.dtype)
         for cross, layer in zip(self.attentions, model.base_model.layers, strict=False):
@@ -475,7 +476,7 @@ class CrossAttentionInjection(nn.Module):
                 parts[-1].append(kv)
                 deltas[-1].append(number - (sink + positions))
         # In the type of what attends to it.
-        ragged = assemble_ragged(parts, deltas, self.inv_freq, self.attentions[0].q_proj.weight.dtype, model.device)
+        ragged = assemble_ragged(parts, deltas, self.rotary, self.attentions[0].q_proj.weight.dtype, model.device)
         position = torch.tensor([len(c.chunks) if c is not None else 0 for c in contexts], device=model.device)
         return nullcontext() if ragged is None else CrossAttentionHooks(self, model, ragged, position)
 
@@ -515,13 +516,14 @@ class CrossAttentionHooks(AbstractContextManager[None]):
     ):
         self._layers = list(zip(injection.attentions, model.base_model.layers, strict=False))
         self._model, self._upper, self._stack = model, injection.upper, ExitStack()
-        self._context, self._position, self._inv_freq = context, position, injection.inv_freq
+        self._context, self._position, self._rotary = context, position, injection.rotary
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> None:
         if self._upper is not None:
             self._stack.enter_context(self._upper.installed(self._model))
         for number, (cross, layer) in enumerate(self._layers):
+            own = self._rotary.of_layer(number)
             residual: dict[str, torch.Tensor] = {}
 
             def keep_input(_: nn.Module, args: tuple, kwargs: dict, residual: dict = residual) -> None:
@@ -533,12 +535,13 @@ class CrossAttentionHooks(AbstractContextManager[None]):
                 output: object,
                 cross: CrossAttention = cross,
                 number: int = number,
+                rotary: Rotary = own,
                 residual: dict = residual,
             ) -> object:
                 first = output[0] if isinstance(output, tuple) else output
                 states = residual.pop("states") + first
                 position = self._position.repeat_interleave(len(states) // len(self._position))
-                added = first + cross(states, self._context, number, position, self._inv_freq)
+                added = first + cross(states, self._context, number, position, rotary)
                 return (added, *output[1:]) if isinstance(output, tuple) else added
 
             self._handles.append(layer.register_forward_pre_hook(keep_input, with_kwargs=True))
@@ -548,6 +551,12 @@ class CrossAttentionHooks(AbstractContextManager[None]):
         self._stack.close()
         while self._handles:
             self._handles.pop().remove()
+
+
+def norm_eps(config: PretrainedConfig) -> float:
+    """What keeps a model's norms from dividing by zero, by whatever name its family has for it."""
+    names = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
+    return next((eps for name in names if (eps := getattr(config, name, None)) is not None), 1e-5)
 
 
 def attention_output(layer: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from shared_context.errors import ConfigError, ModelNotFoundError, SharedContext
 from shared_context.model.injection import ATTENTION
 from shared_context.model.pretrained import resolve_model
 from shared_context.model.progress import quiet_loading
-from shared_context.model.support import check_config, check_rotation, processor_dtype
+from shared_context.model.support import check_config, processor_dtype
 
 REFUSED_OPTIONS = {
     "attn_implementation": "the injection brings its own attention; leave it out",
@@ -77,9 +77,7 @@ def load(
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise ModelNotFoundError(f"{damaged} ({len(missing)} tensors are missing, {missing[0]} among them).")
-    model = model.to(place)
-    check_rotation(model, name)
-    return model, tokenizer
+    return model.to(place), tokenizer
 
 
 @contextmanager

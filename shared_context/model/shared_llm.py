@@ -39,7 +39,7 @@ from shared_context.model.pretrained import DEFAULT_MODEL
 from shared_context.model.prompt import SYSTEM_PROMPT, Prompt, PromptFormat
 from shared_context.model.requests import Context, Request, RequestReader
 from shared_context.model.scoring import score_batch
-from shared_context.model.support import usable_window
+from shared_context.model.support import check_config, check_rotation, usable_window
 from shared_context.model.tokenization import TokenizedText, check_text, tokenize
 
 
@@ -81,6 +81,7 @@ class SharedLLMModel:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
         one_of("injection", injection, InjectionKind)
+        check_config(model.config, name, minimum_window=1)
         layers = model.config.num_hidden_layers
         injection_layers = layers if injection_layers is None else injection_layers
         require(
@@ -98,11 +99,11 @@ class SharedLLMModel:
         check_text("system_prompt", self.system_prompt)
         self.prompt_format = PromptFormat(tokenizer, self.system_prompt, chat_template_kwargs)
         self.ends = end_tokens(model, tokenizer, self.prompt_format)
-        inv_freq = model.base_model.rotary_emb.inv_freq
+        rotary = check_rotation(model, name).rotary
         self.injection: PrefixInjection | CrossAttentionInjection = (
-            PrefixInjection(injection_layers, inv_freq)
+            PrefixInjection(injection_layers, rotary)
             if injection == "prefix"
-            else CrossAttentionInjection(model, injection_layers, inv_freq)
+            else CrossAttentionInjection(model, injection_layers, rotary)
         )
         prefix = self.prompt_format.prefix
         self._decoder = InjectingDecoder(model, tokenizer, self.injection, len(prefix), context_window)

@@ -6,8 +6,10 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shared_context.errors import UnsupportedModelError
-from shared_context.kernels import rotate_keys
-from shared_context.model.compressor import bottom_layers
+from shared_context.model.layers import Layers, measured, windows_of
+
+ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Types of layers that keep keys and values of single tokens."""
 
 MINIMUM_WINDOW = 1024
 """Tokens. A window below this holds no selection worth making beside a question and an answer."""
@@ -18,8 +20,13 @@ def processor_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def check_config(config: PretrainedConfig, name: str) -> None:
+def check_config(config: PretrainedConfig, name: str, minimum_window: int = MINIMUM_WINDOW) -> None:
     """Refuse, before any weights are read, a model whose configuration says that it cannot be served.
+
+    Args:
+        config: the model's.
+        name: how messages call it.
+        minimum_window: tokens that it must be able to read together.
 
     Raises:
         UnsupportedModelError: naming the model and the reason.
@@ -37,78 +44,68 @@ def check_config(config: PretrainedConfig, name: str) -> None:
         refuse("it uses ALiBi, whose distances cannot be re-written into stored keys")
     if getattr(config, "rope_parameters", None) is None:
         refuse("it has no rotary positions (learned or absolute ones cannot be re-written into stored keys)")
-    if getattr(config, "num_key_value_heads", None) is None:
-        refuse("its configuration names no key-value heads, so its attention is not of the kind that is read here")
-    window = usable_window(config)
-    if window < MINIMUM_WINDOW:
+    if getattr(config, "kv_lora_rank", None):
         refuse(
-            f"its narrowest layer sees {window} tokens (window or sliding window), and a selection with a question "
-            f"needs at least {MINIMUM_WINDOW}"
+            "it compresses keys and values into a latent (MLA): what it keeps of a token is no key and value for each "
+            "head, and the part of it that is turned by positions lies beside the part that is not"
         )
+    other = set(getattr(config, "layer_types", None) or ()) - ATTENDING
+    if other or getattr(config, "conv_L_cache", None):
+        refuse(
+            f"some of its layers are no attention ({', '.join(sorted(other)) or 'conv'}): they keep a running state of "
+            "all that was read, which cannot be put together from chunks that were read apart"
+        )
+    if getattr(config, "num_kv_shared_layers", None) or not _alike(config):
+        refuse("its layers do not all keep keys and values of their own, of one number of heads and one size")
+    if getattr(config, "moe_intermediate_size", None) and getattr(config, "n_routed_experts", 1) is None:
+        refuse("its configuration names no number of experts (n_routed_experts)")
     if getattr(config, "attn_logit_softcapping", None):
         refuse("it caps its attention's logits, which no attention does that reads injected keys and values")
+    narrow = [window for window in windows_of(config) if window]
+    if narrow and min(narrow) < usable_window(config):
+        refuse(f"some of its layers see {min(narrow)} tokens only, which is narrower than its window")
+    window = usable_window(config)
+    if window < minimum_window:
+        refuse(
+            f"no layer sees more than {window} tokens (window or sliding window), and a selection with a question "
+            f"needs at least {minimum_window}"
+        )
+
+
+def _alike(config: PretrainedConfig) -> bool:
+    """Whether a configuration names one number of key-value heads and one size of heads for all layers."""
+    try:
+        sizes = {getattr(config, name, None) for name in ("head_dim", "global_head_dim")} - {None}
+        return isinstance(config.num_key_value_heads, int) and len(sizes) <= 1
+    except Exception:  # transformers raises errors of its own for what differs by layer, or is not there
+        return False
 
 
 def usable_window(config: PretrainedConfig) -> int:
     """Tokens that prompt, selection and answer may take together.
 
-    The trained window; the narrowest sliding window, where layers have one; and for rotary variants that change
+    The trained window; the sliding window, where no layer sees further; and for rotary variants that change
     their frequencies with the sequence (dynamic, longrope) the length up to which they stay what the chunks were
-    encoded with.
+    encoded with. Where layers attend within fixed blocks, one such block.
     """
     limits = [config.max_position_embeddings]
-    layer_types = getattr(config, "layer_types", None)
-    sliding = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in layer_types if layer_types else getattr(config, "use_sliding_window", True)
-    if sliding and slides:
-        limits.append(sliding)
+    windows = windows_of(config)
+    if all(windows):
+        limits.append(max(windows))
+    types = getattr(config, "layer_types", None) or ()
+    limits += [window for window, of in zip(windows, types, strict=False) if of == "chunked_attention"]
     rope = config.rope_parameters
-    if rope.get("rope_type") == "longrope":
-        limits.append(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    # by type of layer, where these differ
+    for own in rope.values() if all(isinstance(of, dict) for of in rope.values()) else [rope]:
+        if own.get("rope_type") == "longrope":
+            limits.append(own.get("original_max_position_embeddings") or config.max_position_embeddings)
     return min(limits)
 
 
-@torch.inference_mode()
-def check_rotation(model: PreTrainedModel, name: str) -> None:
-    """Measure on the loaded model that moving a key by a delta gives the key computed at the new position.
-
-    A few tokens tell at once what no list of model types could: learned or absolute positions hidden in a
-    configuration, interleaved rotary layouts, positions added to values, layers that have no positions.
+def check_rotation(model: PreTrainedModel, name: str) -> Layers:
+    """What a loaded model's layers differ in; a model whose keys cannot be moved to other positions is refused.
 
     Raises:
-        UnsupportedModelError: where the moved and the computed keys or values differ.
+        UnsupportedModelError: naming the model and the reason; see :func:`~shared_context.model.layers.measured`.
     """
-    inv_freq = getattr(getattr(model.base_model, "rotary_emb", None), "inv_freq", None)
-    if inv_freq is None:
-        raise UnsupportedModelError(
-            f"{name} ({model.config.model_type}) cannot be served: it has no rotary frequencies that all layers share."
-        )
-    layers = bottom_layers(model, model.config.num_hidden_layers)
-    ids = torch.arange(3, 11, device=model.device)[None] % model.config.vocab_size
-    shift = 5
-    (here, there) = (
-        layers.key_values(ids, position_ids=torch.arange(8, device=model.device)[None] + offset).float()
-        for offset in (0, shift)
-    )
-    moved = rotate_keys(here[0], torch.full((8,), shift), inv_freq)
-    tolerance = 0.05 if model.dtype in (torch.bfloat16, torch.float16) else 1e-3
-    # The first layer tells exactly; further up rounding adds up, and all that can be told is which key is nearer.
-    error, drift = (
-        ((a[0] - b[0]).abs().max() / b[0].abs().max().clamp(min=1e-6)).item()
-        for a, b in ((moved, there[0]), (here[1], there[1]))
-    )
-    if max(error, drift) > tolerance:
-        raise UnsupportedModelError(
-            f"{name} ({model.config.model_type}) cannot be served: keys moved to another position differ from keys "
-            f"computed there by {error:.0%}, values by {drift:.0%}, so its positions are not plain rotary ones."
-        )
-    unmoved = [
-        number
-        for number, (a, b, before) in enumerate(zip(moved, there[0], here[0], strict=True))
-        if (a - b).norm() > (before - b).norm()
-    ]
-    if unmoved:
-        raise UnsupportedModelError(
-            f"{name} ({model.config.model_type}) cannot be served: its layers {unmoved} have no rotary positions, so "
-            "that keys moved to another position are not what is computed there."
-        )
+    return measured(model, name)

@@ -148,7 +148,6 @@ class InjectionObjective(nn.Module):
 
     def _cache(self, layout: Layout, kv: torch.Tensor, prefix_kv: torch.Tensor) -> DynamicCache:
         """The decoder's cache: contexts, padded on the left, then the prefix; as PrefixInjection fills it."""
-        inv_freq = self.model.injection.inv_freq.cpu()
         chunk_size, width = kv.shape[4], max(_entries(pieces) for pieces in layout.shown)
         # One gather for the whole batch. A padded place takes the first row of all, which the mask hides.
         rows = torch.zeros(len(layout.shown), width, dtype=torch.long)
@@ -160,7 +159,7 @@ class InjectionObjective(nn.Module):
             # a row stands behind the prefix when it is encoded and when it is read
             deltas[number, width - len(own) :] = torch.arange(len(own)) - own
         taken = kv.transpose(2, 3).flatten(3, 4)[:, :, :, rows.flatten().to(kv.device)]
-        taken = torch.stack([rotate_keys(taken[0], deltas.flatten(), inv_freq), taken[1]])
+        taken = torch.stack([rotate_keys(taken[0], deltas.flatten(), self.model.injection.rotary), taken[1]])
         context = taken.unflatten(3, rows.shape).transpose(2, 3)
         prefix_kv = prefix_kv.expand(-1, -1, len(rows), -1, -1, -1)
         cache = DynamicCache()

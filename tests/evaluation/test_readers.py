@@ -33,7 +33,7 @@ def plainly(small, ids, steps):
 @torch.inference_mode()
 def streamed_slowly(small, ids, steps, window, sinks):
     """Logits after each step: what is in sight is copied into a new cache, every key moved to its place in that."""
-    model, inv_freq = small.hf_model, small.injection.inv_freq
+    model, rotary = small.hf_model, small.injection.rotary
     nothing = torch.zeros(1, 2, 0, model.config.head_dim)
     kept = [(nothing, nothing) for _ in model.base_model.layers]
     stood = torch.zeros(0, dtype=torch.long)  # where each kept key stood when it was rotated
@@ -43,7 +43,7 @@ def streamed_slowly(small, ids, steps, window, sinks):
         stays = torch.tensor([i for i in range(len(stood)) if i < sinks or i >= sinks + dropped], dtype=torch.long)
         cache = DynamicCache()
         for i, (keys, values) in enumerate(kept):
-            moved = rotate_keys(keys[:, :, stays], torch.arange(len(stays)) - stood[stays], inv_freq)
+            moved = rotate_keys(keys[:, :, stays], torch.arange(len(stays)) - stood[stays], rotary)
             cache.update(moved, values[:, :, stays], i)
         out = model(input_ids=part[None], **{CACHE_ARGUMENT: cache})
         kept = [(layer.keys, layer.values) for layer in cache.layers]

@@ -5,12 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared_context.kernels import ChunkKV, assemble, assemble_reference, rotate_keys
+from shared_context.kernels import ChunkKV, Rotary, assemble, assemble_reference, rotate_keys
 
 LAYERS, HEADS, HEAD_DIM = 3, 2, 16
 INV_FREQ = 1.0 / 10000 ** (torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
 PARTIAL = INV_FREQ[:5]
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning:triton")
+LAYERED = Rotary(torch.stack([PARTIAL, torch.zeros(5), 10 * PARTIAL]), (0, 1, 2))
+INTERLEAVED = Rotary(INV_FREQ[None], None, interleaved=True)
+INTERLEAVED_IN_SOME = Rotary(torch.stack([torch.zeros(5), PARTIAL]), (1, 0, 1), interleaved=True)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -35,18 +38,21 @@ def assembled(function, chunks, rows, deltas, inv_freq, dtype):
     return out
 
 
-def naive(chunks, rows, deltas, inv_freq):
+def naive(chunks, rows, deltas, rotary):
     """One number at a time, in float64."""
+    rotary = Rotary.of(rotary)
     columns = []
     for chunk_kv, taken, delta in zip(chunks, rows, deltas, strict=True):
         data = chunk_kv.data.double() * (1 if chunk_kv.scale is None else chunk_kv.scale.double())
         for row, move in zip(taken.tolist(), delta.tolist(), strict=True):
             column = data[:, :, :, row].clone()
-            half = len(inv_freq)
-            for i, frequency in enumerate(inv_freq.double()):
-                cos, sin = torch.cos(move * frequency), torch.sin(move * frequency)
-                a, b = data[0, :, :, row, i], data[0, :, :, row, i + half]
-                column[0, :, :, i], column[0, :, :, i + half] = a * cos - b * sin, b * cos + a * sin
+            for layer in range(data.shape[1]):
+                frequencies = rotary.inv_freq[0 if rotary.kinds is None else rotary.kinds[layer]].double()
+                for i, frequency in enumerate(frequencies):
+                    cos, sin = torch.cos(move * frequency), torch.sin(move * frequency)
+                    one, other = (2 * i, 2 * i + 1) if rotary.interleaved else (i, i + len(frequencies))
+                    a, b = data[0, layer, :, row, one], data[0, layer, :, row, other]
+                    column[0, layer, :, one], column[0, layer, :, other] = a * cos - b * sin, b * cos + a * sin
             columns.append(column)
     return torch.stack(columns, dim=3)
 
@@ -57,7 +63,7 @@ def naive(chunks, rows, deltas, inv_freq):
     stride=st.integers(1, 9),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     quantize=st.booleans(),
-    inv_freq=st.sampled_from([INV_FREQ, PARTIAL]),
+    inv_freq=st.sampled_from([INV_FREQ, PARTIAL, LAYERED, INTERLEAVED, INTERLEAVED_IN_SOME]),
     seed=st.integers(0, 1000),
 )
 def test_assembly_is_what_one_number_at_a_time_gives(lengths, stride, dtype, quantize, inv_freq, seed):

@@ -8,14 +8,21 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    Ernie4_5Config,
+    Glm4Config,
+    GlmConfig,
+    HeliumConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from shared_context import SharedLLMModel
@@ -42,6 +49,10 @@ def rope(kind: str, **values: object) -> dict[str, object]:
 
 
 LLAMA3 = rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=512)
+BY_TYPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+}
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=512)
 
 FAMILIES: dict[str, PreTrainedConfig] = {
@@ -57,6 +68,14 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
     "phi3": Phi3Config(**SIZES),
     "olmo2": Olmo2Config(**SIZES),
+    "smollm3": SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1, 0]),
+    "smollm3-first-layer-bare": SmolLM3Config(**SIZES, no_rope_layers=[0, 1, 1, 0]),
+    "cohere": CohereConfig(**SIZES),
+    "glm": GlmConfig(**SIZES, head_dim=16),
+    "glm4": Glm4Config(**SIZES, head_dim=16),
+    "ernie4.5": Ernie4_5Config(**SIZES, head_dim=16),
+    "helium": HeliumConfig(**SIZES, head_dim=16),
+    "olmo3-one-window": Olmo3Config(**SIZES, sliding_window=2048, rope_parameters=BY_TYPE),
 }
 
 

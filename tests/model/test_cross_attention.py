@@ -42,7 +42,7 @@ def test_it_adds_the_papers_attention_to_each_of_the_bottom_layers(trained, inje
     sink, head = len(model.prompt_format.prefix), cross.head_dim
     keys, values = [], []
     for number, (chunk_kv, taken) in enumerate(zip(model.compressor.encode(chunks), rows, strict=True)):
-        keys.append(rotate_keys(chunk_kv.data[0, 0][:, taken], number - (sink + taken), model.injection.inv_freq))
+        keys.append(rotate_keys(chunk_kv.data[0, 0][:, taken], number - (sink + taken), model.injection.rotary))
         values.append(chunk_kv.data[1, 0][:, taken])
     keys, values = torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
@@ -62,7 +62,7 @@ def test_it_adds_the_papers_attention_to_each_of_the_bottom_layers(trained, inje
     expected = torch.empty_like(query)
     for position in range(len(query)):
         for h in range(cross.heads):
-            asked = rotate_keys(query[position, h][None], torch.tensor([len(chunks)]), model.injection.inv_freq)[0]
+            asked = rotate_keys(query[position, h][None], torch.tensor([len(chunks)]), model.injection.rotary)[0]
             shared = h * cross.kv_heads // cross.heads
             expected[position, h] = (keys[shared] @ asked / head**0.5).softmax(0) @ values[shared]
     expected = states[0] + cross.o_proj(expected.flatten(1))

@@ -9,13 +9,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     BloomConfig,
-    CohereConfig,
+    DeepseekV3Config,
     Gemma2Config,
-    Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    Lfm2Config,
     LlamaConfig,
+    MistralConfig,
     Phi3Config,
+    Qwen3NextConfig,
     SmolLM3Config,
     T5Config,
 )
@@ -39,22 +41,38 @@ REFUSED = {
     "learned positions": (GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=4), "no rotary positions"),
     "ALiBi": (BloomConfig(vocab_size=320, hidden_size=64, n_layer=2, n_head=4), "ALiBi"),
     "encoder-decoder": (T5Config(vocab_size=320, d_model=64, d_ff=64, num_layers=2, num_heads=4), "encoder-decoder"),
-    "narrow sliding window": (Gemma2Config(**SMALL, head_dim=16, sliding_window=512), "512 tokens"),
+    "narrow sliding window": (MistralConfig(**SMALL, sliding_window=512), "512 tokens"),
     "short window": (LlamaConfig(**SMALL, max_position_embeddings=512), "512 tokens"),
-    "layers without positions": (
-        SmolLM3Config(**SMALL, max_position_embeddings=2048, no_rope_layers=[1, 0]),
-        r"layers \[1\] have no rotary positions",
+    "no layer with positions": (
+        SmolLM3Config(**SMALL, max_position_embeddings=2048, no_rope_layers=[0, 0]),
+        "no layer has positions",
     ),
     "capped logits": (Gemma2Config(**SMALL, head_dim=16, max_position_embeddings=2048), "caps its attention's logits"),
     "no key-value heads": (
         GPTNeoXConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
-        "names no key-value heads",
+        "of one number of heads",
     ),
-    "frequencies by layer": (
-        Gemma3TextConfig(**SMALL, head_dim=16, max_position_embeddings=2048),
-        "no rotary frequencies that all layers share",
+    "latents": (
+        DeepseekV3Config(
+            **SMALL,
+            max_position_embeddings=2048,
+            kv_lora_rank=16,
+            q_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=16,
+            first_k_dense_replace=2,
+        ),
+        "MLA",
     ),
-    "interleaved rotary": (CohereConfig(**SMALL, max_position_embeddings=2048), "not plain rotary"),
+    "linear attention": (
+        Qwen3NextConfig(**SMALL, head_dim=16, layer_types=["linear_attention", "full_attention"], num_experts=4),
+        "no attention .linear_attention.: they keep a running state",
+    ),
+    "convolutions": (
+        Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+        "no attention .conv.: they keep a running state",
+    ),
 }
 
 

@@ -9,6 +9,7 @@ import torch
 
 from shared_context.kernels.kv_assembly.chunk_kv import ChunkKV
 from shared_context.kernels.kv_assembly.reference import assemble_reference
+from shared_context.kernels.kv_assembly.rotary import Rotary
 
 SHORTEST_RUN = 8
 """Rows of an evenly spaced run, on average, from which on slices are copied faster than rows are gathered."""
@@ -18,7 +19,7 @@ def assemble(
     chunks: Sequence[ChunkKV],
     rows: Sequence[torch.Tensor],
     deltas: Sequence[torch.Tensor],
-    inv_freq: torch.Tensor,
+    rotary: Rotary | torch.Tensor,
     out: torch.Tensor,
 ) -> None:
     """Write the chosen rows of every chunk, one after the other, with their keys moved, into ``out``.
@@ -33,26 +34,26 @@ def assemble(
         chunks: the encodings, in the order in which they are to stand; on any device, and int8 beside others.
         rows: for each chunk the token positions to take, [n_i], rising, none outside the chunk.
         deltas: for each chunk the positions to move each taken key by, [n_i].
-        inv_freq: [rotary_dim / 2].
+        rotary: of the layers; frequencies [rotary_dim / 2] alone, paired by halves, where all share them.
         out: [2, layers, kv_heads, sum of n_i, head_dim], written in place; may be a view with strides of its own.
     """
     if not chunks:
         return
     if torch.compiler.is_compiling():
-        assemble_reference(chunks, rows, deltas, inv_freq, out)
+        assemble_reference(chunks, rows, deltas, rotary, out)
     elif out.is_cuda:
         from shared_context.kernels.kv_assembly.triton_kernel import assemble_triton
 
-        assemble_triton(chunks, rows, deltas, inv_freq, out)
+        assemble_triton(chunks, rows, deltas, rotary, out)
     else:
-        _copy_and_turn(chunks, rows, deltas, inv_freq, out)
+        _copy_and_turn(chunks, rows, deltas, rotary, out)
 
 
 def _copy_and_turn(
     chunks: Sequence[ChunkKV],
     rows: Sequence[torch.Tensor],
     deltas: Sequence[torch.Tensor],
-    inv_freq: torch.Tensor,
+    rotary: Rotary | torch.Tensor,
     out: torch.Tensor,
 ) -> None:
     at = 0
@@ -63,14 +64,12 @@ def _copy_and_turn(
                 kv = kv.float().mul_(chunk.scale)  # two passes, each vectorised, which int8 times float32 is not
             out[:, :, :, at : at + kv.shape[3]] = kv
             at += kv.shape[3]
-    # float64, because an error of the angle grows with the delta and every layer would inherit it
-    angle = torch.cat(list(deltas)).to(torch.float64)[:, None] * inv_freq.to("cpu", torch.float64)
-    cos, sin = (f.to(out.device, torch.float32) for f in (angle.cos(), angle.sin()))
-    half = inv_freq.numel()
-    for keys in out[0]:
-        first, second = keys[..., :half], keys[..., half : 2 * half]
+    rotary = Rotary.of(rotary)
+    cos, sin = rotary.cos_sin(torch.cat(list(deltas)), out.device)
+    for kind, keys in zip(rotary.by_layer(out.shape[1]), out[0], strict=True):
+        first, second = rotary.pairs(keys)
         a, b = first.float(), second.float()
-        turned = (a * cos).addcmul_(b, sin, value=-1), (b * cos).addcmul_(a, sin)
+        turned = (a * cos[kind]).addcmul_(b, sin[kind], value=-1), (b * cos[kind]).addcmul_(a, sin[kind])
         first.copy_(turned[0])
         second.copy_(turned[1])
 

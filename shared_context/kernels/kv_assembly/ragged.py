@@ -10,6 +10,7 @@ import torch
 
 from shared_context.kernels.kv_assembly.ragged_kv import RaggedKV
 from shared_context.kernels.kv_assembly.reference import rotate_keys
+from shared_context.kernels.kv_assembly.rotary import Rotary
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class RaggedContext:
 def assemble_ragged(
     batch: Sequence[Sequence[RaggedKV]],
     deltas: Sequence[Sequence[torch.Tensor]],
-    inv_freq: torch.Tensor,
+    rotary: Rotary | torch.Tensor,
     dtype: torch.dtype,
     device: torch.device,
 ) -> RaggedContext | None:
@@ -45,7 +46,7 @@ def assemble_ragged(
     Args:
         batch: for each row of the batch the parts of its context, of one model.
         deltas: for each part the positions to move each of its rows by, [rows].
-        inv_freq: [rotary_dim / 2].
+        rotary: of the layers; frequencies [rotary_dim / 2] alone, paired by halves, where all share them.
         dtype, device: of what is made.
 
     Returns:
@@ -68,36 +69,26 @@ def assemble_ragged(
             inside = np.arange(of_head.sum()) - np.repeat(np.cumsum(of_head) - of_head, of_head)
             place = torch.from_numpy(np.repeat(first, of_head) + inside).to(device)
             data = part.dequantized(dtype).data.to(device)
-            keys.index_copy_(0, place, rotate_rows(data[0], part.tokens, deltas[row][number], inv_freq))
+            keys.index_copy_(0, place, _turned(data[0], part, deltas[row][number], rotary))
             values.index_copy_(0, place, data[1])
     return RaggedContext(keys, values, torch.from_numpy(starts[..., 0].copy()), torch.from_numpy(counts.sum(-1)))
 
 
-def rotate_rows(
-    keys: torch.Tensor, tokens: torch.Tensor, delta: torch.Tensor, inv_freq: torch.Tensor
-) -> torch.Tensor:
-    """Move rotary keys of many heads: what a token is moved by is the same in all of them.
-
-    Args:
-        keys: [rows, head_dim].
-        tokens: the token that each row is of, [rows].
-        delta: positions to move each row by, [rows]; equal for rows of one token.
-        inv_freq: [rotary_dim / 2].
-
-    Returns:
-        [rows, head_dim], as :func:`rotate_keys` turns each row by its delta.
-    """
+def _turned(keys: torch.Tensor, part: RaggedKV, delta: torch.Tensor, rotary: Rotary | torch.Tensor) -> torch.Tensor:
+    """The keys of a part, [rows, head_dim], moved: what a token is moved by is the same in all heads of a layer."""
+    rotary, tokens = Rotary.of(rotary), part.tokens
     by_token = torch.zeros(int(tokens.max()) + 1 if len(tokens) else 0, dtype=torch.int64)
-    by_token[tokens.long()] = delta.cpu().long()
-    half = inv_freq.numel()
-    # float64, because an error of the angle grows with the delta and every layer would inherit it
-    angle = by_token.to(torch.float64)[:, None] * inv_freq.to("cpu", torch.float64)
-    index = tokens.to(keys.device).long()
-    cos, sin = (part.float().to(keys.device)[index] for part in (angle.cos(), angle.sin()))
+    by_token[tokens.long().cpu()] = delta.cpu().long()
+    cos, sin = rotary.cos_sin(by_token, torch.device("cpu"))
+    index = tokens.cpu().long()
+    if not rotary.uniform:
+        kind = torch.tensor(rotary.by_layer(len(part.counts))).repeat_interleave(part.counts.sum(dim=1).cpu())
+        index = kind * len(by_token) + index
+    cos, sin = (angles.flatten(0, 1).to(keys.device)[index.to(keys.device)] for angles in (cos, sin))
     # One pass after the other over memory that stays in the cache, no copy of what was copied already.
     turned = keys.float()
     turned = turned.clone() if turned is keys else turned
-    first, second = turned[:, :half], turned[:, half : 2 * half]
+    first, second = rotary.pairs(turned)
     before = first.clone()
     first.mul_(cos).addcmul_(second, sin, value=-1)
     second.mul_(cos).addcmul_(before, sin)
@@ -105,7 +96,7 @@ def rotate_rows(
 
 
 def assemble_ragged_reference(
-    parts: Sequence[RaggedKV], deltas: Sequence[torch.Tensor], inv_freq: torch.Tensor, dtype: torch.dtype
+    parts: Sequence[RaggedKV], deltas: Sequence[torch.Tensor], rotary: Rotary | torch.Tensor, dtype: torch.dtype
 ) -> list[list[torch.Tensor]]:
     """The slow, obviously right version for one context: keys and values of each layer and head, one after another.
 
@@ -123,6 +114,8 @@ def assemble_ragged_reference(
                 number = layer * kv_heads + head
                 first, end = int(flat[:number].sum()), int(flat[: number + 1].sum())
                 kv = part.dequantized(dtype).data[:, first:end]
-                rows.append(torch.stack([rotate_keys(kv[0], delta[first:end], inv_freq), kv[1]]))
+                rows.append(
+                    torch.stack([rotate_keys(kv[0], delta[first:end], Rotary.of(rotary).of_layer(layer)), kv[1]])
+                )
             found[-1].append(torch.cat(rows, dim=1))
     return found

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from shared_context.kernels.kv_assembly.chunk_kv import ChunkKV
+from shared_context.kernels.kv_assembly.rotary import Rotary
 from shared_context.kernels.launch import on_device
 
 VALUES = 2048
@@ -37,11 +38,13 @@ def _read(pointer, scale, channel, mask, ALIGNED: tl.constexpr, QUANTIZED: tl.co
 def assembly_kernel(
     blocks,  # int64 [blocks, 8], see block_table
     rows,  # int32 [entries], token positions within their chunks
-    cos,  # float32 [entries, HALF_DIM]
-    sin,  # float32 [entries, HALF_DIM]
+    cos,  # float32 [kinds, entries, HALF_DIM]
+    sin,  # float32 [kinds, entries, HALF_DIM]
+    kinds,  # int32 [layers], which of these are a layer's
     out,  # [2, layers, kv_heads, entries, HEAD_DIM], its last axis contiguous
     layers,
     kv_heads,
+    entries,
     out_part,
     out_layer,
     out_head,
@@ -55,6 +58,7 @@ def assembly_kernel(
     HEAD: tl.constexpr,
     ALIGNED: tl.constexpr,
     QUANTIZED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
 ):
     """Keys and values of up to ENTRIES entries of one chunk in one layer, one head after the other."""
     block = blocks + tl.program_id(0).to(tl.int64) * 8
@@ -72,17 +76,22 @@ def assembly_kernel(
 
     half = tl.arange(0, HALF)
     turned = inside & (half < HALF_DIM)[None, :]
-    angle = (first + entry)[:, None] * HALF_DIM + half[None, :]
+    of_kind = tl.load(kinds + layer).to(tl.int64) * entries
+    angle = (of_kind + first + entry)[:, None] * HALF_DIM + half[None, :]
     c = tl.load(cos + angle, mask=turned, other=0.0)
     s = tl.load(sin + angle, mask=turned, other=0.0)
+    # the channels that are paired
+    one, other = half, half + HALF_DIM
+    if INTERLEAVED:
+        one, other = 2 * half, 2 * half + 1
     channel = tl.arange(0, HEAD)
     whole = inside & (channel < HEAD_DIM)[None, :]
     for _ in range(kv_heads):
-        a = _read(keys, scale, half, turned, ALIGNED, QUANTIZED)
-        b = _read(keys, scale, half + HALF_DIM, turned, ALIGNED, QUANTIZED)
+        a = _read(keys, scale, one, turned, ALIGNED, QUANTIZED)
+        b = _read(keys, scale, other, turned, ALIGNED, QUANTIZED)
         values = _read(keys + part_stride, scale + layers * kv_heads * HEAD_DIM, channel, whole, ALIGNED, QUANTIZED)
-        tl.store(to + half[None, :], (a * c - b * s).to(out.dtype.element_ty), mask=turned)
-        tl.store(to + half[None, :] + HALF_DIM, (b * c + a * s).to(out.dtype.element_ty), mask=turned)
+        tl.store(to + one[None, :], (a * c - b * s).to(out.dtype.element_ty), mask=turned)
+        tl.store(to + other[None, :], (b * c + a * s).to(out.dtype.element_ty), mask=turned)
         tl.store(to + out_part + channel[None, :], values.to(out.dtype.element_ty), mask=whole)
         if 2 * HALF_DIM < HEAD_DIM:
             rest = 2 * HALF_DIM + tl.arange(0, REST)
@@ -98,38 +107,40 @@ def assemble_triton(
     chunks: Sequence[ChunkKV],
     rows: Sequence[torch.Tensor],
     deltas: Sequence[torch.Tensor],
-    inv_freq: torch.Tensor,
+    rotary: Rotary | torch.Tensor,
     out: torch.Tensor,
 ) -> None:
     """What :func:`~shared_context.kernels.assemble` does, in one launch for each dtype; ``out`` is on a GPU.
 
     Chunks elsewhere are moved there first, only the rows that were chosen. Rows must lie within their chunks.
     """
-    device, half, head_dim = out.device, inv_freq.numel(), out.shape[-1]
+    rotary = Rotary.of(rotary)
+    device, half, head_dim = out.device, rotary.half, out.shape[-1]
     held = [_brought(chunk, taken, device) for chunk, taken in zip(chunks, rows, strict=True) if len(taken)]
     if not held:
         return
     chosen = torch.cat([taken.to(device, torch.int32, non_blocking=True) for _, taken in held])
     target = out if out.stride(-1) == 1 else torch.empty_like(out, memory_format=torch.contiguous_format)
-    # float64, because an error of the angle grows with the delta and every layer would inherit it
-    delta = torch.cat([d.to(device, non_blocking=True) for d in deltas])
-    angle = delta.to(torch.float64)[:, None] * inv_freq.to(device, torch.float64)
-    cos, sin = angle.cos().float(), angle.sin().float()
+    cos, sin = rotary.cos_sin(torch.cat([d.to(device, non_blocking=True) for d in deltas]), device)
+    kinds = torch.tensor(rotary.by_layer(out.shape[1]), dtype=torch.int32, device=device)
     entries = entries_of_a_program(head_dim)
     tables = block_tables([chunk for chunk, _ in held], [len(taken) for _, taken in held], entries)
     for element, table in tables.items():
         # the bytes at which rows and scales begin, and the second half of each
         places = [*(table[:, 4:] * element.itemsize).ravel().tolist(), *table[:, :2].ravel().tolist()]
         places += [half * element.itemsize, head_dim * 4]
+        aligned = gcd(element.itemsize, 4) if rotary.interleaved else gcd(16, *places)
         with on_device(out):
             assembly_kernel[(len(table), out.shape[1])](
                 torch.from_numpy(table).to(device, non_blocking=True),
                 chosen,
                 cos,
                 sin,
+                kinds,
                 target,
                 out.shape[1],
                 out.shape[2],
+                cos.shape[1],
                 *target.stride()[:4],
                 ELEMENT=ELEMENT[element],
                 HALF_DIM=half,
@@ -138,8 +149,9 @@ def assemble_triton(
                 HALF=triton.next_power_of_2(half),
                 REST=triton.next_power_of_2(max(1, head_dim - 2 * half)),
                 HEAD=triton.next_power_of_2(head_dim),
-                ALIGNED=gcd(16, *places),
+                ALIGNED=aligned,
                 QUANTIZED=element == torch.int8,
+                INTERLEAVED=rotary.interleaved,
                 num_warps=4,
             )
     if target is not out:
