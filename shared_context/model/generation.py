@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -232,3 +233,39 @@ class CompletionStream(Iterator[str]):
         """End the generation, after the piece that another thread may be computing; further ones never are."""
         with self._lock:
             self._pieces.close()
+
+
+class AsyncCompletionStream(AsyncIterator[str]):
+    """A :class:`CompletionStream` for an event loop: each piece is computed in a thread, when it is asked for.
+
+    Cancelling the task that waits for a piece ends the generation, and so does closing or dropping the stream.
+
+    Args:
+        begin: makes the stream; called in a thread when the first piece is asked for, which raises what it raises.
+    """
+
+    def __init__(self, begin: Callable[[], CompletionStream]):
+        self._begin = begin
+        self._stream: CompletionStream | None = None
+
+    @property
+    def completion(self) -> Completion | None:
+        """The answer up to where it was read and what it took; None before its end or :meth:`aclose`."""
+        return self._stream.completion if self._stream is not None else None
+
+    async def __anext__(self) -> str:
+        if self._stream is None:
+            self._stream = await asyncio.to_thread(self._begin)
+        try:
+            piece = await asyncio.to_thread(next, self._stream, None)  # StopIteration would not leave the thread
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        """End the generation, after the piece that is being computed."""
+        if self._stream is not None:
+            await asyncio.shield(asyncio.to_thread(self._stream.close))

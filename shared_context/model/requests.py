@@ -52,6 +52,11 @@ class Request:
         return self.context.kv_entries if self.context is not None else 0
 
 
+def is_single(prompt: str | Sequence) -> bool:
+    """Whether this is one prompt, a text or a conversation, and not a batch of them."""
+    return isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
+
+
 class RequestReader:
     """Turns what a caller asks for into requests that can be computed.
 
@@ -97,7 +102,7 @@ class RequestReader:
         if not isinstance(prompt, Sequence):
             raise ConfigError(f"prompt is a {type(prompt).__name__}; give a text, a conversation, or a list of either.")
         self._prompt_format.check_template_kwargs(template_kwargs or {})
-        single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
+        single = is_single(prompt)
         prompts = [prompt] if single else list(prompt)
         if not prompts:
             raise QueryError("There is no prompt in the list; give at least one.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,14 +31,14 @@ from shared_context.model.decoding import (
     stop_strings,
     whole_number,
 )
-from shared_context.model.generation import Completion, CompletionStream
+from shared_context.model.generation import AsyncCompletionStream, Completion, CompletionStream
 from shared_context.model.identity import arithmetic, fingerprint
 from shared_context.model.importance import REQUEST
 from shared_context.model.injection import CrossAttentionInjection, PrefixInjection
 from shared_context.model.loading import load
 from shared_context.model.pretrained import DEFAULT_MODEL
 from shared_context.model.prompt import SYSTEM_PROMPT, Prompt, PromptFormat
-from shared_context.model.requests import Context, Request, RequestReader
+from shared_context.model.requests import Context, Request, RequestReader, is_single
 from shared_context.model.scoring import score_batch
 from shared_context.model.support import check_config, check_rotation, usable_window
 from shared_context.model.tokenization import TokenizedText, check_text, tokenize
@@ -367,6 +368,32 @@ class SharedLLMModel:
             given = getattr(settings, option)
             require(given in (None, 1), option, given, "a stream has one answer; use complete()")
         return CompletionStream(partial(answer_pieces, self._decoder, requests[0], settings, stop, seed, constraint))
+
+    async def agenerate(self, prompt: str | Sequence, **options: Any) -> str | list[str]:
+        """:meth:`generate`, in a thread; cancelling it is as in :meth:`acomplete`."""
+        completions = await self.acomplete(prompt, **options)
+        return [c.text for c in completions] if isinstance(completions, list) else completions.text
+
+    async def acomplete(self, prompt: str | Sequence, **options: Any) -> Completion | list[Completion]:
+        """:meth:`complete`, in a thread.
+
+        Cancelling it ends the generation of a single answer at its next piece. A batch, or several answers to one
+        prompt, are computed to their end, and dropped.
+        """
+        if not is_single(prompt) or any(options.get(option) not in (None, 1) for option in SEVERAL_ANSWERS):
+            return await asyncio.to_thread(self.complete, prompt, **options)
+        options.pop("batch_size", None)
+        stream = self.astream(prompt, **options)
+        async for _ in stream:
+            pass
+        return stream.completion
+
+    def astream(self, prompt: str | Sequence[Message], **options: Any) -> AsyncCompletionStream:
+        """:meth:`stream`, for ``async for``; what is wrong with the call is raised when the first piece is asked for.
+
+        Cancelling the task that waits for a piece ends the generation.
+        """
+        return AsyncCompletionStream(partial(self.stream, prompt, **options))
 
     def _constraint(
         self, response_schema: Mapping[str, Any] | None, grammar: str | None, settings: GenerationConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -375,6 +376,18 @@ class SharedLLMContextStore:
         """
         require_count("k", k, "passages")
         return self._selections.retrieve(query, k, policy, filters, _as_list(doc_ids), prefilter, prefilter_chunks)
+
+    async def aadd(self, source: Source, **options: Any) -> list[str]:
+        """:meth:`add`, in a thread; one that is cancelled lands all the same, whole, or not at all."""
+        return await asyncio.to_thread(self.add, source, **options)
+
+    async def aselect(self, query: str | None, **options: Any) -> Selection:
+        """:meth:`select`, in a thread; what answers over it computes its keys and values."""
+        return await asyncio.to_thread(self.select, query, **options)
+
+    async def aretrieve(self, query: str, k: int = 5, **options: Any) -> list[SelectedNode]:
+        """:meth:`retrieve`, in a thread."""
+        return await asyncio.to_thread(self.retrieve, query, k, **options)
 
     def selection_from(
         self, spans: Iterable[Sequence[Any]], query: str | None = None, *, show_metadata: bool = False

@@ -163,7 +163,7 @@ class SharedLLM(LLM):
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         call = self._completion(prompt, formatted, kwargs)
-        completion = await asyncio.to_thread(self._model.complete, **call)
+        completion = await self._model.acomplete(**call)
         return _completion_response(completion.text, None, completion)
 
     @_over_context
@@ -189,7 +189,7 @@ class SharedLLM(LLM):
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         call = self._conversation(messages, kwargs)
-        completion = await asyncio.to_thread(self._model.complete, **call)
+        completion = await self._model.acomplete(**call)
         return _chat_response(completion.text, None, completion)
 
     @_over_context
