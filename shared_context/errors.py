@@ -64,6 +64,10 @@ class DocumentNotFoundError(SharedContextError, KeyError):
         return str(self.args[0])
 
 
+class DocumentChangedError(SharedContextError, ValueError):
+    """A document's text is another one than when a passage was taken from it."""
+
+
 class BatchError(DocumentError):
     """Some documents of a batch were refused, and none of the batch was stored.
 

@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from shared_context.errors import DocumentNotFoundError
-from shared_context.store.database import Database, Entry, HeaderData, Kind, NodeData, NodeShape, StoredText
-from shared_context.store.encoding import ChunkEncoder
+from shared_context.errors import DocumentNotFoundError, SharedContextError
+from shared_context.store.database import DIGEST_BYTES, Database, Entry, Header, Kind
+from shared_context.store.encoding import chunk_digest
+from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.node_data import HeaderData, NodeData, NodeShape, Part, StoredText, joined_nodes
 from shared_context.store.node_index import NodeIndex
-
-NOTHING = np.zeros(0, np.int32)
-"""No tokens."""
 
 TEXTS_KEPT = 32
 """Documents whose text and tokens are kept in memory after they were selected from."""
 
 
 class Catalogue:
-    """The documents and conversations of a store: their entries, what scoring needs of them, texts used of late.
+    """The documents and conversations of a namespace: their entries, what scoring needs of them, texts used of late.
 
     Everything is read inside of :meth:`reading` or :meth:`changing`, which make it what the database holds.
 
     Args:
         database: what is kept.
+        namespace: the namespace's key.
+        salt: of its chunks' digests.
         index: takes in what scoring needs of the documents; empty.
         shape: of the node data.
-        encoder: forgets the keys and values of what is removed.
+        cache: forgets the keys and values of chunks that are gone.
+        header_ids: token ids of the header that a model is shown of a document; None where there is none.
 
     Attributes:
         index: what scoring needs of the documents, conversations left out.
         words: those of the leaves of documents and conversations.
+        namespace: the namespace's key.
+        shape: of the node data.
     """
 
-    def __init__(self, database: Database, index: NodeIndex, shape: NodeShape, encoder: ChunkEncoder):
-        self.index, self.words = index, database.words
-        self._database, self._shape, self._encoder = database, shape, encoder
-        self._seen_version: int | None = None
+    def __init__(
+        self,
+        database: Database,
+        namespace: int,
+        salt: bytes,
+        index: NodeIndex,
+        shape: NodeShape,
+        cache: TieredKVCache,
+        header_ids: Callable[[Entry], np.ndarray | None],
+    ):
+        self.index, self.words, self.namespace, self.shape = index, database.words, namespace, shape
+        self._database, self._salt, self._cache, self._header_ids = database, salt, cache, header_ids
+        self._data_version: int | None = None
+        self._version: int | None = None
         self._entries: dict[int, Entry] = {}
         self._keys: dict[tuple[Kind, str], int] = {}
         self._texts: OrderedDict[int, StoredText] = OrderedDict()
@@ -56,45 +70,72 @@ class Catalogue:
     def changing(self) -> Iterator[Change]:
         """A change that lands whole or not at all."""
         with self._database.locked():
-            change = Change(self._database)
+            change = Change(self._database, self.namespace, self._salt, self.shape, self._header_ids)
             with self._database.transaction():
                 self._take_in()
                 yield change
+                gone = change.digests - self._database.alive(change.digests)
+                self._database.forget_changes()
                 # Should what follows be interrupted, the next look takes everything in anew.
-                seen, self._seen_version = self._seen_version, None
-            gone = [(self._entries[key], ids) for key, ids in change.removed.items()]
-            # Of a document with other metadata the text stays as it was, and only the header is another one.
-            gone += [(self._entries[key], NOTHING) for key in change.described if key in self._entries]
+                seen, self._data_version = self._data_version, None
+                before, self._version = self._version, None
+                version = self._database.version()
+            self._cache.discard(digest.hex() for digest in gone)
             for key in change.removed:
                 self._forget(key)
-            for key, (entry, stored, nodes, header) in change.added.items():
-                self._know(key, entry, stored.tokens.ids, nodes, header)
+            for key, (entry, ids, nodes, header) in change.added.items():
+                self._know(key, entry, ids, nodes, header)
+            for key, (old, entry, first, ids, nodes) in change.extended.items():
+                self._grow(key, old, entry, first, ids, nodes)
             for key, (entry, header) in change.described.items():
                 self._entries[key] = entry
                 self.index.headers.put(key, header)
-            self._seen_version = seen
-            if gone:
-                added = [(entry, stored.tokens.ids) for entry, stored, _, _ in change.added.values()]
-                self._encoder.discard(gone, [*added, *((entry, NOTHING) for entry, _ in change.described.values())])
+            self._data_version, self._version = seen, version or before
 
     def _take_in(self) -> None:
         """Take in what another process has committed since the last look."""
-        version = self._database.data_version()
-        if version == self._seen_version:
+        data_version = self._database.data_version()
+        if data_version == self._data_version:
             return
-        entries = self._database.catalogue()
-        for key in self._entries.keys() - entries.keys():
+        version = self._database.version()
+        changes = self._database.changes(self._version) if self._version is not None else None
+        if changes is None:
+            entries = self._database.catalogue(self.namespace)
+            gone = self._entries.keys() - entries.keys()
+            self.sweep()
+        else:
+            entries = self._database.entries(self.namespace, changes.documents)
+            gone = self._entries.keys() & set(changes.documents) - entries.keys()
+            dead = changes.digests - self._database.alive(changes.digests)
+            self._cache.discard(digest.hex() for digest in dead)
+        for key in gone:
             self._forget(key)
-        headers = self._database.headers(self._shape) if not self._entries else None
         for key in sorted(entries.keys() - self._entries.keys()):
             of_document = entries[key].kind == "document"
-            ids, nodes = (self._database.token_ids(key), self.nodes(key)) if of_document else (None, None)
-            own = self._database.headers(self._shape, key) if headers is None else headers
-            self._know(key, entries[key], ids, nodes, own.get(key))
-        for key in (key for key, entry in self._entries.items() if entry != entries[key]):
-            self.index.headers.put(key, self._database.headers(self._shape, key).get(key))
-        self._entries = entries
-        self._seen_version = version
+            ids, nodes = self._database.nodes(key, self.shape) if of_document else (None, None)
+            self._know(key, entries[key], ids, nodes, None)
+        described = [key for key, entry in entries.items() if entry.kind == "document"]
+        headers = self._database.headers(described, self.shape)
+        for key in described:
+            self.index.headers.put(key, headers.get(key))
+        self._entries |= entries
+        self._data_version, self._version = data_version, version
+
+    def sweep(self) -> None:
+        """Forget the keys and values of all chunks that no document has."""
+        self._cache.retain(self._alive, 2 * DIGEST_BYTES)
+
+    def _alive(self, names: set[str]) -> set[str]:
+        """Those digests, in hexadecimal, that a chunk of some document has."""
+        return {digest.hex() for digest in self._database.alive(map(bytes.fromhex, names))}
+
+    def has_chunk(self, digest: bytes) -> bool:
+        """Whether a document has a chunk of this digest in the database now; False where that cannot be told."""
+        try:
+            with self.reading():
+                return bool(self._database.alive([digest]))
+        except SharedContextError:  # a selection outlives its store
+            return False
 
     def _know(
         self, key: int, entry: Entry, ids: np.ndarray | None, nodes: NodeData | None, header: HeaderData | None
@@ -106,17 +147,28 @@ class Catalogue:
         self._entries[key] = entry
         self._keys[entry.kind, entry.id] = key
 
+    def _grow(self, key: int, old: int, entry: Entry, first: int, ids: np.ndarray, nodes: NodeData) -> None:
+        """Take in that a document got other tokens from ``first`` on, and with them another key."""
+        if entry.kind == "document":
+            self.index.extend(old, key, first, ids, nodes)
+            self.index.headers.move(old, key)
+        del self._entries[old]
+        self._texts.pop(old, None)
+        self._entries[key] = entry
+        self._keys[entry.kind, entry.id] = key
+
     def _forget(self, key: int) -> None:
         entry = self._entries.pop(key)
         if entry.kind == "document":
             self.index.remove(key)
             self.index.headers.put(key, None)
-        del self._keys[entry.kind, entry.id]
+        if self._keys.get((entry.kind, entry.id)) == key:
+            del self._keys[entry.kind, entry.id]
         self._texts.pop(key, None)
 
     def find(self, kind: Kind, id: object) -> int | None:
         """The key of a document or conversation; None where there is none of this id."""
-        return self._keys.get((kind, id))
+        return self._keys.get((kind, id)) if isinstance(id, str) else None
 
     def key(self, id: str) -> int:
         """The key of a document.
@@ -151,40 +203,93 @@ class Catalogue:
             self._texts.popitem(last=False)
         return stored
 
+    def text_bytes(self, key: int) -> int:
+        """Bytes of a document's text in UTF-8."""
+        return self._database.text_bytes(key)
+
     def token_ids(self, key: int) -> np.ndarray:
         """A document's token ids, int32 [tokens]."""
         return self._database.token_ids(key)
 
-    def nodes(self, key: int) -> NodeData:
-        """What scoring needs of a document or conversation."""
-        return self._database.nodes(key, self._shape)
+    def nodes(self, key: int) -> tuple[np.ndarray, NodeData]:
+        """A document's or conversation's token ids, int32 [tokens], and what scoring needs of it."""
+        return self._database.nodes(key, self.shape)
+
+    def last_part(self, key: int) -> tuple[int, Part]:
+        """The number of a document's last chunk, and the chunk."""
+        return self._database.last_part(key, self.shape)
 
 
 class Change:
     """What a transaction does to the catalogue.
 
+    Args:
+        database: where it is done.
+        namespace: the namespace's key.
+        salt: of its chunks' digests.
+        shape: of the node data.
+        header_ids: token ids of the header that a model is shown of a document; None where there is none.
+
     Attributes:
-        removed: token ids of the documents that are gone, by their keys.
-        added: new documents by their keys.
-        described: documents that got other metadata.
+        removed: keys of the documents that are gone.
+        digests: of their chunks.
+        added: entry, token ids, node data and header of new documents, by their keys.
+        extended: of documents that text was added to, by their new keys: old key, entry, the first token that is
+            another, and token ids and node data from there on.
+        described: documents that got other metadata, with their headers.
     """
 
-    def __init__(self, database: Database):
-        self._database = database
-        self.removed: dict[int, np.ndarray] = {}
-        self.added: dict[int, tuple[Entry, StoredText, NodeData, HeaderData | None]] = {}
+    def __init__(
+        self,
+        database: Database,
+        namespace: int,
+        salt: bytes,
+        shape: NodeShape,
+        header_ids: Callable[[Entry], np.ndarray | None],
+    ):
+        self._database, self._namespace, self._salt, self._shape = database, namespace, salt, shape
+        self._header_ids = header_ids
+        self.removed: list[int] = []
+        self.digests: set[bytes] = set()
+        self.added: dict[int, tuple[Entry, np.ndarray, NodeData, HeaderData | None]] = {}
+        self.extended: dict[int, tuple[int, Entry, int, np.ndarray, NodeData]] = {}
         self.described: dict[int, tuple[Entry, HeaderData | None]] = {}
 
-    def insert(self, entry: Entry, stored: StoredText, nodes: NodeData, header: HeaderData | None = None) -> None:
+    def insert(self, entry: Entry, stored: StoredText, nodes: NodeData, header: HeaderData | None) -> None:
         """Add a document."""
-        self.added[self._database.insert(entry, stored, nodes, header)] = entry, stored, nodes, header
+        self.insert_parts(entry, self._shape.split(stored, nodes), header)
+
+    def insert_parts(self, entry: Entry, parts: Sequence[Part], header: HeaderData | None = None) -> None:
+        """Add a document chunk by chunk."""
+        named = list(map(self._named, parts))
+        key = self._database.insert(self._namespace, entry, named, self._header(entry, header))
+        self.added[key] = entry, *_of_index(parts), header
+
+    def _header(self, entry: Entry, header: HeaderData | None) -> Header:
+        ids = self._header_ids(entry)
+        return Header(header, b"" if ids is None else chunk_digest(self._salt, ids))
+
+    def extend(self, key: int, entry: Entry, first: int, parts: Sequence[Part]) -> None:
+        """Put chunks in the place of those of a document from ``first`` on."""
+        new, digests = self._database.extend(key, entry, first, list(map(self._named, parts)))
+        self.digests |= digests
+        self.extended[new] = key, entry, first * self._shape.tree.chunk_size, *_of_index(parts)
+
+    def _named(self, part: Part) -> tuple[bytes, Part]:
+        return chunk_digest(self._salt, part.stored.tokens.ids), part
 
     def describe(self, key: int, entry: Entry, header: HeaderData | None) -> None:
         """Give a document other metadata."""
-        self._database.describe(key, entry, header)
+        self.digests |= self._database.describe(key, entry, self._header(entry, header))
         self.described[key] = entry, header
 
     def remove(self, key: int) -> None:
         """Take a document away."""
-        self.removed[key] = self._database.token_ids(key)
-        self._database.remove(key)
+        self.digests |= self._database.remove(key)
+        self.removed.append(key)
+
+
+def _of_index(parts: Sequence[Part]) -> tuple[np.ndarray, NodeData]:
+    """Token ids and node data of parts that follow one another."""
+    ids = [part.stored.tokens.ids for part in parts]
+    return np.concatenate(ids), joined_nodes([part.nodes for part in parts])

@@ -1,139 +1,62 @@
-"""What a store keeps on disk: one SQLite file, where a batch of documents lands whole or not at all."""
+"""What a store keeps on disk: one SQLite file, where a change lands whole or not at all."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
+import logging
+import os
+import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 
-from shared_context.config import TreeConfig
 from shared_context.errors import StoreClosedError, StoreFormatError, StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
-from shared_context.store import word_index
+from shared_context.store import format as file_format
+from shared_context.store.forks import ForkSafeLock
+from shared_context.store.format import APPLICATION_ID, OLDEST, VERSION, Line, checksum
+from shared_context.store.log import lost_changes
+from shared_context.store.node_data import (
+    COLUMNS,
+    HeaderData,
+    NodeData,
+    NodeShape,
+    Part,
+    StoredText,
+    joined_nodes,
+    joined_text,
+)
 from shared_context.store.read_only import read_only
-from shared_context.store.word_index import LeafWords, WordIndex
+from shared_context.store.word_index import BEFORE_CHARACTERS, LeafWords, WordIndex
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["document", "conversation"]
 
 FILE = "store.sqlite"
-APPLICATION_ID = 0x5C0471E8
-"""Marks the file as ours, in the header field that SQLite keeps for it."""
-VERSION = 3
-
-MAX_ROW_BYTES = 10**9
-"""What SQLite holds in one row, a document."""
+UNFINISHED = f".{FILE}."
+"""What the name of a file begins with that is being made a store's."""
+DIGEST_BYTES = 20
+"""Of a chunk's digest."""
 
 BUSY_SECONDS = 30.0
 """How long a change waits for another process's."""
-CREATION_SECONDS = 1.0
-"""How long a file without tables may belong to another process that is about to write them."""
-
-HEADERS = """CREATE TABLE headers (
-    document INTEGER PRIMARY KEY,
-    unsearched_keys TEXT NOT NULL,
-    hidden_keys TEXT NOT NULL,
-    codes BLOB NOT NULL,
-    scales BLOB NOT NULL,
-    embeddings BLOB NOT NULL
-)"""
-
-UPGRADES = {2: (HEADERS, "ALTER TABLE documents DROP COLUMN states", *word_index.SCHEMA)}
-"""What makes a store of an older format one of the next: statements, by the format they begin with.
-
-The words of the documents follow; see :meth:`Database._upgrade`.
-"""
-
-# Small columns come first: SQLite reads a row from its beginning.
-SCHEMA = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
-    """CREATE TABLE documents (
-        key INTEGER PRIMARY KEY AUTOINCREMENT,
-        kind TEXT NOT NULL,
-        id TEXT NOT NULL,
-        metadata TEXT NOT NULL,
-        text TEXT NOT NULL,
-        ids BLOB NOT NULL,
-        bounds BLOB NOT NULL,
-        codes BLOB NOT NULL,
-        scales BLOB NOT NULL,
-        embeddings BLOB NOT NULL,
-        UNIQUE (kind, id)
-    )""",
-    """CREATE TABLE messages (
-        conversation TEXT NOT NULL,
-        number INTEGER NOT NULL,
-        message TEXT NOT NULL,
-        tokens INTEGER NOT NULL,
-        compressed INTEGER NOT NULL DEFAULT 0,
-        PRIMARY KEY (conversation, number)
-    ) WITHOUT ROWID""",
-    HEADERS,
-    *word_index.SCHEMA,
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {VERSION}",
-)
-
-
-@dataclass(frozen=True)
-class NodeData:
-    """What scoring needs of a document; see :class:`shared_context.store.node_index.NodeIndex`.
-
-    Attributes:
-        codes: int8 [tokens, code_size].
-        scales: float16 [tokens].
-        embeddings: float32 [spans, dimension], of ``TreeConfig.embedded_leaves`` leaves each; no columns where there
-            is no embedder.
-        words: of the leaves; None where the data were read back, for words are looked up where they are kept.
-    """
-
-    codes: np.ndarray
-    scales: np.ndarray
-    embeddings: np.ndarray
-    words: LeafWords | None = None
-
-
-@dataclass(frozen=True)
-class HeaderData:
-    """What scoring needs of a document's header; see :class:`shared_context.store.header_index.HeaderIndex`.
-
-    Attributes:
-        codes: int8 [tokens, code_size].
-        scales: float16 [tokens].
-        embeddings: float32 [spans, dimension].
-    """
-
-    codes: np.ndarray
-    scales: np.ndarray
-    embeddings: np.ndarray
-
-
-class NodeShape(NamedTuple):
-    """Columns of node data.
-
-    Attributes:
-        code_size: dimensions of a token's code.
-        dimension: of an embedding; 0 where there is no embedder.
-    """
-
-    code_size: int
-    dimension: int
-
-
-@dataclass(frozen=True)
-class StoredText:
-    """A document's text with its tokens; it never changes under its key."""
-
-    text: str
-    tokens: TokenizedText
+TRUNCATION_SECONDS = 0.2
+"""How long emptying the log waits for other processes that read; else the next change tries again."""
+SWITCH_PAUSE_SECONDS = 0.01
+"""Between two attempts to turn on the write-ahead log."""
+CHANGES_KEPT = 4096
+"""Changes that are kept for other processes to take in; one that missed more looks at everything anew."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +75,38 @@ class Entry:
     hidden_keys: tuple[str, ...] = ()
 
 
+class Header(NamedTuple):
+    """What is kept of a document's header.
+
+    Attributes:
+        data: what scoring needs of it; None where no query is compared with it.
+        digest: of what a model is shown of it; empty where it is shown nothing.
+    """
+
+    data: HeaderData | None
+    digest: bytes
+
+
 @dataclass(frozen=True)
 class Message:
-    """A message of a conversation; ``compressed`` once it is part of the conversation's document."""
+    """A message of a conversation."""
 
     number: int
     message: dict[str, Any]
     tokens: int
-    compressed: bool
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happened in a namespace since a version.
+
+    Attributes:
+        documents: keys that came, changed or went.
+        digests: of chunks that went.
+    """
+
+    documents: list[int]
+    digests: set[bytes]
 
 
 class Database:
@@ -168,44 +115,71 @@ class Database:
     Everything but :meth:`get_meta` and :meth:`decoding` is called inside of :meth:`snapshot` or :meth:`transaction`,
     where one thread is at a time.
 
+    Every row has a checksum, which is compared when the row is read. What is deleted is overwritten, in the file and
+    in its log.
+
     Args:
         folder: the store's folder; None keeps the database in memory.
         meta: values of the store as a whole that a new store begins with; None opens one that exists. If another
             process makes a store in the folder at the same time, the first one's values hold for both.
+        digest: of a chunk's token ids, behind a salt; upgrades a file of an older format.
 
     Attributes:
-        words: those of the documents' leaves.
+        words: those of the leaves of documents and conversations.
+        read_only: whether the file or its folder may not be written by this process.
 
     Raises:
-        StoreFormatError: where the folder is something else, half written, damaged or of a newer format.
+        StoreFormatError: where the folder is something else, damaged or of a newer format.
         StoreUnavailableError: where it cannot be read or written now.
     """
 
-    def __init__(self, folder: Path | None, meta: Mapping[str, bytes] | None = None):
+    def __init__(
+        self,
+        folder: Path | None,
+        meta: Mapping[str, bytes] | None = None,
+        *,
+        digest: Callable[[bytes, np.ndarray], bytes] | None = None,
+    ):
         if meta is None and (folder is None or is_vacant(folder)):
             raise StoreFormatError(f"{folder} holds no store: it is missing or empty. Check the path.")
+        self._folder = folder.absolute() if folder is not None else None
         self._place = _place(folder)
-        self._lock = threading.RLock()
-        self._closed = False
+        self._lock = ForkSafeLock()
+        self._closed = self._log_has_deleted = False
+        self.read_only = False
         with _errors(self._place):
-            self._connection = _connect(folder)
-            self.words = WordIndex(self._connection)
+            if meta is not None and folder is not None:
+                _make(self._folder, partial(_fill, meta=meta))
+            self._connect()
             try:
-                if meta is not None:
-                    self._create(meta)
-                self._check(folder)
+                if folder is None:
+                    _fill(self._connection, meta)
+                self._check(folder, digest)
             except BaseException:
                 self._connection.close()
                 raise
 
-    def _create(self, meta: Mapping[str, bytes]) -> None:
-        self._switch_to_wal()
-        # All at once, so that nobody ever meets a store without its meta.
-        with self.transaction():
-            if not self._tables():
-                for statement in SCHEMA:
-                    self._connection.execute(statement)
-                self._connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+    def _connect(self) -> None:
+        """Open the file; where it may not be written, for reading."""
+        if self._folder is None:
+            self._connection = _connect(None)
+        else:
+            _check_files(self._folder)
+            for path in self._folder.glob(f"{UNFINISHED}*"):  # whose makers ended, or find that they were second
+                with suppress(OSError):
+                    path.unlink()
+            lost = lost_changes(self._folder / f"{FILE}-wal")
+            self.read_only = not _is_writable(self._folder)
+            self._connection = _connect_reading(self._folder) if self.read_only else _connect(self._folder / FILE)
+            if lost:
+                logger.warning(
+                    "%s lost up to %d changes: the log that a writer left behind is damaged, and what follows the "
+                    "damage cannot be read. Compare the documents with their sources.", self._place, lost,
+                )  # fmt: skip
+        self.words = WordIndex(self._connection)
+        self._connection.execute("PRAGMA secure_delete = ON")
+        self._connection.execute("PRAGMA temp_store = MEMORY")
+        self._identity = _identity(self._folder) if self._folder is not None else None
 
     def _switch_to_wal(self) -> None:
         """Turn on the write-ahead log. SQLite refuses those that do so at the same time instead of making them wait."""
@@ -217,52 +191,52 @@ class Database:
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
-            time.sleep(CREATION_SECONDS / 100)
+            time.sleep(SWITCH_PAUSE_SECONDS)
 
-    def _check(self, folder: Path | None) -> None:
-        deadline = time.monotonic() + CREATION_SECONDS
-        while not self._tables():
-            if time.monotonic() > deadline:
-                raise StoreFormatError(
-                    f"{folder} is a store whose making was cut off; it holds no documents. Delete the folder."
-                )
-            time.sleep(CREATION_SECONDS / 20)
-        application, version, page_size = (
-            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("application_id", "user_version", "page_size")
+    def _check(self, folder: Path | None, digest: Callable[[bytes, np.ndarray], bytes] | None) -> None:
+        if not self._tables():
+            raise _damaged(self._place, "it holds nothing")
+        application, version = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
         )
         if application != APPLICATION_ID:
             raise StoreFormatError(f"{self._place} was made by another program. Give another path.")
-        if version in UPGRADES:
-            self._upgrade()
-            version = VERSION
-        if version != VERSION:
+        if not OLDEST <= version <= VERSION:
             mend = "Upgrade shared-context." if version > VERSION else "Make the store anew from its documents."
             raise StoreFormatError(
                 f"{folder} has store format {version}, and this version of shared-context reads {VERSION}. {mend}"
             )
-        # SQLite itself would read zeros for what is missing of the last page.
-        if folder is not None and (folder / FILE).stat().st_size % page_size:
+        if version < VERSION:
+            self._upgrade(digest)
+        # What is made by the statements of the format alone runs nothing of somebody else's.
+        if file_format.tables(self._connection) != file_format.expected_tables():
+            raise _damaged(self._place, "its tables are not those of a store")
+        if folder is not None:
+            self._check_size()
+        if not self.read_only:
+            if folder is not None:
+                self._switch_to_wal()
+            self._empty_log()
+
+    def _upgrade(self, digest: Callable[[bytes, np.ndarray], bytes] | None) -> None:
+        if self.read_only or digest is None:
+            raise StoreUnavailableError(
+                f"{self._place} is of an older format and has to be upgraded, which takes the right to write it. "
+                "Open it once with that right."
+            )
+        with self.transaction(), self.decoding():
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version < VERSION:  # else another process was faster
+                file_format.upgrade(self._connection, version, digest)
+                self._log_has_deleted = True
+
+    def _check_size(self) -> None:
+        """SQLite itself would read zeros for what is missing of the last page, unless its log has the page."""
+        page_size = self._connection.execute("PRAGMA page_size").fetchone()[0]
+        if (self._folder / FILE).stat().st_size % page_size and not self.read_only:
+            self._connection.execute("PRAGMA wal_checkpoint(FULL)")
+        if (self._folder / FILE).stat().st_size % page_size:
             raise _damaged(self._place, "it ends within a page")
-
-    def _upgrade(self) -> None:
-        """Make a store of an older format one of this; what it holds stays as it is."""
-        with self.transaction():
-            # Another process may have been faster.
-            while (version := self._connection.execute("PRAGMA user_version").fetchone()[0]) in UPGRADES:
-                for statement in UPGRADES[version]:
-                    self._connection.execute(statement)
-                if version == 2:
-                    self._take_in_words()
-                self._connection.execute(f"PRAGMA user_version = {version + 1}")
-
-    def _take_in_words(self) -> None:
-        """Find the words of documents that were stored when none were kept."""
-        with self.decoding():
-            tree = TreeConfig(**json.loads(self.get_meta("about"))["config"]["tree"])
-        for (key,) in self._connection.execute("SELECT key FROM documents").fetchall():
-            stored = self.document(key)
-            self.words.add(key, LeafWords.of(stored.text, stored.tokens, tree.leaf_size))
 
     def _tables(self) -> list[str]:
         return [row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -273,23 +247,45 @@ class Database:
 
         Raises:
             StoreClosedError: the database was closed.
+            StoreUnavailableError: its folder was removed or replaced.
         """
         with self._lock:
             if self._closed:
                 raise StoreClosedError(f"{self._place} is closed; open it again.")
+            self._check_identity()
+            if self._lock.forked() and self._folder is not None:
+                # SQLite's connection must not be used across a fork. No thread was using it meanwhile.
+                with _errors(self._place):
+                    self._connection.close()
+                    self._connect()
             yield
+
+    def _check_identity(self) -> None:
+        """That the file is still where it was opened: what is written to another one would be lost."""
+        if self._folder is not None and _identity(self._folder) != self._identity:
+            raise StoreUnavailableError(
+                f"{self._place} was removed, moved or replaced while it was open. Nothing of this change was stored "
+                "there; open the store again."
+            )
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All that is written inside lands at its end, or nothing does."""
         with self.locked(), _errors(self._place):
+            if self.read_only:
+                raise StoreUnavailableError(f"{self._place} is open for reading only. {_RIGHTS}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                if self._log_has_deleted:
+                    self.words.merge()
                 self._connection.execute("COMMIT")
             except BaseException:
                 self._rollback()
                 raise
+            self._check_identity()
+            if self._log_has_deleted:
+                self._empty_log()
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -305,6 +301,26 @@ class Database:
         if self._connection.in_transaction:  # after some errors SQLite has rolled back already
             self._connection.execute("ROLLBACK")
 
+    def _empty_log(self) -> None:
+        """Move what the log holds into the file, where deleted pages are overwritten, and cut the log off."""
+        if self._folder is None:
+            return
+        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * TRUNCATION_SECONDS)}")
+        try:
+            with suppress(sqlite3.OperationalError):  # a full disk: the change is in the log all the same
+                busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                self._log_has_deleted = bool(busy) and self._log_has_deleted
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
+
+    def compact(self) -> None:
+        """Give the space of what was deleted back to the file system. Waits for other processes that write."""
+        with self.locked(), _errors(self._place):
+            if self.read_only:
+                raise StoreUnavailableError(f"{self._place} is open for reading only. {_RIGHTS}")
+            self._connection.execute("VACUUM")
+            self._empty_log()
+
     def data_version(self) -> int:
         """A number that changes when another process has written."""
         return self._connection.execute("PRAGMA data_version").fetchone()[0]
@@ -312,123 +328,326 @@ class Database:
     def get_meta(self, key: str) -> bytes:
         """A value of the store as a whole."""
         with _errors(self._place):
-            row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+            row = self._connection.execute("SELECT checksum, value FROM meta WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise _damaged(self._place, f"its {key} is missing")
-        return row[0]
+        if row[0] != checksum(key, row[1]):
+            raise _damaged(self._place, f"the checksum of its {key} is wrong")
+        return row[1]
 
     def set_meta(self, key: str, value: bytes) -> None:
         """Replace a value of the store as a whole."""
-        self._connection.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
+        file_format.put_meta(self._connection, key, value)
 
     @contextmanager
-    def decoding(self) -> Iterator[None]:
-        """What was read is decoded inside; where it cannot be, the file is damaged."""
+    def decoding(self, of: str | None = None) -> Iterator[None]:
+        """What was read is decoded inside; where it cannot be, the file is damaged.
+
+        Args:
+            of: what it is, a document for example.
+        """
         try:
             yield
-        except (ValueError, TypeError, SafetensorError) as error:
-            raise _damaged(self._place, error) from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+            reason = error if of is None else f"{of}: {error}"
+            raise _damaged(self._place, reason) from error
 
-    def insert(self, entry: Entry, stored: StoredText, nodes: NodeData, header: HeaderData | None = None) -> int:
-        """Add a document's row and its header's; returns its key, which no other row ever has."""
-        cursor = self._connection.execute(
-            "INSERT INTO documents (kind, id, metadata, text, ids, bounds, codes, scales, embeddings) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                entry.kind,
-                entry.id,
-                json.dumps(entry.metadata, ensure_ascii=False),
-                stored.text,
-                stored.tokens.ids.astype(np.int32).tobytes(),
-                stored.tokens.bounds.astype(np.uint32).tobytes(),
-                nodes.codes.tobytes(),
-                nodes.scales.tobytes(),
-                nodes.embeddings.tobytes(),
-            ),
-        )
-        self._insert_header(cursor.lastrowid, entry, header)
-        self.words.add(cursor.lastrowid, nodes.words)
-        return cursor.lastrowid
+    # Namespaces
 
-    def _insert_header(self, key: int, entry: Entry, header: HeaderData | None) -> None:
-        if header is None and not entry.unsearched_keys and not entry.hidden_keys:
+    def namespace(self, name: str) -> tuple[int, bytes] | None:
+        """Key and salt of a namespace; None where it is not there."""
+        return self._connection.execute("SELECT key, salt FROM namespaces WHERE name = ?", (name,)).fetchone()
+
+    def add_namespace(self, name: str) -> None:
+        """Make a namespace."""
+        file_format.add_namespace(self._connection, name)
+
+    def namespaces(self) -> list[str]:
+        """Names of the namespaces, the store's own left out."""
+        rows = self._connection.execute("SELECT name FROM namespaces ORDER BY key")
+        return [name for (name,) in rows if name != file_format.DEFAULT_NAMESPACE]
+
+    def remove_namespace(self, namespace: int) -> None:
+        """Delete a namespace, which holds nothing any more."""
+        self._connection.execute("DELETE FROM namespaces WHERE key = ?", (namespace,))
+        self._log_has_deleted = True
+
+    # Documents
+
+    def insert(
+        self, namespace: int, entry: Entry, parts: Sequence[tuple[bytes, Part]], header: Header | None = None
+    ) -> int:
+        """Add a document.
+
+        Args:
+            parts: its chunks with their digests.
+            header: what is kept of its metadata beside them.
+
+        Returns:
+            Its key, which no other document ever has.
+        """
+        content = file_format.next_key(self._connection)
+        self._put_parts(content, 0, parts)
+        line = Line(namespace, entry.kind, entry.id, content, len(parts), _text_bytes(parts), *_described(entry))
+        key = file_format.put_document(self._connection, line)
+        self._put_header(key, content, header)
+        return key
+
+    def _put_header(self, key: int, content: int, header: Header | None) -> None:
+        if header is None or header == (None, b""):
             return
-        parts = (b"", b"", b"")
-        if header is not None:
-            parts = tuple(part.tobytes() for part in (header.codes, header.scales, header.embeddings))
-        keys = (json.dumps(names, ensure_ascii=False) for names in (entry.unsearched_keys, entry.hidden_keys))
-        self._connection.execute("INSERT INTO headers VALUES (?, ?, ?, ?, ?, ?)", (key, *keys, *parts))
+        values = (b"", b"", b"")
+        if header.data is not None:
+            values = tuple(getattr(header.data, field.name).tobytes() for field in fields(HeaderData))
+        total = checksum(content, header.digest, *values)
+        self._connection.execute(
+            "INSERT INTO headers VALUES (?, ?, ?, ?, ?, ?, ?)", (key, content, header.digest, total, *values)
+        )
 
-    def remove(self, key: int) -> None:
-        """Delete a document's row, its header's and its words."""
-        stored = self.document(key)
-        self.words.remove(key, stored.text, stored.tokens)
-        self._connection.execute("DELETE FROM documents WHERE key = ?", (key,))
-        self._connection.execute("DELETE FROM headers WHERE document = ?", (key,))
+    def _remove_header(self, key: int) -> set[bytes]:
+        gone = self._connection.execute("DELETE FROM headers WHERE document = ? RETURNING digest", (key,)).fetchall()
+        return {digest for (digest,) in gone if digest}
 
-    def describe(self, key: int, entry: Entry, header: HeaderData | None) -> None:
-        """Replace a document's metadata and header."""
-        metadata = json.dumps(entry.metadata, ensure_ascii=False)
-        self._connection.execute("UPDATE documents SET metadata = ? WHERE key = ?", (metadata, key))
-        self._connection.execute("DELETE FROM headers WHERE document = ?", (key,))
-        self._insert_header(key, entry, header)
+    def headers(self, keys: Iterable[int], shape: NodeShape) -> dict[int, HeaderData]:
+        """What scoring needs of the headers of documents; of those that have one."""
+        found = {}
+        for key in keys:
+            row = self._connection.execute(
+                "SELECT content, digest, checksum, codes, scales, embeddings FROM headers WHERE document = ?", (key,)
+            ).fetchone()
+            if row is None:
+                continue
+            content, digest, expected, *values = row
+            with self.decoding(f"document {self._line(key).id!r}"):
+                if expected != checksum(content, digest, *values):
+                    raise ValueError("the checksum of its header is wrong")
+                if values[0]:
+                    found[key] = shape.decode_header(values)
+        return found
 
-    def catalogue(self) -> dict[int, Entry]:
+    def extend(self, key: int, entry: Entry, first: int, parts: Sequence[tuple[bytes, Part]]) -> tuple[int, set[bytes]]:
+        """Put chunks in the place of those of a document from ``first`` on.
+
+        Returns:
+            The document's new key, and the digests of the chunks that are gone.
+        """
+        line = self._line(key)
+        (before,) = self._connection.execute(
+            "SELECT COALESCE(SUM(LENGTH(CAST(text AS BLOB))), 0) FROM parts WHERE content = ? AND number >= ?",
+            (line.content, first),
+        ).fetchone()
+        digests = self._remove_parts(key, first)
+        file_format.note_change(self._connection, line.namespace, key, digests)
+        self._remove_line(line.namespace, key)
+        self._put_parts(line.content, first, parts)
+        nbytes = line.bytes - before + _text_bytes(parts)
+        line = line._replace(parts=first + len(parts), bytes=nbytes)
+        new = file_format.put_document(self._connection, line)
+        self.words.move(line.content, new)
+        self._connection.execute("UPDATE headers SET document = ? WHERE document = ?", (new, key))
+        return new, digests
+
+    def _put_parts(self, content: int, first: int, parts: Sequence[tuple[bytes, Part]]) -> None:
+        leaf = self._first_leaf(content, first, parts[0][1].nodes.words.leaf_size)
+        for number, (digest, part) in enumerate(parts, start=first):
+            file_format.put_part(self._connection, content, number, digest, part.stored, part.nodes)
+            self.words.add(content, part.nodes.words, leaf)
+            leaf += len(part.nodes.words.terms)
+
+    def _first_leaf(self, content: int, number: int, leaf_size: int) -> int:
+        """The leaf of the document that a part begins with; all before the last part are equally long."""
+        if number == 0:
+            return 0
+        (nbytes,) = self._connection.execute(
+            "SELECT LENGTH(ids) FROM parts WHERE content = ? AND number = 0", (content,)
+        ).fetchone()
+        return number * (nbytes // np.dtype(np.int32).itemsize // leaf_size)
+
+    def _remove_parts(self, key: int, first: int) -> set[bytes]:
+        """Delete parts of a document with their words; returns their digests."""
+        content = self._line(key).content
+        language, leaf_size = self.words.described(content)
+        leaf = self._first_leaf(content, first, leaf_size)
+        before = self._before(key, first)
+        gone: list[str] = []
+        for part in self._texts(key, first):
+            gone += LeafWords.of(part.text, part.tokens, leaf_size, language, before).terms
+            before = (before + part.text)[-BEFORE_CHARACTERS:]
+        self.words.remove(content, LeafWords(language, leaf_size, gone), leaf)
+        where = "FROM parts WHERE content = ? AND number >= ?", (content, first)
+        digests = {digest for (digest,) in self._connection.execute(f"SELECT digest {where[0]}", where[1])}
+        self._connection.execute(f"DELETE {where[0]}", where[1])
+        return digests
+
+    def _before(self, key: int, number: int) -> str:
+        """The last characters of a document before a part."""
+        if number == 0:
+            return ""
+        content = self._line(key).content
+        rows = self._connection.execute(
+            "SELECT text FROM parts WHERE content = ? AND number BETWEEN ? AND ? ORDER BY number",
+            (content, max(0, number - BEFORE_CHARACTERS), number - 1),
+        )
+        return "".join(text for (text,) in rows)[-BEFORE_CHARACTERS:]
+
+    def remove(self, key: int) -> set[bytes]:
+        """Delete a document; returns the digests of its chunks."""
+        line = self._line(key)
+        digests = self._remove_parts(key, 0) | self._remove_header(key)
+        file_format.note_change(self._connection, line.namespace, key, digests)
+        self._remove_line(line.namespace, key)
+        self._log_has_deleted = True
+        return digests
+
+    def _line(self, key: int) -> Line:
+        row = self._connection.execute(f"SELECT {_LINE} FROM documents WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise _damaged(self._place, f"document {key} is missing")
+        return Line(*row)
+
+    def text_bytes(self, key: int) -> int:
+        """Bytes of a document's text in UTF-8."""
+        return self._line(key).bytes
+
+    def _remove_line(self, namespace: int, key: int) -> None:
+        (total,) = self._connection.execute("DELETE FROM documents WHERE key = ? RETURNING checksum", (key,)).fetchone()
+        self._connection.execute(
+            "UPDATE namespaces SET documents = documents - 1, total = total - ? WHERE key = ?", (total, namespace)
+        )
+
+    def describe(self, key: int, entry: Entry, header: Header | None) -> set[bytes]:
+        """Replace a document's metadata and header; returns the digests of what is gone."""
+        metadata, unsearched, hidden = _described(entry)
+        line = self._line(key)._replace(metadata=metadata, unsearched_keys=unsearched, hidden_keys=hidden)
+        (before,) = self._connection.execute("SELECT checksum FROM documents WHERE key = ?", (key,)).fetchone()
+        total = checksum(*line)
+        self._connection.execute(
+            "UPDATE documents SET metadata = ?, unsearched_keys = ?, hidden_keys = ?, checksum = ? WHERE key = ?",
+            (metadata, unsearched, hidden, total, key),
+        )
+        self._connection.execute(
+            "UPDATE namespaces SET total = total + ? WHERE key = ?", (total - before, line.namespace)
+        )
+        digests = self._remove_header(key)
+        self._put_header(key, line.content, header)
+        file_format.note_change(self._connection, line.namespace, key, digests)
+        self._log_has_deleted = True
+        return digests
+
+    def changes(self, since: int) -> Changes | None:
+        """What happened since a version, in all namespaces; None where that is no longer known."""
+        rows = self._connection.execute(
+            "SELECT version, document, digests FROM changes WHERE version >= ? ORDER BY version", (since,)
+        ).fetchall()
+        if not rows or rows[0][0] != since:
+            return None
+        return Changes([key for _, key, _ in rows[1:]], _digests(b"".join(d for _, _, d in rows[1:])))
+
+    def version(self) -> int:
+        """Of the newest change; 0 where there was none."""
+        return self._connection.execute("SELECT COALESCE(MAX(version), 0) FROM changes").fetchone()[0]
+
+    def forget_changes(self) -> None:
+        """Let go of changes that few processes can have missed."""
+        self._connection.execute("DELETE FROM changes WHERE version <= ?", (self.version() - CHANGES_KEPT,))
+
+    def alive(self, digests: Iterable[bytes]) -> set[bytes]:
+        """Those that a chunk or the header of some document has."""
+        found = "SELECT 1 FROM parts WHERE digest = ?1 UNION ALL SELECT 1 FROM headers WHERE digest = ?1 LIMIT 1"
+        return {digest for digest in digests if self._connection.execute(found, (digest,)).fetchone()}
+
+    def catalogue(self, namespace: int) -> dict[int, Entry]:
         """The lines of all documents by their keys, which rise in the order of adding."""
-        rows = self._connection.execute(
-            "SELECT key, kind, id, metadata, unsearched_keys, hidden_keys FROM documents "
-            "LEFT JOIN headers ON document = key ORDER BY key"
-        )
-        with self.decoding():
-            return {
-                key: Entry(
-                    kind, id, read_only(json.loads(metadata)), *(tuple(json.loads(names or "[]")) for names in keys)
-                )
-                for key, kind, id, metadata, *keys in rows
-            }
+        entries, total = {}, 0
+        for key, expected, *line in self._connection.execute(
+            f"SELECT key, checksum, {_LINE} FROM documents WHERE namespace = ? ORDER BY key", (namespace,)
+        ):
+            entries[key] = self._entry(expected, Line(*line))
+            total += expected
+        count = self._connection.execute("SELECT documents, total FROM namespaces WHERE key = ?", (namespace,))
+        if count.fetchone() not in ((len(entries), total), None):
+            raise _damaged(self._place, "some of its documents are missing")
+        return entries
 
-    def headers(self, shape: NodeShape, key: int | None = None) -> dict[int, HeaderData]:
-        """What scoring needs of the headers of all documents, or of the one with ``key``; of those that have one."""
+    def entries(self, namespace: int, keys: Iterable[int]) -> dict[int, Entry]:
+        """The lines of those of these documents that are there."""
+        found = f"SELECT key, checksum, {_LINE} FROM documents WHERE key = ? AND namespace = ?"
+        rows = (self._connection.execute(found, (key, namespace)).fetchone() for key in keys)
+        return {key: self._entry(expected, Line(*line)) for key, expected, *line in filter(None, rows)}
+
+    def _entry(self, expected: int, line: Line) -> Entry:
+        with self.decoding(f"document {line.id!r}"):
+            if expected != checksum(*line):
+                raise ValueError("the checksum of its entry is wrong")
+            metadata = json.loads(line.metadata)
+            if line.kind not in ("document", "conversation") or not isinstance(metadata, dict):
+                raise ValueError("its entry is none")
+            keys = (tuple(json.loads(names)) for names in (line.unsearched_keys, line.hidden_keys))
+            return Entry(line.kind, line.id, read_only(metadata), *keys)
+
+    def _parts(self, key: int, columns: str, first: int = 0) -> list[tuple[Any, ...]]:
+        """The document's id, and for each of its parts content, number and columns.
+
+        Raises:
+            StoreFormatError: a part is missing.
+        """
+        line = self._line(key)
         rows = self._connection.execute(
-            "SELECT document, codes, scales, embeddings FROM headers "
-            "WHERE length(codes) AND document = COALESCE(?, document)",
-            (key,),
-        )
-        with self.decoding():
-            return {
-                document: HeaderData(
-                    np.frombuffer(codes, np.int8).reshape(-1, shape.code_size),
-                    np.frombuffer(scales, np.float16),
-                    _rows(embeddings, shape.dimension),
-                )
-                for document, codes, scales, embeddings in rows
-            }
+            f"SELECT content, number, {columns} FROM parts WHERE content = ? AND number >= ? ORDER BY number",
+            (line.content, first),
+        ).fetchall()
+        if [row[1] for row in rows] != list(range(first, line.parts)) or not rows:
+            raise _damaged(self._place, f"document {line.id!r}: a part is missing")
+        return [(f"document {line.id!r}", *row) for row in rows]
 
     def document(self, key: int) -> StoredText:
         """A document's text with its tokens."""
-        row = self._connection.execute("SELECT text, ids, bounds FROM documents WHERE key = ?", (key,)).fetchone()
-        with self.decoding():
-            text, ids, bounds = row
-            tokens = TokenizedText(np.frombuffer(ids, np.int32), np.frombuffer(bounds, np.uint32).astype(np.int64))
-            return StoredText(text, tokens)
+        return joined_text(self._texts(key))
+
+    def _texts(self, key: int, first: int = 0) -> list[StoredText]:
+        texts = []
+        for name, content, number, expected, ids, bounds, text in self._parts(
+            key, "text_checksum, ids, bounds, text", first
+        ):
+            with self.decoding(name):
+                if expected != checksum(content, number, bounds, text):
+                    raise ValueError("the checksum of its text is wrong")
+                tokens = TokenizedText(np.frombuffer(ids, np.int32), np.frombuffer(bounds, np.uint32).astype(np.int64))
+                ends = tokens.bounds
+                if len(ends) != len(tokens) + 1 or ends[0] or ends[-1] != len(text) or (np.diff(ends) < 0).any():
+                    raise ValueError("its tokens do not tile its text")
+                texts.append(StoredText(text, tokens))
+        return texts
 
     def token_ids(self, key: int) -> np.ndarray:
         """A document's token ids, int32 [tokens]."""
-        row = self._connection.execute("SELECT ids FROM documents WHERE key = ?", (key,)).fetchone()
-        with self.decoding():
-            return np.frombuffer(row[0], np.int32)
+        return np.concatenate([np.frombuffer(row[-1], np.int32) for row in self._parts(key, "ids")])
 
-    def nodes(self, key: int, shape: NodeShape) -> NodeData:
-        """What scoring needs of a document."""
-        row = self._connection.execute(
-            "SELECT codes, scales, embeddings FROM documents WHERE key = ?", (key,)
-        ).fetchone()
-        with self.decoding():
-            return NodeData(
-                np.frombuffer(row[0], np.int8).reshape(-1, shape.code_size),
-                np.frombuffer(row[1], np.float16),
-                _rows(row[2], shape.dimension),
-            )
+    def nodes(self, key: int, shape: NodeShape) -> tuple[np.ndarray, NodeData]:
+        """A document's token ids, int32 [tokens], and what scoring needs of it."""
+        ids, parts = self._nodes(key, shape)
+        return np.concatenate(ids), joined_nodes(parts)
+
+    def _nodes(self, key: int, shape: NodeShape, first: int = 0) -> tuple[list[np.ndarray], list[NodeData]]:
+        columns = f"digest, node_checksum, ids, {', '.join(COLUMNS)}"
+        all_ids, nodes = [], []
+        for name, content, number, digest, expected, ids, *values in self._parts(key, columns, first):
+            with self.decoding(name):
+                if expected != checksum(content, number, digest, ids, *values):
+                    raise ValueError("the checksum of what scoring needs of it is wrong")
+                tokens = np.frombuffer(ids, np.int32)
+                shape.check_ids(tokens)
+                all_ids.append(tokens)
+                nodes.append(shape.decode(len(tokens), values))
+        return all_ids, nodes
+
+    def last_part(self, key: int, shape: NodeShape) -> tuple[int, Part]:
+        """The number of a document's last chunk, and the chunk."""
+        last = self._line(key).parts - 1
+        (text,), (nodes,) = self._texts(key, last), self._nodes(key, shape, last)[1]
+        language, leaf_size = self.words.described(self._line(key).content)
+        words = LeafWords(language, leaf_size, ())  # those of the chunk are found anew
+        return last, Part(text, replace(nodes, words=words), self._before(key, last))
 
     def nbytes(self) -> int:
         """Bytes of all that is kept of the documents."""
@@ -437,60 +656,102 @@ class Database:
         )
         return pages * size
 
-    def conversations(self) -> list[str]:
-        """Ids of the conversations that have messages."""
-        return [row[0] for row in self._connection.execute("SELECT DISTINCT conversation FROM messages")]
+    # Conversations
 
-    def messages(self, conversation: str, *, recent: bool = False) -> list[Message]:
+    def conversations(self, namespace: int) -> list[str]:
+        """Ids of the conversations that have messages, in their order."""
+        rows = self._connection.execute("SELECT id FROM conversations WHERE namespace = ? ORDER BY id", (namespace,))
+        return [id for (id,) in rows]
+
+    def messages(self, namespace: int, id: str, *, recent: bool = False) -> list[Message]:
         """A conversation's messages, oldest first; all of them, or those that are not compressed."""
+        line = self._connection.execute(
+            "SELECT key, messages, compressed, total FROM conversations WHERE namespace = ? AND id = ?", (namespace, id)
+        ).fetchone()
+        if line is None:
+            return []
+        conversation, count, compressed, total = line
+        first = compressed + 1 if recent else 1
         rows = self._connection.execute(
-            "SELECT number, message, tokens, compressed FROM messages WHERE conversation = ? AND compressed <= ? "
+            "SELECT number, tokens, checksum, message FROM messages WHERE conversation = ? AND number >= ? "
             "ORDER BY number",
-            (conversation, 0 if recent else 1),
-        )
-        with self.decoding():
-            return [Message(number, json.loads(message), tokens, bool(old)) for number, message, tokens, old in rows]
+            (conversation, first),
+        ).fetchall()
+        with self.decoding(f"conversation {id!r}"):
+            if [row[0] for row in rows] != list(range(first, count + 1)):
+                raise ValueError("a message is missing")
+            if any(row[2] != checksum(conversation, row[0], row[1], row[3]) for row in rows):
+                raise ValueError("the checksum of a message is wrong")
+            if not recent and sum(row[2] for row in rows) != total:
+                raise ValueError("a message is another one")
+            return [Message(number, json.loads(message), tokens) for number, tokens, _, message in rows]
 
-    def add_message(self, conversation: str, message: dict[str, Any], tokens: int) -> None:
-        """Append a message to a conversation."""
+    def add_message(self, namespace: int, id: str, message: dict[str, Any], tokens: int) -> None:
+        """Append a message to a conversation, which is begun where it is not there."""
+        self._connection.execute("INSERT OR IGNORE INTO conversations (namespace, id) VALUES (?, ?)", (namespace, id))
+        conversation, count = self._connection.execute(
+            "SELECT key, messages FROM conversations WHERE namespace = ? AND id = ?", (namespace, id)
+        ).fetchone()
+        text = _json(message)
+        file_format.put_message(self._connection, conversation, count + 1, tokens, text)
+
+    def mark_compressed(self, namespace: int, id: str, last: int) -> None:
+        """Note that the messages up to number ``last`` are part of the conversation's document now."""
         self._connection.execute(
-            "INSERT INTO messages (conversation, number, message, tokens) "
-            "SELECT ?1, COALESCE(MAX(number), 0) + 1, ?2, ?3 FROM messages WHERE conversation = ?1",
-            (conversation, json.dumps(message, ensure_ascii=False), tokens),
+            "UPDATE conversations SET compressed = ? WHERE namespace = ? AND id = ?", (last, namespace, id)
         )
 
-    def mark_compressed(self, conversation: str, numbers: Iterable[int]) -> None:
-        """Note that these messages are part of the conversation's document now."""
-        self._connection.executemany(
-            "UPDATE messages SET compressed = 1 WHERE conversation = ? AND number = ?",
-            [(conversation, number) for number in numbers],
-        )
-
-    def clear_messages(self, conversation: str) -> None:
+    def clear_messages(self, namespace: int, id: str) -> None:
         """Delete a conversation's messages."""
-        self._connection.execute("DELETE FROM messages WHERE conversation = ?", (conversation,))
+        self._connection.execute(
+            "DELETE FROM messages WHERE conversation IN (SELECT key FROM conversations WHERE namespace = ? AND id = ?)",
+            (namespace, id),
+        )
+        self._connection.execute("DELETE FROM conversations WHERE namespace = ? AND id = ?", (namespace, id))
+        self._log_has_deleted = True
+
+    # The whole file
 
     def copy_to(self, folder: Path) -> None:
         """Write the whole database into another folder, which :func:`is_vacant`."""
-        with _errors(_place(folder)), closing(_connect(folder)) as copy:
-            self._connection.backup(copy)
-            copy.execute("PRAGMA journal_mode = WAL")
+        with _errors(_place(folder)):
+            _make(folder.absolute(), self._connection.backup)
 
     def close(self) -> None:
-        """Close the file; nothing is written by closing."""
+        """Close the file."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
+            if self._folder is not None and _identity(self._folder) != self._identity:
+                # Closing would remove the log that lies at this path now, which is another file's.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+                return
             self._connection.close()
 
 
-def _rows(embeddings: bytes, dimension: int) -> np.ndarray:
-    """Embeddings [spans, dimension]; without a dimension there are none."""
-    values = np.frombuffer(embeddings, np.float32)
-    return values.reshape(len(values) // max(1, dimension), dimension)
+_LINE = ", ".join(Line._fields)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _described(entry: Entry) -> tuple[str, str, str]:
+    """An entry's metadata and keys as JSON."""
+    return _json(entry.metadata), _json(entry.unsearched_keys), _json(entry.hidden_keys)
+
+
+def _text_bytes(parts: Iterable[tuple[bytes, Part]]) -> int:
+    return sum(len(part.stored.text.encode()) for _, part in parts)
+
+
+def _digests(joined: bytes) -> set[bytes]:
+    return {joined[at : at + DIGEST_BYTES] for at in range(0, len(joined), DIGEST_BYTES)}
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether a store can be made in a folder, because it is missing or empty; False where it holds one.
+    """Whether a store can be made in a folder, because it is missing or empty, or the making of one was cut off there.
 
     Raises:
         StoreFormatError: it is no folder, or holds something else than a store.
@@ -501,19 +762,93 @@ def is_vacant(folder: Path) -> bool:
             return True
         if not folder.is_dir():
             raise StoreFormatError(f"{folder} is a file; a store is a folder. Give another path.")
-        if not any(folder.iterdir()):
+        if all(path.name.startswith(UNFINISHED) for path in folder.iterdir()):
             return True
         if not (folder / FILE).is_file():
             raise StoreFormatError(f"{folder} holds no {FILE}, so it is not a store. Give an empty or new folder.")
         return False
 
 
-def _connect(folder: Path | None) -> sqlite3.Connection:
-    if folder is not None:
+def _fill(connection: sqlite3.Connection, meta: Mapping[str, bytes]) -> None:
+    """Make the tables of a new store."""
+    connection.execute("BEGIN IMMEDIATE")
+    file_format.create(connection)
+    file_format.add_namespace(connection, file_format.DEFAULT_NAMESPACE)
+    for key, value in meta.items():
+        file_format.put_meta(connection, key, value)
+    connection.execute("COMMIT")
+
+
+def _make(folder: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
+    """Make a store's file whole under another name, so that nobody ever meets a part of it.
+
+    If another process makes one at the same time, the first one's stays.
+    """
+    with _access(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
+    try:
+        with closing(_connect(unfinished, creating=True)) as connection:
+            fill(connection)
+            connection.execute("PRAGMA journal_mode = WAL")
+        with _access(folder), suppress(FileExistsError, FileNotFoundError):
+            _name(unfinished, folder / FILE)
+    except sqlite3.Error:
+        if not (folder / FILE).exists():
+            raise
+        # Another one was first, and has removed what was unfinished.
+    finally:
+        for path in folder.glob(f"{unfinished.name}*"):
+            path.unlink(missing_ok=True)
+
+
+def _name(unfinished: Path, file: Path) -> None:
+    """Give a file its name, if no other has that."""
+    try:
+        os.link(unfinished, file)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # A file system without links: of two that make a store in the same moment the second one's stays.
+        if not file.exists():
+            os.rename(unfinished, file)
+
+
+def _connect(file: Path | None, creating: bool = False) -> sqlite3.Connection:
+    name = ":memory:" if file is None else f"{file.absolute().as_uri()}?mode={'rwc' if creating else 'rw'}"
+    return sqlite3.connect(
+        name, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS, uri=file is not None
+    )
+
+
+def _connect_reading(folder: Path) -> sqlite3.Connection:
+    """Open a file that this process may not write."""
+    log = folder / f"{FILE}-wal"
+    # Without a log, and without the right to make one, SQLite reads a file only if told that nobody writes it.
+    still = not log.exists() or log.stat().st_size == 0
+    name = f"{(folder.absolute() / FILE).as_uri()}?mode=ro{'&immutable=1' if still else ''}"
+    return sqlite3.connect(name, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS, uri=True)
+
+
+def _is_writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK) and os.access(folder / FILE, os.W_OK)
+
+
+def _check_files(folder: Path) -> None:
+    """That SQLite will meet no pipe or device, where reading never ends."""
+    for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal"):
         with _access(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    name = ":memory:" if folder is None else str(folder / FILE)
-    return sqlite3.connect(name, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS)
+            if (folder / name).exists() and not (folder / name).is_file():
+                raise StoreFormatError(f"{folder / name} is no regular file, so {folder} is not a store.")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Which file lies in a folder; None where there is none."""
+    try:
+        status = os.stat(folder / FILE)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 @contextmanager
@@ -565,8 +900,8 @@ _MENDS = {
 
 def _damaged(place: str, reason: object) -> StoreFormatError:
     return StoreFormatError(
-        f"{place} is damaged or not a store ({reason}). Restore it from a copy, or delete the folder and add the "
-        "documents again."
+        f"{place} is damaged or not a store ({reason}). `shared-context check` names the documents that are hurt "
+        "and with --repair keeps the rest. Or restore it from a copy, or delete the folder and add the documents again."
     )
 
 

@@ -226,9 +226,14 @@ def check_text(text: str, *, max_bytes: int, name: str = "the text") -> bytes:
             f"{name} has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}, which no "
             f"encoding can hold: decode the text it came from with the right encoding, or replace the character"
         ) from error
-    if len(encoded) > max_bytes:
-        raise too_large(name, f"{len(encoded):,} bytes", max_bytes)
+    check_size(len(encoded), max_bytes, name)
     return encoded
+
+
+def check_size(nbytes: int, max_bytes: int, name: str) -> None:
+    """Raise UnreadableError where a document would have more than ``max_bytes`` of text."""
+    if nbytes > max_bytes:
+        raise too_large(name, f"{nbytes:,} bytes", max_bytes)
 
 
 def _readable(document: Document, label: str) -> Document:

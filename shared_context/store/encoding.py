@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,14 +14,13 @@ import torch
 from shared_context.config import Rows, StoreConfig
 from shared_context.kernels import ChunkKV, RaggedKV
 from shared_context.model.shared_llm import SharedLLMModel
-from shared_context.store.database import Entry
+from shared_context.store.database import DIGEST_BYTES, Entry
 from shared_context.store.header import header
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.selection import SelectedChunk, ShownChunk
 from shared_context.tree import important_rows
 
-DISCARDED_KEPT = 1 << 16
-"""Chunks of deleted documents that are remembered, so that no earlier selection brings their KV back."""
+logger = logging.getLogger(__name__)
 
 
 class Chunk(NamedTuple):
@@ -43,11 +42,19 @@ class ChunkEncoder:
         model: the model that encodes.
         cache: where keys and values are kept.
         config: the store's settings.
+        salt: of the namespace whose chunks these are.
+        is_there: whether a document has a chunk of this digest now, whatever process deletes documents.
     """
 
-    def __init__(self, model: SharedLLMModel, cache: TieredKVCache, config: StoreConfig):
-        self._model, self._cache, self._config = model, cache, config
-        self._discarded: OrderedDict[str, None] = OrderedDict()
+    def __init__(
+        self,
+        model: SharedLLMModel,
+        cache: TieredKVCache,
+        config: StoreConfig,
+        salt: bytes,
+        is_there: Callable[[bytes], bool],
+    ):
+        self._model, self._cache, self._config, self._salt, self._is_there = model, cache, config, salt, is_there
 
     def chunk(self, token_ids: np.ndarray, number: int) -> Chunk:
         """A chunk of a document's tokens."""
@@ -62,34 +69,8 @@ class ChunkEncoder:
 
     def header(self, entry: Entry) -> Chunk | None:
         """The part of a document's header that a model may be shown, as a chunk; None where nothing is."""
-        text = header(entry.metadata, entry.hidden_keys)
-        if not text:
-            return None
-        ids = self._model.tokenize(f"{text}\n").ids[: self._config.tree.chunk_size]
-        return Chunk(ids, 0) if len(ids) else None
-
-    def discard(self, removed: Iterable[tuple[Entry, np.ndarray]], added: Iterable[tuple[Entry, np.ndarray]]) -> None:
-        """Forget the KV of documents that are gone, but for chunks that new ones have, too.
-
-        Keys and values give away what the text said; they must not outlive it.
-
-        Args:
-            removed, added: entries and token ids of documents.
-        """
-        old, new = (
-            {_content(chunk) for entry, ids in documents for chunk in (*self.chunks(ids), self.header(entry)) if chunk}
-            for documents in (removed, added)
-        )
-        self._discarded |= dict.fromkeys(old - new)
-        while len(self._discarded) > DISCARDED_KEPT:
-            self._discarded.popitem(last=False)
-        self._cache.discard(old - new)
-
-    def keep(self, chunks: Iterable[Chunk]) -> None:
-        """Let the KV of chunks be kept although a document that said the same was deleted: these are still there."""
-        if self._discarded:
-            for chunk in chunks:
-                self._discarded.pop(_content(chunk), None)
+        ids = header_ids(self._model, self._config, entry)
+        return None if ids is None else Chunk(ids, 0)
 
     def missing(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         """Those whose keys and values the cache does not hold."""
@@ -105,17 +86,46 @@ class ChunkEncoder:
             coarse: whether rows will be chosen by importance, which is then known of what comes back.
         """
         (name,) = self._names([chunk])
-        found = self._cache.get(name)
+        found = self._found(name, chunk)
         if isinstance(found, RaggedKV) and finest >= self._config.cache.finest and coarse:
             return found
         known = found if isinstance(found, ChunkKV) else None
         if known is not None and (known.importance is not None or not coarse):
             return known
         whole = self._complete(chunk, known, coarse or self._config.cache.finest > 1)
-        # A selection outlives its documents, and they may be deleted while it is encoded.
-        self._cache.put(name, self._kept(chunk, whole))
-        self._cache.discard({_content(chunk)} & self._discarded.keys())
+        self._put(name, chunk, whole)
         return whole
+
+    def _found(self, name: str, chunk: Chunk | SelectedChunk) -> ChunkKV | RaggedKV | None:
+        """What the cache has of a chunk. A file that another program made may have any shape."""
+        found = self._cache.get(name)
+        if found is None:
+            return None
+        config, tokens = self._model.hf_model.config, len(chunk.token_ids)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        expected = self._model.compressor.layers, config.num_key_value_heads, tokens, head_dim
+        if isinstance(found, RaggedKV):
+            inside = not len(found.tokens) or (int(found.tokens.min()) >= 0 and int(found.tokens.max()) < tokens)
+            shape = *found.counts.shape, tokens if inside else -1, found.data.shape[-1]
+        else:
+            shape = tuple(found.data.shape[1:])
+        if shape == expected and found.data.dtype in (torch.int8, self._model.dtype):
+            return found
+        logger.warning(
+            "removing a chunk from the KV cache, it will be computed again: it is %s of shape %s, expected %s of %s",
+            found.data.dtype, shape, self._model.dtype, expected,
+        )  # fmt: skip
+        self._cache.discard([name])
+        return None
+
+    def _put(self, name: str, chunk: Chunk | SelectedChunk, whole: ChunkKV) -> None:
+        """Keep what was encoded, if the chunk is still there: a selection outlives its documents."""
+        digest = chunk_digest(self._salt, chunk.token_ids[chunk.lead_in :])
+        if not self._is_there(digest):
+            return
+        self._cache.put(name, self._kept(chunk, whole))
+        if not self._is_there(digest):  # deleted between the look and the writing
+            self._cache.discard([digest.hex()])
 
     def _complete(self, chunk: Chunk | SelectedChunk, known: ChunkKV | None, scored: bool) -> ChunkKV:
         """All of a chunk's rows, computed where they are not known, and their importance where it is asked for."""
@@ -161,7 +171,10 @@ class ChunkEncoder:
     def _names(self, chunks: Iterable[Chunk | SelectedChunk]) -> list[str]:
         """Keys of chunks in the KV cache: what they say, and then what else their encodings depend on."""
         identity = self._model.identity.encode()
-        return [_content(chunk) + _digest(chunk.token_ids[: chunk.lead_in], identity)[:24] for chunk in chunks]
+        return [
+            chunk_digest(self._salt, chunk.token_ids[chunk.lead_in :]).hex() + _lead_in_digest(chunk, identity)[:24]
+            for chunk in chunks
+        ]
 
 
 def kept_rows(kv: ChunkKV | RaggedKV, spans: Iterable[tuple[int, int, int]]) -> torch.Tensor:
@@ -180,10 +193,22 @@ def kept_rows(kv: ChunkKV | RaggedKV, spans: Iterable[tuple[int, int, int]]) -> 
     return torch.from_numpy(kept).view(scores.shape)
 
 
-def _content(chunk: Chunk | SelectedChunk) -> str:
-    """What the names of a chunk begin with: it is the same whatever it is encoded by and behind."""
-    return _digest(chunk.token_ids[chunk.lead_in :])[:40]
+def header_ids(model: SharedLLMModel, config: StoreConfig, entry: Entry) -> np.ndarray | None:
+    """Token ids of the part of a document's header that a model may be shown; None where nothing is."""
+    text = header(entry.metadata, entry.hidden_keys)
+    ids = model.tokenize(f"{text}\n").ids[: config.tree.chunk_size] if text else ()
+    return ids if len(ids) else None
 
 
-def _digest(token_ids: np.ndarray, before: bytes = b"") -> str:
-    return hashlib.sha256(before + token_ids.astype(np.int32).tobytes()).hexdigest()
+def chunk_digest(salt: bytes, token_ids: np.ndarray) -> bytes:
+    """What the names of a chunk begin with: it is the same whatever the chunk is encoded by and behind.
+
+    Args:
+        salt: of the chunk's namespace, so that no other one can tell from the cache that the chunk is there.
+        token_ids: of the chunk without its lead-in.
+    """
+    return hashlib.sha256(salt + token_ids.astype(np.int32).tobytes()).digest()[:DIGEST_BYTES]
+
+
+def _lead_in_digest(chunk: Chunk | SelectedChunk, identity: bytes) -> str:
+    return hashlib.sha256(identity + chunk.token_ids[: chunk.lead_in].astype(np.int32).tobytes()).hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shared_context.store.database import HeaderData
+from shared_context.store.node_data import HeaderData
 
 SAME_WORD = 0.6
 """Similarity of two token codes from which on one may say what the other does; below, everything is a little alike."""
@@ -54,6 +54,11 @@ class HeaderIndex:
         elif self._headers.pop(key, None) is None:
             return
         self._joined = None
+
+    def move(self, key: int, new_key: int) -> None:
+        """Take in that a document got another key."""
+        self.put(new_key, self._headers.get(key))
+        self.put(key, None)
 
     def scores(self, codes: torch.Tensor, weights: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
         """Compare a query with every header.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from shared_context.kernels import quantize_codes
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.codec import Codec
-from shared_context.store.database import NodeData, StoredText
 from shared_context.store.embedder import Embedder, embed
-from shared_context.store.word_index import LeafWords
+from shared_context.store.node_data import NodeData, Part, StoredText, joined_text
+from shared_context.store.word_index import BEFORE_CHARACTERS, LeafWords
 
 BATCH_TOKENS = 4096
 """Tokens that pass the first layer together, prefixes and padding included."""
@@ -63,24 +63,33 @@ class Ingestion:
                 codes[own], scales[own] = (part.numpy() for part in quantize_codes(self.codec.encode(states)))
             advance(sum(len(states) for *_, states in batch))
         embeddings = self._embed(documents, advance)
-        words = [LeafWords.of(document.text, document.tokens, self.tree.leaf_size) for document in documents]
+        sizes = self.tree.leaf_size, self.tree.chunk_size
+        words = [LeafWords.by_chunk(document.text, document.tokens, *sizes) for document in documents]
         return [NodeData(*of_tokens, *others) for of_tokens, *others in zip(nodes, embeddings, words, strict=True)]
 
-    def extend(self, document: StoredText, nodes: NodeData, more: StoredText) -> tuple[StoredText, NodeData]:
-        """A document with text added at its end; only its last, unfinished chunk is computed again."""
-        text, tokens = document.text + more.text, document.tokens.followed_by(more.tokens)
-        first = len(document.tokens) // self.tree.chunk_size * self.tree.chunk_size
-        span = first // self.tree.leaf_size // self.tree.embedded_leaves
-        begin = int(tokens.bounds[first])
-        tail = StoredText(text[begin:], TokenizedText(tokens.ids[first:], tokens.bounds[first:] - begin))
-        (new,) = self([tail])
-        whole = NodeData(
-            np.concatenate([nodes.codes[:first], new.codes]),
-            np.concatenate([nodes.scales[:first], new.scales]),
-            np.concatenate([nodes.embeddings[:span], new.embeddings]),
-            LeafWords.of(text, tokens, self.tree.leaf_size),
-        )
-        return StoredText(text, tokens), whole
+    def tail(self, last: Part, more: StoredText) -> StoredText:
+        """What has to be computed when text is added to a document: its last chunk, if that is not full, and more.
+
+        Args:
+            last: the document's last chunk.
+            more: the text that is added, tokenized on its own.
+        """
+        whole = joined_text([last.stored, more])
+        size = self.tree.chunk_size
+        first = 0 if len(last.stored.tokens) < size else size
+        begin = int(whole.tokens.bounds[first])
+        tokens = TokenizedText(whole.tokens.ids[first:], whole.tokens.bounds[first:] - begin)
+        return StoredText(whole.text[begin:], tokens)
+
+    def extend(self, last: Part, more: StoredText) -> tuple[StoredText, NodeData]:
+        """The :meth:`tail` with its node data; its words are of the language of the document."""
+        tail = self.tail(last, more)
+        (nodes,) = self([tail])
+        before, language = last.before, last.nodes.words.language
+        if len(last.stored.tokens) == self.tree.chunk_size:
+            before = (before + last.stored.text)[-BEFORE_CHARACTERS:]
+        words = LeafWords.by_chunk(tail.text, tail.tokens, self.tree.leaf_size, self.tree.chunk_size, language, before)
+        return tail, replace(nodes, words=words)
 
     def nbytes(self, document: StoredText) -> int:
         """Bytes that a document takes with its node data."""

@@ -8,11 +8,10 @@ import logging
 import os
 import re
 import secrets
-import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from shared_context.config import GIB, require
 from shared_context.kernels.kv_assembly import ChunkKV, RaggedKV
+from shared_context.store.forks import ForkSafeLock
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class TieredKVCache(KVCache):
         self._counts = _Counts()
         self._folder = Path(folder) if folder is not None else None
         self._disk = self._make_disk(disk_bytes)
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def _make_disk(self, disk_bytes: int) -> _Disk | None:
         if self._folder is None or disk_bytes == 0:
@@ -174,11 +174,27 @@ class TieredKVCache(KVCache):
             _check(beginning)
         if not beginnings:
             return
+        begins = _beginning_with(beginnings)
         with self._lock:
-            for key in [key for key in self._chunks if key.startswith(beginnings)]:
+            for key in list(filter(begins, self._chunks)):
                 self._forget(key)
             if self._disk is not None:
-                self._disk.discard(beginnings)
+                self._disk.discard({beginning[:2] for beginning in beginnings}, begins)
+
+    def retain(self, alive: Callable[[set[str]], set[str]], length: int) -> None:
+        """Forget all keys but those whose first ``length`` digits are alive, in memory and on disk.
+
+        Args:
+            alive: given such beginnings, those that are.
+        """
+        with self._lock:
+            on_disk = {key[:length] for key in self._disk.names()} if self._disk is not None else set()
+            known = {key[:length] for key in self._chunks} | on_disk
+            dead = known - alive(known)
+            for key in [key for key in self._chunks if key[:length] in dead]:
+                self._forget(key)
+            if self._disk is not None:
+                self._disk.discard({key[:2] for key in dead}, lambda name: name.lstrip(".")[:length] in dead)
 
     def clear(self) -> None:
         """Forget everything, in memory and on disk; files of others in the folder stay."""
@@ -330,10 +346,16 @@ class _Disk:
                 elif suffix == _TEMPORARY and time.time() - status.st_mtime > _ABANDONED_S:
                     self.remove(Path(entry.path))
 
-    def discard(self, beginnings: tuple[str, ...]) -> None:
-        for shard in {beginning[:2] for beginning in beginnings}:
+    def names(self) -> list[str]:
+        """Of all files, temporary ones too."""
+        entries = (entry for shard in _entries(self._folder) for entry in _entries(Path(shard.path)))
+        return [name for name in (entry.name.lstrip(".").split(".")[0] for entry in entries) if _is_key(name)]
+
+    def discard(self, shards: set[str], dead: Callable[[str], bool]) -> None:
+        """Remove files of these folders, temporary ones too, whose names are dead."""
+        for shard in shards:
             for entry in _entries(self._folder / shard):
-                if entry.name.startswith(beginnings):
+                if dead(entry.name.lstrip(".")):
                     self.remove(Path(entry.path))
 
     def touch(self, key: str) -> None:
@@ -372,6 +394,14 @@ def _is_key(key: object) -> TypeGuard[str]:
 def _check(key: str) -> None:
     if not _is_key(key):
         raise ValueError(f"KV cache key {key!r}: expected 3 to 128 lower-case hex digits")
+
+
+def _beginning_with(beginnings: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a name begins with one of these, in a time that does not grow with their number."""
+    by_length: dict[int, set[str]] = {}
+    for beginning in beginnings:
+        by_length.setdefault(len(beginning), set()).add(beginning)
+    return lambda name: any(name[:length] in same for length, same in by_length.items())
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -433,6 +463,9 @@ def _decode(key: str, content: bytes, method: str) -> CachedKV | None:
     for name, tensor in tensors.items():
         if metadata.get(f"{name}_crc32") != _checksum(tensor):
             raise ValueError(f"the checksum of its {name} is wrong")
+        # A sum is infinite or NaN where one of its numbers is.
+        if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32)):
+            raise ValueError(f"its {name} holds infinities or NaN")
     importance = tensors.get("importance")
     if importance is not None and not (torch.isfinite(importance).all() and (importance >= 0).all()):
         raise ValueError("its importance is negative, infinite or NaN")

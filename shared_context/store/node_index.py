@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
 from shared_context.config import TreeConfig
-from shared_context.store.database import NodeData
 from shared_context.store.header_index import HeaderIndex
+from shared_context.store.node_data import NodeData
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class NodeIndex:
         self._documents: dict[int, _Document] = {}
         self._frequency = np.zeros(vocabulary, dtype=np.int64)
         self._leaf_count = 0
-        self.headers = HeaderIndex()
         self._leaves: Leaves | None = None
+        self.headers = HeaderIndex()
 
     def __len__(self) -> int:
         """Documents held."""
@@ -109,20 +109,42 @@ class NodeIndex:
         return {key: document.token_ids for key, document in self._documents.items()}
 
     def add(self, key: int, token_ids: np.ndarray, nodes: NodeData) -> None:
-        """Take in a document."""
+        """Take in a document; one that a break has let in half is taken in anew."""
+        if key in self._documents:
+            self.remove(key)
+        self._documents[key] = self._of(token_ids, nodes)
+        self._count(token_ids, 1)
+        self._leaves = None
+
+    def extend(self, key: int, new_key: int, first: int, token_ids: np.ndarray, nodes: NodeData) -> None:
+        """Take in that a document got other tokens from token ``first`` on, where a chunk begins, and another key."""
+        old, more = self._documents.pop(key), self._of(token_ids, nodes)
+        leaf = first // self._tree.leaf_size
+        kept = {"token_ids": first, "embeddings": leaf // self._tree.embedded_leaves}
+        joined = {}
+        for field in fields(_Document):
+            before, behind = (getattr(document, field.name) for document in (old, more))
+            before = before[: kept.get(field.name, leaf)]
+            both = [before, behind] if isinstance(before, np.ndarray) else [before.cpu(), behind]
+            joined[field.name] = np.concatenate(both) if isinstance(before, np.ndarray) else torch.cat(both)
+        self._documents[new_key] = _Document(**joined)
+        if first < len(old.token_ids):
+            self._count(old.token_ids[first:], -1)
+        self._count(token_ids, 1)
+        self._leaves = None
+
+    def _of(self, token_ids: np.ndarray, nodes: NodeData) -> _Document:
         size = self._tree.leaf_size
         tokens = len(token_ids)
         leaves = -(-tokens // size)
         # Repeating the last token fills the last leaf up without touching any maximum over its tokens.
         rows = np.minimum(np.arange(leaves * size), tokens - 1)
-        self._documents[key] = _Document(
+        return _Document(
             token_ids,
             torch.from_numpy(nodes.codes[rows].reshape(leaves, size, -1)),
             torch.from_numpy(nodes.scales[rows].reshape(leaves, size)),
             torch.from_numpy(nodes.embeddings.copy()),
         )
-        self._count(token_ids, 1)
-        self._leaves = None
 
     def remove(self, key: int) -> None:
         """Forget a document."""

@@ -254,9 +254,7 @@ class Selection:
             places.append(torch.from_numpy(place[rows[-1].numpy()]))
             token_ids.append(chunk.token_ids[rows[-1].numpy()])
             stood = None if part.coarse is None else part.coarse.tokens.long()
-            coarse.append(
-                None if part.coarse is None else CoarseKV(part.coarse, torch.from_numpy(place)[stood], stood)
-            )
+            coarse.append(None if part.coarse is None else CoarseKV(part.coarse, torch.from_numpy(place)[stood], stood))
         return ContextKV(
             [part.kv for part in parts],
             [part.rows for part in parts],

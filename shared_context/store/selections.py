@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from numbers import Integral
 from typing import Any
 
 from shared_context.config import Policy, Rows, StoreConfig, one_of, require, require_count
+from shared_context.errors import DocumentChangedError
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.codec import Codec
@@ -105,10 +107,17 @@ class Selections:
         with self._catalogue.reading():
             shown: dict[tuple[int, int], dict[int, tuple[int, float]]] = {}
             for doc_id, start, end, *rest in spans:
-                ratio, score = (*rest, *(1, 0.0)[len(rest) :])
+                ratio, score, text = (*rest, *(1, 0.0, None)[len(rest) :])
+                whole = isinstance(start, Integral) and isinstance(end, Integral)
+                require(whole, "span", (start, end), "must be whole numbers of characters")
                 require_count("ratio", ratio, "tokens per KV entry")
                 key = self._catalogue.key(doc_id)
                 stored = self._catalogue.text(key)
+                if text is not None and stored.text[start:end] != text:
+                    raise DocumentChangedError(
+                        f"The text of document {doc_id!r} has changed since the passage at characters {start} to {end} "
+                        "was taken from it; ask again."
+                    )
                 inside = 0 <= start < end <= len(stored.text)
                 require(inside, "span", (start, end), f"document {doc_id!r} has {len(stored.text)} characters")
                 first, last = stored.tokens.tokens(start, end)
@@ -132,7 +141,6 @@ class Selections:
             else:
                 documents = map(self._catalogue.token_ids, self._catalogue.documents())
                 chunks = [chunk for ids in documents for chunk in self._encoder.chunks(ids)]
-                self._encoder.keep(chunks)
                 missing = self._encoder.missing(chunks)
         # Nobody has to wait for what follows: it may take minutes.
         held = len(chunks) - len(missing)
@@ -184,7 +192,6 @@ class Selections:
         chunk = self._encoder.header(entry)
         if chunk is None:
             return []
-        self._encoder.keep([chunk])
         count = len(chunk.token_ids)
         node = SelectedNode(
             doc_id=entry.id,
@@ -209,8 +216,7 @@ class Selections:
         key, number, cut, scores = shown
         tree, entry, stored = self._config.tree, self._catalogue.entry(key), self._catalogue.text(key)
         first = number * tree.chunk_size
-        token_ids, lead_in = chunk = self._encoder.chunk(stored.tokens.ids, number)
-        self._encoder.keep([chunk])
+        token_ids, lead_in = self._encoder.chunk(stored.tokens.ids, number)
         context_tree = regular_tree(len(token_ids) - lead_in, tree.chunk_size, tree.height)
         nodes = []
         for node, ratio in cut:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +24,16 @@ from shared_context.store.about import About, check_window
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.codec import Codec
 from shared_context.store.conversations import Conversations
-from shared_context.store.database import Database, NodeShape, is_vacant
+from shared_context.store.database import Database, is_vacant
 from shared_context.store.document_store import DocumentStore, Progress
 from shared_context.store.documents import Document, OnError, Source
 from shared_context.store.embedder import Embedder, load_default_embedder
-from shared_context.store.encoding import ChunkEncoder
+from shared_context.store.encoding import ChunkEncoder, chunk_digest, header_ids
+from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.ingestion import Ingestion
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.memory import ConversationMemory
+from shared_context.store.node_data import NodeShape
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.overview import overview_html
 from shared_context.store.selection import SelectedNode, Selection
@@ -77,14 +80,14 @@ class SharedLLMContextStore:
         known = embedder is None or embedder == "auto" or isinstance(embedder, Embedder)
         require(known, "embedder", embedder, "must be 'auto', None or an object with name, dimension and encode()")
         self.model = model
-        self.path = Path(path) if path is not None else None
+        self.path = Path(path).absolute() if path is not None else None
         self.embedder: Embedder | None = None
         made_with: Embedder | None = None
         if path is None or is_vacant(self.path):
             made_with = load_default_embedder() if embedder == "auto" else embedder
             self._database = self._make(config or StoreConfig(), made_with)
         else:
-            self._database = Database(self.path)
+            self._database = Database(self.path, digest=chunk_digest)
         try:
             # Read back even where it was just made: another process may have been faster.
             with self._database.decoding():
@@ -122,14 +125,19 @@ class SharedLLMContextStore:
             quantize=cache.quantize,
             importance_method=model.compressor.importance_method,
         )
-        self._encoder = ChunkEncoder(model, self._cache, config)
         dimension = embedder.dimension if embedder is not None else 0
-        shape = NodeShape(codec.size, dimension)
-        self._catalogue = Catalogue(self._database, self._new_index(), shape, self._encoder)
+        settings = model.hf_model.config
+        shape = NodeShape(config.tree, codec.size, dimension, settings.vocab_size)
+        with self._database.snapshot():
+            namespace, salt = self._database.namespace(DEFAULT_NAMESPACE)
+        self._catalogue = Catalogue(
+            self._database, namespace, salt, self._new_index(), shape, self._cache, partial(header_ids, model, config)
+        )
+        self._encoder = ChunkEncoder(model, self._cache, config, salt, self._catalogue.has_chunk)
         self._documents = DocumentStore(self._catalogue, Ingestion(model, codec, embedder, config.tree), config)
         self._selections = Selections(model, config, codec, embedder, self._catalogue, self._encoder, self._rewrite)
         self._conversations = Conversations(
-            model, self._database, self._catalogue, self._documents, self._selections, self._new_index
+            model, config, self._database, self._catalogue, self._documents, self._selections, self._new_index
         )
 
     def _new_index(self) -> NodeIndex:
@@ -167,9 +175,13 @@ class SharedLLMContextStore:
         include: Iterable[str] = (),
         exclude: Iterable[str] = (),
         on_error: OnError = "skip",
+        atomic: bool = False,
         progress: Progress | None = None,
     ) -> list[str]:
-        """Store documents whole; those of a batch that can be read land together or not at all.
+        """Store documents whole; those of a batch that can be read, or none.
+
+        Many documents land piece by piece, of about 65,000 tokens each: what is done stays done if the rest is
+        interrupted, and the error says how far it came.
 
         Args:
             source: a file's or folder's path, a text together with ``id``, a :class:`Document`, or an iterable of
@@ -182,6 +194,7 @@ class SharedLLMContextStore:
             on_error: "skip" leaves out those of several documents that are empty, damaged or no text, with a warning
                 in the log; "raise" refuses all then; a function is called with the name and the error of each that is
                 left out.
+            atomic: all documents land together at the end, or none does.
             progress: called as tokens are done.
 
         Returns:
@@ -194,7 +207,7 @@ class SharedLLMContextStore:
         """
         return self._documents.add(
             source, id=id, metadata=metadata, replace=replace, include=include, exclude=exclude, on_error=on_error,
-            progress=progress,
+            atomic=atomic, progress=progress,
         )  # fmt: skip
 
     def sync(
@@ -395,14 +408,15 @@ class SharedLLMContextStore:
         """The selection of given characters, whole leaves of which are shown.
 
         Args:
-            spans: ``(doc_id, start, end, ratio, score)``, of which ratio and score may be left out: characters, the
-                ratio at which their leaves are shown (1; the finest where spans overlap), and how promising they are
-                (0; the highest where spans overlap).
+            spans: ``(doc_id, start, end, ratio, score, text)``, of which what follows end may be left out: characters,
+                the ratio at which their leaves are shown (1; the finest where spans overlap), how promising they are
+                (0; the highest where spans overlap), and what has to stand there.
             query: what the selection is for.
             show_metadata: as in :meth:`select`.
 
         Raises:
             DocumentNotFoundError: a doc_id is unknown.
+            DocumentChangedError: another text stands there.
             ConfigError: a span lies outside its document.
         """
         return self._selections.selection_from(list(spans), query, show_metadata)
@@ -436,7 +450,7 @@ class SharedLLMContextStore:
                 "fingerprint": self.model.fingerprint,
                 "embedder": self.embedder.name if self.embedder is not None else None,
                 "documents": len(self._catalogue.documents()),
-                "conversations": len(self._database.conversations()),
+                "conversations": len(self._database.conversations(self._catalogue.namespace)),
                 "tokens": self._catalogue.index.tokens,
                 "chunks": len(leaves.chunk_length) if leaves is not None else 0,
                 "leaves": len(leaves) if leaves is not None else 0,
@@ -461,6 +475,18 @@ class SharedLLMContextStore:
             kept = replace(about, config=_with_disk_bytes(about.config, disk_bytes))
             self._database.set_meta("about", kept.to_bytes())
         self.config = _with_disk_bytes(self.config, disk_bytes)
+
+    def compact(self) -> None:
+        """Give the space of what was deleted back to the file system, and remove what is left of unfinished writes.
+
+        Takes about as long as copying the store's file, and as much free space for that time.
+
+        Raises:
+            StoreUnavailableError: another process goes on using the store, or the disk is full.
+        """
+        self._database.compact()
+        with self._catalogue.reading():
+            self._catalogue.sweep()
 
     def persist(self, path: str | Path) -> None:
         """Copy the store, without its KV cache, to a new folder.

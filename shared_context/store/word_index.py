@@ -20,8 +20,16 @@ SCHEMA = (
     """CREATE VIRTUAL TABLE words USING fts5(
         terms, content = '', columnsize = 0, detail = none, tokenize = "ascii tokenchars '-_./:@~\\+&=#,'''"
     )""",
-    "CREATE TABLE worded (key INTEGER PRIMARY KEY, language TEXT NOT NULL, leaf_size INTEGER NOT NULL)",
+    # document: the key that the document has now; its rows are numbered by the one that it had first.
+    """CREATE TABLE worded (
+        key INTEGER PRIMARY KEY, document INTEGER NOT NULL, language TEXT NOT NULL, leaf_size INTEGER NOT NULL
+    )""",
+    "CREATE INDEX worded_moved ON worded (key, document) WHERE document <> key",
 )
+
+BEFORE_CHARACTERS = 128
+"""Of the chunk before, which a word that lies across the edge may begin in. What stands before a chunk never changes,
+whatever is added behind it, so that the same words are found again when they have to be forgotten."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +47,24 @@ class LeafWords:
     terms: Sequence[str]
 
     @classmethod
-    def of(cls, text: str, tokens: TokenizedText, leaf_size: int, language: str | None = None) -> LeafWords:
+    def of(
+        cls, text: str, tokens: TokenizedText, leaf_size: int, language: str | None = None, before: str = ""
+    ) -> LeafWords:
         """The words of a text; one that lies on the edge of two leaves belongs to both.
 
         Args:
             language: None finds it out.
+            before: what stands before the text. A word that begins there and goes on in the text belongs to its first
+                leaf.
         """
         language = language or language_of(text)
-        starts = tokens.bounds[: len(tokens) : leaf_size].tolist()
+        starts = (tokens.bounds[: len(tokens) : leaf_size] + len(before)).tolist()
         found: list[set[str]] = [set() for _ in starts]
-        edges = [*starts[1:], len(text) + 1]
+        edges = [*starts[1:], len(before) + len(text) + 1]
         leaf = 0
-        for start, end, terms in words(text, language):
+        for start, end, terms in words(before + text, language):
+            if end <= len(before):
+                continue
             while edges[leaf] <= start:
                 leaf += 1
             found[leaf] |= terms
@@ -60,6 +74,32 @@ class LeafWords:
                 beyond += 1
         # Sorted, so that the same text always gives the same row.
         return cls(language, leaf_size, [" ".join(sorted(terms)) for terms in found])
+
+    @classmethod
+    def by_chunk(
+        cls,
+        text: str,
+        tokens: TokenizedText,
+        leaf_size: int,
+        chunk_size: int,
+        language: str | None = None,
+        before: str = "",
+    ) -> LeafWords:
+        """The same chunk by chunk, so that no word depends on what follows its chunk; arguments as in :meth:`of`."""
+        language = language or language_of(text)
+        found: list[str] = []
+        for first in range(0, len(tokens), chunk_size):
+            end = min(first + chunk_size, len(tokens))
+            start, stop = tokens.characters(first, end)
+            own = TokenizedText(tokens.ids[first:end], tokens.bounds[first : end + 1] - start)
+            found += cls.of(
+                text[start:stop], own, leaf_size, language, (before + text[:start])[-BEFORE_CHARACTERS:]
+            ).terms
+        return cls(language, leaf_size, found)
+
+    def leaves(self, first: int, end: int) -> LeafWords:
+        """Those of some leaves alone."""
+        return LeafWords(self.language, self.leaf_size, self.terms[first:end])
 
 
 class WordIndex:
@@ -81,18 +121,35 @@ class WordIndex:
     def __init__(self, connection: sqlite3.Connection):
         self._connection = connection
 
-    def add(self, key: int, words: LeafWords) -> None:
-        """Take in the leaves of a document."""
-        self._connection.execute("INSERT INTO worded VALUES (?, ?, ?)", (key, words.language, words.leaf_size))
-        self._connection.executemany("INSERT INTO words (rowid, terms) VALUES (?, ?)", _rows(key, words))
+    def add(self, key: int, words: LeafWords, first: int = 0) -> None:
+        """Take in the leaves of a document, from leaf ``first`` on.
 
-    def remove(self, key: int, text: str, tokens: TokenizedText) -> None:
-        """Forget a document: its text, with its tokens, is what it was when it was taken in."""
-        row = self._connection.execute("SELECT language, leaf_size FROM worded WHERE key = ?", (key,)).fetchone()
-        language, leaf_size = row
-        gone = _rows(key, LeafWords.of(text, tokens, leaf_size, language))
+        Args:
+            key: the document's first one, which does not change when text is added to it.
+        """
+        self._connection.execute(
+            "INSERT OR IGNORE INTO worded VALUES (?, ?, ?, ?)", (key, key, words.language, words.leaf_size)
+        )
+        self._connection.executemany("INSERT INTO words (rowid, terms) VALUES (?, ?)", _rows(key, words, first))
+
+    def move(self, key: int, document: int) -> None:
+        """Take in that a document has another key now."""
+        self._connection.execute("UPDATE worded SET document = ? WHERE key = ?", (document, key))
+
+    def described(self, key: int) -> tuple[str, int]:
+        """The language that a document was taken for, and its tokens per leaf."""
+        return self._connection.execute("SELECT language, leaf_size FROM worded WHERE key = ?", (key,)).fetchone()
+
+    def remove(self, key: int, words: LeafWords, first: int = 0) -> None:
+        """Forget the leaves of a document from leaf ``first`` on, whose words are these."""
+        gone = _rows(key, words, first)
         self._connection.executemany("INSERT INTO words (words, rowid, terms) VALUES ('delete', ?, ?)", gone)
-        self._connection.execute("DELETE FROM worded WHERE key = ?", (key,))
+        if first == 0:
+            self._connection.execute("DELETE FROM worded WHERE key = ?", (key,))
+
+    def merge(self) -> None:
+        """Let nothing be left of words that were removed: until then FTS5 only marks them so."""
+        self._connection.execute("INSERT INTO words (words) VALUES ('optimize')")
 
     def leaves_with(self, term: str) -> tuple[np.ndarray, np.ndarray]:
         """Keys and leaves of the documents that hold a term, int64, in rising order."""
@@ -100,13 +157,19 @@ class WordIndex:
         (found,) = self._connection.execute(
             "SELECT group_concat(rowid) FROM words WHERE words MATCH ?", (quoted,)
         ).fetchone()
-        rows = np.sort(np.fromstring(found or "", dtype=np.int64, sep=","))
-        return rows >> LEAF_BITS, rows & (1 << LEAF_BITS) - 1
+        rows = np.fromstring(found or "", dtype=np.int64, sep=",")
+        documents, leaves = rows >> LEAF_BITS, rows & (1 << LEAF_BITS) - 1
+        moved = "SELECT key, document FROM worded INDEXED BY worded_moved WHERE document <> key ORDER BY key"
+        if len(moved := np.array(self._connection.execute(moved).fetchall(), np.int64).reshape(-1, 2)):
+            places = np.searchsorted(moved[:, 0], documents).clip(max=len(moved) - 1)
+            documents = np.where(moved[places, 0] == documents, moved[places, 1], documents)
+        order = np.lexsort((leaves, documents))
+        return documents[order], leaves[order]
 
     def languages(self) -> list[str]:
         """Those that documents were taken for."""
         return [row[0] for row in self._connection.execute("SELECT DISTINCT language FROM worded ORDER BY 1")]
 
 
-def _rows(key: int, words: LeafWords) -> list[tuple[int, str]]:
-    return [(key << LEAF_BITS | leaf, terms) for leaf, terms in enumerate(words.terms)]
+def _rows(key: int, words: LeafWords, first: int) -> list[tuple[int, str]]:
+    return [(key << LEAF_BITS | leaf, terms) for leaf, terms in enumerate(words.terms, start=first)]

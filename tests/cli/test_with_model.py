@@ -149,7 +149,7 @@ def test_a_document_that_cannot_be_replaced_is_named_and_the_others_are_when_ask
     assert run("ingest", "new.ctx", "house", "--no-embedder").exit_code == 0
     Path("house/garden.md").write_text("All is weeds. " * 2000)
     Path("house/kitchen.md").write_text("The kettle is gone.")
-    monkeypatch.setattr(document_store, "MAX_ROW_BYTES", 100_000)
+    monkeypatch.setattr(document_store, "MAX_KEPT_BYTES", 100_000)
     report = run_json("ingest", "new.ctx", "house", "--replace", "--strict", exit_code=1)
     assert list(report["refused"]) == ["house/garden.md"] and report["replaced"] == []
     assert reopened(model, "new.ctx")["house/kitchen.md"].text == KITCHEN

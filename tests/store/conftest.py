@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shared_context import Document, SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
+from shared_context.store.database import FILE, Database
 from shared_context.store.embedder import Embedder, load_default_embedder
+from shared_context.store.format import APPLICATION_ID
 
 CONFIG = StoreConfig(tree=TreeConfig(chunk_size=64, height=2), floor=0.0, lead_in=16)
 """Leaves of 16 tokens: a sentence or so. Budgets are spent whole."""
@@ -149,3 +154,52 @@ def other() -> Iterator[OtherProcess]:
     process = OtherProcess()
     yield process
     process.end()
+
+
+@pytest.fixture
+def to_format_2() -> Callable[[Path], None]:
+    """``to_format_2(path)`` makes of a closed store one of the format in which a document was a row."""
+
+    def write(folder: Path) -> None:
+        with contextlib.closing(Database(folder)) as store, store.snapshot():
+            meta = [(key, store.get_meta(key)) for key in ("about", "codec")]
+            rows = []
+            for key, entry in store.catalogue(1).items():
+                stored = store.document(key)
+                parts = [row[-3:] for row in store._parts(key, "codes, scales, embeddings")]
+                bounds = stored.tokens.bounds.astype(np.uint32).tobytes()
+                nodes = [b"".join(part[n] for part in parts) for n in range(3)]
+                ids = stored.tokens.ids.tobytes()
+                rows.append((entry.kind, entry.id, json.dumps(entry.metadata), stored.text, ids, bounds, *nodes, b""))
+            messages = []
+            for id in store.conversations(1):
+                recent = {row.number for row in store.messages(1, id, recent=True)}
+                for row in store.messages(1, id):
+                    messages.append((id, row.number, json.dumps(row.message), row.tokens, row.number not in recent))
+        for file in folder.glob(f"{FILE}*"):
+            file.unlink()
+        with contextlib.closing(sqlite3.connect(folder / FILE)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            for statement in FORMAT_2:
+                connection.execute(statement)
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", meta)
+            names = "kind, id, metadata, text, ids, bounds, codes, scales, embeddings, states"
+            marks = ", ".join("?" * 10)
+            connection.executemany(f"INSERT INTO documents ({names}) VALUES ({marks})", rows)
+            connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?)", messages)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute("PRAGMA user_version = 2")
+            connection.commit()
+
+    return write
+
+
+FORMAT_2 = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE documents (key INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, id TEXT NOT NULL,
+        metadata TEXT NOT NULL, text TEXT NOT NULL, ids BLOB NOT NULL, bounds BLOB NOT NULL, codes BLOB NOT NULL,
+        scales BLOB NOT NULL, states BLOB NOT NULL, embeddings BLOB NOT NULL, UNIQUE (kind, id))""",
+    """CREATE TABLE messages (conversation TEXT NOT NULL, number INTEGER NOT NULL, message TEXT NOT NULL,
+        tokens INTEGER NOT NULL, compressed INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (conversation, number))
+        WITHOUT ROWID""",
+)

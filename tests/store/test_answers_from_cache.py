@@ -4,9 +4,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from shared_context import CacheConfig, Document, SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
 from shared_context.config import GIB
+from shared_context.kernels import ChunkKV
+from shared_context.store import kv_cache
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
 ANSWER = "at 17:30"
@@ -207,3 +210,27 @@ def test_a_deletion_reaches_keys_and_values_that_another_prompt_or_lead_in_left(
         assert other.stats()["kv_cache"]["disk"]["entries"] == 2 * other.stats()["chunks"]
         other.delete(other.ids())
         assert other.stats()["kv_cache"]["disk"]["entries"] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:, :, :, :1],
+        lambda data: data[:, :1],
+        lambda data: data[..., :2],
+        lambda data: data.half(),
+        lambda data: torch.full_like(data, torch.nan),
+    ],
+    ids=["fewer tokens", "fewer layers", "narrower heads", "another dtype", "no numbers"],
+)
+def test_kv_files_that_somebody_else_made_are_computed_again(make_small_model, tmp_path, change):
+    model = make_small_model()
+    with SharedLLMContextStore(model, tmp_path / "store", embedder=None) as store:
+        store.add("The gate opens at six and closes at nine. " * 9, id="gate")
+        right = model.score("When does the gate open?", "at six", context=store.select("gate", budget=64))
+    (file,) = (tmp_path / "store" / "kv").rglob("*.safetensors")
+    chunk_kv = kv_cache._decode(file.stem, file.read_bytes(), "")
+    file.write_bytes(kv_cache._encode(file.stem, ChunkKV(change(chunk_kv.data).contiguous()), ""))
+    with SharedLLMContextStore(model, tmp_path / "store", embedder=None) as store:
+        assert model.score("When does the gate open?", "at six", context=store.select("gate", budget=64)) == right
+    assert kv_cache._decode(file.stem, file.read_bytes(), "").data.equal(chunk_kv.data)

@@ -193,7 +193,7 @@ def test_a_long_line_is_tokenized_in_time_that_grows_with_its_length(model, lett
 
 
 def test_a_document_of_more_tokens_than_a_row_holds_is_refused_before_any_computing(unharmed, monkeypatch):
-    monkeypatch.setattr("shared_context.store.document_store.MAX_ROW_BYTES", 100_000)
+    monkeypatch.setattr("shared_context.store.document_store.MAX_KEPT_BYTES", 100_000)
     monkeypatch.setattr(unharmed.model.compressor, "first_layer_states", lambda chunks: pytest.fail("computed"))
     with pytest.raises(errors.DocumentError, match="1,500 tokens.*split it"):
         unharmed.add("0" * 1500, id="long")

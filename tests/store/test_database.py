@@ -6,32 +6,39 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared_context import errors
+from shared_context.config import TreeConfig
 from shared_context.errors import StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import database
-from shared_context.store.database import FILE, Database, Entry, NodeData, NodeShape, StoredText, is_vacant
+from shared_context.store.database import FILE, Database, Entry, is_vacant
+from shared_context.store.log import lost_changes, running_checksum
+from shared_context.store.node_data import NodeData, NodeShape, StoredText
 from shared_context.store.word_index import LeafWords
 
 META = {"about": b"{}", "codec": b"-"}
-CODE, DIMENSION, LEAF = 4, 6, 16
-SHAPE = NodeShape(CODE, DIMENSION)
+CODE, DIMENSION = 4, 6
+SHAPE = NodeShape(TreeConfig(chunk_size=1024, height=6), CODE, DIMENSION, 1_000_000)
+OWN = 1
+"""The key of the store's own namespace."""
 
 
 def nodes(tokens: int, seed: int) -> NodeData:
     random = np.random.default_rng(seed)
-    leaves = -(-tokens // LEAF)
     return NodeData(
         random.integers(-127, 128, (tokens, CODE), dtype=np.int8),
         random.random(tokens).astype(np.float16),
-        random.random((leaves, DIMENSION), dtype=np.float32),
-        LeafWords.of(text(tokens).text, text(tokens).tokens, LEAF),
+        random.random((SHAPE.rows("embeddings", tokens), DIMENSION), dtype=np.float32),
+        LeafWords.by_chunk(text(tokens).text, text(tokens).tokens, 16, 1024),
     )
 
 
@@ -40,9 +47,13 @@ def text(tokens: int) -> StoredText:
     return StoredText("é\r\n" * tokens, TokenizedText(ids, np.arange(tokens + 1, dtype=np.int64) * 3))
 
 
+def parts(tokens: int, seed: int = 0) -> list:
+    return [(bytes([i % 256] * 20), part) for i, part in enumerate(SHAPE.split(text(tokens), nodes(tokens, seed)))]
+
+
 def insert(store: Database, id: str, tokens: int = 100, seed: int = 0) -> int:
     with store.transaction():
-        return store.insert(Entry("document", id, {"id": id}), text(tokens), nodes(tokens, seed))
+        return store.insert(OWN, Entry("document", id, {"id": id}), parts(tokens, seed))
 
 
 def read_everything(folder: Path) -> dict[str, int]:
@@ -51,9 +62,10 @@ def read_everything(folder: Path) -> dict[str, int]:
     try:
         with store.snapshot():
             found = {}
-            for key, entry in store.catalogue().items():
+            for key, entry in store.catalogue(OWN).items():
                 found[entry.id] = len(store.document(key).tokens)
                 store.nodes(key, SHAPE)
+                store.get_meta("about")
             return found
     finally:
         store.close()
@@ -74,12 +86,12 @@ def test_a_document_comes_back_as_it_was_written(tmp_path):
         store = Database(place, META)
         key = insert(store, "one", 37, seed=3)
         with store.snapshot():
-            assert store.catalogue() == {key: Entry("document", "one", {"id": "one"})}
-            stored, read, written = store.document(key), store.nodes(key, SHAPE), nodes(37, 3)
+            assert store.catalogue(OWN) == {key: Entry("document", "one", {"id": "one"})}
+            stored, (ids, read), written = store.document(key), store.nodes(key, SHAPE), nodes(37, 3)
             assert stored.text == text(37).text
             np.testing.assert_array_equal(stored.tokens.ids, text(37).tokens.ids)
             np.testing.assert_array_equal(stored.tokens.bounds, text(37).tokens.bounds)
-            np.testing.assert_array_equal(store.token_ids(key), text(37).tokens.ids)
+            np.testing.assert_array_equal(ids, text(37).tokens.ids)
             for name in ("codes", "scales", "embeddings"):
                 np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
         store.close()
@@ -88,7 +100,7 @@ def test_a_document_comes_back_as_it_was_written(tmp_path):
 def test_a_key_is_never_used_again(folder):
     store = Database(folder)
     with store.transaction():
-        last = max(store.catalogue())
+        last = max(store.catalogue(OWN))
         store.remove(last)
     assert insert(store, "three") > last
     store.close()
@@ -97,7 +109,7 @@ def test_a_key_is_never_used_again(folder):
 def test_an_error_in_a_transaction_undoes_all_of_it(folder):
     store = Database(folder)
     with pytest.raises(KeyError), store.transaction():
-        store.insert(Entry("document", "three", {}), text(5), nodes(5, 0))
+        store.insert(OWN, Entry("document", "three", {}), parts(5))
         raise KeyError
     insert(store, "four")
     store.close()
@@ -107,15 +119,15 @@ def test_an_error_in_a_transaction_undoes_all_of_it(folder):
 def test_a_snapshot_is_of_one_moment_whatever_others_write(folder):
     reader, writer = Database(folder), Database(folder)
     with reader.snapshot():
-        before, version = reader.catalogue(), reader.data_version()
+        before, version = reader.catalogue(OWN), reader.data_version()
         insert(writer, "three")
         with writer.transaction():
             writer.remove(min(before))
-        assert reader.catalogue() == before
+        assert reader.catalogue(OWN) == before
         assert reader.document(min(before)).text
     with reader.snapshot():
         assert reader.data_version() != version
-        assert [entry.id for entry in reader.catalogue().values()] == ["two", "three"]
+        assert [entry.id for entry in reader.catalogue(OWN).values()] == ["two", "three"]
     reader.close()
     writer.close()
 
@@ -161,18 +173,17 @@ KILLED = """
     from pathlib import Path
     import numpy as np
     from shared_context.model.tokenization import TokenizedText
-    from shared_context.store.database import Database, Entry, NodeData, StoredText
+    from shared_context.store.database import Database, Entry
+    from shared_context.store.node_data import NodeData, Part, StoredText
     from shared_context.store.word_index import LeafWords
 
     store = Database(Path(sys.argv[1]))
     with store.transaction():
         for number in range(5):
             stored = StoredText("x" * 2_000_000, TokenizedText(np.zeros(9, "i4"), np.arange(10)))
-            nodes = NodeData(
-                *(np.zeros((9, n), t) for n, t in ((4, "i1"), (1, "f2"), (6, "f4"))),
-                LeafWords.of(stored.text, stored.tokens, 16),
-            )
-            store.insert(Entry("document", f"new {number}", {}), stored, nodes)
+            words = LeafWords.of(stored.text, stored.tokens, 16)
+            nodes = NodeData(*(np.zeros((9, n), t) for n, t in ((4, "i1"), (1, "f2"), (6, "f4"))), words)
+            store.insert(1, Entry("document", f"new {number}", {}), [(bytes(20), Part(stored, nodes))])
         print("half done", flush=True)
         sys.stdin.read()
 """
@@ -281,20 +292,109 @@ def test_a_page_of_garbage_is_refused(folder, table):
 @pytest.mark.parametrize(
     "damage",
     [
-        "metadata = '{\"id\": '",
-        "metadata = CAST(x'7bff' AS TEXT)",
-        "text = CAST(x'c3' AS TEXT)",
-        "ids = x'000000'",
-        "codes = x'000000'",
-        "embeddings = 7",
+        "documents SET metadata = '{\"id\": '",
+        'documents SET metadata = \'{"id": "tvo"}\'',
+        "documents SET metadata = CAST(x'7bff' AS TEXT)",
+        "documents SET id = 'tvo' WHERE id = 'two'",
+        "documents SET parts = 2",
+        "parts SET text = CAST(x'c3' AS TEXT)",
+        "parts SET text = replace(text, 'é', 'e')",
+        "parts SET ids = x'000000'",
+        "parts SET codes = x'000000'",
+        "parts SET scales = zeroblob(length(scales))",
+        "parts SET embeddings = 7",
+        "parts SET bounds = zeroblob(length(bounds))",
+        "meta SET value = x'7b7d20' WHERE key = 'about' AND 1",
     ],
 )
-def test_a_row_that_cannot_be_decoded_is_damage(folder, damage):
+def test_a_row_that_was_changed_is_damage(folder, damage):
     connection = sqlite3.connect(folder / FILE)
-    connection.execute(f"UPDATE documents SET {damage} WHERE id = 'two'")
+    connection.execute(f"UPDATE {damage}{'' if 'WHERE' in damage else ' WHERE true'}")
     connection.commit()
     connection.close()
     assert "damaged" in refused(folder)
+
+
+@pytest.mark.parametrize("table", ["documents", "parts"])
+def test_a_row_that_is_missing_is_damage(folder, table):
+    connection = sqlite3.connect(folder / FILE)
+    connection.execute(f"DELETE FROM {table} WHERE key = 1")
+    connection.commit()
+    connection.close()
+    assert "missing" in refused(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["scales", "embeddings"])
+def test_numbers_that_are_none_are_damage_whatever_their_checksum(tmp_path, name, value):
+    store = Database(tmp_path / "store", META)
+    broken = replace(nodes(100, 0), **{name: np.full_like(getattr(nodes(100, 0), name), value)})
+    with store.transaction():
+        (part,) = SHAPE.split(text(100), broken)
+        key = store.insert(OWN, Entry("document", "one", {}), [(bytes(20), part)])
+    with store.snapshot(), pytest.raises(errors.StoreFormatError, match=f"'one': its {name} hold infinities or NaN"):
+        store.nodes(key, SHAPE)
+    store.close()
+
+
+MADE = """
+    import os, signal, sys
+    from pathlib import Path
+    from shared_context.store import database
+
+    kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    if sys.argv[2] == "linked":
+        os.link = kill
+    else:
+        database.file_format.put_meta = kill
+    database.Database(Path(sys.argv[1]), {"about": b"{}"})
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+@pytest.mark.parametrize("at", ["filled", "linked"])
+def test_a_store_whose_making_was_cut_off_is_made_again(tmp_path, at):
+    folder = tmp_path / "store"
+    subprocess.run([sys.executable, "-c", textwrap.dedent(MADE), str(folder), at])
+    assert list(folder.iterdir())
+    assert is_vacant(folder)
+    Database(folder, META).close()
+    assert read_everything(folder) == {}
+
+
+def test_a_last_page_that_was_cut_off_is_taken_from_the_log(folder, tmp_path):
+    store = Database(folder)
+    insert(store, "three")
+    shutil.copytree(folder, tmp_path / "copy")
+    with (tmp_path / "copy" / FILE).open("ab") as file:
+        file.write(b"x" * 1000)
+    assert read_everything(tmp_path / "copy") == {"one": 100, "two": 3000, "three": 100}
+    store.close()
+
+
+@pytest.mark.parametrize("at", [0.1, 0.3, 0.6, 0.999])
+def test_what_recovery_of_a_damaged_log_drops_is_said(folder, tmp_path, caplog, at):
+    store = Database(folder)
+    for number in range(6):
+        insert(store, f"new {number}", 300)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    log = bytearray((copy / f"{FILE}-wal").read_bytes())
+    assert lost_changes(copy / f"{FILE}-wal") == 0
+    log[int(at * len(log))] ^= 4
+    (copy / f"{FILE}-wal").write_bytes(log)
+    assert len(read_everything(copy)) < 8
+    assert "lost up to" in caplog.text
+    store.close()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=40), st.tuples(*[st.integers(0, 2**32 - 1)] * 2))
+def test_the_log_s_checksum_is_the_one_of_its_definition(words, before):
+    words = words[: len(words) // 2 * 2]
+    first, second = before
+    for x, y in zip(words[::2], words[1::2], strict=True):
+        first = (first + x + second) % 2**32
+        second = (second + y + first) % 2**32
+    assert running_checksum(np.array(words, np.uint32), before) == (first, second)
 
 
 def test_a_log_that_was_cut_off_loses_no_change_that_came_before(folder, tmp_path):
@@ -330,7 +430,7 @@ def test_a_file_that_another_process_writes_to_for_too_long_is_busy(folder, monk
     with pytest.raises(StoreUnavailableError, match="locked.*Another process"):
         insert(store, "three")
     with store.snapshot():
-        assert len(store.catalogue()) == 2
+        assert len(store.catalogue(OWN)) == 2
     blocker.execute("ROLLBACK")
     blocker.close()
     insert(store, "three")
@@ -347,17 +447,16 @@ def test_a_full_disk_stores_nothing_of_the_change_and_loses_nothing(folder):
         from shared_context import errors
         from shared_context.model.tokenization import TokenizedText
         from shared_context.errors import StoreUnavailableError
-        from shared_context.store.database import Database, Entry, NodeData, StoredText
+        from shared_context.store.database import Database, Entry
+        from shared_context.store.node_data import NodeData, Part, StoredText
         from shared_context.store.word_index import LeafWords
 
         def insert(tokens):
             stored = StoredText("x" * tokens, TokenizedText(np.zeros(tokens, "i4"), np.arange(tokens + 1)))
-            nodes = NodeData(
-                *(np.zeros((tokens, n), t) for n, t in ((4, "i1"), (1, "f2"), (6, "f4"))),
-                LeafWords.of(stored.text, stored.tokens, 16),
-            )
+            words = LeafWords.of(stored.text, stored.tokens, 16)
+            nodes = NodeData(*(np.zeros((tokens, n), t) for n, t in ((4, "i1"), (1, "f2"), (6, "f4"))), words)
             with store.transaction():
-                store.insert(Entry("document", f"new {tokens}", {}), stored, nodes)
+                store.insert(1, Entry("document", f"new {tokens}", {}), [(bytes(20), Part(stored, nodes))])
 
         store = Database(Path(sys.argv[1]))
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -377,5 +476,5 @@ def test_a_full_disk_stores_nothing_of_the_change_and_loses_nothing(folder):
     assert "Free some space" in done.stdout
     store = Database(folder)
     with store.snapshot():
-        assert [entry.id for entry in store.catalogue().values()] == ["one", "two", "new 10", "new 200000"]
+        assert [entry.id for entry in store.catalogue(OWN).values()] == ["one", "two", "new 10", "new 200000"]
     store.close()

@@ -3,14 +3,12 @@
 import copy
 import json
 import pickle
-import sqlite3
 
 import pytest
 import torch
 
 from shared_context import Document
 from shared_context.errors import DocumentError
-from shared_context.store.database import FILE
 from shared_context.store.header import HEADER_CHARACTERS, header
 from shared_context.store.read_only import read_only
 
@@ -135,15 +133,10 @@ def test_read_only_values_are_json_values():
     assert {**copy.copy(shared), "e": 1}["e"] == 1
 
 
-def test_a_store_of_the_format_before_headers_and_words_opens_and_gets_them(store, path, open_store):
+def test_a_store_of_the_format_before_headers_and_words_opens_and_gets_them(store, path, open_store, to_format_2):
     store.add(reports())
     store.close()
-    with sqlite3.connect(path / FILE) as connection:
-        for table in ("headers", "words", "worded"):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("ALTER TABLE documents ADD COLUMN states BLOB NOT NULL DEFAULT x'00'")
-        connection.execute("PRAGMA user_version = 2")
-    connection.close()
+    to_format_2(path)
     opened = open_store(path)
     assert opened.ids() == list(TOWNS)
     assert opened.retrieve("dividends", 1, policy="lexical")[0].score > 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared_context import TreeConfig
 from shared_context.store import prefilter
-from shared_context.store.database import NodeData
+from shared_context.store.node_data import NodeData
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.prefilter import Prefilter
 

@@ -464,6 +464,21 @@ def test_a_span_of_an_unknown_document_or_a_wrong_ratio_is_refused(hybrid):
         hybrid.selection_from([("nobody", 0, 5)])
     with pytest.raises(errors.ConfigError, match="ratio=0"):
         hybrid.selection_from([("lamp", 0, 5, 0)])
+    with pytest.raises(errors.ConfigError, match="whole numbers"):
+        hybrid.selection_from([("lamp", 0, "5")])
+
+
+def test_a_span_whose_text_has_changed_is_refused(filled):
+    node = filled.retrieve(QUERY, k=1)[0]
+    span = node.doc_id, node.start, node.end, 1, 0.0, node.text
+    assert node.text in filled.selection_from([span]).text
+    for change in (
+        lambda: filled.update(node.doc_id, "Another text. " * 99),
+        lambda: filled.update(node.doc_id, "No."),
+    ):
+        change()
+        with pytest.raises(errors.DocumentChangedError, match=f"{node.doc_id!r} has changed"):
+            filled.selection_from([span])
 
 
 def test_no_spans_are_an_empty_selection(hybrid):

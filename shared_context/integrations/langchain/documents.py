@@ -25,8 +25,8 @@ BOOKKEEPING = (
 )
 """What loaders note of a file and not of what it says: no query is compared with it, no model is shown it."""
 
-Span = tuple[str, int, int, int, float]
-"""Document id, start and end in characters, ratio, score."""
+Span = tuple[str, int, int, int, float, str]
+"""Document id, start and end in characters, ratio, score, text."""
 
 
 def to_store(documents: Iterable[LangChainDocument], *, source_key: str | None = SOURCE_KEY) -> list[Document]:
@@ -142,7 +142,7 @@ def divide(
         Spans to inject, without doubles and scored by their rank, and the passages to paste, both in the order given.
     """
     texts: dict[str, str] = {}
-    spans: dict[tuple[str, int, int, int], None] = {}
+    spans: dict[tuple[str, int, int, int], str] = {}
     foreign = []
     for passage in passages:
         where = passage.metadata
@@ -152,11 +152,11 @@ def divide(
         if placed and doc_id in store and doc_id not in texts:
             texts[doc_id] = store.get(doc_id).text
         if placed and passage.page_content and texts.get(doc_id, "")[start:end] == passage.page_content:
-            spans[(doc_id, start, end, where.get("ratio", 1))] = None
+            spans[(doc_id, start, end, where.get("ratio", 1))] = passage.page_content
         else:
             foreign.append(passage)
     # The order is a reranker's last word, where the scores may still be the retriever's.
-    return [(*span, -float(rank)) for rank, span in enumerate(spans)], foreign
+    return [(*span, -float(rank), text) for rank, (span, text) in enumerate(spans.items())], foreign
 
 
 def describe(context: Any) -> Any:

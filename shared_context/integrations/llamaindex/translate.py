@@ -127,8 +127,8 @@ def _to_node(run: Sequence[SelectedNode], hidden_keys: Sequence[str]) -> NodeWit
     )
 
 
-Span = tuple[str, int, int, int, float]
-"""Document id, start and end in characters, ratio, score."""
+Span = tuple[str, int, int, int, float, str]
+"""Document id, start and end in characters, ratio, score, text."""
 
 
 def divide(nodes: Iterable[NodeWithScore], store: SharedLLMContextStore) -> tuple[list[Span], list[NodeWithScore]]:
@@ -142,7 +142,7 @@ def divide(nodes: Iterable[NodeWithScore], store: SharedLLMContextStore) -> tupl
         Spans to inject, without doubles and scored by their rank, and the nodes to paste, both in the order given.
     """
     texts: dict[str, str] = {}
-    spans: dict[tuple[str, int, int, int], None] = {}
+    spans: dict[tuple[str, int, int, int], str] = {}
     foreign = []
     for scored in nodes:
         node, source = scored.node, scored.node.source_node
@@ -153,11 +153,11 @@ def divide(nodes: Iterable[NodeWithScore], store: SharedLLMContextStore) -> tupl
                 texts[source.node_id] = store.get(source.node_id).text
             place = texts[source.node_id].find(node.text, start, end)
         if place >= 0 and node.text:
-            spans[(source.node_id, place, place + len(node.text), source.metadata.get(_GRAIN, 1))] = None
+            spans[(source.node_id, place, place + len(node.text), source.metadata.get(_GRAIN, 1))] = node.text
         else:
             foreign.append(scored)
     # The order is a reranker's last word, where the scores may still be the retriever's.
-    return [(*span, -float(rank)) for rank, span in enumerate(spans)], foreign
+    return [(*span, -float(rank), text) for rank, (span, text) in enumerate(spans.items())], foreign
 
 
 # ------------------------------------------------------------------------------------------------------------ filters
