@@ -44,6 +44,11 @@ class Conversations:
         self._model, self._config, self._database, self._catalogue = model, config, database, catalogue
         self._documents, self._selections, self._new_index = documents, selections, new_index
 
+    @property
+    def max_bytes(self) -> int:
+        """Of a message as JSON."""
+        return self._config.max_document_bytes
+
     def ids(self) -> list[str]:
         """Ids of the conversations that have messages."""
         with self._catalogue.reading():

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from shared_context.config import MIB
 from shared_context.errors import BatchError, ConfigError, DocumentError, DuplicateDocumentError, UnreadableError
 from shared_context.store.files import (
     CONVERTERS,
@@ -32,6 +33,15 @@ logger = logging.getLogger(__name__)
 
 MAX_ID_LENGTH = 512
 """Characters."""
+
+MAX_METADATA_DEPTH = 32
+"""Lists and dicts inside of each other: what is nested deeper could not be read back from a deep call stack."""
+
+MAX_METADATA_BYTES = 16 * MIB
+"""Of a document's metadata as JSON."""
+
+LARGEST_INTEGER = 1 << 63
+"""Larger integers are no numbers to most programs that read JSON."""
 
 REPLACEMENT = "\ufffd"
 REPLACED_SHARE = 0.1
@@ -266,7 +276,9 @@ def check_id(id: str, name: str = "the document") -> str:
     return id
 
 
-def check_metadata(metadata: Mapping[str, Any], name: str = "the document") -> dict[str, Any]:
+def check_metadata(
+    metadata: Mapping[str, Any], name: str = "the document", max_bytes: int = MAX_METADATA_BYTES
+) -> dict[str, Any]:
     """A copy of ``metadata`` in plain JSON values; tuples become lists.
 
     Raises:
@@ -274,13 +286,23 @@ def check_metadata(metadata: Mapping[str, Any], name: str = "the document") -> d
     """
     if not isinstance(metadata, Mapping):
         raise DocumentError(f"{name}: the metadata are a {type(metadata).__name__}, expected a dict")
-    try:
-        return _json_value(metadata, f"{name}: metadata")
-    except RecursionError as error:
-        raise DocumentError(f"{name}: the metadata contain themselves, or are nested too deeply") from error
+    value = _json_value(metadata, f"{name}: metadata", MAX_METADATA_DEPTH)
+    nbytes = len(json.dumps(value, ensure_ascii=False).encode())
+    if nbytes > max_bytes:
+        raise DocumentError(
+            f"{name}: the metadata take {nbytes:,} bytes as JSON, at most {max_bytes:,} are stored; leave out "
+            "what is neither filtered nor shown"
+        )
+    return value
 
 
-def _json_value(value: Any, where: str) -> Any:
+def _json_value(value: Any, where: str, depth: int) -> Any:
+    if depth == 0:
+        raise DocumentError(
+            f"{where[:80]}... is nested more than {MAX_METADATA_DEPTH} deep, or contains itself: store it as a string"
+        )
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= LARGEST_INTEGER:
+        raise DocumentError(f"{where} is an integer of more than 64 bits: pass it as a string")
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
@@ -292,12 +314,12 @@ def _json_value(value: Any, where: str) -> Any:
             raise DocumentError(f"{where} is {value}, which JSON cannot hold: use None or leave it out")
         return value
     if isinstance(value, list | tuple):
-        return [_json_value(item, f"{where}[{position}]") for position, item in enumerate(value)]
+        return [_json_value(item, f"{where}[{position}]", depth - 1) for position, item in enumerate(value)]
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str) or not _is_unicode(key):
                 raise DocumentError(f"{where} has the key {key!r}: keys must be strings of valid Unicode")
-        return {key: _json_value(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {key: _json_value(item, f"{where}[{key!r}]", depth - 1) for key, item in value.items()}
     raise DocumentError(
         f"{where} is a {type(value).__name__}: pass a string, a number, True, False, None, a list or a dict"
     )

@@ -50,7 +50,7 @@ def find_files(
     """The files of a folder and of those below it that hold text, and why others do not.
 
     Hidden files and folders are left out without a word, and so is what the patterns leave out. Links to folders are
-    not followed.
+    not followed, nor are links to files outside of the folder: whoever fills it does not choose what else is read.
 
     Args:
         folder: where to look.
@@ -82,7 +82,8 @@ def find_files(
         if (not include or _matches(file.relative_to(folder), include))
         and not _matches(file.relative_to(folder), exclude)
     )
-    reasons = {file: reason for file in wanted if (reason := _no_text(file)) is not None}
+    inside = folder.resolve()
+    reasons = {file: reason for file in wanted if (reason := _no_text(file, inside)) is not None}
     return [file for file in wanted if file not in reasons], reasons
 
 
@@ -145,9 +146,11 @@ def _matches(path: Path, patterns: Iterable[str]) -> bool:
     )
 
 
-def _no_text(path: Path) -> str | None:
+def _no_text(path: Path, folder: Path) -> str | None:
     """Why a file of a folder is not read; None where it is, or where reading it will say what is wrong."""
     suffix = path.suffix.lower()
+    if path.is_symlink() and not path.resolve().is_relative_to(folder):
+        return "is a link to a file outside of the folder: pass that file by name"
     if not path.is_file():
         return "is no regular file"
     if suffix in TEXT_SUFFIXES or suffix in HTML_SUFFIXES or suffix in CONVERTERS:

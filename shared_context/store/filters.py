@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from shared_context.errors import FilterError
@@ -35,7 +36,10 @@ def compile_filter(filters: Mapping[str, Any] | None) -> Predicate:
     Raises:
         FilterError: an unknown operator or a malformed filter; names the operator, where it stands and what exists.
     """
-    return _compile(filters if filters is not None else {}, "filters")
+    try:
+        return _compile(filters if filters is not None else {}, "filters")
+    except RecursionError as error:
+        raise FilterError("filters contain themselves, or are nested too deeply") from error
 
 
 def _compile(filters: Any, where: str) -> Predicate:
@@ -112,10 +116,31 @@ def _ordered_value(operand: Any, here: str) -> int | float | str:
     return operand
 
 
-def _list_of_values(operand: Any, here: str) -> list[Any]:
+@dataclass(frozen=True)
+class _Values:
+    """The operands of ``$in``: those that have a hash as a set, so that many cost no more than one.
+
+    Attributes:
+        hashed: values by whether they are True or False, which are not 1 and 0.
+        others: lists and dicts.
+    """
+
+    hashed: frozenset[tuple[bool, Any]]
+    others: list[Any]
+
+    def holds(self, value: Any) -> bool:
+        """Whether a metadata value equals one of them."""
+        if isinstance(value, list | tuple | Mapping):
+            return any(_equal(value, other) for other in self.others)
+        return (isinstance(value, bool), value) in self.hashed
+
+
+def _list_of_values(operand: Any, here: str) -> _Values:
     if not isinstance(operand, list | tuple | set | frozenset):
         raise FilterError(f"{here} needs a list of values, not {operand!r}")
-    return [_json_value(item, here) for item in operand]
+    values = [_json_value(item, here) for item in operand]
+    nested = [value for value in values if isinstance(value, list | dict)]
+    return _Values(frozenset((isinstance(v, bool), v) for v in values if not isinstance(v, list | dict)), nested)
 
 
 def _flag(operand: Any, here: str) -> bool:
@@ -145,8 +170,8 @@ def _equal(value: Any, operand: Any) -> bool:
     return bool(value == operand)
 
 
-def _one_of(value: Any, operands: list[Any]) -> bool:
-    return any(_equal(value, operand) for operand in operands)
+def _one_of(value: Any, operands: _Values) -> bool:
+    return operands.holds(value)
 
 
 def _contains(value: Any, operand: Any) -> bool:

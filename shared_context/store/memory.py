@@ -39,7 +39,7 @@ class ConversationMemory:
             DocumentError: role or content is no text, or ``extra`` holds what JSON has not.
         """
         name = f"a message of conversation {self.id!r}"
-        message = check_metadata({"role": role, "content": content, **extra}, name)
+        message = check_metadata({"role": role, "content": content, **extra}, name, self._conversations.max_bytes)
         for part in ("role", "content"):
             if not isinstance(message[part], str):
                 raise DocumentError(f"{name}: its {part} is {message[part]!r}, expected a str")
