@@ -164,6 +164,9 @@ class StoreConfig:
         floor: share of the best leaf's score, counted from the mean, below which no leaf but the best one's
             neighbours is opened although the budget would allow it; 1 opens the best alone. What a question does not
             need dilutes what it does: see docs/figures.md.
+        min_score: below this score of a node (0 to 1) it is not shown, so that a question about something else may be
+            shown nothing; 0 leaves nothing out. With the default model and embedder, questions about a text and
+            questions about something else part at about 0.35.
         lead_in: tokens of a document before a chunk that are read first when the chunk is encoded, and are not part of
             it: what lies across the edge of two chunks would otherwise be encoded without its beginning.
         max_document_bytes: larger documents are refused (bytes of UTF-8).
@@ -174,6 +177,7 @@ class StoreConfig:
     code_size: int = 64
     neighbour_weight: float = 0.4
     floor: float = 0.4
+    min_score: float = 0.0
     lead_in: int = 64
     max_document_bytes: int = 32 * MIB
 
@@ -182,6 +186,8 @@ class StoreConfig:
         require(0 <= self.neighbour_weight <= 1, "neighbour_weight", self.neighbour_weight, "must lie between 0 and 1")
         floor = isinstance(self.floor, Real) and 0 <= self.floor <= 1
         require(floor, "floor", self.floor, "must lie between 0 and 1")
+        least = isinstance(self.min_score, Real) and 0 <= self.min_score <= 1
+        require(least, "min_score", self.min_score, "must lie between 0 and 1")
         require(self.lead_in >= 0, "lead_in", self.lead_in, "must be 0 or more tokens")
         require(self.max_document_bytes >= 1, "max_document_bytes", self.max_document_bytes, "must be 1 byte or more")
 

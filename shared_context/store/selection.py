@@ -29,7 +29,8 @@ class SelectedNode:
         text: those characters.
         level: level in its tree, root 0.
         ratio: its grain; one KV of ``ratio`` is shown.
-        score: how promising the policy found it; comparable within one selection only.
+        score: how much it has to do with the query, 0 to 1. It means the same in every store of one model and embedder,
+            so that a cutoff can be set; no node has more than one that the policy finds more promising.
         token_count: tokens of the node.
         kv_entries: KV entries that are shown of it.
         metadata: the document's, which all of its nodes share and none can change.

@@ -92,12 +92,13 @@ class Selections:
         doc_ids: list[str] | None,
         prefilter: int | None,
         prefilter_chunks: int | None,
+        min_score: float | None,
     ) -> list[SelectedNode]:
         """The ``k`` best passages as text, best first."""
         with self._catalogue.reading():
             choice = self._selector.passages(
                 query, self._candidates(filters, doc_ids), k, policy=policy, prefilter=prefilter,
-                prefilter_chunks=prefilter_chunks,
+                prefilter_chunks=prefilter_chunks, min_score=min_score,
             )  # fmt: skip
             return [node for cut in choice.cuts for node in self._shown(cut, choice.twins).nodes]
 

@@ -42,6 +42,7 @@ from shared_context.store.scoring import (
     behind,
     by_level,
     recent_scores,
+    relevance,
     score,
     touching,
     with_neighbours,
@@ -157,6 +158,7 @@ class Selector:
         prefilter: int | None = None,
         prefilter_chunks: int | None = None,
         introduction: Callable[[int], int] | None = None,
+        min_score: float | None = None,
     ) -> Choice:
         """What a query is shown; settings and errors are those of the store's ``select``.
 
@@ -176,6 +178,7 @@ class Selector:
         own = self._config.tree
         tree = replace(own, coarse=own.coarse if coarse is None else coarse, fine=own.fine if fine is None else fine)
         floor = replace(self._config, floor=self._config.floor if floor is None else floor).floor
+        least = self._min_score(min_score)
         best_first = search == "best_first" and ratio is None
         tokens = isinstance(recent, Integral) and (recent == 0 or (best_first and recent > 0))
         require(tokens, "recent", recent, "must be 0, or with best_first more tokens")
@@ -189,7 +192,7 @@ class Selector:
         if not len(considered):
             return Choice([], budget, policy)
         if best_first:
-            cuts, twins = self._best_first(query, considered, policy, tree, floor, recent, budget, introduction)
+            cuts, twins = self._best_first(query, considered, policy, tree, floor, recent, budget, introduction, least)
             return Choice(cuts, budget, policy, twins)
         cuts = self._split_and_search(query, considered, policy, tree, budget)
         return Choice(cuts, budget, None if query is None else policy)
@@ -203,6 +206,7 @@ class Selector:
         policy: Policy | None,
         prefilter: int | None,
         prefilter_chunks: int | None,
+        min_score: float | None = None,
     ) -> Choice:
         """The ``k`` best spans that are embedded as one, best first, each as good as its best leaf.
 
@@ -210,7 +214,7 @@ class Selector:
 
         Arguments and errors are those of the store's ``retrieve``, but for the ``keys`` of :meth:`choose`.
         """
-        query, policy = self._query(text), self._policy(policy)
+        query, policy, min_score = self._query(text), self._policy(policy), self._min_score(min_score)
         considered = self._considered(query, keys, prefilter, prefilter_chunks)
         if not len(considered):
             return Choice([], None, policy)
@@ -222,6 +226,7 @@ class Selector:
         found: list[ChunkCut] = []
         late: list[ChunkCut] = []
         said, twins = Said(), {}
+        chunk_of: dict[tuple[int, int], int] = {}
         for chunk, slot in islice((place for place in best if np.isfinite(scores[place])), most):
             node = Node(level, slot)
             key, _, text = self._read(scored, chunk, node)
@@ -235,7 +240,15 @@ class Selector:
             elif len(found) < k:
                 said.add(text)
                 found.append(passage)
-        return Choice([*found, *late][:k], None, policy, twins)
+            chunk_of[passage.key, passage.number] = chunk
+        ranked = [(chunk_of[passage.key, passage.number], passage.cut[0].node) for passage in [*found, *late][:k]]
+        relevances = self._relevances(query, scored, policy, ranked)
+        cuts = [
+            scored.graded(chunk, [Grained(node, 1)], {node: found})
+            for (chunk, node), found in zip(ranked, relevances, strict=True)
+            if found >= min_score
+        ]
+        return Choice(cuts, None, policy, twins)
 
     def _best_first(
         self,
@@ -247,6 +260,7 @@ class Selector:
         recent: int,
         budget: int,
         introduction: Callable[[int], int] | None,
+        min_score: float,
     ) -> tuple[list[ChunkCut], Twins]:
         """Best-first expansion under one budget over all chunks considered."""
         scored = self._score(query, considered, policy, smooth=policy != "last_token")
@@ -270,7 +284,42 @@ class Selector:
                 f"budget={budget} holds nothing: the smallest cut of these documents takes {smallest} KV entries. "
                 "Raise the budget, or make the store with smaller leaves (TreeConfig)."
             )
-        return [scored.cut(chunk, cut) for chunk, cut in cuts.items()], twins
+        shown = ((chunk, node) for chunk, cut in cuts.items() for node, _ in cut)
+        ranked = sorted(shown, key=lambda place: -scored.levels[place[1].level][place[0], place[1].index])
+        graded = dict(zip(ranked, self._relevances(query, scored, policy, ranked), strict=True))
+        relevant = {
+            chunk: [grained for grained in cut if graded[chunk, grained.node] >= min_score]
+            for chunk, cut in cuts.items()
+        }
+        return [
+            scored.graded(chunk, cut, {node: graded[chunk, node] for node, _ in cut})
+            for chunk, cut in relevant.items()
+            if cut
+        ], twins
+
+    def _relevances(
+        self, query: Query, scored: _Scored, policy: Policy, ranked: Sequence[tuple[int, Node]]
+    ) -> list[float]:
+        """How much nodes have to do with a query, 0 to 1, by chunk and node, from the best to the last.
+
+        A leaf has as much to do with it as the span that it is embedded in: what a question asks and what answers it
+        often lie side by side. None has more than one that is ranked before it: on their order the policy has the last
+        word, which knows of all leaves.
+        """
+        if not ranked:
+            return []
+        height, counts = self._config.tree.height, scored.leaves.isfinite().sum(dim=1).numpy(force=True)
+        rows, sizes = [], []
+        for chunk, node in ranked:
+            level = min(node.level, self._config.tree.embedded_level)
+            span, below = node.index >> (node.level - level), height - level
+            slots = range(span << below, min((span + 1) << below, int(counts[chunk])))
+            rows += [int(scored.first[chunk]) + slot for slot in slots]
+            sizes.append(len(slots))
+        leaves = self._index.leaves()
+        of_leaves = relevance(query, leaves, torch.tensor(rows, device=leaves.codes.device), policy).numpy(force=True)
+        of_nodes = np.maximum.reduceat(of_leaves, np.cumsum(sizes) - sizes)
+        return np.minimum.accumulate(of_nodes).astype(float).tolist()
 
     def _without_duplicates(self, scored: _Scored, budget: int) -> tuple[torch.Tensor, list[int], Twins]:
         """Scores of the leaves in which each text that several leaves have counts once.
@@ -359,6 +408,9 @@ class Selector:
                 "budget, consider fewer documents, or use search='best_first'."
             )
         return cuts
+
+    def _min_score(self, given: float | None) -> float:
+        return replace(self._config, min_score=self._config.min_score if given is None else given).min_score
 
     def _policy(self, policy: Policy | None) -> Policy:
         if policy is None:
@@ -507,6 +559,13 @@ class _Scored:
     def cut(self, chunk: int, cut: Sequence[Grained]) -> ChunkCut:
         """A cut of a chunk, with its place and its scores."""
         return ChunkCut(*self.places[chunk], cut, [level[chunk] for level in self.levels])
+
+    def graded(self, chunk: int, cut: Sequence[Grained], scores: Mapping[Node, float]) -> ChunkCut:
+        """A cut of a chunk, with scores of its nodes that are not the policy's own."""
+        levels: dict[int, dict[int, float]] = {}
+        for node in scores:
+            levels.setdefault(node.level, {})[node.index] = scores[node]
+        return ChunkCut(*self.places[chunk], cut, levels)
 
     def stretches(self) -> np.ndarray:
         """Of an unbroken stretch of a document's chunks each has the same number, [chunks]."""

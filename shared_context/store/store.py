@@ -323,6 +323,7 @@ class SharedLLMContextStore:
         rows: Rows | None = None,
         fine: int | None = None,
         floor: float | None = None,
+        min_score: float | None = None,
         recent: int = 0,
         filters: Mapping[str, Any] | None = None,
         doc_ids: Iterable[str] | None = None,
@@ -346,6 +347,7 @@ class SharedLLMContextStore:
             floor: share of the best leaf's score below which best_first opens none but the best one's neighbours; 0
                 spends the whole budget, 1 opens the best alone, None is the configuration's. Without effect among few
                 leaves, or where the budget holds all of them.
+            min_score: score below which nothing is shown, though the budget has room; None is the configuration's.
             recent: tokens at the end of the last document that may be considered which best_first opens before all
                 else, the end first: what stands right before matters to a text that goes on, whatever its words. They
                 get the highest scores.
@@ -368,7 +370,7 @@ class SharedLLMContextStore:
         return self._selections.select(
             query, filters, _as_list(doc_ids), show_metadata, rows, budget=budget, ratio=ratio, policy=policy,
             search=search,
-            coarse=coarse, fine=fine, floor=floor, recent=recent, prefilter=prefilter,
+            coarse=coarse, fine=fine, floor=floor, min_score=min_score, recent=recent, prefilter=prefilter,
             prefilter_chunks=prefilter_chunks,
         )  # fmt: skip
 
@@ -382,13 +384,16 @@ class SharedLLMContextStore:
         doc_ids: Iterable[str] | None = None,
         prefilter: int | None = None,
         prefilter_chunks: int | None = None,
+        min_score: float | None = None,
     ) -> list[SelectedNode]:
         """The ``k`` best passages as text, best first, for any language model; arguments as in :meth:`select`.
 
         A passage is what is embedded as one (128 tokens by default), and as good as its best leaf.
         """
         require_count("k", k, "passages")
-        return self._selections.retrieve(query, k, policy, filters, _as_list(doc_ids), prefilter, prefilter_chunks)
+        return self._selections.retrieve(
+            query, k, policy, filters, _as_list(doc_ids), prefilter, prefilter_chunks, min_score
+        )
 
     async def aadd(self, source: Source, **options: Any) -> list[str]:
         """:meth:`add`, in a thread; one that is cancelled lands all the same, whole, or not at all."""

@@ -637,3 +637,44 @@ def test_selections_for_different_models_are_not_joined(hybrid, make_small_model
     other.add("Another store.", id="other")
     with pytest.raises(errors.ModelMismatchError, match="same model"):
         hybrid.select(QUERY) + other.select(QUERY)
+
+
+ON_TOPIC = ["When does the night shift start?", "How warm is the drying room kept?"]
+OFF_TOPIC = [
+    "Which bitcoin exchange was hacked in 2014?",
+    "Who wrote the opera Carmen?",
+    "How far is Saturn from the Sun?",
+]
+
+
+def test_scores_tell_questions_about_a_text_from_others(handbook_store):
+    def best(question):
+        return handbook_store.retrieve(question, 1)[0].score
+
+    about, others = [best(q) for q in ON_TOPIC], [best(q) for q in OFF_TOPIC]
+    assert all(0 <= score <= 1 for score in about + others)
+    assert min(about) > 0.35 > max(others)
+
+
+def test_below_the_least_score_nothing_is_shown(handbook_store):
+    question = OFF_TOPIC[0]
+    assert handbook_store.select(question).kv_entries > 0
+    assert handbook_store.select(question, min_score=0.35).kv_entries == 0
+    assert handbook_store.retrieve(question, min_score=0.35) == []
+    shown = handbook_store.select(ON_TOPIC[0], min_score=0.35)
+    assert shown.kv_entries > 0
+    assert min(node.score for node in shown.nodes) >= 0.35
+
+
+def test_a_score_means_the_same_in_another_store(hybrid, open_store, embedder, documents):
+    alone = open_store(embedder=embedder)
+    alone.add(documents[1])
+    question = "What does a ticket to Holm cost?"
+    scores = [store.retrieve(question, 1)[0].score for store in (hybrid, alone)]
+    assert abs(scores[0] - scores[1]) < 0.1
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.5, "much", float("nan")])
+def test_a_least_score_outside_its_range_is_refused(hybrid, least):
+    with pytest.raises(errors.ConfigError, match="min_score"):
+        hybrid.select("ferry", min_score=least)
