@@ -143,7 +143,7 @@ def compression(
         typer.Option(
             "--part",
             help="One passage at every grain; mixed grains under a budget; or kvpress's presses at equal KV entries, "
-            "which take a minute or two a question. The first two if left out.",
+            "which take a minute or two a question. The first two if left out; the last two need an adapter.",
         ),
     ] = None,
     limit: LimitOption = None,
@@ -153,24 +153,24 @@ def compression(
         typer.Option(
             "--resume",
             metavar="FILE",
-            help="Of presses: keep results in FILE, and go on from it.",
+            help="Of passages or presses: keep results in FILE, and go on from it.",
             callback=to_be_written,
         ),
     ] = None,
     json_file: JsonFileOption = None,
     html_file: HtmlFileOption = None,
 ) -> None:
-    """What does an adapter carry at coarse grains? Right passage, wrong one of the same length, none, as text."""
+    """What do coarse grains carry? Right passage, wrong one of the same length, none, as text."""
     from functools import partial
 
     from shared_context.evaluation import compression as measurement
     from shared_context.evaluation import presses
 
-    if resume is not None and part != "presses":
-        raise typer.BadParameter("only --part presses can be resumed; leave it out.", param_hint="--resume")
+    if resume is not None and part not in ("passages", "presses"):
+        raise typer.BadParameter("only --part passages and presses can be resumed.", param_hint="--resume")
     reader = load(model, adapter)
     measures = {
-        "passages": measurement.measure_passages,
+        "passages": partial(measurement.measure_passages, resume=resume),
         "grains": measurement.measure_grains,
         "presses": partial(presses.measure, resume=resume),
     }
