@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_loaded(opt
     assert loaded == [] and not (tmp_path / "missing").exists()
 
 
-@pytest.mark.parametrize("part", [(), ("--part", "passages"), ("--part", "grains")])
+@pytest.mark.parametrize("part", [(), ("--part", "grains")])
 def test_what_cannot_be_resumed_is_refused(part, questions, loaded, tmp_path):
     result = run("eval", "compression", questions, *part, "--resume", tmp_path / "state")
     assert result.exit_code == 2 and "presses" in result.stderr
@@ -116,7 +116,7 @@ def test_compression_needs_the_frameworks_only_where_it_measures_against_them(qu
         monkeypatch.delattr(f"shared_context.evaluation.{name}", raising=False)
         monkeypatch.delitem(sys.modules, f"shared_context.evaluation.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "shared_context.evaluation.baselines", None)
-    for part, missing in ("passages", "--adapter"), ("grains", "sharedllm[eval]"):
+    for part, missing in ("passages", "A wrong passage"), ("grains", "sharedllm[eval]"):
         result = run("eval", "compression", questions, "--part", part)
         assert result.exit_code == 1 and missing in result.stderr, result.output
 

@@ -19,7 +19,7 @@ def test_nothing_is_found_in_an_adapter_that_changes_nothing(few_questions, tmp_
     trained.load_adapter(Adapter(config, InjectionLoRA(trained.hf_model, layers, 2, 4.0).state_dict()))
     measures = compression.measure_passages, compression.measure_grains
     passages, grains = (measure(trained, few_questions, limit=2) for measure in measures)
-    for report, in_common in ((passages, 2), (grains, 3)):
+    for report, in_common in ((passages, 8), (grains, 3)):
         nll = {row[:2]: row[2] for row in report.tables()[0].rows}
         ways = compression.TRAINED, compression.UNTRAINED
         trained_ways, untrained_ways = ({way for way, weights in nll if weights == which} for which in ways)
@@ -28,7 +28,7 @@ def test_nothing_is_found_in_an_adapter_that_changes_nothing(few_questions, tmp_
         for way in both:
             assert nll[way, compression.TRAINED] == nll[way, compression.UNTRAINED]
     nll = {row[0]: row[2] for row in passages.tables()[0].rows}
-    assert nll[compression.injected(1)] < nll[compression.injected(16)]
+    assert nll[compression.injected(8)] < nll[compression.STRIDE] < nll[compression.WRONG]
     alone = tmp_path / "alone.jsonl"
     row = {"question": "What burns?", "answers": ["colza"], "passage": "The lamp burns colza, a pint a night."}
     alone.write_text(json.dumps(row))
@@ -36,4 +36,8 @@ def test_nothing_is_found_in_an_adapter_that_changes_nothing(few_questions, tmp_
         with pytest.raises(ConfigError, match=missing):
             measure(trained, alone)
     with pytest.raises(ConfigError, match="--adapter"):
-        compression.measure_passages(untrained, few_questions, limit=2)
+        compression.measure_grains(untrained, few_questions, limit=2)
+    resumed = compression.measure_passages(untrained, few_questions, limit=2, resume=tmp_path / "state")
+    again = compression.measure_passages(untrained, few_questions, limit=2, resume=tmp_path / "state")
+    assert {row[1] for row in resumed.tables()[0].rows} == {compression.UNTRAINED}
+    assert again.tables() == resumed.tables()
