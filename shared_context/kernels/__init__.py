@@ -15,10 +15,12 @@ from shared_context.kernels.kv_assembly import (
 )
 from shared_context.kernels.late_interaction import late_interaction_scores, node_scores, quantize_codes
 from shared_context.kernels.ragged_attention import (
+    attention_by_formula,
     attention_with_lse,
     causal_attention_with_lse,
     joined,
     ragged_attention,
+    ragged_attention_by_formula,
 )
 from shared_context.kernels.split_and_search import split_and_search
 
@@ -30,6 +32,7 @@ __all__ = [
     "assemble",
     "assemble_ragged",
     "assemble_reference",
+    "attention_by_formula",
     "attention_with_lse",
     "causal_attention_with_lse",
     "joined",
@@ -37,6 +40,7 @@ __all__ = [
     "node_scores",
     "quantize_codes",
     "ragged_attention",
+    "ragged_attention_by_formula",
     "rotate_keys",
     "split_and_search",
 ]

@@ -22,16 +22,19 @@ from shared_context.kernels import (
     Rotary,
     assemble,
     assemble_ragged,
+    attention_by_formula,
     attention_with_lse,
     causal_attention_with_lse,
     joined,
     ragged_attention,
+    ragged_attention_by_formula,
     rotate_keys,
 )
 from shared_context.model.cache import RoomyCache, RoomyLayer
 from shared_context.model.importance import ImportanceObserver
 from shared_context.model.in_place import EncodingsInPlace, Run, split_runs
 from shared_context.model.low_rank import LowRank
+from shared_context.model.windows import Positions, PositionsHook, padded
 
 ATTENTION = "shared_context"
 """The name under which this library's attention is registered with transformers."""
@@ -93,6 +96,10 @@ class ContextKV:
         """What coarse nodes show, chunk by chunk."""
         return [part for part in self.coarse or () if part is not None]
 
+    def places_in_order(self) -> Sequence[torch.Tensor]:
+        """The places of the rows that every head has, [n_i] for each chunk."""
+        return self.places or torch.arange(self.columns).split([len(rows) for rows in self.rows])
+
     def turned_by(self, targets: Iterable[torch.Tensor | int], sink: int) -> list[torch.Tensor]:
         """By how many positions each key that every head keeps is turned, [n_i] for each chunk.
 
@@ -115,6 +122,10 @@ def attention(
     in_place: EncodingsInPlace | None = None,
     ragged: RaggedContext | None = None,
     observer: ImportanceObserver | None = None,
+    sliding_window: int | None = None,
+    positions: Positions | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention over a cache whose upper layers do not hold the context.
@@ -131,6 +142,11 @@ def attention(
             model hands it down to here.
         ragged: what the bottom layers attend to beside the cache, other rows in every head; handed down, too.
         observer: watches what is asked of the keys; handed down, too.
+        sliding_window: tokens that the layer sees back to.
+        positions: where the columns stand; handed down where some layers have windows and a context is injected. Else
+            the mask knows of them.
+        softcap: of the logits.
+        s_aux: attention sinks, a logit for each head [heads] which takes a share of the softmax and gives nothing.
 
     Returns:
         [batch, queries, heads, head_dim] and None (attention weights are never formed).
@@ -145,7 +161,10 @@ def attention(
         in_place = None
     if ragged is not None and module.layer_idx >= ragged.layers:
         ragged = None
-    if in_place is None and ragged is None and attention_mask is None and queries > 1:
+    fused = softcap is None and s_aux is None
+    if sliding_window is None:
+        positions = None
+    if fused and in_place is None and ragged is None and positions is None and attention_mask is None and queries > 1:
         # Without a mask all of the sequence is here; or it is one query, which sees every key.
         out = nn.functional.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=heads != kv_heads
@@ -154,22 +173,38 @@ def attention(
     if in_place is not None:
         key, value = key[:, :, in_place.columns :], value[:, :, in_place.columns :]
     mask, own = attention_mask, key.shape[2]
-    if mask is None and queries > 1:
+    if positions is not None:
+        mask = positions.mask(sliding_window, own, query.dtype)
+    elif mask is None and queries > 1:
         mask = query.new_full((queries, own), torch.finfo(query.dtype).min).triu(1 + own - queries)[None, None]
     if mask is not None:
         mask = mask[..., -own:].expand(-1, 1, queries, own).repeat(1, 1, group, 1)
     packed = query.reshape(batch, kv_heads, group * queries, head_dim)
-    if in_place is None and ragged is None:
+    if in_place is None and ragged is None and fused:
         out = nn.functional.scaled_dot_product_attention(
             packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
         )
     else:
-        layer, parts = module.layer_idx, [attention_with_lse(packed, key, value, mask, scaling)]
+        layer = module.layer_idx
+        if softcap is None:
+            parts = [attention_with_lse(packed, key, value, mask, scaling)]
+        else:
+            parts = [attention_by_formula(packed, key, value, mask, scaling, softcap)]
         if ragged is not None:
             # beams and several answers per question repeat the rows of the batch
             times = batch // ragged.counts.shape[1]
             starts, counts = (part[layer].repeat_interleave(times, 0) for part in (ragged.starts, ragged.counts))
-            parts.append(ragged_attention(packed, ragged.keys, ragged.values, starts, counts, scaling))
+            if softcap is None and positions is None:
+                parts.append(ragged_attention(packed, ragged.keys, ragged.values, starts, counts, scaling))
+            else:
+                within = (
+                    () if positions is None else (ragged.positions, positions.asked.repeat(1, group), sliding_window)
+                )
+                rows = (ragged.keys, ragged.values, starts, counts)
+                parts.append(ragged_attention_by_formula(packed, *rows, scaling, softcap, *within))
+        if s_aux is not None:
+            sinks = s_aux.float().view(1, kv_heads, group, 1).expand(batch, -1, -1, queries)
+            parts.append((torch.zeros_like(packed), sinks.reshape(batch, kv_heads, group * queries)))
         out = joined(parts) if in_place is None else in_place.attend(layer, packed, parts, scaling)
     return out.reshape(batch, heads, queries, value.shape[-1]).transpose(1, 2).contiguous(), None
 
@@ -226,14 +261,18 @@ class PrefixInjection:
     Args:
         layers: M.
         rotary: of the model's layers.
+        windowed: whether some layers see less than the model's window.
+        fused: whether fused kernels compute their attention.
     """
 
     kind = "prefix"
     in_cache = True
 
-    def __init__(self, layers: int, rotary: Rotary):
+    def __init__(self, layers: int, rotary: Rotary, *, windowed: bool = False, fused: bool = True):
         self.layers = layers
         self.rotary = rotary
+        self._windowed = windowed
+        self._in_place = fused and not windowed
         self._memory: torch.Tensor | None = None
 
     def installed(
@@ -250,11 +289,16 @@ class PrefixInjection:
         parts = [c.coarse_parts if c is not None else [] for c in contexts]
         deltas = [[prefix + p.places - (sink + p.positions) for p in row] for row in parts]
         kv = [[part.kv for part in row] for row in parts]
-        ragged = assemble_ragged(kv, deltas, self.rotary, model.dtype, model.device)
-        if ragged is None:
-            return nullcontext()
-        beyond = [c.length - c.columns if c is not None else 0 for c in contexts]
-        return RaggedHook(model, ragged, torch.tensor(beyond, device=model.device))
+        targets = [[prefix + p.places for p in row] for row in parts] if self._windowed else None
+        ragged = assemble_ragged(kv, deltas, self.rotary, model.dtype, model.device, targets)
+        hooks: list[AbstractContextManager[None]] = []
+        if ragged is not None:
+            beyond = [c.length - c.columns if c is not None else 0 for c in contexts]
+            hooks.append(RaggedHook(model, ragged, torch.tensor(beyond, device=model.device)))
+        if self._windowed and any(c is not None for c in contexts):
+            places = [torch.arange(0) if c is None else prefix + torch.cat(c.places_in_order()) for c in contexts]
+            hooks.append(PositionsHook(model, padded(places, prefix, model.device)))
+        return InTurn(hooks) if hooks else nullcontext()
 
     def cache(
         self,
@@ -291,11 +335,10 @@ class PrefixInjection:
             # Padding is masked, but what is masked must still be a number.
             lower[:, :, row, :, : width - (context.columns if context is not None else 0)] = 0
             if context is not None:
-                places = context.places or torch.arange(context.columns).split([len(r) for r in context.rows])
-                deltas = context.turned_by([prefix + place for place in places], sink)
+                deltas = context.turned_by([prefix + place for place in context.places_in_order()], sink)
                 even = [part for part in zip(context.chunks, context.rows, deltas, strict=True) if part[0] is not None]
                 chunks, rows, deltas = ([part[i] for part in even] for i in range(3))
-                if queries is not None and batch == 1 and device.type == "cpu":
+                if queries is not None and self._in_place and batch == 1 and device.type == "cpu":
                     # The order of columns is nobody's concern: positions are in the keys.
                     runs, (chunks, rows, deltas) = split_runs(chunks, rows, deltas, dtype, queries)
                 entries = sum(map(len, rows))
@@ -328,6 +371,20 @@ class PrefixInjection:
         kept = self._memory
         if memory.device.type == "cpu" and (kept is None or kept.numel() < memory.numel()):
             self._memory = memory
+
+
+class InTurn(AbstractContextManager[None]):
+    """Several context managers, entered one after the other, which may be again and again."""
+
+    def __init__(self, managers: Sequence[AbstractContextManager[None]]):
+        self._managers, self._entered = managers, ExitStack()
+
+    def __enter__(self) -> None:
+        for manager in self._managers:
+            self._entered.enter_context(manager)
+
+    def __exit__(self, *raised: object) -> None:
+        self._entered.close()
 
 
 class RaggedHook(AbstractContextManager[None]):

@@ -23,10 +23,12 @@ class Layers:
     Attributes:
         rotary: how each turns its keys.
         windows: tokens that each sees back to, itself included; None sees all.
+        fused: whether fused kernels compute their attention: it has neither capped logits nor sinks.
     """
 
     rotary: Rotary
     windows: tuple[int | None, ...]
+    fused: bool = True
 
     def narrower_than(self, tokens: int) -> bool:
         """Whether some layer sees less than so many tokens."""
@@ -106,7 +108,9 @@ def measured(model: PreTrainedModel, name: str) -> Layers:
     else:  # layers without positions turn by nothing
         rows = torch.cat([frequencies, torch.zeros_like(frequencies[:1])])
         own = tuple(kind if turns else len(frequencies) for kind, turns in zip(kinds, turned.tolist(), strict=True))
-    return Layers(Rotary(rows, own, interleaved), windows_of(config))
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    sinks = any(hasattr(layer.self_attn, "sinks") for layer in model.base_model.layers)
+    return Layers(Rotary(rows, own, interleaved), windows_of(config), not (capped or sinks))
 
 
 def _declared(model: PreTrainedModel) -> tuple[torch.Tensor, list[int]] | None:

@@ -100,11 +100,16 @@ class SharedLLMModel:
         check_text("system_prompt", self.system_prompt)
         self.prompt_format = PromptFormat(tokenizer, self.system_prompt, chat_template_kwargs)
         self.ends = end_tokens(model, tokenizer, self.prompt_format)
-        rotary = check_rotation(model, name).rotary
+        measured = check_rotation(model, name)
         self.injection: PrefixInjection | CrossAttentionInjection = (
-            PrefixInjection(injection_layers, rotary)
+            PrefixInjection(
+                injection_layers,
+                measured.rotary,
+                windowed=measured.narrower_than(context_window),
+                fused=measured.fused,
+            )
             if injection == "prefix"
-            else CrossAttentionInjection(model, injection_layers, rotary)
+            else CrossAttentionInjection(model, injection_layers, measured.rotary)
         )
         prefix = self.prompt_format.prefix
         self._decoder = InjectingDecoder(model, tokenizer, self.injection, len(prefix), context_window)

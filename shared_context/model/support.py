@@ -59,11 +59,6 @@ def check_config(config: PretrainedConfig, name: str, minimum_window: int = MINI
         refuse("its layers do not all keep keys and values of their own, of one number of heads and one size")
     if getattr(config, "moe_intermediate_size", None) and getattr(config, "n_routed_experts", 1) is None:
         refuse("its configuration names no number of experts (n_routed_experts)")
-    if getattr(config, "attn_logit_softcapping", None):
-        refuse("it caps its attention's logits, which no attention does that reads injected keys and values")
-    narrow = [window for window in windows_of(config) if window]
-    if narrow and min(narrow) < usable_window(config):
-        refuse(f"some of its layers see {min(narrow)} tokens only, which is narrower than its window")
     window = usable_window(config)
     if window < minimum_window:
         refuse(

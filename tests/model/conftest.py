@@ -8,10 +8,15 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
     CohereConfig,
     Ernie4_5Config,
+    Exaone4Config,
+    Gemma2Config,
+    Gemma3TextConfig,
     Glm4Config,
     GlmConfig,
+    GptOssConfig,
     HeliumConfig,
     LlamaConfig,
     MistralConfig,
@@ -53,6 +58,7 @@ BY_TYPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
 }
+DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=512)
 
 FAMILIES: dict[str, PreTrainedConfig] = {
@@ -76,6 +82,14 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "ernie4.5": Ernie4_5Config(**SIZES, head_dim=16),
     "helium": HeliumConfig(**SIZES, head_dim=16),
     "olmo3-one-window": Olmo3Config(**SIZES, sliding_window=2048, rope_parameters=BY_TYPE),
+    "olmo3": Olmo3Config(**SIZES, sliding_window=24, rope_parameters=BY_TYPE),
+    "gemma2": Gemma2Config(**SIZES, head_dim=16, sliding_window=40, attn_logit_softcapping=2.0),
+    "gemma3": Gemma3TextConfig(
+        **SIZES, head_dim=16, sliding_window=40, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
+    "gpt-oss": GptOssConfig(**SIZES, head_dim=16, sliding_window=32, num_local_experts=4, rope_parameters=DEFAULT),
+    "cohere2": Cohere2Config(**SIZES, sliding_window=32),
+    "exaone4": Exaone4Config(**SIZES, sliding_window=32, sliding_window_pattern=2),
 }
 
 

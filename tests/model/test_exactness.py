@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shared_context import SharedLLMModel
+from shared_context.model.injection import CoarseKV, ContextKV
 
 TOLERANCE = 1e-4
 
@@ -49,12 +50,23 @@ def block_diagonal(prefix: torch.Tensor, chunks: Sequence[torch.Tensor], suffix:
     return torch.cat(ids), torch.cat(positions), mask
 
 
+def by_layer(model: SharedLLMModel, mask: torch.Tensor, positions: torch.Tensor):
+    """A mask as the plain model takes it: where its layers have windows, one for each type of them."""
+    config = model.hf_model.config
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return mask
+    beyond = positions[:, None] - positions[None] >= config.sliding_window
+    windowed = mask.masked_fill(beyond, torch.finfo(torch.float32).min)
+    return {"full_attention": mask, "sliding_attention": windowed}
+
+
 def test_several_chunks_give_the_logits_of_a_block_diagonal_mask(make_model, inject, tokens, prompt, family):
     model = make_model(family)
     prefix, suffix = torch.tensor(model.prompt_format.prefix), tokens(11, 3)
     chunks = [tokens(64, 4), tokens(64, 5), tokens(29, 6)]
     ids, positions, mask = block_diagonal(prefix, chunks, suffix)
-    expected = plain_logits(model, ids, position_ids=positions[None], attention_mask=mask)[-len(suffix) :]
+    masks = by_layer(model, mask, positions)
+    expected = plain_logits(model, ids, position_ids=positions[None], attention_mask=masks)[-len(suffix) :]
     found = model.logits(prompt(model, suffix), inject(model, chunks, [torch.arange(len(c)) for c in chunks]))
     assert (found - expected).abs().max() < TOLERANCE
 
@@ -138,3 +150,62 @@ def test_a_batch_that_is_wider_than_a_sliding_window_hides_nothing(make_model, i
     questions, contexts = ["the lamp", long], [wide, narrow]
     alone = [model.score(q, "the harbour", context=c) for q, c in zip(questions, contexts, strict=True)]
     assert model.score(questions, ["the harbour"] * 2, context=contexts) == pytest.approx(alone, abs=1e-4)
+
+
+WINDOWED = ["olmo3", "gemma2", "gemma3", "gpt-oss", "cohere2", "exaone4"]
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_answers_go_on_past_a_windows_edge_as_over_the_same_text_pasted(make_model, inject, family):
+    """As the context leaves the window step by step, alone, in a batch of unequal rows and with beams."""
+    model = make_model(family)
+    text = "the harbour master keeps the lamp and the log of the harbour" * 2
+    ids = torch.from_numpy(model.tokenize(text).ids.astype("int64"))
+    context = inject(model, [ids], [torch.arange(len(ids))])
+    short = inject(model, [ids[:20]], [torch.arange(20)])
+    pasted = model.tokenizer.decode(ids[:20])
+    options = {"max_new_tokens": 60, "eos_token_id": 319}
+    assert model.generate("the lamp", context=context, **options) == model.generate("the lamp", context=text, **options)
+    prompts = ["the lamp", "who keeps the log of the harbour", "harbour"]
+    together = model.generate(prompts, context=[context, short, context], **options)
+    assert together == [
+        model.generate(p, context=c, **options) for p, c in zip(prompts, [text, pasted, text], strict=True)
+    ]
+    beams = {"max_new_tokens": 12, "eos_token_id": 319, "num_beams": 2}
+    assert model.generate("the lamp", context=context, **beams) == model.generate("the lamp", context=text, **beams)
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+@pytest.mark.parametrize("layers", [None, 2])
+def test_rows_of_each_heads_own_are_seen_within_each_layers_window(make_model, tokens, prompt, family, layers):
+    """Rows that every head shows, put as ragged rows, give what the same rows give in the cache."""
+    model = make_model(family, injection_layers=layers)
+    chunk, suffix = tokens(80, 21), tokens(15, 22)
+    rows = torch.arange(80)
+    even = Rows(model, chunk, rows, ragged=False)
+    ragged = Rows(model, chunk, rows, ragged=True)
+    found, expected = (model.logits(prompt(model, suffix), context) for context in (ragged, even))
+    assert (found - expected).abs().max() < TOLERANCE
+    fewer = Rows(model, chunk, rows[::3], ragged=True)
+    assert (model.logits(prompt(model, suffix), fewer) - expected).abs().max() > 1e-2
+
+
+class Rows:
+    """Some rows of a chunk, where they stood, as columns of the cache or as rows of each head's own."""
+
+    def __init__(self, model: SharedLLMModel, chunk: torch.Tensor, rows: torch.Tensor, ragged: bool):
+        (encoded,) = model.compressor.encode([chunk])
+        if not ragged:
+            self._context = ContextKV([encoded], [rows], chunk[rows], [rows], span=len(chunk))
+        else:
+            kept = torch.zeros(len(chunk), dtype=torch.bool)
+            kept[rows] = True
+            heads = encoded.layers, encoded.data.shape[2]
+            every = rows.repeat(heads[0] * heads[1])
+            coarse = CoarseKV(encoded.ragged(kept.expand(*heads, -1)), every, every)
+            nothing = torch.zeros(0, dtype=torch.long)
+            self._context = ContextKV([None], [nothing], nothing, [nothing], [nothing], [coarse], len(chunk))
+        self.kv_entries = len(rows)
+
+    def key_values(self, room: int | None = None) -> ContextKV:
+        return self._context

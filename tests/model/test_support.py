@@ -10,7 +10,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BloomConfig,
     DeepseekV3Config,
-    Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
     Lfm2Config,
@@ -47,7 +46,6 @@ REFUSED = {
         SmolLM3Config(**SMALL, max_position_embeddings=2048, no_rope_layers=[0, 0]),
         "no layer has positions",
     ),
-    "capped logits": (Gemma2Config(**SMALL, head_dim=16, max_position_embeddings=2048), "caps its attention's logits"),
     "no key-value heads": (
         GPTNeoXConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
         "of one number of heads",

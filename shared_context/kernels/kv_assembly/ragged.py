@@ -21,12 +21,14 @@ class RaggedContext:
         keys, values: [rows, head_dim]; rows lie by layer, then by row of the batch, then by head.
         starts: first row of each head, int64 [layers, batch, kv_heads].
         counts: rows of each head, int64 [layers, batch, kv_heads].
+        positions: where each row stands, int64 [rows]; None where no one asked for it.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     starts: torch.Tensor
     counts: torch.Tensor
+    positions: torch.Tensor | None = None
 
     @property
     def layers(self) -> int:
@@ -40,6 +42,7 @@ def assemble_ragged(
     rotary: Rotary | torch.Tensor,
     dtype: torch.dtype,
     device: torch.device,
+    targets: Sequence[Sequence[torch.Tensor]] | None = None,
 ) -> RaggedContext | None:
     """Gather the rows of each head from all parts of its context, keys turned to their new positions.
 
@@ -48,6 +51,7 @@ def assemble_ragged(
         deltas: for each part the positions to move each of its rows by, [rows].
         rotary: of the layers; frequencies [rotary_dim / 2] alone, paired by halves, where all share them.
         dtype, device: of what is made.
+        targets: for each part the positions that its rows come to stand at, [rows]; None where no one asks for them.
 
     Returns:
         None where no row has any part.
@@ -63,6 +67,7 @@ def assemble_ragged(
     starts = (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
     head_dim = next(part.data.shape[2] for parts in batch for part in parts)
     keys, values = (torch.empty((int(counts.sum()), head_dim), dtype=dtype, device=device) for _ in range(2))
+    positions = None if targets is None else torch.empty(len(keys), dtype=torch.int64, device=device)
     for row, parts in enumerate(batch):
         for number, part in enumerate(parts):
             of_head, first = counts[:, row, :, number].ravel(), starts[:, row, :, number].ravel()
@@ -71,7 +76,10 @@ def assemble_ragged(
             data = part.dequantized(dtype).data.to(device)
             keys.index_copy_(0, place, _turned(data[0], part, deltas[row][number], rotary))
             values.index_copy_(0, place, data[1])
-    return RaggedContext(keys, values, torch.from_numpy(starts[..., 0].copy()), torch.from_numpy(counts.sum(-1)))
+            if positions is not None:
+                positions.index_copy_(0, place, targets[row][number].to(device))
+    first, count = torch.from_numpy(starts[..., 0].copy()), torch.from_numpy(counts.sum(-1))
+    return RaggedContext(keys, values, first, count, positions)
 
 
 def _turned(keys: torch.Tensor, part: RaggedKV, delta: torch.Tensor, rotary: Rotary | torch.Tensor) -> torch.Tensor:

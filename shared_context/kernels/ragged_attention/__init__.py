@@ -11,12 +11,15 @@ from shared_context.kernels.ragged_attention.attention import (
     joined,
     ragged_attention,
 )
+from shared_context.kernels.ragged_attention.formula import attention_by_formula, ragged_attention_by_formula
 from shared_context.kernels.ragged_attention.naive import ragged_attention_naive
 
 __all__ = [
+    "attention_by_formula",
     "attention_with_lse",
     "causal_attention_with_lse",
     "joined",
     "ragged_attention",
+    "ragged_attention_by_formula",
     "ragged_attention_naive",
 ]

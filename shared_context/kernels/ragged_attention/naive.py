@@ -21,9 +21,7 @@ def ragged_attention_naive(
     index = torch.where(there.cpu(), starts[..., None] + place, 0).to(query.device)
     if len(keys) == 0:
         keys, values = (part.new_zeros(1, head_dim) for part in (keys, values))
-    padded_keys, padded_values = (
-        part.double()[index].masked_fill(~there[..., None], 0.0) for part in (keys, values)
-    )
+    padded_keys, padded_values = (part.double()[index].masked_fill(~there[..., None], 0.0) for part in (keys, values))
     scores = query.double() @ padded_keys.transpose(2, 3) * (head_dim**-0.5 if scaling is None else scaling)
     scores = scores.masked_fill(~there[:, :, None], -torch.inf)
     lse = scores.logsumexp(dim=-1)
