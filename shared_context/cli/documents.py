@@ -99,7 +99,7 @@ def rm(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove documents from a store, with their keys and values."""
+    """Remove documents from a store, with their keys and values; `compact` then gives the space back."""
     wanted = parse_filters(filters)
     if bool(ids) == (wanted is not None):
         raise typer.BadParameter("name documents, or choose them with --filter.", param_hint="ID...")

@@ -49,6 +49,8 @@ for name, command in {
     "rm": documents.rm,
     "export": documents.export,
     "stats": stats.stats,
+    "gc": upkeep.gc,
+    "compact": upkeep.compact,
     "copy": upkeep.copy,
     "models": models.models,
     "report": report.report,

@@ -1,4 +1,4 @@
-"""`shared-context copy`: a store in another folder."""
+"""`shared-context gc`, `compact` and `copy`: what a store takes on disk."""
 
 from __future__ import annotations
 
@@ -6,9 +6,47 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from shared_context.cli import output, session
-from shared_context.cli.options import ModelOption, StoreArgument
+from shared_context.cli.options import JsonOption, KvLimitOption, ModelOption, StoreArgument, parse_bytes
+
+
+def gc(
+    path: StoreArgument,
+    keep: Annotated[
+        str | None,
+        typer.Option("--keep", metavar="SIZE", help="Of the others keep so many bytes, those used last; 0 drops all."),
+    ] = None,
+    kv_limit: KvLimitOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Drop keys and values that no document needs any more. What is dropped of others is computed again when asked."""
+    most, limit = parse_bytes(keep, "--keep"), parse_bytes(kv_limit, "--kv-limit")
+    before = _bytes(path / "kv")  # opening the store may drop what no document has, too
+    with session.open_store(path, model) as store:
+        if limit is not None:
+            store.limit_kv(limit)
+        store.gc(most)
+        kept = store.stats()["kv_cache"]["disk"]
+    freed = before - _bytes(path / "kv")
+    if as_json:
+        output.print_json({"freed_bytes": freed, "kv_cache": kept})
+        return
+    print(f"{decimal(freed)} freed, {output.kept(kept)}")
+
+
+def compact(path: StoreArgument, model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """Give the space of removed documents back to the file system."""
+    with session.open_store(path, model) as store:
+        before = _bytes(path)
+        store.compact()
+        after = _bytes(path)
+    if as_json:
+        output.print_json({"before_bytes": before, "after_bytes": after})
+        return
+    print(f"{decimal(before)} before, {decimal(after)} now")
 
 
 def copy(
@@ -23,3 +61,8 @@ def copy(
         store.persist(new)
         count = len(store)
     print(f"{count} documents copied to {output.printable(str(new))}")
+
+
+def _bytes(path: Path) -> int:
+    """What the files in a folder take; 0 where there is none."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -255,7 +255,7 @@ def _readable(document: Document, label: str) -> Document:
     count = mended.count(REPLACEMENT) - text.count(REPLACEMENT)
     if count > REPLACED_SHARE * len(text):
         return document
-    logger.warning("document %r: %d characters that are no text (NUL, lone surrogates) are replaced", label, count)
+    logger.warning("document %r: replaced what is no text, NUL or lone surrogates: %d of its characters", label, count)
     return replace(document, text=mended)
 
 

@@ -335,6 +335,10 @@ class JoinedSelections:
         """KV entries per layer."""
         return sum(part.kv_entries for part in self.parts)
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the parts, one below the other."""
+        return "\n".join(part._repr_html_() for part in self.parts)
+
     def __add__(self, other: Selection | JoinedSelections) -> JoinedSelections:
         """All as one context: this one is read first, ``other`` next to the question."""
         return JoinedSelections((self, other))

@@ -481,6 +481,21 @@ class SharedLLMContextStore:
             self._database.set_meta("about", kept.to_bytes())
         self.config = _with_disk_bytes(self.config, disk_bytes)
 
+    def gc(self, keep: int | None = None) -> None:
+        """Drop keys and values that no document has, in memory and on disk.
+
+        Args:
+            keep: of the others only so many bytes stay on disk, those used last; None drops none of them. What is
+                dropped is computed again when it is asked for.
+
+        Raises:
+            ConfigError: ``keep`` is negative.
+        """
+        with self._catalogue.reading():
+            self._catalogue.sweep()
+        if keep is not None:
+            self._cache.trim_disk(keep)
+
     def compact(self) -> None:
         """Give the space of what was deleted back to the file system, and remove what is left of unfinished writes.
 

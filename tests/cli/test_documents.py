@@ -197,6 +197,27 @@ def test_what_is_kept_on_disk_is_said_and_bounded(house):
     assert kept()["bytes"] == 0
 
 
+def test_gc_drops_what_no_document_needs(house):
+    assert run("ingest", "house.ctx", "docs", "--replace", "--warm").exit_code == 0
+    entries = kept()["entries"]
+    stray = next(Path("house.ctx/kv").rglob("*.safetensors"))
+    name = "ab" + "0" * (len(stray.stem) - 2)
+    write(Path("house.ctx/kv/ab", f"{name}.safetensors"), "of a document that is gone")
+    freed = run_json("gc", "house.ctx")
+    assert freed["freed_bytes"] > 0 and kept()["entries"] == entries
+    assert run_json("gc", "house.ctx", "--keep", "0")["kv_cache"]["bytes"] == 0
+    assert kept()["limit_bytes"] > 0
+
+
+def test_compact_gives_space_back(house, small):
+    with SharedLLMContextStore(small, "house.ctx") as store:
+        store.add("The pump. " * 5000, id="long")
+        store.delete("long")
+    sizes = run_json("compact", "house.ctx")
+    assert sizes["after_bytes"] < sizes["before_bytes"] / 2
+    assert len(run_json("list", "house.ctx")["documents"]) == 3
+
+
 def test_copy_makes_a_store_of_its_own(house):
     assert run("copy", "house.ctx", "twin.ctx").exit_code == 0
     assert run("rm", "twin.ctx", "docs/gate.md").exit_code == 0

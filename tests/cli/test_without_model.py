@@ -26,7 +26,7 @@ COMMANDS = [
     "export",
     "stats",
 ]
-COMMANDS += ["copy", "models", "report", "eval", "bench", "train"]
+COMMANDS += ["gc", "compact", "copy", "models", "report", "eval", "bench", "train"]
 
 
 def run(*args):
@@ -91,6 +91,7 @@ def test_version():
         ["inspect", "some.ctx", "Why?", "--coarse", "none,two"],
         ["inspect", "some.ctx", "Why?", "--json", "--html", "page.html"],
         ["ask", "some.ctx", "Why?", "--kv-limit", "much"],
+        ["gc", "some.ctx", "--keep", "-1"],
     ],
 )
 def test_wrong_usage_ends_with_2(args):
@@ -142,7 +143,9 @@ def test_what_is_no_pair_is_refused(given):
 # ---- stores that are none
 
 
-@pytest.mark.parametrize("command", [["ask", "Why?"], ["inspect", "Why?"], ["chat"], ["stats"], ["list"]])
+@pytest.mark.parametrize(
+    "command", [["ask", "Why?"], ["inspect", "Why?"], ["chat"], ["stats"], ["list"], ["gc"], ["compact"]]
+)
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_missing_store_is_not_made(tmp_path, command, exists):
     path = tmp_path / "typo.ctx"

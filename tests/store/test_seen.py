@@ -50,6 +50,11 @@ def test_a_selection_shows_itself_in_a_notebook(filled):
     assert html.unescape(seen) == "".join(node.text for node in selection.nodes)
 
 
+def test_selections_that_are_joined_show_themselves_one_below_the_other(filled):
+    lamp, ferry = (filled.select("When does it leave?", doc_ids=id) for id in ("lamp", "ferry"))
+    assert (lamp + ferry)._repr_html_() == f"{lamp._repr_html_()}\n{ferry._repr_html_()}"
+
+
 def test_a_whole_store_at_one_grain_is_seen_coarsely(filled):
     shown = filled.select(None, ratio=4)._repr_html_()
     assert shown.count("<h2>") == len(filled)
