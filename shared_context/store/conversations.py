@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 from shared_context.config import StoreConfig
@@ -16,6 +21,9 @@ from shared_context.store.node_index import NodeIndex
 from shared_context.store.selection import Selection
 from shared_context.store.selections import Selections
 from shared_context.store.selector import longest_query
+
+SAID_AT = "\0said_at"
+"""The key under which a message is kept with when it was added, in seconds since 1970; no other key has a NUL."""
 
 
 class Conversations:
@@ -62,6 +70,7 @@ class Conversations:
         name = f"a message of conversation {id!r}"
         check_size(len(message["content"].encode()), self._config.max_document_bytes, name)
         tokens = self._model.count_tokens(message["content"])
+        message = {**message, SAID_AT: time.time()}
         while True:
             with self._catalogue.reading():
                 recent = self._recent(id)
@@ -83,7 +92,7 @@ class Conversations:
 
     def _grown(self, id: str, last: tuple[int, Part] | None, old: list[Message]) -> tuple[int, list[Part]]:
         """The number of the first chunk of the conversation's document that is another one now, and what follows."""
-        text = "".join(f"{row.message['role']}: {row.message['content']}\n" for row in old)
+        text = "".join(map(_as_text, old))
         more = self._documents.tokenize(text, f"conversation {id!r}")
         if last is not None:
             return self._documents.extended(*last, more)
@@ -99,7 +108,43 @@ class Conversations:
     def messages(self, id: str, *, recent: bool = False) -> list[Message]:
         """A conversation's messages, oldest first; all of them, or those that stay verbatim."""
         with self._catalogue.reading():
-            return self._database.messages(self._catalogue.namespace, id, recent=recent)
+            rows = self._database.messages(self._catalogue.namespace, id, recent=recent)
+        return [replace(row, message={k: v for k, v in row.message.items() if k != SAID_AT}) for row in rows]
+
+    def forget(self, id: str, positions: slice) -> None:
+        """Forget messages, also as parts of the conversation's document; positions as in :meth:`messages`."""
+        self._rewrite(id, lambda rows: [*rows[: positions.start], *rows[positions.stop :]])
+
+    def edit(self, id: str, position: int, message: dict[str, Any]) -> None:
+        """Put other words in the place of a message's, also in the conversation's document."""
+
+        def edited(rows: list[Message]) -> list[Message]:
+            old = rows[position]
+            tokens = old.tokens if "content" not in message else self._model.count_tokens(message["content"])
+            new = replace(old, message={**old.message, **message}, tokens=tokens)
+            return [*rows[:position], new, *rows[position + 1 :]]
+
+        self._rewrite(id, edited)
+
+    def _rewrite(self, id: str, changed: Callable[[list[Message]], list[Message]]) -> None:
+        """Put other messages in the place of a conversation's; those that were part of its document stay part of it."""
+        namespace = self._catalogue.namespace
+        with self._catalogue.changing() as change:
+            rows = self._database.messages(namespace, id)
+            recent = {row.number for row in self._recent(id)}
+            kept = changed(rows)
+            compressed = [row for row in kept if row.number not in recent]
+            key = self._catalogue.find("conversation", id)
+            same = [row for row in rows if row.number not in recent] == compressed
+            if key is not None and not same:
+                change.remove(key)
+            self._database.clear_messages(namespace, id)
+            for row in kept:
+                self._database.add_message(namespace, id, row.message, row.tokens)
+            if compressed:
+                self._database.mark_compressed(namespace, id, len(compressed))
+            if compressed and not same:
+                self._put(change, id, None, *self._grown(id, None, compressed))
 
     def select(self, id: str, query: str | None, **options: Any) -> Selection:
         """What a query is shown of a conversation's older messages."""
@@ -114,7 +159,13 @@ class Conversations:
             key = self._catalogue.find("conversation", id)
             if key is not None:
                 index.add(key, *self._catalogue.nodes(key))
-            return self._selections.select_from(index, query, [] if key is None else [key], **options)
+            recent = {row.number for row in self._recent(id)}
+            rows = [row for row in self._database.messages(self._catalogue.namespace, id) if row.number not in recent]
+            # Where much is said, the correction of what answers best may be far from the question in its words.
+            options.setdefault("floor", 0.0)
+            selection = self._selections.select_from(index, query, [] if key is None else [key], **options)
+            ends = list(accumulate(len(_as_text(row)) for row in rows))
+            return selection.described(lambda node: _said(rows, bisect_right(ends, node.start)))
 
     def clear(self, id: str) -> None:
         """Forget a whole conversation."""
@@ -135,3 +186,17 @@ def _outgrown(recent: list[Message], tokens: int, recent_tokens: int) -> list[Me
         old.append(row)
         excess -= row.tokens
     return old
+
+
+def _as_text(row: Message) -> str:
+    """A message as a part of the conversation's document."""
+    return f"{row.message['role']}: {row.message['content']}\n"
+
+
+def _said(rows: Sequence[Message], position: int) -> dict[str, Any]:
+    """What is told of a passage of the document that begins in a message: who said it, as which message, and when."""
+    message = rows[min(position, len(rows) - 1)].message
+    told = {"message": position, "role": message["role"]}
+    if SAID_AT in message:
+        told["time"] = datetime.fromtimestamp(message[SAID_AT], UTC).isoformat(timespec="seconds")
+    return told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared_context.config import require
+from shared_context.config import require, require_count
 from shared_context.errors import DocumentError
 from shared_context.store.conversations import Conversations
 from shared_context.store.documents import check_id, check_metadata
@@ -57,14 +57,63 @@ class ConversationMemory:
         """What a query is shown of the compressed turns.
 
         Args:
-            query: usually the newest message; of one of more than 1,024 tokens the end counts. None
-                where the store's ``select`` needs none.
-            **options: ``budget``, ``policy`` and the like, as in the store's ``select``.
+            query: usually the newest message; of one that is too long for a query the end counts. None where the
+                store's ``select`` needs none.
+            **options: ``budget``, ``policy`` and the like, as in the store's ``select``; but the whole budget is spent
+                unless a ``floor`` is given.
 
         Returns:
-            A selection, empty while nothing has been compressed yet.
+            A selection, empty while nothing has been compressed yet. It is read in the order of time, and its nodes
+            tell who ``said`` them and when.
         """
         return self._conversations.select(self.id, query, **options)
+
+    def forget(self, position: int, count: int = 1) -> None:
+        """Forget some messages as if they had never been said: an exchange is two.
+
+        Args:
+            position: of the first in :meth:`messages`; negative ones count from the end.
+            count: how many.
+
+        Raises:
+            DocumentError: there are no such messages.
+        """
+        require_count("count", count, "messages")
+        first = self._place(position)
+        if first + count > len(self.messages()):
+            raise DocumentError(f"conversation {self.id!r} has no {count} messages from position {position} on")
+        self._conversations.forget(self.id, slice(first, first + count))
+
+    def edit(self, position: int, content: str, **extra: Any) -> None:
+        """Put other words in the place of a message's; its role, its time and its other values stay.
+
+        Raises:
+            DocumentError: there is no such message, or content is no text.
+        """
+        name = f"a message of conversation {self.id!r}"
+        message = check_metadata({"content": content, **extra}, name, self._conversations.max_bytes)
+        if not isinstance(content, str):
+            raise DocumentError(f"{name}: its content is {content!r}, expected a str")
+        self._conversations.edit(self.id, self._place(position), message)
+
+    def regenerate(self) -> dict[str, Any] | None:
+        """Forget what was answered to the user's last message, to have it answered anew; returns that message.
+
+        None where no user has said anything; nothing is forgotten then.
+        """
+        messages = self.messages()
+        asked = next((at for at in reversed(range(len(messages))) if messages[at]["role"] == "user"), None)
+        if asked is None:
+            return None
+        if asked + 1 < len(messages):
+            self.forget(asked + 1, len(messages) - asked - 1)
+        return messages[asked]
+
+    def _place(self, position: int) -> int:
+        count = len(self.messages())
+        if not isinstance(position, int) or not -count <= position < count:
+            raise DocumentError(f"conversation {self.id!r} has {count} messages and none at position {position!r}")
+        return position % count
 
     def clear(self) -> None:
         """Forget the whole conversation."""

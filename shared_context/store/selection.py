@@ -34,6 +34,8 @@ class SelectedNode:
         token_count: tokens of the node.
         kv_entries: KV entries that are shown of it.
         metadata: the document's, which all of its nodes share and none can change.
+        said: of a conversation's node, who said it ("role"), as which of its messages ("message", counted from 0) and
+            when ("time", ISO 8601); None of a document's.
         also_in: ids of other documents that say the same; it is shown once.
         header: whether it is the document's header and no part of its text; ``start`` and ``end`` are 0 then.
         unsearched_keys, hidden_keys: the document's, see :class:`~shared_context.store.documents.Document`.
@@ -49,6 +51,7 @@ class SelectedNode:
     token_count: int
     kv_entries: int
     metadata: Mapping[str, Any] = field(repr=False, hash=False)
+    said: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
     also_in: tuple[str, ...] = ()
     header: bool = False
     unsearched_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -171,8 +174,11 @@ class Selection:
 
     @property
     def text(self) -> str:
-        """The text of the nodes; a blank line stands between those that do not touch."""
-        return "\n\n".join("".join(node.text for node in run) for run in self.passages)
+        """The text of the nodes; a blank line stands between those that do not touch.
+
+        Of a conversation each passage begins with when it was said.
+        """
+        return "\n\n".join(_dated(run[0]) + "".join(node.text for node in run) for run in self.passages)
 
     def __add__(self, other: Selection | JoinedSelections) -> JoinedSelections:
         """Both as one context: this one is read first, ``other`` next to the question."""
@@ -220,6 +226,15 @@ class Selection:
             chunks, self._shown, self._model, query=self.query, budget=self.budget, policy=self.policy, rows=self.rows
         )
 
+    def described(self, say: Callable[[SelectedNode], Mapping[str, Any]]) -> Selection:
+        """The same selection, of which each node tells who ``said`` it and when; it is read in the order of time."""
+        chunks = [
+            replace(chunk, nodes=tuple(replace(node, said=say(node)) for node in chunk.nodes)) for chunk in self.chunks
+        ]
+        return Selection(
+            chunks, self._shown, self._model, query=self.query, budget=self.budget, policy=self.policy, rows=self.rows
+        )
+
     @property
     def positions(self) -> int:
         """Positions that the nodes take where there is room for all of them."""
@@ -230,7 +245,7 @@ class Selection:
 
         Passages are read in the order of their scores, the most promising last, next to the question: a decoder uses
         best what is near (see docs/figures.md). Within a passage the order is the document's. Where headers are shown,
-        all passages of a document follow its header.
+        all passages of a document follow its header; what was said in a conversation is read in the order of time.
 
         Rows of coarse nodes keep their distances as far as there is room. Where there is not, those nodes are squeezed,
         down to as many positions as they have entries.
@@ -279,7 +294,7 @@ class Selection:
         numbers = count()
         # By their numbers, for nodes within one character are equal.
         parts = self.passages
-        if any(node.header for node in self.nodes):
+        if any(node.header or node.said is not None for node in self.nodes):
             parts = [tuple(document) for _, document in groupby(self.nodes, key=lambda node: node.doc_id)]
         passages = [[(next(numbers), node) for node in passage] for passage in parts]
         begins: dict[int, tuple[int, int]] = {}
@@ -290,6 +305,12 @@ class Selection:
                 begins[number] = at, node.kv_entries + beyond
                 at += node.kv_entries + beyond
         return [begins[number] for number in range(len(begins))]
+
+
+def _dated(node: SelectedNode) -> str:
+    """When what begins with a node was said, in front of it; empty where that is not known."""
+    time = (node.said or {}).get("time")
+    return "" if time is None else f"[{time[:16].replace('T', ' ')}] "
 
 
 def _share_of_spacing(entries: int, positions: int, room: int) -> float:

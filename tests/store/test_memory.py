@@ -1,8 +1,13 @@
 """Conversations: every message is kept, recent ones verbatim, older ones as a document to select from."""
 
+import time
+from datetime import datetime
+
 import pytest
+import torch
 
 from shared_context import errors
+from shared_context.errors import DocumentError
 
 FACTS = [
     ("user", "My name is Ottilie and I repair accordions in a shed behind the fish market."),
@@ -43,7 +48,7 @@ def test_recent_messages_stay_verbatim_and_older_ones_are_compressed(talk, store
     selection = talk.select("Who owned the first accordion?", budget=64)
     assert "Joost" in selection.text
     everything = talk.select(None, ratio=1).text
-    assert everything == "".join(f"{m['role']}: {m['content']}\n" for m in messages[: -len(recent)])
+    assert everything.partition("] ")[2] == "".join(f"{m['role']}: {m['content']}\n" for m in messages[: -len(recent)])
 
 
 def test_nothing_is_compressed_while_all_is_recent(store):
@@ -57,11 +62,12 @@ def test_nothing_is_compressed_while_all_is_recent(store):
 
 def test_the_last_message_stays_verbatim_however_long(store):
     conversation = store.conversation("c", recent_tokens=0)
-    conversation.append("user", "word " * 300)
+    long = " ".join(f"word{number}" for number in range(100))
+    conversation.append("user", long)
     assert len(conversation.recent()) == 1
     conversation.append("assistant", "I see.")
     assert conversation.recent() == [{"role": "assistant", "content": "I see."}]
-    assert conversation.select("word?", budget=1000).text == "user: " + "word " * 300 + "\n"
+    assert conversation.select("word?", budget=1000).text.endswith(f"] user: {long}\n")
 
 
 def test_an_answer_comes_from_the_compressed_turns(talk, store):
@@ -179,3 +185,75 @@ def test_an_id_that_names_nothing_is_refused(store, id):
 def test_a_negative_number_of_recent_tokens_is_refused(store):
     with pytest.raises(errors.ConfigError, match="recent_tokens"):
         store.conversation("c", recent_tokens=-1)
+
+
+def topics(count):
+    return [f"Note {n}: the boat of the {n}th family was painted, and its sails were dried." for n in range(count)]
+
+
+@pytest.fixture
+def corrected(store):
+    """A conversation in which an address is given, other things are said, and the address changes."""
+    memory = store.conversation("moving", recent_tokens=0)
+    said = ["My address is 12 Rope Street.", *topics(6), "We have moved, my address is 95 Quay Lane now.", *topics(3)]
+    for text in said:
+        memory.append("user", text)
+    memory.append("assistant", "Noted.")
+    return memory
+
+
+def test_what_was_said_later_is_read_later_with_when_it_was_said(corrected, model):
+    selection = corrected.select("What is my address?", budget=128)
+    text = selection.text
+    assert 0 <= text.index("Rope Street") < text.index("Quay Lane")
+    context = selection.key_values()
+    read = model.tokenizer.decode(context.token_ids[torch.cat(list(context.places)).argsort()])
+    assert read.index("Rope Street") < read.index("Quay Lane")
+    (node,) = [node for node in selection.nodes if "Quay" in node.text]
+    assert (node.said["role"], node.said["message"]) == ("user", 7)
+    assert abs(datetime.fromisoformat(node.said["time"]).timestamp() - time.time()) < 600
+    assert node.said["time"][:16].replace("T", " ") in text
+
+
+def test_a_message_that_is_forgotten_is_not_found_any_more(corrected, store, path):
+    corrected.select("What is my address?", budget=256).key_values()
+    before = len(corrected.messages())
+    corrected.forget(0)
+    assert len(corrected.messages()) == before - 1
+    assert "Rope Street" not in corrected.select("What is my address?", budget=4096).text
+    assert "Quay Lane" in corrected.select("What is my address?", budget=4096).text
+    corrected.forget(-2, 2)
+    assert corrected.messages()[-1]["content"] == topics(2)[1]
+
+
+def test_a_message_is_edited_in_its_place(corrected):
+    corrected.edit(7, "We have moved, my address is 3 Mill Road now.", note="corrected")
+    message = corrected.messages()[7]
+    assert message == {"role": "user", "content": "We have moved, my address is 3 Mill Road now.", "note": "corrected"}
+    text = corrected.select("What is my address?", budget=4096).text
+    assert "Mill Road" in text and "Quay Lane" not in text
+
+
+def test_the_last_answer_is_taken_back_to_be_given_anew(corrected):
+    count = len(corrected.messages())
+    assert corrected.regenerate()["content"] == topics(3)[2]
+    assert len(corrected.messages()) == count - 1
+    assert corrected.regenerate()["content"] == topics(3)[2]
+    assert len(corrected.messages()) == count - 1
+
+
+def test_all_of_a_conversation_may_be_forgotten_message_by_message(corrected, store):
+    corrected.forget(0, len(corrected.messages()))
+    assert corrected.messages() == [] and store.conversations() == []
+    assert not corrected.select("What is my address?")
+    assert corrected.regenerate() is None
+
+
+@pytest.mark.parametrize("position, count", [(40, 1), (-40, 1), (10, 5), ("first", 1)])
+def test_messages_that_are_not_there_cannot_be_forgotten(corrected, position, count):
+    before = corrected.messages()
+    with pytest.raises(DocumentError, match="'moving'"):
+        corrected.forget(position, count)
+    with pytest.raises(DocumentError):
+        corrected.edit(99, "other words")
+    assert corrected.messages() == before
