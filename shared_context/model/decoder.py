@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from shared_context.model.batching import Columns
 from shared_context.model.cache import CACHE_ARGUMENT, RoomyCache
 from shared_context.model.compressor import bottom_layers
-from shared_context.model.injection import CrossAttentionInjection, PrefixInjection
+from shared_context.model.injection import ContextKV, CrossAttentionInjection, PrefixInjection
 from shared_context.model.requests import Request
 
 PREFIXES_KEPT = 16
@@ -66,8 +66,9 @@ class InjectingDecoder:
 
     def logits(self, requests: Sequence[Request], keep: int, in_place: bool = False) -> torch.Tensor:
         """Logits [batch, keep, vocabulary] over the last tokens of a batch's prompts."""
+        contexts = self.contexts(requests, 0)
         with self.lock, torch.inference_mode():
-            inputs, injected = self.inputs(requests, room=0, in_place=in_place)
+            inputs, injected = self.inputs(requests, contexts, room=0, in_place=in_place)
             ids, cache = inputs.pop("input_ids"), inputs[CACHE_ARGUMENT]
             if isinstance(cache, RoomyCache) and cache.in_place is not None:
                 inputs["in_place"] = cache.in_place
@@ -81,20 +82,32 @@ class InjectingDecoder:
             release(inputs)
         return out.logits
 
+    @torch.inference_mode()
+    def contexts(self, requests: Sequence[Request], room: int) -> list[ContextKV | None]:
+        """What is injected for each request: chunks are encoded here, and files read.
+
+        It takes long and is done before the lock is taken, so that other generations go on meanwhile.
+
+        Args:
+            requests: the batch.
+            room: tokens to leave free behind the running text.
+        """
+        return [
+            r.context.key_values(self._window - len(r.prompt) - room) if r.context is not None else None
+            for r in requests
+        ]
+
     def inputs(
-        self, requests: Sequence[Request], room: int, in_place: bool = False
+        self, requests: Sequence[Request], contexts: Sequence[ContextKV | None], room: int, in_place: bool = False
     ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         """What the whole model is called with for a batch, and what must be entered meanwhile.
 
         Args:
             requests: the batch, whose prompts all have one prefix.
+            contexts: what :meth:`contexts` gave for it.
             room: tokens to leave free behind the running text.
             in_place: the cache may not hold all of the context yet, see :meth:`PrefixInjection.cache`.
         """
-        contexts = [
-            r.context.key_values(self._window - len(r.prompt) - room) if r.context is not None else None
-            for r in requests
-        ]
         in_cache = contexts if self.injection.in_cache else [None] * len(contexts)
         # What stands before an injection that is not in the cache must see it too, so it is read anew.
         prefix = requests[0].prompt.prefix if self.injection.in_cache else ()
@@ -125,7 +138,10 @@ class InjectingDecoder:
             ids = torch.tensor([prefix], dtype=torch.long, device=self.hf_model.device)
             kv = self._all_layers.key_values(ids)[:, :, 0]
         self._prefixes[prefix] = kv
-        while len(self._prefixes) > PREFIXES_KEPT:
+        # However long they are: all of them together take no more than a window of keys and values.
+        while len(self._prefixes) > PREFIXES_KEPT or (
+            len(self._prefixes) > 1 and sum(map(len, self._prefixes)) > self._window
+        ):
             self._prefixes.popitem(last=False)
         return kv
 

@@ -141,8 +141,9 @@ def answer_batch(
 ) -> list[Completion]:
     """One batch through transformers' ``generate``."""
     clock = Clock()
+    contexts = decoder.contexts(requests, settings.max_new_tokens)
     with decoder.lock, torch.inference_mode():
-        inputs, injected = decoder.inputs(requests, settings.max_new_tokens)
+        inputs, injected = decoder.inputs(requests, contexts, settings.max_new_tokens)
         begin = inputs["input_ids"].shape[1]
         ended = [StopStrings(decoder.tokenizer, stop, begin)] if stop else []
         several = max(settings.num_beams or 1, settings.num_return_sequences or 1)
@@ -178,8 +179,9 @@ def answer_pieces(
 ) -> Generator[str]:
     """The pieces of one answer; the lock and torch's modes are left between them, for others to compute."""
     clock, text = Clock(), Detokenizer(decoder.tokenizer)
+    contexts = decoder.contexts([request], settings.max_new_tokens)
     with decoder.lock, torch.inference_mode():
-        inputs, injected = decoder.inputs([request], settings.max_new_tokens, in_place=True)
+        inputs, injected = decoder.inputs([request], contexts, settings.max_new_tokens, in_place=True)
         chance = None if seed is None else torch.Generator(decoder.hf_model.device).manual_seed(int(seed))
         tokens = decoder.reader(request).generate(
             **inputs,

@@ -22,6 +22,7 @@ from shared_context.model.support import check_config, processor_dtype
 REFUSED_OPTIONS = {
     "attn_implementation": "the injection brings its own attention; leave it out",
     "trust_remote_code": "code that comes with weights is never run; choose a model that transformers knows itself",
+    "device_map": "a model is served whole from one device; leave it out and say which with device=",
     "output_loading_info": "from_pretrained gives the model alone; leave it out",
     "local_files_only": "the Hub is asked only for what is not here; set HF_HUB_OFFLINE=1 to keep it from being asked",
     "force_download": "what is here is taken; delete it from the Hugging Face cache to have it fetched again",

@@ -40,7 +40,7 @@ from shared_context.model.pretrained import DEFAULT_MODEL
 from shared_context.model.prompt import SYSTEM_PROMPT, Prompt, PromptFormat
 from shared_context.model.requests import Context, Request, RequestReader, is_single
 from shared_context.model.scoring import score_batch
-from shared_context.model.support import check_config, check_rotation, usable_window
+from shared_context.model.support import check_config, check_in_one_place, check_rotation, usable_window
 from shared_context.model.tokenization import TokenizedText, check_text, tokenize
 
 
@@ -83,6 +83,7 @@ class SharedLLMModel:
     ):
         one_of("injection", injection, InjectionKind)
         check_config(model.config, name, minimum_window=1)
+        check_in_one_place(model, name)
         layers = model.config.num_hidden_layers
         injection_layers = layers if injection_layers is None else injection_layers
         require(

@@ -97,6 +97,27 @@ def usable_window(config: PretrainedConfig) -> int:
     return min(limits)
 
 
+def check_in_one_place(model: PreTrainedModel, name: str) -> None:
+    """Refuse a loaded model whose layers are on several devices, or fetched there by hooks when they run.
+
+    Raises:
+        UnsupportedModelError: naming the model and the reason.
+    """
+    hooked = next((module for module, of in model.named_modules() if hasattr(of, "_hf_hook")), None)
+    places = {str(weight.device) for weight in model.parameters()}
+    if hooked is None and len(places) == 1:
+        return
+    reason = (
+        f"accelerate's hooks are on it (on {hooked or 'the whole model'}), as device_map and offloading put them"
+        if hooked is not None
+        else f"its weights are on {', '.join(sorted(places))}"
+    )
+    raise UnsupportedModelError(
+        f"{name} ({model.config.model_type}) cannot be served: {reason}, and a lower model or an adapter shares its "
+        "layers, which have to compute where they are. Load it without device_map and whole, with device= for where."
+    )
+
+
 def check_rotation(model: PreTrainedModel, name: str) -> Layers:
     """What a loaded model's layers differ in; a model whose keys cannot be moved to other positions is refused.
 

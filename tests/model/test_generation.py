@@ -5,12 +5,15 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import ConfigError, ModelMismatchError, QueryError, WindowExceededError
 from shared_context.model.generation import Detokenizer
+from shared_context.model.injection import ContextKV
+from shared_context.model.prompt import Prompt
 
 TEXT = "The night shift starts at 21:47 at the north gate. The harbour master is Ingrid Vale."
 QUESTION = "When does the night shift start?"
@@ -110,8 +113,6 @@ def test_a_selection_is_read_by_the_model_it_was_made_for_alone(make_small_model
 
 
 def test_sampling_repeats_under_a_seed_and_leaves_the_processs_random_state_alone(model):
-    import torch
-
     options = {"max_new_tokens": 12, "temperature": 1.5}
     state = torch.random.get_rng_state()
     first, again, other = (model.generate("Tell me a story.", seed=seed, **options) for seed in (1, 1, 2))
@@ -309,3 +310,40 @@ def test_an_answer_ends_where_any_of_configuration_tokenizer_and_template_says_s
         others = [token for token in range(len(chosen)) if token != end]
         completion = model.complete("hi", max_new_tokens=4, suppress_tokens=others)
         assert (completion.text, completion.finish_reason) == ("", "stop")
+
+
+def test_a_stream_goes_on_while_another_questions_chunks_are_encoded(make_small_model):
+    small = make_small_model()
+    asked, encoded = threading.Event(), threading.Event()
+
+    class Cold:
+        kv_entries = 3
+
+        def key_values(self, room=None):
+            asked.set()
+            assert encoded.wait(60)
+            ids = torch.arange(5, 8)
+            return ContextKV(small.compressor.encode([ids]), [torch.arange(3)], ids)
+
+    stream = small.stream("hello", max_new_tokens=4)
+    question = threading.Thread(target=small.generate, args=("hi",), kwargs={"context": Cold(), "max_new_tokens": 2})
+    question.start()
+    assert asked.wait(60)
+    reader = threading.Thread(target=list, args=(stream,))
+    reader.start()
+    reader.join(60)
+    went_on = stream.completion is not None
+    encoded.set()
+    question.join(60)
+    reader.join(60)
+    assert went_on
+
+
+def test_prefixes_that_are_kept_take_no_more_than_a_window_together(make_small_model):
+    small = make_small_model(window=512)
+    ids = torch.arange(5, 8)
+    context = ContextKV(small.compressor.encode([ids]), [torch.arange(3)], ids)
+    for number in range(4):
+        prompt = Prompt(tuple(range(number, number + 200)), (7, 8))
+        small.logits(prompt, type("Held", (), {"kv_entries": 3, "key_values": lambda self, room=None: context})())
+    assert sum(map(len, small._decoder._prefixes)) <= 512

@@ -112,6 +112,7 @@ def test_a_model_whose_layers_slide_is_served_within_their_window(save):
         ({"attn_implementation": "eager"}, "attn_implementation='eager'"),
         ({"trust_remote_code": True}, "trust_remote_code=True"),
         ({"revision": "v2"}, "revision='v2'"),
+        ({"device_map": "auto"}, "device_map='auto'"),
     ],
 )
 def test_a_setting_out_of_range_is_named(save, options, named):
@@ -182,3 +183,14 @@ def test_tied_weights_that_a_file_holds_once_are_not_missing(save):
     folder = save(LlamaConfig(**SMALL, max_position_embeddings=2048, tie_word_embeddings=True))
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     assert SharedLLMModel.from_pretrained(folder).context_window == 2048
+
+
+def test_a_model_with_hooks_or_on_several_devices_is_refused(make_model, tokenizer):
+    base = make_model("llama").hf_model
+    base.model.layers[1]._hf_hook = object()
+    with pytest.raises(UnsupportedModelError, match="hooks are on it .on model.layers.1."):
+        SharedLLMModel(base, tokenizer, name="hooked")
+    del base.model.layers[1]._hf_hook
+    base.model.layers[1].to("meta")
+    with pytest.raises(UnsupportedModelError, match="weights are on cpu, meta"):
+        SharedLLMModel(base, tokenizer, name="apart")
