@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 from shared_context import SharedLLMModel
 from shared_context.errors import ConfigError
@@ -13,6 +14,7 @@ from shared_context.errors import ConfigError
 _DEFAULTS = (("adapter", None), ("dtype", "auto"), ("device", "auto"))
 
 _loading = Lock()
+_in_use: WeakSet[SharedLLMModel] = WeakSet()
 
 
 @lru_cache(maxsize=2)
@@ -40,12 +42,18 @@ def load_model(model: SharedLLMModel | str | Path, **options: Any) -> SharedLLMM
                 f"{', '.join(options)}: how a model is loaded that is given by name, and {model.name!r} is loaded "
                 "already; leave it out, or give the name"
             )
+        _in_use.add(model)
         return model
     if not isinstance(model, str | Path):
         raise ConfigError(f"model={model!r}: must be a SharedLLMModel, or the name or folder of a model")
     try:
         hash(tuple(options.values()))
     except TypeError:  # a dict among them, say: it cannot be recognised when it is asked for again
-        return SharedLLMModel.from_pretrained(model, **options)
+        return load_model(SharedLLMModel.from_pretrained(model, **options))
     with _loading:  # two threads that name a model at once load it once
-        return _load_by_name(str(model), **dict(sorted(options.items())))
+        return load_model(_load_by_name(str(model), **dict(sorted(options.items()))))
+
+
+def loaded_model(fingerprint: str) -> SharedLLMModel | None:
+    """A model of these weights that :func:`load_model` has given to somebody who still holds it."""
+    return next((model for model in list(_in_use) if model.fingerprint == fingerprint), None)

@@ -4,10 +4,12 @@ import asyncio
 import json
 
 import pytest
+from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import Memory
+from llama_index.core.workflow import Context, JsonSerializer
 
 from shared_context import SharedLLMContextStore
 from shared_context.integrations.llamaindex import (
@@ -148,6 +150,70 @@ def test_turns_of_other_writers_are_read(store):
     assert SharedContextMemory(store, "shared").get_all() == [
         ChatMessage(role="user", content="Written by the store itself.")
     ]
+
+
+# --------------------------------------------------------------------------------------------- an agent's saved context
+
+
+def saved(memory):
+    """A context with this memory, as an agent's user keeps it: through JSON."""
+
+    async def save():
+        context = Context(AGENT)
+        await context.store.set("memory", memory)
+        return context.to_dict(serializer=JsonSerializer())
+
+    return json.loads(json.dumps(asyncio.run(save())))
+
+
+def restored(written):
+    async def restore():
+        return await Context.from_dict(AGENT, written, serializer=JsonSerializer()).store.get("memory")
+
+    return asyncio.run(restore())
+
+
+AGENT = ReActAgent(tools=[], llm=MockLLM())
+
+
+def test_a_memory_goes_on_where_a_saved_context_is_restored(make_small_model, long_ago):
+    with SharedLLMContextStore(make_small_model(), embedder=None) as store:
+        memory = SharedContextMemory.from_defaults(store, "ada", long_ago, recent_tokens=100, budget=128)
+        again = restored(saved(memory))
+        assert again.get_all() == long_ago
+        assert (again.session_id, again.recent_tokens, again.budget) == ("ada", 100, 128)
+        again.put(ChatMessage(role="user", content=QUESTION))
+        assert memory.get_all()[-1].content == QUESTION, "it is the same conversation"
+        assert PARROT in text_of(again.get(QUESTION)) or again.get(QUESTION)[0].role == "system"
+
+
+def test_a_conversation_in_memory_outlives_its_store(make_small_model, long_ago):
+    model = make_small_model()
+    with SharedLLMContextStore(model, embedder=None) as store:
+        written = saved(SharedContextMemory.from_defaults(store, "ada", long_ago, recent_tokens=100))
+    again = restored(written)
+    assert again.get_all() == long_ago
+    assert 0 < len(again.get()) < len(long_ago) + 1
+
+
+def test_a_conversation_on_disk_is_opened_again(make_small_model, long_ago, tmp_path, monkeypatch):
+    model = make_small_model()
+    monkeypatch.chdir(tmp_path)
+    with SharedLLMContextStore(model, "chats", embedder=None) as store:
+        written = saved(SharedContextMemory.from_defaults(store, "ada", long_ago))
+    assert PARROT not in json.dumps(written), "the messages are in the store already"
+    (tmp_path / "chats").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="chats'.*is gone"):
+        restored(written)
+    assert not (tmp_path / "chats").exists(), "nothing must be made in its place"
+    (tmp_path / "moved").rename(tmp_path / "chats")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = restored(written)
+    assert again.get_all() == long_ago
+    again.put(ChatMessage(role="user", content=QUESTION))
+    with SharedLLMContextStore(model, tmp_path / "chats", embedder=None) as store:
+        assert SharedContextMemory(store, "ada").get_all()[-1].content == QUESTION
 
 
 # ------------------------------------------------------------------------------------------------------ memory block

@@ -12,6 +12,7 @@ from llama_index.core.memory import BaseMemory
 from llama_index.core.memory.memory import BaseMemoryBlock
 
 from shared_context.integrations.llamaindex.translate import readable_text, role_of
+from shared_context.integrations.llamaindex.whereabouts import remember, store_again, whereabouts
 
 if TYPE_CHECKING:
     from shared_context import Selection, SharedLLMContextStore
@@ -38,15 +39,52 @@ class SharedContextMemory(BaseMemory):
     recent_tokens: int = Field(default=1024, gt=0, description="Tokens of the last messages that stay verbatim.")
     budget: int = Field(default=512, ge=0, description="The most tokens of older turns that are brought back.")
 
+    _store: Any = PrivateAttr()
     _conversation: Any = PrivateAttr()
 
     def __init__(self, store: SharedLLMContextStore, session_id: str | None = None, **fields: Any):
         super().__init__(session_id=session_id or str(uuid.uuid4()), **fields)
+        self._store = store
         self._conversation = store.conversation(self.session_id, recent_tokens=self.recent_tokens)
+        remember(store)
 
     @classmethod
     def class_name(cls) -> str:
         return "SharedContextMemory"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """The settings, and where the conversation is kept; of a store in memory also what was said."""
+        data = {**super().to_dict(**kwargs), "store": whereabouts(self._store)}
+        if self._store.path is None:
+            data["messages"] = [message.model_dump(mode="json") for message in self.get_all()]
+        return data
+
+    @classmethod
+    def from_dict(
+        cls, data: dict[str, Any], *, store: SharedLLMContextStore | None = None, **kwargs: Any
+    ) -> SharedContextMemory:
+        """The memory that :meth:`to_dict` wrote, as the ``Context`` of an agent is restored with it.
+
+        It goes on with the conversation as its store holds it. A store that is open is taken, one with a path is opened
+        again; for one that was in memory and is gone, a new one is made and given what was said.
+
+        Args:
+            data: what :meth:`to_dict` gave.
+            store: keeps the conversation instead.
+            kwargs: settings that replace those in ``data``.
+
+        Raises:
+            StoreFormatError: the store's folder is gone.
+            ModelNotFoundError: no model of the store's is loaded, and none has its name.
+            ModelMismatchError: the model of that name is another one by now, or the store has an embedder of its own.
+        """
+        data = {**data, **kwargs}
+        data.pop("class_name", None)
+        where, messages = data.pop("store", None), data.pop("messages", None)
+        memory = cls(store if store is not None else store_again(where), **data)
+        if messages and not memory.get_all():
+            memory.set([ChatMessage.model_validate(message) for message in messages])
+        return memory
 
     @classmethod
     def from_defaults(
