@@ -128,7 +128,44 @@ def test_a_query_is_answered_from_injected_context_with_its_sources(index, calls
     assert response.metadata[best.node_id] == best.metadata
     ((prompt, injected),) = calls
     assert prompt == DOOR_QUESTION, "the context must not be pasted"
-    assert injected == sum(node.metadata["kv_entries"] for node in response.source_nodes) > 0
+    passages = sum(node.metadata["kv_entries"] for node in response.source_nodes)
+    assert injected > passages > 0, "the documents' metadata are shown, too"
+    index.as_query_engine(show_metadata=False).query(DOOR_QUESTION)
+    assert calls[-1][1] == passages
+
+
+def test_metadata_are_searched_and_shown_as_documents_want(llm, calls):
+    bells = [
+        Document(
+            text="It was cast in bronze by the brothers of the foundry and hangs in the northern tower.",
+            id_=name,
+            metadata={"bell": name, "ledger": "secret-77", "shelf": "north"},
+            excluded_llm_metadata_keys=["ledger"],
+            excluded_embed_metadata_keys=["shelf"],
+        )
+        for name in ("Matilda", "Augustus", "Philomena", "Bartholomew")
+    ]
+    index = SharedContextIndex.from_documents(bells, llm=llm, embedder=None)
+    for name in ("Philomena", "Augustus"):
+        (best,) = index.as_retriever(similarity_top_k=1).retrieve(f"Of what was {name} cast?")
+        assert best.node.ref_doc_id == name
+    shown, embedded = (best.get_content(metadata_mode=mode) for mode in (MetadataMode.LLM, MetadataMode.EMBED))
+    assert "bell: Augustus" in shown and "secret-77" not in shown and "shelf: north" in shown
+    assert "bell: Augustus" in embedded and "secret-77" in embedded and "shelf" not in embedded
+    stored = index.store.get("Augustus")
+    assert (stored.unsearched_keys, stored.hidden_keys) == (("shelf",), ("ledger",))
+    assert index.refresh_ref_docs(bells) == [False] * 4
+
+    class Anonymous(BaseNodePostprocessor):
+        def _postprocess_nodes(self, nodes, query_bundle=None):
+            for scored in nodes:
+                scored.node.metadata.pop("bell")
+            return nodes
+
+    for processors in ([], [Anonymous()]):
+        response = index.as_query_engine(similarity_top_k=1, node_postprocessors=processors).query("Of what is it?")
+        passages = sum(node.metadata["kv_entries"] for node in response.source_nodes)
+        assert (calls[-1][1] > passages) == (not processors), "what was taken out must not come back with the KV"
 
 
 def test_every_way_to_query_gives_the_same_answer(index):
@@ -165,7 +202,7 @@ def test_postprocessors_decide_what_is_injected(index, calls):
         def _postprocess_nodes(self, nodes, query_bundle=None):
             return nodes[:1]
 
-    engine = index.as_query_engine(node_postprocessors=[OnlyBest()])
+    engine = index.as_query_engine(node_postprocessors=[OnlyBest()], show_metadata=False)
     response = engine.query(SHIFT_QUESTION)
     assert [node.node.ref_doc_id for node in response.source_nodes] == ["shifts"]
     assert "leven" in str(response)
@@ -374,7 +411,8 @@ def test_filters_without_a_translation_are_errors(index):
 def test_nodes_that_travelled_as_json_are_injected_all_the_same(index, calls):
     nodes = index.as_retriever().retrieve(DOOR_QUESTION)
     travelled = [NodeWithScore(node=TextNode.from_json(node.node.to_json()), score=node.score) for node in nodes]
-    answer = SharedContextSynthesizer(index.store, index.llm).synthesize(DOOR_QUESTION, travelled[::-1])
+    synthesizer = SharedContextSynthesizer(index.store, index.llm, show_metadata=False)
+    answer = synthesizer.synthesize(DOOR_QUESTION, travelled[::-1])
     assert "4417" in str(answer)
     assert calls[-1][1] == sum(node.metadata["kv_entries"] for node in nodes)
 
@@ -477,16 +515,23 @@ def test_a_blank_page_does_not_stop_the_rest(llm, caplog):
     assert len(store) == len(documents()) and "'blank' is blank" in caplog.text
 
 
-def test_documents_that_hold_more_than_text_are_refused_with_all_others(llm):
-    store = SharedLLMContextStore(llm.shared_model, embedder=None)
+def test_a_picture_among_documents_is_left_out_unless_all_are_asked_for(llm, caplog):
     picture = ImageDocument(image=b"\x89PNG", id_="picture", metadata={})
+    store = SharedLLMContextStore(llm.shared_model, embedder=None)
     with pytest.raises(BatchError) as refused:
-        SharedContextIndex.from_documents([*documents(), picture], llm=llm, store=store)
-    assert "picture" in str(refused.value)
-    assert "image" in str(refused.value)
+        SharedContextIndex.from_documents([*documents(), picture], llm=llm, store=store, on_error="raise")
+    assert list(refused.value.failures) == ["picture"]
     assert len(store) == 0
+    seen = []
+    index = SharedContextIndex.from_documents(
+        [*documents(), picture], llm=llm, store=store, on_error=lambda name, error: seen.append((name, str(error)))
+    )
+    assert len(store) == len(documents())
+    ((name, reason),) = seen
+    assert name == "picture" and "image" in reason
+    assert index.refresh_ref_docs([picture, *documents()]) == [False] * 4
     with pytest.raises(DocumentError, match="picture"):
-        SharedContextIndex.from_store(store, llm).insert(picture)
+        index.insert(picture)
 
 
 def test_an_index_is_there_again_after_persisting(small_index, llm, tmp_path):
@@ -545,7 +590,7 @@ def test_callback_handlers_see_the_whole_query(model):
 
 
 def test_a_chat_answers_from_injected_context_and_remembers(index, calls):
-    engine = index.as_chat_engine()
+    engine = index.as_chat_engine(show_metadata=False)
     first = engine.chat(DOOR_QUESTION)
     assert "4417" in str(first)
     assert first.source_nodes[0].node.ref_doc_id == "doors"

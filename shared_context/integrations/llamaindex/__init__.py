@@ -17,18 +17,23 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from shared_context.integrations.llamaindex.chat_engine import SharedContextChatEngine
+from shared_context.integrations.llamaindex.docstore import SharedContextDocumentStore
 from shared_context.integrations.llamaindex.index import SharedContextIndex
 from shared_context.integrations.llamaindex.llm import SharedLLM
 from shared_context.integrations.llamaindex.memory import SharedContextMemory, SharedContextMemoryBlock
 from shared_context.integrations.llamaindex.retriever import SharedContextRetriever
 from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer
+from shared_context.integrations.llamaindex.vector_store import SharedContextEmbedding, SharedContextVectorStore
 
 __all__ = [
     "SharedContextChatEngine",
+    "SharedContextDocumentStore",
+    "SharedContextEmbedding",
     "SharedContextIndex",
     "SharedContextMemory",
     "SharedContextMemoryBlock",
     "SharedContextRetriever",
     "SharedContextSynthesizer",
+    "SharedContextVectorStore",
     "SharedLLM",
 ]

@@ -34,6 +34,7 @@ class SharedContextChatEngine(CondensePlusContextChatEngine):
         llm: a SharedLLM over the store's model.
         memory: keeps the conversation.
         store: the store whose KV are injected; the retriever's, if it has one.
+        show_metadata: as in :class:`SharedContextSynthesizer`.
         kwargs: as in CondensePlusContextChatEngine: system_prompt, condense_prompt, skip_condense (retrieve for the
             message as it stands instead of having the LLM rewrite it first), node_postprocessors, callback_manager.
     """
@@ -45,10 +46,12 @@ class SharedContextChatEngine(CondensePlusContextChatEngine):
         memory: BaseMemory,
         *,
         store: SharedLLMContextStore | None = None,
+        show_metadata: bool = True,
         **kwargs: Any,
     ):
         super().__init__(retriever=retriever, llm=llm, memory=memory, **kwargs)
         self._store = store if store is not None else retriever.store
+        self._show_metadata = show_metadata
 
     def _get_response_synthesizer(
         self, chat_history: list[ChatMessage], streaming: bool = False
@@ -57,6 +60,7 @@ class SharedContextChatEngine(CondensePlusContextChatEngine):
             self._store,
             self._llm,
             text_qa_template=_Conversation(self._before(chat_history)),
+            show_metadata=self._show_metadata,
             streaming=streaming,
             callback_manager=self.callback_manager,
         )

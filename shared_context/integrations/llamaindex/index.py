@@ -13,6 +13,9 @@ from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine, SimpleChatEngine
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
+from llama_index.core.data_structs.data_structs import IndexDict
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.ingestion import run_transformations
 from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.llms.utils import resolve_llm
@@ -21,23 +24,28 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer, ResponseMode
-from llama_index.core.schema import Document
+from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.core.settings import Settings
 from llama_index.core.storage.docstore.types import RefDocInfo
+from llama_index.core.storage.index_store import SimpleIndexStore
+from llama_index.core.storage.storage_context import StorageContext
+from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, SimpleVectorStore
 from tqdm.auto import tqdm
 
+from shared_context import SharedLLMContextStore
 from shared_context.config import StoreConfig
 from shared_context.errors import ConfigError, StoreFormatError
 from shared_context.integrations.llamaindex.chat_engine import SharedContextChatEngine
+from shared_context.integrations.llamaindex.docstore import SharedContextDocumentStore
 from shared_context.integrations.llamaindex.llm import SharedLLM
 from shared_context.integrations.llamaindex.retriever import DEFAULT_BUDGET, SharedContextRetriever
 from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer, check_model
-from shared_context.integrations.llamaindex.translate import to_document, to_documents
-from shared_context.store.documents import load_documents
+from shared_context.integrations.llamaindex.translate import to_documents
+from shared_context.integrations.llamaindex.vector_store import PERSISTED, SharedContextVectorStore
+from shared_context.store.documents import OnError, load_documents, stored_already
 
 if TYPE_CHECKING:
     from shared_context import Document as StoreDocument
-    from shared_context import SharedLLMContextStore
 
 # One call answers from all nodes in each of these modes, which is what injection does; the other modes are something
 # else by design (several answers, summaries of summaries, no answer), and LlamaIndex's synthesizers make them of text.
@@ -56,37 +64,88 @@ _PASTING_OPTIONS = (
 # Tokens of the window that a chat's memory leaves to the question and the chat format.
 _QUESTION_TOKENS = 256
 
+# Tokens that it leaves to the metadata of a passage.
+_METADATA_TOKENS = 128
 
-class SharedContextIndex:
-    """Whole documents in a context store, with the methods of a LlamaIndex index.
+
+class SharedContextIndex(BaseIndex[IndexDict]):
+    """Whole documents in a context store, as a LlamaIndex index.
 
     ``SharedContextIndex.from_documents(documents, llm=SharedLLM(...)).as_query_engine().query("...")``: nothing is
     chunked, the question decides what of the documents the model sees, and its KV are injected instead of its text
-    pasted. A document's ``id_`` is its id in the store; its metadata are the store's, for filters and sources.
+    pasted. A document's ``id_`` is its id in the store; its metadata are the store's, for filters and sources, and
+    what ``excluded_embed_metadata_keys`` and ``excluded_llm_metadata_keys`` leave of them is searched and shown.
 
     Args:
-        store: the store.
+        nodes: documents or nodes to store, each as it is. :meth:`from_documents` is the usual way.
         llm: what answers, over the store's model; None makes one.
+        store: a store to work on; None makes one, unless ``storage_context`` has one.
+        storage_context: LlamaIndex's; the index puts its docstore and vector store into it. One whose vector store is
+            a :class:`SharedContextVectorStore` brings the store.
+        path, config, embedder: of the store that is made; path None keeps it in memory.
+        transformations: run on documents before they are stored: metadata extractors, cleaners. None runs none, and
+            documents stay whole; a splitter among them has each piece stored as a document.
+        on_error: what becomes of documents that are empty, broken or no text: "skip" leaves them out with a warning in
+            the log, "raise" refuses all, a function is called with the id and the error of each that is left out.
+        show_progress: show a bar.
         callback_manager: of everything made from this index; None takes the llm's if it has handlers, else
             ``Settings.callback_manager``.
+        index_struct: LlamaIndex's record of the index, which has its ``index_id``; None makes one.
 
     Raises:
         ModelMismatchError: ``llm`` runs another model than the one whose KV the store holds.
+        ConfigError: ``llm`` is somebody else's LLM, settings for a new store come with one that is there, the
+            storage context has another vector store, or an argument belongs to another kind of index.
+        DocumentError: nodes have ids that are stored already, or none can be read (BatchError for several, with
+            ``failures``); nothing was stored.
     """
+
+    index_struct_cls = IndexDict
 
     def __init__(
         self,
-        store: SharedLLMContextStore,
+        nodes: Sequence[BaseNode] | None = None,
         llm: SharedLLM | None = None,
         *,
+        store: SharedLLMContextStore | None = None,
+        storage_context: StorageContext | None = None,
+        path: str | PathLike[str] | None = None,
+        config: StoreConfig | None = None,
+        embedder: Any = "auto",
+        transformations: list[TransformComponent] | None = None,
+        on_error: OnError = "skip",
+        show_progress: bool = False,
         callback_manager: CallbackManager | None = None,
+        index_struct: IndexDict | None = None,
+        **options: Any,
     ):
-        self._store = store
-        self._llm = _shared_llm(llm, store)
-        check_model(self._llm, store)
-        if callback_manager is None and self._llm.callback_manager.handlers:
-            callback_manager = self._llm.callback_manager
-        self._callback_manager = callback_manager if callback_manager is not None else Settings.callback_manager
+        _refuse(options, nodes)
+        given = _store_in(storage_context)
+        if given is not None and store is not None and store is not given:
+            raise ConfigError("store= and storage_context= bring a store each: leave one out")
+        given = store if given is None else given
+        if given is not None and not (path is None and config is None and embedder == "auto"):
+            raise ConfigError("store= is given; path, config and embedder are settings of a new one: leave them out")
+        self._llm = _shared_llm(llm, given)
+        self._store = given if given is not None else _open(self._llm, path, config, embedder)
+        self._on_error = on_error
+        self._transforms = bool(transformations)
+        try:
+            check_model(self._llm, self._store)
+            if callback_manager is None and self._llm.callback_manager.handlers:
+                callback_manager = self._llm.callback_manager
+            super().__init__(
+                nodes=nodes,
+                index_struct=index_struct if nodes or index_struct is not None else IndexDict(),
+                storage_context=self._storage(storage_context),
+                callback_manager=callback_manager if callback_manager is not None else Settings.callback_manager,
+                transformations=list(transformations or [_Whole()]),
+                show_progress=show_progress,
+            )
+        except BaseException:
+            if given is None:
+                self._store.close()
+            raise
 
     @classmethod
     def from_documents(
@@ -95,45 +154,30 @@ class SharedContextIndex:
         llm: SharedLLM | None = None,
         *,
         store: SharedLLMContextStore | None = None,
-        path: str | PathLike[str] | None = None,
-        config: StoreConfig | None = None,
-        embedder: Any = "auto",
-        show_progress: bool = False,
-        callback_manager: CallbackManager | None = None,
+        **options: Any,
     ) -> SharedContextIndex:
         """An index of these documents; those that are empty or broken are left out, with a warning in the log.
+
+        A program that is run again with the same ``path`` adds its documents again unless they have the same ids as
+        before: ``SimpleDirectoryReader(..., filename_as_id=True)`` gives such ids, random ones otherwise. With them
+        ``SharedContextIndex.load(path).refresh_ref_docs(documents)`` adds and replaces only what changed.
 
         Args:
             documents: LlamaIndex documents with text.
             llm: what compresses and answers; None takes ``Settings.llm`` if that is a SharedLLM, else makes one with
                 the default model.
             store: a store to add to; None makes one.
-            path, config, embedder: of the store that is made; path None keeps it in memory. A program that is run
-                again with the same path adds its documents again unless they have the same ids as before:
-                ``SimpleDirectoryReader(..., filename_as_id=True)`` gives such ids, random ones otherwise. With them
-                ``SharedContextIndex.load(path).refresh_ref_docs(documents)`` adds and replaces only what changed.
-            show_progress: show a bar.
-            callback_manager: see the class.
+            options: see the class.
 
-        Raises:
-            ConfigError: ``llm`` is somebody else's LLM, or ``store`` comes with settings for a new one.
-            DocumentError: documents hold images or have ids that are stored already, or none can be read (BatchError
-                for several, with ``failures``); nothing was stored.
+        Raises: as the class.
         """
-        translated = to_documents(documents)
-        if store is not None and not (path is None and config is None and embedder == "auto"):
-            raise ConfigError("store= is given; path, config and embedder are settings of a new one: leave them out")
-        llm = _shared_llm(llm, store)
-        made = store is None
-        if made:
-            store = _open(llm, path, config, embedder)
-        index = cls(store, llm, callback_manager=callback_manager)
+        index = cls(None, llm, store=store, **options)
         try:
             with index._callback_manager.as_trace("index_construction"):
-                index._add(translated, show_progress)
+                index._add(list(documents))
         except BaseException:
-            if made:
-                store.close()
+            if store is None and _store_in(options.get("storage_context")) is None:
+                index._store.close()
             raise
         return index
 
@@ -144,9 +188,23 @@ class SharedContextIndex:
         llm: SharedLLM | None = None,
         *,
         callback_manager: CallbackManager | None = None,
+        **options: Any,
     ) -> SharedContextIndex:
-        """An index of what ``store`` holds."""
-        return cls(store, llm, callback_manager=callback_manager)
+        """An index of what ``store`` holds; options as in the class."""
+        return cls(None, llm, store=store, callback_manager=callback_manager, **options)
+
+    @classmethod
+    def from_vector_store(
+        cls, vector_store: SharedContextVectorStore, llm: SharedLLM | None = None, **options: Any
+    ) -> SharedContextIndex:
+        """An index of what a :class:`SharedContextVectorStore` was filled with; options as in the class.
+
+        Raises:
+            ConfigError: it is another vector store.
+        """
+        if not isinstance(vector_store, SharedContextVectorStore):
+            raise ConfigError(_other_vector_store(vector_store))
+        return cls.from_store(vector_store.client, llm, **options)
 
     @classmethod
     def load(
@@ -156,20 +214,26 @@ class SharedContextIndex:
         *,
         config: StoreConfig | None = None,
         embedder: Any = "auto",
-        callback_manager: CallbackManager | None = None,
+        **options: Any,
     ) -> SharedContextIndex:
-        """An index that :meth:`persist` wrote, or that was made with ``path``.
+        """An index that :meth:`persist` or ``storage_context.persist`` wrote, or that was made with ``path``.
+
+        Options as in the class.
 
         Raises:
             StoreFormatError: there is no store at ``path``.
             ModelMismatchError: ``llm`` runs another model than the one the store was made with.
         """
-        if not Path(path).is_dir() or not any(Path(path).iterdir()):
+        folder, index_struct = Path(path), None
+        if (folder / PERSISTED).is_dir():
+            structs = SimpleIndexStore.from_persist_dir(str(folder)).index_structs()
+            index_struct = next((struct for struct in structs if isinstance(struct, IndexDict)), None)
+            folder = folder / PERSISTED
+        if not folder.is_dir() or not any(folder.iterdir()):
             raise StoreFormatError(
                 f"there is no store at {str(path)!r}: make one with SharedContextIndex.from_documents(..., path=...)"
             )
-        llm = _shared_llm(llm, None)
-        return cls(_open(llm, path, config, embedder), llm, callback_manager=callback_manager)
+        return cls(None, llm, path=folder, config=config, embedder=embedder, index_struct=index_struct, **options)
 
     def persist(self, persist_dir: str | PathLike[str]) -> None:
         """Write the index to a folder for :meth:`load`. One that was made with this ``path`` is there already.
@@ -179,6 +243,17 @@ class SharedContextIndex:
         """
         if self._store.path is None or Path(self._store.path).resolve() != Path(persist_dir).resolve():
             self._store.persist(persist_dir)
+
+    def _storage(self, given: StorageContext | None) -> StorageContext:
+        """A storage context with the docstore and the vector store of this index."""
+        documents, vectors = SharedContextDocumentStore(self._store), SharedContextVectorStore(self._store)
+        if given is None:
+            return StorageContext.from_defaults(docstore=documents, vector_store=vectors)
+        if not isinstance(given.vector_store, SharedContextVectorStore):
+            given.add_vector_store(vectors, DEFAULT_VECTOR_STORE)
+        if not given.docstore.docs:
+            given.docstore = documents
+        return given
 
     @property
     def store(self) -> SharedLLMContextStore:
@@ -223,6 +298,7 @@ class SharedContextIndex:
         if isinstance(llm, StructuredLLM) and isinstance(llm.llm, SharedLLM):
             llm, output_cls = llm.llm, llm.output_cls
         mode = ResponseMode(response_mode) if response_mode is not None else None
+        show_metadata = kwargs.setdefault("show_metadata", True)
         pasting = {name: kwargs.pop(name) for name in _PASTING_OPTIONS if name in kwargs}
         retriever = self.as_retriever(**kwargs)
         if response_synthesizer is None and isinstance(llm, SharedLLM) and mode in _INJECTED_MODES:
@@ -236,6 +312,7 @@ class SharedContextIndex:
                 llm,
                 text_qa_template=text_qa_template,
                 output_cls=output_cls,
+                show_metadata=show_metadata,
                 streaming=streaming,
                 callback_manager=self._callback_manager,
             )
@@ -304,6 +381,7 @@ class SharedContextIndex:
                 "ReActAgent a QueryEngineTool over as_query_engine()"
             )
         injects = isinstance(llm, SharedLLM)
+        told = {"show_metadata": kwargs.get("show_metadata", True)} if injects else {}
         engine = SharedContextChatEngine if injects else CondensePlusContextChatEngine
         return engine(
             retriever=self.as_retriever(**kwargs),
@@ -315,6 +393,7 @@ class SharedContextIndex:
             node_postprocessors=node_postprocessors,
             callback_manager=self._callback_manager,
             verbose=verbose,
+            **told,
         )
 
     def _resolve(self, llm: LLM | None) -> LLM:
@@ -325,7 +404,8 @@ class SharedContextIndex:
         metadata, tree = llm.metadata, self._store.config.tree
         retrieved = retrieval.get("budget") or DEFAULT_BUDGET
         if retrieval.get("similarity_top_k") is not None:
-            retrieved = retrieval["similarity_top_k"] * (tree.chunk_size >> tree.embedded_level)
+            passage = (tree.chunk_size >> tree.embedded_level) + _METADATA_TOKENS
+            retrieved = retrieval["similarity_top_k"] * passage
         room = metadata.context_window - metadata.num_output - retrieved - _QUESTION_TOKENS
         tokenizer = llm.shared_model.tokenizer.encode if isinstance(llm, SharedLLM) else None
         return Memory.from_defaults(token_limit=max(room, _QUESTION_TOKENS), tokenizer_fn=tokenizer)
@@ -334,8 +414,22 @@ class SharedContextIndex:
 
     @property
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
-        """Every document's metadata by its id. ``node_ids`` is empty: what a node is, each question decides anew."""
-        return {document.id: RefDocInfo(metadata=dict(document.metadata)) for document in self._store}
+        """Every document's metadata by its id, with the ids of what is stored of it: its own, while it is whole."""
+        return self._documents.get_all_ref_doc_info()
+
+    @property
+    def docstore(self) -> SharedContextDocumentStore:
+        """The documents, whole, as a LlamaIndex docstore."""
+        return self._documents
+
+    @property
+    def vector_store(self) -> SharedContextVectorStore:
+        """The store as a LlamaIndex vector store."""
+        return SharedContextVectorStore(self._store)
+
+    @property
+    def _documents(self) -> SharedContextDocumentStore:
+        return SharedContextDocumentStore(self._store)
 
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Add a document. LlamaIndex's further options are of its nodes and docstores, and mean nothing here.
@@ -345,7 +439,35 @@ class SharedContextIndex:
             DocumentError: it is empty or holds more than text.
         """
         with self._callback_manager.as_trace("insert"):
-            self._store.add(to_document(document))
+            if self._documents.get_ref_doc_info(document.id_) is not None:
+                raise stored_already(document.id_)
+            self._add([document], on_error="raise")
+
+    def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """Add nodes, each as a document of its own, without transformations.
+
+        Raises:
+            DuplicateDocumentError: an id is stored already.
+            DocumentError: nodes cannot be stored (BatchError for several, with ``failures``).
+        """
+        with self._callback_manager.as_trace("insert_nodes"):
+            self._insert(nodes)
+
+    def delete_nodes(self, node_ids: list[str], delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
+        """Delete what is stored under these ids: those of ``ref_doc_info``, and of nodes that were inserted.
+
+        Raises:
+            ConfigError: an id is a retrieved passage's, which is a part of a whole document.
+            DocumentNotFoundError: nothing is stored under an id.
+        """
+        for node_id in node_ids:
+            document, colon, _ = node_id.rpartition(":")
+            if node_id not in self._store and colon and document in self._store:
+                raise ConfigError(
+                    f"node {node_id!r} is a passage of {document!r}, which is stored whole: delete that with "
+                    f"delete_ref_doc({document!r}), or change its text with update_ref_doc()"
+                )
+        self._store.delete(node_ids)
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
         """Delete a document with all that was derived from it; there is no separate docstore to spare.
@@ -353,49 +475,106 @@ class SharedContextIndex:
         Raises:
             DocumentNotFoundError: no document has this id.
         """
-        self._store.delete(ref_doc_id)
+        self._documents.delete_ref_doc(ref_doc_id)
 
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Replace the document of the same id, or add it; options as in :meth:`insert`."""
         with self._callback_manager.as_trace("update_ref_doc"):
-            self._store.add(to_document(document), replace=True)
+            self._add([document], on_error="raise", replace=True)
 
-    def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
+    def refresh_ref_docs(
+        self, documents: Sequence[Document], *, on_error: OnError | None = None, **update_kwargs: Any
+    ) -> list[bool]:
         """Bring the index up to date: new documents are added, changed ones replaced, the rest is left as it is.
 
-        Of one that became empty or broken what is stored stays. Options as in :meth:`insert`.
+        Of one that became empty or broken what is stored stays.
+
+        Args:
+            documents: all that may have changed.
+            on_error: as in the class; None is the index's.
+            update_kwargs: as in :meth:`insert`.
 
         Returns:
             For each document whether it was new or its text or metadata had changed.
 
         Raises:
-            DocumentError: documents hold more than text or share an id, or none can be read (BatchError for several,
-                with ``failures``); nothing was changed.
+            DocumentError: documents share an id, or none can be read (BatchError for several, with ``failures``);
+                nothing was changed.
         """
+        on_error = self._on_error if on_error is None else on_error
+        documents = list(documents)
         with self._callback_manager.as_trace("refresh_ref_docs"):
-            limit = self._store.config.max_document_bytes
-            given = to_documents(documents)
-            translated = load_documents(given, max_bytes=limit)
-            changed = [d for d in translated if d.id not in self._store or self._store.get(d.id) != d]
-            self._add(changed, replace=True)
-        refreshed = {document.id for document in changed}
-        return [document.id in refreshed for document in given]
+            if self._transforms:
+                changed = [d for d in documents if self._documents.get_document_hash(d.id_) != d.hash]
+                self._add(changed, on_error=on_error, replace=True)
+                refreshed = {document.id_ for document in changed}
+            else:
+                translated = load_documents(
+                    to_documents(documents, on_error=on_error),
+                    max_bytes=self._store.config.max_document_bytes,
+                    on_error=on_error,
+                )
+                new = [d for d in translated if d.id not in self._store or self._store.get(d.id) != d]
+                self._put(new, on_error, replace=True)
+                refreshed = {document.id for document in new}
+        return [document.id_ in refreshed for document in documents]
 
-    def _add(self, documents: list[StoreDocument], show_progress: bool = False, *, replace: bool = False) -> None:
+    def _add(self, documents: list[Document], *, on_error: OnError | None = None, replace: bool = False) -> None:
+        """Store documents, transformed if the index transforms."""
+        on_error = self._on_error if on_error is None else on_error
+        nodes: Sequence[BaseNode] = documents
+        hashes, before = None, {}
+        if replace:
+            infos = ((d.id_, self._documents.get_ref_doc_info(d.id_)) for d in documents)
+            before = {id: info.node_ids for id, info in infos if info is not None}
+        if self._transforms:
+            hashes = {document.id_: document.hash for document in documents}
+            nodes = run_transformations(documents, self._transformations, show_progress=self._show_progress)
+        self._put(to_documents(nodes, hashes, on_error), on_error, replace=replace)
+        # Pieces that a new text has no more; only now, and where something of it is stored, so that nothing is lost.
+        made = {node.node_id: node.ref_doc_id or node.node_id for node in nodes if node.node_id in self._store}
+        stale = (node_id for id in before.keys() & set(made.values()) for node_id in before[id])
+        self._store.delete(set(stale) - made.keys())
+
+    def _put(self, documents: list[StoreDocument], on_error: OnError, *, replace: bool = False) -> None:
         if not documents:
             return
-        with tqdm(desc="Compressing documents", disable=not show_progress) as bar:
+        with tqdm(desc="Compressing documents", disable=not self._show_progress) as bar:
 
             def progress(done: int, total: int, what: str) -> None:
                 bar.total = total
                 bar.set_postfix_str(what, refresh=False)
                 bar.update(done - bar.n)
 
-            self._store.add(documents, replace=replace, progress=progress)
+            self._store.add(documents, replace=replace, on_error=on_error, progress=progress)
+
+    # What BaseIndex asks of an index.
+
+    def build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> IndexDict:
+        """Store nodes; the docstore needs no filling, it is the store's."""
+        return self._build_index_from_nodes(nodes)
+
+    def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> IndexDict:
+        self._insert(nodes)
+        return IndexDict()
+
+    def _insert(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        self._put(to_documents(nodes, on_error=self._on_error), self._on_error)
+
+    def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
+        self.delete_nodes([node_id])
 
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
         """:meth:`insert` without blocking the event loop."""
         await asyncio.to_thread(self.insert, document)
+
+    async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """:meth:`insert_nodes` without blocking the event loop."""
+        await asyncio.to_thread(self.insert_nodes, nodes)
+
+    async def adelete_nodes(self, node_ids: list[str], delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
+        """:meth:`delete_nodes` without blocking the event loop."""
+        await asyncio.to_thread(self.delete_nodes, node_ids)
 
     async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
         """:meth:`delete_ref_doc` without blocking the event loop."""
@@ -407,7 +586,58 @@ class SharedContextIndex:
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """:meth:`refresh_ref_docs` without blocking the event loop."""
-        return await asyncio.to_thread(self.refresh_ref_docs, documents)
+        return await asyncio.to_thread(self.refresh_ref_docs, documents, **update_kwargs)
+
+
+class _Whole(TransformComponent):
+    """Leaves documents as they are, where LlamaIndex would split them by default."""
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        return nodes
+
+
+_REPLACED = {
+    "embed_model": "documents are scored by the store's own embedder; give embedder=, or embedder=None for none",
+    "objects": "a context store holds text; keep index nodes in a VectorStoreIndex and this index behind one of them",
+    "vector_store": "use SharedContextIndex.from_vector_store(SharedContextVectorStore(store))",
+    "use_async": "await ainsert(), or run from_documents() in a thread",
+    "insert_batch_size": "documents are batched by their tokens; leave it out",
+    "store_nodes_override": "the store keeps all text; leave it out",
+    "service_context": "give llm=, transformations= and callback_manager= themselves",
+}
+
+
+def _refuse(options: dict[str, Any], nodes: Any) -> None:
+    """Refuse what only other indexes have, by the name of what stands here in its place."""
+    for name in options:
+        if name not in _REPLACED:
+            raise TypeError(f"SharedContextIndex() got an unexpected keyword argument {name!r}")
+        raise ConfigError(f"{name}= is not of a SharedContextIndex: {_REPLACED[name]}")
+    if isinstance(nodes, SharedLLMContextStore):
+        raise ConfigError("nodes is a SharedLLMContextStore: use SharedContextIndex.from_store(store)")
+
+
+def _store_in(storage_context: StorageContext | None) -> SharedLLMContextStore | None:
+    """The store that a storage context brings; None where it brings none."""
+    if storage_context is None:
+        return None
+    vectors = storage_context.vector_store
+    if isinstance(vectors, SharedContextVectorStore):
+        return vectors.client
+    if not isinstance(vectors, SimpleVectorStore):
+        raise ConfigError(_other_vector_store(vectors))
+    if vectors.data.embedding_dict:
+        raise ConfigError(
+            "storage_context= holds the vectors of another index: give this one a StorageContext of its own, or none"
+        )
+    return None
+
+
+def _other_vector_store(vector_store: Any) -> str:
+    return (
+        f"a SharedContextIndex keeps documents in a context store, not in a {type(vector_store).__name__}: give path= "
+        "or store=, or StorageContext.from_defaults(vector_store=SharedContextVectorStore(store))"
+    )
 
 
 def _shared_llm(llm: LLM | None, store: SharedLLMContextStore | None) -> SharedLLM:
@@ -427,6 +657,4 @@ def _shared_llm(llm: LLM | None, store: SharedLLMContextStore | None) -> SharedL
 def _open(
     llm: SharedLLM, path: str | PathLike[str] | None, config: StoreConfig | None, embedder: Any
 ) -> SharedLLMContextStore:
-    from shared_context import SharedLLMContextStore
-
     return SharedLLMContextStore(llm.shared_model, path, config=config, embedder=embedder)

@@ -13,7 +13,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from shared_context.config import DEFAULT_BUDGET
 from shared_context.errors import ConfigError
-from shared_context.integrations.llamaindex.translate import READER_KEYS, to_filters, to_nodes
+from shared_context.integrations.llamaindex.translate import to_filters, to_nodes
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
@@ -37,11 +37,12 @@ class SharedContextRetriever(BaseRetriever):
         doc_ids: retrieve only from these documents.
         prefilter: score only this many documents, the best by embedding.
         prefilter_chunks: score only this many chunks of these documents, again the best by embedding.
+        min_score: score, between 0 and 1, below which nothing is retrieved; None leaves it to the store.
         floor: share of the best score below which nothing is retrieved although the budget has room: 0 spends all of
             it, 1 retrieves the best alone, None leaves it to the store. Goes with a budget.
         recent: tokens at the end of the last document that are retrieved first. Goes with a budget.
-        hidden_keys: metadata to keep out of prompts and embeddings, as ``excluded_llm_metadata_keys`` of a document
-            does; the default is what SimpleDirectoryReader excludes.
+        hidden_keys: metadata to keep out of prompts and embeddings beside what documents exclude themselves.
+        show_metadata: the model is shown the metadata, too, so they count in the budget.
         callback_manager, verbose: as in other retrievers.
 
     Raises:
@@ -60,9 +61,11 @@ class SharedContextRetriever(BaseRetriever):
         doc_ids: Iterable[str] | None = None,
         prefilter: int | None = None,
         prefilter_chunks: int | None = None,
+        min_score: float | None = None,
         floor: float | None = None,
         recent: int = 0,
-        hidden_keys: Sequence[str] = READER_KEYS,
+        hidden_keys: Sequence[str] = (),
+        show_metadata: bool = True,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ):
@@ -70,15 +73,12 @@ class SharedContextRetriever(BaseRetriever):
             raise ConfigError(
                 f"budget={budget} and similarity_top_k={similarity_top_k}: both say how much to retrieve, drop one"
             )
-        spending = {"floor": floor} if floor is not None else {}
-        spending |= {"recent": recent} if recent else {}
-        if spending and similarity_top_k is not None:
+        if similarity_top_k is not None and (floor is not None or recent):
             raise ConfigError(
-                f"{', '.join(spending)} with similarity_top_k={similarity_top_k}: that is how a budget is spent; give "
-                "budget= instead"
+                f"floor={floor} and recent={recent} with similarity_top_k={similarity_top_k}: they say how a budget is "
+                "spent; give budget= instead"
             )
         self._store = store
-        self._budget = budget if budget is not None else DEFAULT_BUDGET
         self._top_k = similarity_top_k
         self._scope = {
             "policy": policy,
@@ -86,8 +86,14 @@ class SharedContextRetriever(BaseRetriever):
             "doc_ids": list(doc_ids) if doc_ids is not None else None,
             "prefilter": prefilter,
             "prefilter_chunks": prefilter_chunks,
+            "min_score": min_score,
         }
-        self._spending = spending
+        self._spending = {
+            "budget": DEFAULT_BUDGET if budget is None else budget,
+            "floor": floor,
+            "recent": recent,
+            "show_metadata": show_metadata,
+        }
         self._hidden_keys = tuple(hidden_keys)
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
@@ -102,7 +108,7 @@ class SharedContextRetriever(BaseRetriever):
         if self._top_k is not None:
             runs = [(node,) for node in self._store.retrieve(query, k=self._top_k, **self._scope)]
         else:
-            runs = self._store.select(query, budget=self._budget, **self._spending, **self._scope).runs
+            runs = self._store.select(query, **self._spending, **self._scope).runs
         return to_nodes(runs, self._hidden_keys)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

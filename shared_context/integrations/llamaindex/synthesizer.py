@@ -18,7 +18,7 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from shared_context.errors import ConfigError, ModelMismatchError
 from shared_context.integrations.llamaindex.llm import SharedLLM
-from shared_context.integrations.llamaindex.translate import divide
+from shared_context.integrations.llamaindex.translate import divide, tells_metadata
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
@@ -43,7 +43,7 @@ class SharedContextSynthesizer(BaseSynthesizer):
 
     What postprocessors dropped is not injected; their order does not matter, the most promising passage is read last.
     Nodes that the store does not hold word for word (another retriever's, or text that was changed on the way, masked
-    for instance) are pasted into the prompt as text beside the injected rest. A node's metadata are not injected.
+    for instance) are pasted into the prompt as text beside the injected rest.
 
     Args:
         store: the store the nodes come from.
@@ -52,6 +52,8 @@ class SharedContextSynthesizer(BaseSynthesizer):
             filled with the text that is pasted, or refers to the injected context. None asks the bare question,
             worded by LlamaIndex's default template if there is text to paste.
         output_cls: a pydantic class that the answer is parsed into.
+        show_metadata: inject the documents' metadata in front of their passages, but for what they exclude. Where a
+            node's metadata were changed on the way, none are injected.
         streaming, empty_response, callback_manager: as in other synthesizers.
 
     Raises:
@@ -66,6 +68,7 @@ class SharedContextSynthesizer(BaseSynthesizer):
         *,
         text_qa_template: BasePromptTemplate | None = None,
         output_cls: type[BaseModel] | None = None,
+        show_metadata: bool = True,
         streaming: bool = False,
         empty_response: str | None = None,
         callback_manager: CallbackManager | None = None,
@@ -87,6 +90,7 @@ class SharedContextSynthesizer(BaseSynthesizer):
             empty_response=empty_response,
         )
         self._store = store
+        self._show_metadata = show_metadata
         self._text_qa_template = text_qa_template
 
     def _get_prompts(self) -> PromptDictType:
@@ -152,7 +156,8 @@ class SharedContextSynthesizer(BaseSynthesizer):
         selection, pasted = None, list(text_chunks)
         if chosen is not None:
             spans, foreign = divide(chosen, self._store)
-            selection = self._store.selection_from(spans, query=query_str) if spans else None
+            told = self._show_metadata and tells_metadata(chosen, self._store)
+            selection = self._store.selection_from(spans, query=query_str, show_metadata=told) if spans else None
             pasted = [scored.get_content(metadata_mode=MetadataMode.LLM) for scored in foreign]
         template = self._text_qa_template or QUESTION
         text = "\n\n".join(filter(None, pasted))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
@@ -20,16 +20,18 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.schema import (
     BaseNode,
+    MetadataMode,
     NodeRelationship,
     NodeWithScore,
     ObjectType,
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.schema import Document as LlamaIndexDocument
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
-from shared_context.errors import BatchError, DocumentError, FilterError, QueryError
-from shared_context.store.documents import Document, check_metadata
+from shared_context.errors import DocumentError, FilterError, QueryError, UnreadableError
+from shared_context.store.documents import Document, OnError, check_metadata, skip_or_refuse
 
 if TYPE_CHECKING:
     from shared_context import SelectedNode, SharedLLMContextStore
@@ -39,52 +41,89 @@ if TYPE_CHECKING:
 _MEDIA = ("image_resource", "audio_resource", "video_resource")
 
 
-def to_document(document: BaseNode) -> Document:
-    """The store's document of a LlamaIndex document: same id, same metadata, the text without its metadata.
+REF_DOC_ID, SOURCE_HASH = "shared_context.ref_doc_id", "shared_context.hash"
+"""Metadata of a stored document that transformations made of another one: that one's id, and the hash it had."""
+
+_ORIGIN = (REF_DOC_ID, SOURCE_HASH)
+
+
+def to_document(node: BaseNode, hashes: Mapping[str, str] | None = None) -> Document:
+    """The store's document of a LlamaIndex document or node: same id, same metadata, the text without its metadata.
+
+    Args:
+        node: what is stored.
+        hashes: where transformations made the node, the hashes that the documents had before, by id.
 
     Raises:
-        DocumentError: it holds an image, audio or video, of which a text store would lose everything; or metadata
-            that are no JSON.
+        UnreadableError: it holds an image, audio or video, of which a text store would lose everything.
+        DocumentError: its metadata are no JSON.
     """
-    media = [name.partition("_")[0] for name in _MEDIA if getattr(document, name, None) is not None]
+    media = [name.partition("_")[0] for name in _MEDIA if getattr(node, name, None) is not None]
     if media:
-        raise DocumentError(
-            f"document {document.node_id!r} holds {' and '.join(media)}, and a context store holds text: "
+        raise UnreadableError(
+            f"document {node.node_id!r} holds {' and '.join(media)}, and a context store holds text: "
             "describe it in words or leave it out"
         )
-    metadata = check_metadata(document.metadata, f"document {document.node_id!r}")
-    return Document(text=document.get_content(), id=document.node_id, metadata=metadata)
+    metadata = check_metadata(node.metadata, f"document {node.node_id!r}")
+    ref_doc_id = node.ref_doc_id or node.node_id
+    if hashes is not None or ref_doc_id != node.node_id:
+        metadata |= {REF_DOC_ID: ref_doc_id, SOURCE_HASH: (hashes or {}).get(ref_doc_id)}
+    own = _ORIGIN if REF_DOC_ID in metadata else ()
+    return Document(
+        text=node.get_content(metadata_mode=MetadataMode.NONE),
+        id=node.node_id,
+        metadata=metadata,
+        unsearched_keys=(*node.excluded_embed_metadata_keys, *own),
+        hidden_keys=(*node.excluded_llm_metadata_keys, *own),
+    )
 
 
-def to_documents(documents: Iterable[BaseNode]) -> list[Document]:
+def to_documents(
+    nodes: Iterable[BaseNode], hashes: Mapping[str, str] | None = None, on_error: OnError = "raise"
+) -> list[Document]:
     """:func:`to_document` of each.
+
+    Args:
+        nodes, hashes: see there.
+        on_error: what becomes of those that hold no text, as in ``SharedLLMContextStore.add``.
 
     Raises:
         BatchError: some were refused; ``failures`` names each of them.
     """
-    translated, failures = [], {}
-    for document in documents:
+    translated: list[Document] = []
+    failures: dict[str, DocumentError] = {}
+    for node in nodes:
         try:
-            translated.append(to_document(document))
+            translated.append(to_document(node, hashes))
         except DocumentError as error:
-            failures[document.node_id] = error
-    if failures:
-        reasons = "; ".join(map(str, failures.values()))
-        raise BatchError(f"{len(failures)} documents were refused and none was stored: {reasons}", failures)
+            failures[node.node_id] = error
+    skip_or_refuse(failures, len(translated) + len(failures), on_error)
     return translated
 
 
-# -------------------------------------------------------------------------------------------------------------- nodes
+def to_llamaindex(document: Document) -> LlamaIndexDocument:
+    """A stored document as LlamaIndex's."""
+    source = document.metadata.get(REF_DOC_ID)
+    return LlamaIndexDocument(
+        id_=document.id,
+        text=document.text,
+        metadata=own_metadata(document.metadata),
+        excluded_embed_metadata_keys=_without_origin(document.unsearched_keys),
+        excluded_llm_metadata_keys=_without_origin(document.hidden_keys),
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=source)} if source is not None else {},
+    )
 
-READER_KEYS = (
-    "file_name",
-    "file_type",
-    "file_size",
-    "creation_date",
-    "last_modified_date",
-    "last_accessed_date",
-)
-"""Metadata that SimpleDirectoryReader writes and keeps out of every prompt; a store keeps it, but not that wish."""
+
+def own_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata without what this integration keeps among them. Their inner values are shared and read only."""
+    return {key: value for key, value in metadata.items() if key not in _ORIGIN}
+
+
+def _without_origin(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if key not in _ORIGIN]
+
+
+# -------------------------------------------------------------------------------------------------------------- nodes
 
 ID_KEYS = ("doc_id", "ref_doc_id", "document_id")
 """What LlamaIndex's vector stores keep a document's id under, over whatever its metadata have there."""
@@ -92,35 +131,50 @@ ID_KEYS = ("doc_id", "ref_doc_id", "document_id")
 _GRAIN = "shared_context.ratio"
 """Where a node's relationship to its document says at what ratio it was shown, under a key no document has."""
 
+_STORED = "shared_context.document"
+"""Where it says under what id the document is stored that was made of the node's."""
 
-def to_nodes(runs: Iterable[Sequence[SelectedNode]], hidden_keys: Sequence[str] = READER_KEYS) -> list[NodeWithScore]:
+
+def to_nodes(runs: Iterable[Sequence[SelectedNode]], hidden_keys: Sequence[str] = ()) -> list[NodeWithScore]:
     """One LlamaIndex node for each run of nodes that touch in their document, best first.
 
-    ``metadata`` is the document's, with ``level``, ``ratio`` and ``kv_entries`` beside it (where the document has
-    such a key of its own, its value stays); these three and ``hidden_keys`` are kept out of prompts and embeddings.
+    ``metadata`` is the document's, with ``level``, ``ratio`` and ``kv_entries`` beside it, and ``also_in`` where other
+    documents say the same (where the document has such a key of its own, its value stays); these, ``hidden_keys`` and
+    what the document excludes are kept out of prompts and embeddings.
 
     Args:
-        runs: nodes of one grain each, in document order.
+        runs: nodes of one grain each, in document order; those of a header are passed over, for it is what a node's
+            metadata say.
         hidden_keys: metadata keys.
     """
-    nodes = [_to_node(run, hidden_keys) for run in runs]
+    nodes = [_to_node(run, hidden_keys) for run in runs if not run[0].header]
     return sorted(nodes, key=NodeWithScore.get_score, reverse=True)
 
 
 def _to_node(run: Sequence[SelectedNode], hidden_keys: Sequence[str]) -> NodeWithScore:
     first, start, end = run[0], run[0].start, run[-1].end
-    facts = {"level": first.level, "ratio": first.ratio, "kv_entries": sum(node.kv_entries for node in run)}
+    facts: dict[str, Any] = {
+        "level": first.level,
+        "ratio": first.ratio,
+        "kv_entries": sum(node.kv_entries for node in run),
+    }
+    if also_in := sorted({doc_id for node in run for doc_id in node.also_in}):
+        facts["also_in"] = also_in
     hidden = [*(key for key in facts if key not in first.metadata), *hidden_keys]
-    source = RelatedNodeInfo(node_id=first.doc_id, node_type=ObjectType.DOCUMENT, metadata={_GRAIN: first.ratio})
+    source = RelatedNodeInfo(
+        node_id=first.metadata.get(REF_DOC_ID, first.doc_id),
+        node_type=ObjectType.DOCUMENT,
+        metadata={_GRAIN: first.ratio, **({_STORED: first.doc_id} if REF_DOC_ID in first.metadata else {})},
+    )
     return NodeWithScore(
         node=TextNode(
             id_=f"{first.doc_id}:{start}-{end}" + (f"/{first.ratio}" if first.ratio > 1 else ""),
             text="".join(node.text for node in run),
             start_char_idx=start,
             end_char_idx=end,
-            metadata={**facts, **first.metadata},
-            excluded_llm_metadata_keys=hidden,
-            excluded_embed_metadata_keys=hidden,
+            metadata={**facts, **own_metadata(first.metadata)},
+            excluded_llm_metadata_keys=[*hidden, *_without_origin(first.hidden_keys)],
+            excluded_embed_metadata_keys=[*hidden, *_without_origin(first.unsearched_keys)],
             relationships={NodeRelationship.SOURCE: source},
         ),
         score=max(node.score for node in run),
@@ -147,17 +201,41 @@ def divide(nodes: Iterable[NodeWithScore], store: SharedLLMContextStore) -> tupl
     for scored in nodes:
         node, source = scored.node, scored.node.source_node
         start, end = getattr(node, "start_char_idx", None), getattr(node, "end_char_idx", None)
-        place = -1
-        if source is not None and start is not None and end is not None and source.node_id in store:
-            if source.node_id not in texts:
-                texts[source.node_id] = store.get(source.node_id).text
-            place = texts[source.node_id].find(node.text, start, end)
+        doc_id, place = _stored_id(node), -1
+        if doc_id in store and start is not None and end is not None:
+            if doc_id not in texts:
+                texts[doc_id] = store.get(doc_id).text
+            place = texts[doc_id].find(node.text, start, end)
         if place >= 0 and node.text:
-            spans[(source.node_id, place, place + len(node.text), source.metadata.get(_GRAIN, 1))] = node.text
+            spans[(doc_id, place, place + len(node.text), source.metadata.get(_GRAIN, 1))] = node.text
         else:
             foreign.append(scored)
     # The order is a reranker's last word, where the scores may still be the retriever's.
     return [(*span, -float(rank), text) for rank, (span, text) in enumerate(spans.items())], foreign
+
+
+def tells_metadata(nodes: Iterable[NodeWithScore], store: SharedLLMContextStore) -> bool:
+    """Whether all nodes of the store show a model the metadata that their documents do.
+
+    Where something was masked or taken out on the way, what the store holds would still say it.
+    """
+    told: dict[str, dict[str, Any]] = {}
+    for scored in nodes:
+        node, doc_id = scored.node, _stored_id(scored.node)
+        if doc_id is None or doc_id not in store:
+            continue
+        if doc_id not in told:
+            document = store.get(doc_id)
+            told[doc_id] = {k: v for k, v in document.metadata.items() if k not in document.hidden_keys}
+        if told[doc_id] != {k: v for k, v in node.metadata.items() if k not in node.excluded_llm_metadata_keys}:
+            return False
+    return True
+
+
+def _stored_id(node: BaseNode) -> str | None:
+    """The id under which a node's document would be stored; None where it has none."""
+    source = node.source_node
+    return None if source is None else source.metadata.get(_STORED, source.node_id)
 
 
 # ------------------------------------------------------------------------------------------------------------ filters
