@@ -52,6 +52,7 @@ for name, command in {
     "gc": upkeep.gc,
     "compact": upkeep.compact,
     "copy": upkeep.copy,
+    "check": upkeep.check,
     "models": models.models,
     "report": report.report,
     "train": train.train,

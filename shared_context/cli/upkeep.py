@@ -1,4 +1,4 @@
-"""`shared-context gc`, `compact` and `copy`: what a store takes on disk."""
+"""`shared-context gc`, `compact`, `copy` and `check`: what a store takes on disk, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -66,3 +66,23 @@ def copy(
 def _bytes(path: Path) -> int:
     """What the files in a folder take; 0 where there is none."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def check(
+    path: StoreArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Keep what is whole, and only that.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for damage in a store: every document is read and compared with its checksums."""
+    from shared_context.store import check as damage
+
+    report = damage.check(path, repair=repair)
+    if as_json:
+        output.print_json(vars(report))
+    else:
+        for line in report.damage:
+            print(output.printable(line))
+        kept = "kept" if report.repaired else "whole"
+        print(f"{report.documents} documents and {report.conversations} conversations are {kept}.")
+    if report.damage and not report.repaired:
+        raise typer.Exit(1)

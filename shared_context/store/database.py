@@ -649,6 +649,55 @@ class Database:
         words = LeafWords(language, leaf_size, ())  # those of the chunk are found anew
         return last, Part(text, replace(nodes, words=words), self._before(key, last))
 
+    # Looking for damage
+
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong with the file."""
+        try:
+            rows = [line for (line,) in self._connection.execute("PRAGMA integrity_check")]
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        return [] if rows == ["ok"] else rows
+
+    def namespace_rows(self) -> dict[int, tuple[str, bytes, int]]:
+        """Name, salt and number of documents of every namespace, by its key."""
+        rows = self._connection.execute("SELECT key, name, salt, documents FROM namespaces ORDER BY key")
+        return {key: values for key, *values in rows}
+
+    def restore_namespace(self, key: int, name: str, salt: bytes) -> None:
+        """Make a namespace what it was in another file."""
+        self._connection.execute(
+            "INSERT INTO namespaces (key, name, salt) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET salt = ?3",
+            (key, name, salt),
+        )
+
+    def readable_keys(self, namespace: int) -> list[int]:
+        """Keys of the documents of a namespace, as many as a damaged file lets be read, from both of its ends."""
+        found: set[int] = set()
+        index = (
+            "SELECT key FROM documents INDEXED BY sqlite_autoindex_documents_1 WHERE namespace = ? ORDER BY kind, id"
+        )
+        table = "SELECT key FROM documents NOT INDEXED WHERE namespace = ? ORDER BY key"
+        for statement in (index, table, f"{table} DESC"):
+            with suppress(sqlite3.DatabaseError):
+                for (key,) in self._connection.execute(statement, (namespace,)):
+                    found.add(key)
+        return sorted(found)
+
+    def texts(self, key: int) -> list[StoredText]:
+        """A document's text with its tokens, chunk by chunk."""
+        return self._texts(key)
+
+    def parts(self, key: int, shape: NodeShape) -> list[tuple[bytes, NodeData]]:
+        """The digest and node data of each chunk of a document."""
+        digests = [row[-1] for row in self._parts(key, "digest")]
+        return list(zip(digests, self._nodes(key, shape)[1], strict=True))
+
+    def header(self, key: int, shape: NodeShape) -> Header:
+        """What is kept of a document's header."""
+        row = self._connection.execute("SELECT digest FROM headers WHERE document = ?", (key,)).fetchone()
+        return Header(self.headers([key], shape).get(key), b"" if row is None else row[0])
+
     def nbytes(self) -> int:
         """Bytes of all that is kept of the documents."""
         pages, size = (

@@ -1,0 +1,153 @@
+"""Checking a store for damage, and keeping what is whole of it. No model is needed for either."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from shared_context.errors import SharedContextError, StoreFormatError
+from shared_context.store.about import About
+from shared_context.store.codec import Codec
+from shared_context.store.database import FILE, UNFINISHED, Database
+from shared_context.store.node_data import NodeShape, Part
+from shared_context.store.word_index import BEFORE_CHARACTERS, LeafWords
+
+ANY_TOKEN = 1 << 31
+"""Token ids lie below it whatever the model is."""
+
+
+@dataclass
+class CheckReport:
+    """What a check found.
+
+    Attributes:
+        documents: how many are whole.
+        conversations: how many are whole.
+        damage: what is hurt or missing, each in a sentence.
+        repaired: whether the store holds what is whole, and nothing else, now.
+    """
+
+    documents: int = 0
+    conversations: int = 0
+    damage: list[str] = field(default_factory=list)
+    repaired: bool = False
+
+
+def check(folder: Path, *, repair: bool = False) -> CheckReport:
+    """Read all that a store holds and compare it with its checksums.
+
+    Args:
+        folder: the store's.
+        repair: where something is hurt, keep the rest: the file is made anew of all that is whole. No other process
+            may be using the store.
+
+    Raises:
+        StoreFormatError: the folder holds no store, or one of which nothing can be read.
+        StoreUnavailableError: it cannot be read or written now.
+    """
+    report = CheckReport()
+    database = Database(folder)
+    try:
+        with database.decoding():
+            about = About.from_bytes(database.get_meta("about"))
+            size = Codec.from_bytes(database.get_meta("codec")).size
+        shape = NodeShape(about.config.tree, size, about.dimension, ANY_TOKEN)
+        whole = _Whole(database, shape, report)
+        if not repair:
+            for _ in whole.all():
+                pass
+            return report
+        temporary = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}repair.", dir=folder))
+        try:
+            meta = {key: database.get_meta(key) for key in ("about", "codec")}
+            copy = Database(temporary / "store", meta)
+            try:
+                with copy.transaction():
+                    for put in whole.all():
+                        put(copy)
+            finally:
+                copy.close()
+            if report.damage:
+                database.close()
+                for log in (f"{FILE}-wal", f"{FILE}-shm"):
+                    (folder / log).unlink(missing_ok=True)
+                os.replace(temporary / "store" / FILE, folder / FILE)
+                report.repaired = True
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return report
+    finally:
+        database.close()
+
+
+class _Whole:
+    """What of a store is whole, as steps that write it into another one; what is not is reported."""
+
+    def __init__(self, database: Database, shape: NodeShape, report: CheckReport):
+        self._database, self._shape, self._report = database, shape, report
+
+    def all(self) -> Iterator[Callable[[Database], object]]:
+        """Steps in the order in which they have to be taken."""
+        with self._database.snapshot():
+            for line in self._database.integrity():
+                self._report.damage.append(f"the file: {line}")
+            for namespace, (name, salt, expected) in self._database.namespace_rows().items():
+                yield lambda copy, n=namespace, name=name, salt=salt: copy.restore_namespace(n, name, salt)
+                found = 0
+                for key in self._database.readable_keys(namespace):
+                    step = self._step(namespace, key)
+                    found += 1
+                    if step is not None:
+                        yield step
+                if found < expected:
+                    self._report.damage.append(f"{expected - found} documents are missing")
+                for id in self._database.conversations(namespace):
+                    if (step := self._conversation(namespace, id)) is not None:
+                        yield step
+
+    def _step(self, namespace: int, key: int) -> Callable[[Database], object] | None:
+        database = self._database
+        try:
+            (entry,) = database.entries(namespace, [key]).values()
+            texts = database.texts(key)
+            parts = database.parts(key, self._shape)
+            header = database.header(key, self._shape)
+        except (SharedContextError, ValueError, sqlite3.DatabaseError) as error:
+            self._report.damage.append(_reason(error, f"document number {key}"))
+            return None
+        tree = self._shape.tree
+        named, before, language = [], "", None
+        for stored, (digest, nodes) in zip(texts, parts, strict=True):
+            words = LeafWords.by_chunk(stored.text, stored.tokens, tree.leaf_size, tree.chunk_size, language, before)
+            language, before = words.language, (before + stored.text)[-BEFORE_CHARACTERS:]
+            named.append((digest, Part(stored, replace(nodes, words=words))))
+        if entry.kind == "document":
+            self._report.documents += 1
+        return lambda copy: copy.insert(namespace, entry, named, header)
+
+    def _conversation(self, namespace: int, id: str) -> Callable[[Database], object] | None:
+        try:
+            messages = self._database.messages(namespace, id)
+            recent = self._database.messages(namespace, id, recent=True)
+        except (SharedContextError, sqlite3.DatabaseError) as error:
+            self._report.damage.append(_reason(error, f"conversation {id!r}"))
+            return None
+        self._report.conversations += 1
+
+        def put(copy: Database) -> None:
+            for row in messages:
+                copy.add_message(namespace, id, row.message, row.tokens)
+            copy.mark_compressed(namespace, id, len(messages) - len(recent))
+
+        return put
+
+
+def _reason(error: Exception, what: str) -> str:
+    if isinstance(error, StoreFormatError) and "(" in str(error):
+        return str(error).split("(", 1)[1].split("). ", 1)[0]
+    return f"{what}: {error}"
