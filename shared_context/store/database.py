@@ -596,7 +596,7 @@ class Database:
             f"SELECT content, number, {columns} FROM parts WHERE content = ? AND number >= ? ORDER BY number",
             (line.content, first),
         ).fetchall()
-        if [row[1] for row in rows] != list(range(first, line.parts)) or not rows:
+        if [row[1] for row in rows] != list(range(first, line.parts)) or not line.parts:
             raise _damaged(self._place, f"document {line.id!r}: a part is missing")
         return [(f"document {line.id!r}", *row) for row in rows]
 
@@ -949,8 +949,8 @@ _MENDS = {
 
 def _damaged(place: str, reason: object) -> StoreFormatError:
     return StoreFormatError(
-        f"{place} is damaged or not a store ({reason}). `shared-context check` names the documents that are hurt "
-        "and with --repair keeps the rest. Or restore it from a copy, or delete the folder and add the documents again."
+        f"{place} is damaged or not a store ({reason}). Restore it from a copy, or let `shared-context check --repair` "
+        "keep what is whole, or delete the folder and add the documents again."
     )
 
 

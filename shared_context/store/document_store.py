@@ -184,7 +184,10 @@ class DocumentStore:
         while True:
             with self._catalogue.reading():
                 seen = self._catalogue.key(id)
+                before = self._catalogue.entry(seen)
                 same = text is None or text == self._catalogue.text(seen).text
+            entry = before if metadata is None else dataclasses.replace(before, metadata=read_only(metadata))
+            (header,) = self._headers([entry])
             new = None
             if not same:
                 check_text(text, max_bytes=self._config.max_document_bytes, name=name)
@@ -192,13 +195,11 @@ class DocumentStore:
                 new = stored, *self.ingest([stored])
             with self._catalogue.changing() as change:
                 key = self._catalogue.key(id)
-                if text is not None and new is None and key != seen:
-                    continue  # another one has changed the text meanwhile, so that it is not the same any more
-                entry = self._catalogue.entry(key)
-                if metadata is not None:
-                    entry = dataclasses.replace(entry, metadata=read_only(metadata))
-                if new is not None or metadata is not None:
-                    (header,) = self._headers([entry])
+                # Another one may have changed the text meanwhile, so that it is not the same any more, or the metadata.
+                if (text is not None and new is None and key != seen) or (
+                    metadata is None and self._catalogue.entry(key) != before
+                ):
+                    continue
                 if new is not None:
                     change.remove(key)
                     change.insert(entry, *new, header)
@@ -313,7 +314,7 @@ class DocumentStore:
         # Documents of one kind often have one header in common.
         told = {text: StoredText(text, self._ingestion.model.tokenize(text)) for text in dict.fromkeys(texts) if text}
         read = {text: stored for text, stored in told.items() if len(stored.tokens)}
-        nodes = dict(zip(read, self.ingest(list(read.values())), strict=True))
+        nodes = dict(zip(read, self._ingestion(list(read.values())) if read else (), strict=True))
         data = {text: HeaderData(each.codes, each.scales, each.embeddings) for text, each in nodes.items()}
         return [data.get(text) for text in texts]
 

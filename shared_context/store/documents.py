@@ -299,7 +299,8 @@ def check_metadata(
 def _json_value(value: Any, where: str, depth: int) -> Any:
     if depth == 0:
         raise DocumentError(
-            f"{where[:80]}... is nested more than {MAX_METADATA_DEPTH} deep, or contains itself: store it as a string"
+            f"{where[:80]}...: the metadata are nested more than {MAX_METADATA_DEPTH} deep, or contain themselves; "
+            "store them as a string"
         )
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= LARGEST_INTEGER:
         raise DocumentError(f"{where} is an integer of more than 64 bits: pass it as a string")

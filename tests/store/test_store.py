@@ -291,6 +291,38 @@ def test_appending_computes_only_the_last_chunk_again(filled):
     assert sum(counted) <= chunk + 10
 
 
+def test_a_document_whose_last_chunk_is_full_is_appended_to(filled):
+    size = filled.config.tree.chunk_size
+    filled.add(" a" * size, id="full")
+    assert filled.model.count_tokens(filled.get("full").text) == size
+    for number in range(3):
+        filled.append("full", f" And line {number}.")
+    text = " a" * size + " And line 0. And line 1. And line 2."
+    assert filled.get("full").text == text
+    filled.delete("full")
+    assert "full" not in filled
+
+
+def test_what_was_done_before_an_interruption_stays_and_is_told(filled, monkeypatch):
+    monkeypatch.setattr("shared_context.store.document_store.INGEST_TOGETHER", 50)
+    batch = [Document(f"Note {number} about the lamp. " * 8, f"note {number}") for number in range(6)]
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if 2 * done > total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as whole:
+        filled.add(batch, atomic=True, progress=interrupt)
+    assert len(filled) == 3 and not hasattr(whole.value, "__notes__")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        filled.add(batch, progress=interrupt)
+    stored = len(filled) - 3
+    assert 0 < stored < 6
+    assert caught.value.__notes__ == [f"{stored} of 6 documents are stored, up to 'note {stored - 1}'."]
+    filled.add(batch[stored:])
+    assert len(filled) == 9
+
+
 def test_appending_keeps_id_and_metadata(filled, documents):
     filled.append("lamp", "\nSince 1950 it is electric.")
     assert filled.get("lamp") == Document(
