@@ -4,8 +4,10 @@ from operator import itemgetter
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.language_models import FakeListChatModel, FakeListLLM
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
@@ -266,3 +268,111 @@ def test_with_message_history(chain, store):
     assert "Mustard" in "".join(piece.get("answer", "") for piece in pieces)
     history = SharedContextChatMessageHistory("ada", store)
     assert [message.type for message in history.messages] == ["human", "ai", "human", "ai"]
+
+
+class Listening(FakeListChatModel):
+    """Another chat model, which keeps what it was given."""
+
+    given: list = []
+
+    def _call(self, messages, *args, **kwargs):
+        assert "context" not in kwargs
+        self.given.append(messages)
+        return super()._call(messages, *args, **kwargs)
+
+
+@pytest.fixture
+def listening():
+    return Listening(responses=["At the lodge."], given=[])
+
+
+def test_any_other_chat_model_is_given_the_passages_as_text(store, listening):
+    chain = SharedContextChain.from_store(store, llm=listening, system_prompt="You are the porter.")
+    assert chain.invoke({**SAFE, "chat_history": [("human", "Hi."), ("ai", "Hello.")]})["answer"] == "At the lodge."
+    (messages,) = listening.given
+    assert [message.type for message in messages] == ["system", "human", "ai", "human"]
+    assert messages[0].content == "You are the porter."
+    assert DOCUMENTS[0].page_content in messages[-1].content
+    assert messages[-1].content.endswith(SAFE["input"])
+    assert sum(piece.get("answer", "") == "" for piece in chain.stream(SAFE)) == 2
+
+
+def test_an_llm_answers_too(store):
+    chain = SharedContextChain.from_store(store, llm=FakeListLLM(responses=["4711."]))
+    assert chain.invoke(SAFE)["answer"] == "4711."
+    assert "".join(piece.get("answer", "") for piece in chain.stream(SAFE)) == "4711."
+
+
+PROMPT = ChatPromptTemplate(
+    [("system", "Answer in {language}. {context}"), ("placeholder", "{chat_history}"), ("human", "{input}")]
+)
+
+
+def test_a_prompt_is_filled_with_what_is_pasted(store, listening):
+    chain = SharedContextChain.from_store(store, llm=listening, prompt=PROMPT)
+    given = {"input": "What is {this}?", "language": "Latin", "chat_history": [("human", "{that}")]}
+    result = chain.invoke(given)
+    assert result["language"] == "Latin"
+    system, earlier, asked = listening.given[0]
+    assert system.content.startswith("Answer in Latin. ") and DOCUMENTS[0].page_content in system.content
+    assert (earlier.content, asked.content) == ("{that}", "What is {this}?"), "braces of a user are text"
+
+
+def test_a_prompt_leaves_what_is_injected_to_the_model(chain, store):
+    runs = RunCollectorCallbackHandler()
+    prompted = SharedContextChain.from_store(store, llm=chain.llm, prompt=PROMPT)
+    result = prompted.invoke({**SAFE, "language": "English"}, config={"callbacks": [runs]})
+    assert "4711" in result["answer"]
+    asked = next(run for run in runs.traced_runs[0].child_runs if run.run_type == "llm")
+    assert "porter" not in str(asked.inputs) and "Answer in English." in str(asked.inputs)
+
+
+def test_a_model_with_something_bound_to_it_is_injected_into(chain, store):
+    bound = SharedContextChain.from_store(store, llm=chain.llm.bind(max_tokens=2))
+    assert chain.invoke(SAFE)["answer"].startswith(bound.invoke(SAFE)["answer"])
+    assert bound.llm.kwargs == {"max_tokens": 2}
+
+
+def test_metadata_are_shown_unless_they_are_not_wanted(store, model):
+    llm = ChatSharedLLM(model=model, max_tokens=1)
+
+    def entries(**settings):
+        runs = RunCollectorCallbackHandler()
+        SharedContextChain.from_store(store, llm=llm, **settings).invoke(SAFE, config={"callbacks": [runs]})
+        message = runs.traced_runs[0].child_runs[-1].outputs["generations"][0][0]["message"]["kwargs"]
+        return message["response_metadata"]["context_entries"]
+
+    assert entries() > entries(show_metadata=False) > 0
+
+
+def test_a_program_may_be_run_again(make_small_model, tmp_path):
+    model = make_small_model()
+    for text in ("The gate opens at six.", "The gate opens at six.", "The gate opens at seven."):
+        documents = [Document(text, metadata={"source": "gate.txt"}), Document("", metadata={"source": "gate.txt"})]
+        chain = SharedContextChain.from_documents(documents, model, path=tmp_path / "house.ctx", embedder=None)
+        assert [document.text for document in chain.store] == [text]
+        chain.store.close()
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"llm": "gpt"}, "llm is a str"),
+        ({"prompt": "Answer: {input}"}, "prompt is a str.*ChatPromptTemplate"),
+        ({"prompt": ChatPromptTemplate([("human", "{question}")])}, "{input}"),
+        ({"system_prompt": 5}, "system_prompt is a int"),
+        ({"prompt": PROMPT, "system_prompt": "Be brief."}, "both given"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_in_words(store, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        SharedContextChain.from_store(store, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [({"input": 5}, "input is a int"), ({**SAFE, "chat_history": "Hello"}, "chat_history is a str")],
+)
+def test_inputs_of_another_type_are_refused_in_words(chain, wrong, message):
+    with pytest.raises(QueryError, match=message):
+        chain.invoke(wrong)

@@ -4,15 +4,17 @@ import json
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 from langchain_tests.integration_tests import RetrieversIntegrationTests
+from langchain_tests.integration_tests.indexer import AsyncDocumentIndexTestSuite, DocumentIndexerTestSuite
 from pydantic import ValidationError
 
 from shared_context import SharedLLMContextStore
-from shared_context.errors import FilterError, QueryError
+from shared_context.errors import BatchError, ConfigError, DocumentError, FilterError, QueryError
 from shared_context.integrations.langchain import SharedContextRetriever
 
 TEXTS = {
@@ -149,3 +151,124 @@ def test_a_misspelt_setting_is_refused(store):
 def test_an_empty_question_is_refused(store):
     with pytest.raises(QueryError):
         SharedContextRetriever(store=store).invoke("  ")
+
+
+# Documents that are read again
+
+
+@pytest.fixture
+def small_store(make_small_model):
+    with SharedLLMContextStore(make_small_model(), embedder=None) as store:
+        yield store
+
+
+class TestStandardDocumentIndex(DocumentIndexerTestSuite):
+    @pytest.fixture
+    def index(self, small_store):
+        yield SharedContextRetriever(store=small_store)
+
+
+class TestStandardAsyncDocumentIndex(AsyncDocumentIndexTestSuite):
+    @pytest.fixture
+    async def index(self, small_store):
+        yield SharedContextRetriever(store=small_store)
+
+
+def page(text, source, **metadata):
+    return Document(text, metadata={"source": source, **metadata})
+
+
+def texts(store):
+    return {document.id: document.text for document in store}
+
+
+def test_a_second_run_adds_nothing_and_takes_in_what_changed(small_store):
+    monday = [page("The gate opens at six.", "gate.txt"), page("The lamp is lit at dusk.", "lamp.txt")]
+    for _ in range(2):
+        SharedContextRetriever.from_documents([*monday, Document("A note from nowhere.")], store=small_store)
+        assert len(small_store) == 3
+    tuesday = [page("The gate opens at seven.", "gate.txt"), monday[1]]
+    SharedContextRetriever.from_documents(tuesday, store=small_store)
+    assert len(small_store) == 3
+    assert small_store.get("gate.txt").text == "The gate opens at seven."
+    SharedContextRetriever.from_documents([page("The gate opens at seven.", "gate.txt", year=7)], store=small_store)
+    assert small_store.get("gate.txt").metadata["year"] == 7
+    assert "The lamp is lit at dusk." in texts(small_store).values(), "another source stays"
+
+
+def test_pages_that_are_gone_go_from_the_store(small_store):
+    pages = [page(f"This is page {number}.", "a.pdf") for number in (1, 2, 3)]
+    SharedContextRetriever.from_documents(pages, store=small_store)
+    SharedContextRetriever.from_documents([page("Another book.", "b.pdf"), pages[0]], store=small_store)
+    assert sorted(texts(small_store).values()) == ["Another book.", "This is page 1."]
+    SharedContextRetriever.from_documents([page("Only this.", "a.pdf")], store=small_store, source_key=None)
+    assert len(small_store) == 3
+
+
+def test_what_was_stored_before_under_other_ids_is_found_by_its_source(small_store):
+    small_store.add("The gate opens at six.", id="an old id", metadata={"source": "gate.txt"})
+    SharedContextRetriever.from_documents([page("The gate opens at seven.", "gate.txt")], store=small_store)
+    assert texts(small_store) == {"gate.txt": "The gate opens at seven."}
+
+
+def test_a_bad_page_is_left_out_and_leaves_what_was_stored(small_store, caplog):
+    good = [page("Page one.", "a.pdf"), page("Page two.", "a.pdf")]
+    SharedContextRetriever.from_documents(good, store=small_store)
+    worse = [good[0], page(" ", "a.pdf"), page("Page three.", "a.pdf")]
+    SharedContextRetriever.from_documents(worse, store=small_store)
+    assert "a.pdf#2" in caplog.text
+    assert list(texts(small_store).values()) == ["Page one.", "Page two.", "Page three."]
+    with pytest.raises(BatchError, match="a.pdf#2"):
+        SharedContextRetriever.from_documents(worse, store=small_store, on_error="raise")
+
+
+def test_langchains_index_keeps_it_in_step(small_store):
+    retriever, records = SharedContextRetriever(store=small_store), InMemoryRecordManager(namespace="house")
+    records.create_schema()
+
+    def read(*documents):
+        options = {"cleanup": "incremental", "source_id_key": "source", "key_encoder": "sha256"}
+        return index(list(documents), records, retriever, **options)
+
+    gate, lamp = page("The gate opens at six.", "gate.txt"), page("The lamp is lit at dusk.", "lamp.txt")
+    assert read(gate, lamp)["num_added"] == 2
+    assert read(gate, lamp)["num_skipped"] == 2
+    changed = read(page("The gate opens at seven.", "gate.txt"), lamp)
+    assert (changed["num_added"], changed["num_deleted"]) == (1, 1)
+    assert sorted(texts(small_store).values()) == ["The gate opens at seven.", "The lamp is lit at dusk."]
+
+
+def test_floor_recent_and_prefilter_chunks_reach_the_selection(handbook_store):
+    question = "When does the night shift start?"
+    retriever = SharedContextRetriever(store=handbook_store, budget=1024)
+
+    def places(passages):
+        return sorted((passage.metadata["start"], passage.metadata["end"]) for passage in passages)
+
+    usual = places(retriever.invoke(question))
+    for setting in ({"floor": 1.0}, {"recent": 64}, {"prefilter_chunks": 1}):
+        selection = handbook_store.select(question, budget=1024, **setting)
+        expected = sorted((run[0].start, run[-1].end) for run in selection.runs)
+        assert places(retriever.invoke(question, **setting)) == expected != usual
+        assert places(SharedContextRetriever(store=handbook_store, budget=1024, **setting).invoke(question)) == expected
+    with pytest.raises(ConfigError, match="recent"):
+        retriever.invoke(question, k=2, recent=64)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ("a text", "documents is a str"),
+        (["a text"], r"documents\[0\] is a str"),
+        (Document("alone"), "documents is a Document"),
+        (None, "documents is a NoneType"),
+    ],
+)
+def test_documents_of_another_type_are_refused_in_words(small_store, wrong, message):
+    with pytest.raises(DocumentError, match=message):
+        SharedContextRetriever.from_documents(wrong, store=small_store)
+
+
+def test_a_store_of_another_type_is_refused_in_words():
+    with pytest.raises(ConfigError, match="store is a str.*path="):
+        SharedContextRetriever.from_documents([Document("A text.")], store="handbook.ctx")

@@ -21,14 +21,14 @@ from langchain_core.messages import (
     ToolCallChunk,
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough, ensure_config
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
 from shared_context import SharedLLMModel
 from shared_context.errors import ConfigError
 from shared_context.integrations.langchain.documents import describe
-from shared_context.integrations.langchain.history import SharedContextChatMessageHistory
+from shared_context.integrations.langchain.history import history_of_run
 from shared_context.integrations.langchain.messages import to_conversation, with_instructions, with_request
 from shared_context.integrations.langchain.settings import GenerationSettings, details_of, load_model, usage_of
 from shared_context.integrations.langchain.structured import StructuredOutputMethod, parser_for
@@ -49,7 +49,8 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
     ``usage_metadata`` (injected KV entries count as ``cache_read`` input) and ``response_metadata`` with
     ``model_name``, ``finish_reason``, ``time_to_first_token`` (seconds) and ``context_entries``.
 
-    In a RunnableWithMessageHistory over a SharedContextChatMessageHistory the older turns are injected too.
+    In a LangGraph thread that a SharedContextSaver keeps, and in a RunnableWithMessageHistory over a
+    SharedContextChatMessageHistory, the older turns are injected too.
 
     ``bind_tools`` and ``with_structured_output`` tell the model what is wanted and let it write nothing else, so that
     every call and every object has the form asked for. What stands in it is the model's: the default model, of 135
@@ -229,9 +230,8 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
         tools, schema = kwargs.pop("tools", None), kwargs.pop("told_schema", None)
         choice, parallel = kwargs.pop("tool_choice", None), kwargs.pop("parallel_tool_calls", False)
         model, arguments = self._call_arguments(stop, kwargs)
-        # where RunnableWithMessageHistory puts the history whose messages it has put into the prompt
-        history = ensure_config().get("configurable", {}).get("message_history")
-        if isinstance(history, SharedContextChatMessageHistory) and history.store.model.identity == model.identity:
+        history = history_of_run()
+        if history is not None and history.store.model.identity == model.identity:
             messages, arguments["context"] = history.compressed(messages, arguments.get("context"))
         turns = to_conversation(messages, with_tools=bool(tools))
         toolbox = _toolbox(tools, choice, parallel) if tools else None

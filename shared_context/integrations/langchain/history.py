@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import (
@@ -16,6 +16,7 @@ from langchain_core.messages import (
     message_to_dict,
     messages_from_dict,
 )
+from langchain_core.runnables import ensure_config
 
 from shared_context import Selection, SharedLLMContextStore
 from shared_context.integrations.langchain.messages import TURN_SEPARATOR, role_of, text_of
@@ -29,6 +30,8 @@ class SharedContextChatMessageHistory(BaseChatMessageHistory):
     """A conversation that a store keeps: every message as it was, and old turns ready to be injected.
 
         RunnableWithMessageHistory(llm, lambda session: SharedContextChatMessageHistory(session, store))
+
+    LangChain calls RunnableWithMessageHistory deprecated; in LangGraph a SharedContextSaver does the same for threads.
 
     A conversation may outgrow the model's window. In a RunnableWithMessageHistory a ChatSharedLLM of the store's model,
     alone, behind a prompt or in a SharedContextChain, reads the last turns as they are, and of the older ones what the
@@ -71,7 +74,7 @@ class SharedContextChatMessageHistory(BaseChatMessageHistory):
         """A prompt in which the turns before ``recent_messages`` are not read but injected.
 
         Args:
-            messages: a prompt that has :attr:`messages` somewhere and ends with a question.
+            messages: a prompt that has :attr:`messages` somewhere and a question behind them.
             context: what else is injected, or pasted, behind them.
 
         Returns:
@@ -84,7 +87,9 @@ class SharedContextChatMessageHistory(BaseChatMessageHistory):
         at = next((start for start in starts if prompt[start : start + len(older)] == older), None)
         if not older or at is None:
             return prompt, context
-        selection = self.select(text_of(prompt[-1]), budget=self.budget)
+        # in an agent's loop what tools said stands behind the question
+        asked = next((message for message in reversed(prompt) if isinstance(message, HumanMessage)), prompt[-1])
+        selection = self.select(text_of(asked), budget=self.budget)
         if isinstance(context, str):
             context = TURN_SEPARATOR.join([selection.text, context])
         else:
@@ -105,6 +110,27 @@ class SharedContextChatMessageHistory(BaseChatMessageHistory):
     def clear(self) -> None:
         """Forget the conversation."""
         self._memory.clear()
+
+
+@runtime_checkable
+class KeepsHistories(Protocol):
+    """Who keeps the conversations of threads, LangGraph's SharedContextSaver."""
+
+    def history(self, thread_id: str) -> SharedContextChatMessageHistory:
+        """The conversation of a thread."""
+
+
+def history_of_run() -> SharedContextChatMessageHistory | None:
+    """The conversation that the present run belongs to; None where a store keeps none."""
+    # RunnableWithMessageHistory puts the history here whose messages it has put into the prompt, LangGraph the
+    # checkpointer of its thread, each under a name of its own.
+    configurable = ensure_config().get("configurable", {})
+    for value in configurable.values():
+        if isinstance(value, SharedContextChatMessageHistory):
+            return value
+        if isinstance(value, KeepsHistories) and "thread_id" in configurable:
+            return value.history(str(configurable["thread_id"]))
+    return None
 
 
 def _to_message(turn: dict[str, Any]) -> BaseMessage:
