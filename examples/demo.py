@@ -64,6 +64,7 @@ def main(folder: Path = DEFAULT_STORE) -> None:
         for asked in ASKED_THROUGH_LANGCHAIN:
             show(langchain, store, *questions[asked])
         compare(store, questions[asked][0])
+        coarsen(store, *questions[asked])
 
         stats = store.stats()
         size = (stats["database_bytes"] + stats["kv_cache"]["disk"]["bytes"]) / 2**20
@@ -170,6 +171,18 @@ def compare(store: SharedLLMContextStore, question: str) -> None:
     )
     print(f"\n== First token over {selection.kv_entries:,} tokens of context, once they are found: ", end="")
     print(f"{injected:.2f} s injected and warm, {pasted:.2f} s pasted as text")
+
+
+def coarsen(store: SharedLLMContextStore, question: str, expected: str) -> None:
+    """Print what is answered over the same passages at two grains, and how likely the handbook's answer is."""
+    passages = store.retrieve(question, k=2)
+    print(f"\n== The best two passages, whole and an eighth of their KV: {question}")
+    for ratio in (1, 8):
+        spans = [(passage.doc_id, passage.start, passage.end, ratio) for passage in passages]
+        selection = store.selection_from(spans)
+        answer = store.model.generate(question, context=selection, max_new_tokens=32)
+        nll = store.model.score(question, expected, context=selection)
+        print(f"    ratio {ratio:<2}     {selection.kv_entries:>4} entries, {nll:.2f} nats: {' '.join(answer.split())}")
 
 
 def read_questions() -> dict[str, tuple[str, str]]:

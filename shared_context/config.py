@@ -20,6 +20,9 @@ Rows = Literal["importance", "stride"]
 """Which rows of a node a coarse grain keeps: the most important over all heads and layers together, other ones in every
 head; or every ratio-th, the same in all heads (arXiv 2603.04759)."""
 
+ImportanceMethod = Literal["repetition", "probe"]
+"""How the importance of rows is known: from a repetition of the chunk, or guessed from its keys and values."""
+
 MIB = 1024**2
 GIB = 1024**3
 
@@ -169,6 +172,8 @@ class StoreConfig:
             questions about something else part at about 0.35.
         lead_in: tokens of a document before a chunk that are read first when the chunk is encoded, and are not part of
             it: what lies across the edge of two chunks would otherwise be encoded without its beginning.
+        importance: how it is known which rows a coarse grain keeps: "repetition" costs one further pass over a chunk
+            and a half; "probe" nothing to speak of, where one was fitted for the model, and its guesses lose more.
         max_document_bytes: larger documents are refused (bytes of UTF-8).
     """
 
@@ -179,6 +184,7 @@ class StoreConfig:
     floor: float = 0.4
     min_score: float = 0.0
     lead_in: int = 64
+    importance: ImportanceMethod = "repetition"
     max_document_bytes: int = 32 * MIB
 
     def __post_init__(self) -> None:
@@ -188,6 +194,7 @@ class StoreConfig:
         require(floor, "floor", self.floor, "must lie between 0 and 1")
         least = isinstance(self.min_score, Real) and 0 <= self.min_score <= 1
         require(least, "min_score", self.min_score, "must lie between 0 and 1")
+        one_of("importance", self.importance, ImportanceMethod)
         require(self.lead_in >= 0, "lead_in", self.lead_in, "must be 0 or more tokens")
         require(self.max_document_bytes >= 1, "max_document_bytes", self.max_document_bytes, "must be 1 byte or more")
 

@@ -16,6 +16,7 @@ from shared_context.cli.options import (
     DeviceOption,
     DtypeOption,
     FilterOption,
+    FineOption,
     JsonOption,
     KvLimitOption,
     MaxNewTokensOption,
@@ -46,6 +47,7 @@ def ask(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     budget: BudgetOption = 1024,
+    fine: FineOption = None,
     policy: PolicyOption = None,
     filters: FilterOption = None,
     prefilter: PrefilterOption = None,
@@ -69,7 +71,9 @@ def ask(
         started = time.perf_counter()
         selection = None
         if not no_context:
-            selection = store.select(question, budget=budget, policy=policy, filters=wanted, prefilter=prefilter)
+            selection = store.select(
+                question, budget=budget, fine=fine, policy=policy, filters=wanted, prefilter=prefilter
+            )
             if not selection:
                 output.nothing_found(path, wanted)
         select_seconds = time.perf_counter() - started

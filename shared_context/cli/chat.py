@@ -20,6 +20,7 @@ from shared_context.cli.options import (
     DeviceOption,
     DtypeOption,
     FilterOption,
+    FineOption,
     KvLimitOption,
     MaxNewTokensOption,
     ModelOption,
@@ -53,6 +54,7 @@ def chat(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     budget: BudgetOption = 1024,
+    fine: FineOption = None,
     policy: PolicyOption = None,
     filters: FilterOption = None,
     prefilter: PrefilterOption = None,
@@ -69,7 +71,7 @@ def chat(
     """
     wanted = parse_filters(filters)
     limit = parse_bytes(kv_limit, "--kv-limit")
-    options = {"policy": policy, "filters": wanted, "prefilter": prefilter}
+    options = {"policy": policy, "fine": fine, "filters": wanted, "prefilter": prefilter}
     failed = False
     with (
         session.open_store(path, model, limit, adapter=adapter, dtype=dtype, device=device) as store,

@@ -15,6 +15,7 @@ from shared_context.cli import output, session
 from shared_context.cli.options import (
     BudgetOption,
     FilterOption,
+    FineOption,
     JsonOption,
     ModelOption,
     PolicyOption,
@@ -43,6 +44,7 @@ def inspect(
     ] = None,
     model: ModelOption = None,
     budget: BudgetOption = 1024,
+    fine: FineOption = None,
     policy: PolicyOption = None,
     coarse: Annotated[
         str | None,
@@ -74,12 +76,12 @@ def inspect(
     with session.open_store(path, model) as store:
         asked_for = [store.get(id) for id in document or ()]
         selection = store.select(
-            question, budget=budget, policy=policy, coarse=ratios, filters=wanted, prefilter=prefilter
+            question, budget=budget, policy=policy, fine=fine, coarse=ratios, filters=wanted, prefilter=prefilter
         )
         if not selection:
             output.nothing_found(path, wanted)
         documents = asked_for or [store.get(id) for id in selection.doc_ids]
-        fine = store.config.tree.fine
+        fine = fine or store.config.tree.fine
     seen = [(d, parts_of(len(d.text), (n for n in selection.nodes if n.doc_id == d.id), fine)) for d in documents]
     if as_json:
         output.print_json(_as_dict(selection, seen, full))

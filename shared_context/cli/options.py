@@ -33,6 +33,10 @@ DtypeOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps; auto takes a GPU where one is.")]
 BudgetOption = Annotated[int, typer.Option("--budget", help="KV entries that the context may hold.")]
+FineOption = Annotated[
+    int | None,
+    typer.Option("--fine", metavar="RATIO", help="Tokens for each KV entry of what is shown; by default the store's."),
+]
 PolicyOption = Annotated[
     Policy | None,
     typer.Option("--policy", help="How passages are scored. [hybrid]"),

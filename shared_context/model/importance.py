@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+
+from shared_context.kernels import ChunkKV
 
 METHOD = "repetition-1"
 """Names how importance is computed; another name stands for other numbers."""
@@ -17,6 +20,18 @@ OVERLAP = 8
 
 QUERIES = 256
 """Queries whose scores are in memory at a time."""
+
+
+class ImportanceScorer(NamedTuple):
+    """A way to know importance.
+
+    Attributes:
+        method: names it; other methods give other numbers.
+        score: from the token ids of chunks and their encodings, importance of each, float16 [layers, kv_heads, tokens].
+    """
+
+    method: str
+    score: Callable[[Sequence[torch.Tensor], Sequence[ChunkKV]], list[torch.Tensor]]
 
 
 class ImportanceObserver:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from shared_context.config import InjectionKind, Rows, one_of, require
+from shared_context.config import ImportanceMethod, InjectionKind, Rows, one_of, require
 from shared_context.errors import ConfigError, QueryError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.adapting import check_injection, put_to_work
@@ -33,10 +33,11 @@ from shared_context.model.decoding import (
 )
 from shared_context.model.generation import AsyncCompletionStream, Completion, CompletionStream
 from shared_context.model.identity import arithmetic, fingerprint
-from shared_context.model.importance import REQUEST
+from shared_context.model.importance import REQUEST, ImportanceScorer
 from shared_context.model.injection import CrossAttentionInjection, PrefixInjection
 from shared_context.model.loading import load
 from shared_context.model.pretrained import DEFAULT_MODEL
+from shared_context.model.probe import ImportanceProbe, shipped_probe
 from shared_context.model.prompt import SYSTEM_PROMPT, Prompt, PromptFormat
 from shared_context.model.requests import Context, Request, RequestReader, is_single
 from shared_context.model.scoring import score_batch
@@ -67,6 +68,7 @@ class SharedLLMModel:
         ends: ids of the tokens that end an answer.
         injection: how the decoder is shown the context.
         compressor: encodes chunks.
+        probe: guesses importance, for stores that ask for it; None is the one that ships for the model, if any.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class SharedLLMModel:
         self._requests = RequestReader(name, self.prompt_format, self.tokenize, context_window, self.injection.in_cache)
         self._constraints = ConstraintCompiler(tokenizer, model.config.vocab_size)
         self._adapter: Adapter | None = None
+        self.probe: ImportanceProbe | None = None
 
     @classmethod
     def from_pretrained(
@@ -248,6 +251,25 @@ class SharedLLMModel:
     def rows(self) -> Rows:
         """Which rows coarse grains keep where nothing else is asked for: as the adapter is served."""
         return "importance" if self._adapter is None else self._adapter.config.rows
+
+    def importance_scorer(self, method: ImportanceMethod) -> ImportanceScorer:
+        """A way to know how much the model needs each row of a chunk.
+
+        Raises:
+            ConfigError: there is no probe for the model as it is.
+        """
+        if method == "repetition":
+            return ImportanceScorer(self.compressor.importance_method, self.compressor.importance)
+        probe = self.probe or (shipped_probe(self.fingerprint) if self._adapter is None else None)
+        whole = self.compressor.layers == self.hf_model.config.num_hidden_layers
+        require(
+            probe is not None and probe.fingerprint == self.fingerprint and whole,
+            "importance",
+            method,
+            f"there is no probe for all layers of {self.name} as it was loaded; fit one with shared-context probe and "
+            "set model.probe, or use 'repetition'",
+        )
+        return probe.scorer(self.injection.rotary, len(self.prompt_format.prefix))
 
     # Tokens
 

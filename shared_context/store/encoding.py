@@ -44,6 +44,7 @@ class ChunkEncoder:
         config: the store's settings.
         salt: of the namespace whose chunks these are.
         is_there: whether a document has a chunk of this digest now, whatever process deletes documents.
+        score: how the importance of rows is known, see :class:`~shared_context.model.importance.ImportanceScorer`.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class ChunkEncoder:
         config: StoreConfig,
         salt: bytes,
         is_there: Callable[[bytes], bool],
+        score: Callable[[Sequence[torch.Tensor], Sequence[ChunkKV]], list[torch.Tensor]],
     ):
         self._model, self._cache, self._config, self._salt, self._is_there = model, cache, config, salt, is_there
+        self._score = score
 
     def chunk(self, token_ids: np.ndarray, number: int) -> Chunk:
         """A chunk of a document's tokens."""
@@ -135,7 +138,7 @@ class ChunkEncoder:
         whole = whole.quantized() if self._config.cache.quantize else whole
         if not scored or whole.importance is not None:
             return whole
-        (importance,) = self._model.compressor.importance([ids], [whole])
+        (importance,) = self._score([ids], [whole])
         return replace(whole, importance=importance)
 
     def _kept(self, chunk: Chunk | SelectedChunk, whole: ChunkKV) -> ChunkKV | RaggedKV:

@@ -118,12 +118,13 @@ class SharedLLMContextStore:
     def _set_up(self, codec: Codec) -> None:
         """The rooms of the store."""
         model, config, embedder, cache = self.model, self.config, self.embedder, self.config.cache
+        scorer = model.importance_scorer(config.importance)
         self._cache = TieredKVCache(
             cache.memory_bytes,
             self.path / "kv" if self.path is not None else None,
             cache.disk_bytes,
             quantize=cache.quantize,
-            importance_method=model.compressor.importance_method,
+            importance_method=scorer.method,
         )
         dimension = embedder.dimension if embedder is not None else 0
         settings = model.hf_model.config
@@ -133,7 +134,7 @@ class SharedLLMContextStore:
         self._catalogue = Catalogue(
             self._database, namespace, salt, self._new_index(), shape, self._cache, partial(header_ids, model, config)
         )
-        self._encoder = ChunkEncoder(model, self._cache, config, salt, self._catalogue.has_chunk)
+        self._encoder = ChunkEncoder(model, self._cache, config, salt, self._catalogue.has_chunk, scorer.score)
         self._documents = DocumentStore(self._catalogue, Ingestion(model, codec, embedder, config.tree), config)
         self._selections = Selections(model, config, codec, embedder, self._catalogue, self._encoder, self._rewrite)
         self._conversations = Conversations(

@@ -26,7 +26,7 @@ COMMANDS = [
     "export",
     "stats",
 ]
-COMMANDS += ["gc", "compact", "copy", "check", "models", "report", "eval", "bench", "train"]
+COMMANDS += ["gc", "compact", "copy", "check", "models", "grains", "probe", "report", "eval", "bench", "train"]
 
 
 def run(*args):

@@ -45,6 +45,7 @@ class SharedContextRetriever(DocumentIndex):
         prefilter_chunks: search only this many chunks of them.
         floor: share of the best score below which a budget is rather left unspent; None is the store's.
         recent: tokens at the end of the last document that come first whatever they say.
+        fine, coarse: tokens for each KV entry of what is opened, and by level of what is not; None is the store's.
         show_metadata: the budget pays for metadata in front of passages, as a chain injects them.
 
     Raises:
@@ -62,6 +63,8 @@ class SharedContextRetriever(DocumentIndex):
     prefilter_chunks: int | None = None
     floor: float | None = None
     recent: int = 0
+    fine: int | None = None
+    coarse: list[int | None] | None = None
     show_metadata: bool = False
 
     model_config = ConfigDict(extra="forbid")  # a misspelt setting must not pass unseen
@@ -162,6 +165,8 @@ class SharedContextRetriever(DocumentIndex):
             "prefilter_chunks": self.prefilter_chunks,
             "floor": self.floor,
             "recent": self.recent,
+            "fine": self.fine,
+            "coarse": self.coarse,
             "show_metadata": self.show_metadata,
             **overrides,
         }
@@ -170,7 +175,7 @@ class SharedContextRetriever(DocumentIndex):
         if k is None:
             return from_runs(self.store.select(query, budget=budget, **settings).runs)
         settings.pop("show_metadata")  # only a budget has to know
-        for setting in ("floor", "recent"):
+        for setting in ("floor", "recent", "fine", "coarse"):
             if value := settings.pop(setting):
                 raise ConfigError(f"{setting}={value!r} goes with a budget and not with k={k}: leave one of them out")
         return from_runs([node] for node in self.store.retrieve(query, k, **settings))

@@ -41,12 +41,14 @@ class SharedContextRetriever(BaseRetriever):
         floor: share of the best score below which nothing is retrieved although the budget has room: 0 spends all of
             it, 1 retrieves the best alone, None leaves it to the store. Goes with a budget.
         recent: tokens at the end of the last document that are retrieved first. Goes with a budget.
+        fine, coarse: tokens for each KV entry of what is opened, and by level of what is not, as for the store's
+            ``select``; None leaves them to the store. Go with a budget.
         hidden_keys: metadata to keep out of prompts and embeddings beside what documents exclude themselves.
         show_metadata: the model is shown the metadata, too, so they count in the budget.
         callback_manager, verbose: as in other retrievers.
 
     Raises:
-        ConfigError: ``similarity_top_k`` with ``budget``, ``floor`` or ``recent``.
+        ConfigError: ``similarity_top_k`` with ``budget``, ``floor``, ``recent``, ``fine`` or ``coarse``.
         FilterError: ``filters`` cannot be translated.
     """
 
@@ -64,6 +66,8 @@ class SharedContextRetriever(BaseRetriever):
         min_score: float | None = None,
         floor: float | None = None,
         recent: int = 0,
+        fine: int | None = None,
+        coarse: Sequence[int | None] | None = None,
         hidden_keys: Sequence[str] = (),
         show_metadata: bool = True,
         callback_manager: CallbackManager | None = None,
@@ -73,10 +77,11 @@ class SharedContextRetriever(BaseRetriever):
             raise ConfigError(
                 f"budget={budget} and similarity_top_k={similarity_top_k}: both say how much to retrieve, drop one"
             )
-        if similarity_top_k is not None and (floor is not None or recent):
+        asked = {"floor": floor, "recent": recent or None, "fine": fine, "coarse": coarse}
+        given = ", ".join(f"{setting}={value}" for setting, value in asked.items() if value is not None)
+        if given and similarity_top_k is not None:
             raise ConfigError(
-                f"floor={floor} and recent={recent} with similarity_top_k={similarity_top_k}: they say how a budget is "
-                "spent; give budget= instead"
+                f"{given} with similarity_top_k={similarity_top_k}: that is how a budget is spent; give budget= instead"
             )
         self._store = store
         self._top_k = similarity_top_k
@@ -92,6 +97,8 @@ class SharedContextRetriever(BaseRetriever):
             "budget": DEFAULT_BUDGET if budget is None else budget,
             "floor": floor,
             "recent": recent,
+            "fine": fine,
+            "coarse": coarse,
             "show_metadata": show_metadata,
         }
         self._hidden_keys = tuple(hidden_keys)
