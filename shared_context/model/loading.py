@@ -10,12 +10,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from shared_context.config import require
 from shared_context.errors import ConfigError, ModelNotFoundError, SharedContextError, UnsupportedModelError
 from shared_context.model.injection import ATTENTION
-from shared_context.model.pretrained import resolve_model
+from shared_context.model.pretrained import find_gguf, resolve_model
 from shared_context.model.progress import quiet_loading
 from shared_context.model.support import check_config, processor_dtype
 
@@ -52,14 +59,20 @@ def load(
     for option, value in options.items():
         require(not value or option not in REFUSED_OPTIONS, option, value, REFUSED_OPTIONS.get(option, ""))
     place = _pick_device(device)
-    source = resolve_model(name_or_path, **hub)
+    options = dict(options)
+    gguf = find_gguf(name_or_path, options.pop("gguf_file", None), **hub)
+    if gguf is None:
+        source, in_file = resolve_model(name_or_path, **hub), {}
+    else:
+        source, in_file = str(gguf.parent), {"gguf_file": gguf.name}
+        options |= in_file | {"quantization_config": GgufConfig(dequantize=True)}
     # With trust_remote_code left open, transformers would ask on the terminal whether to run a repository's code.
     mend = "choose a decoder-only model that transformers knows itself, or mend the file"
     with _said_as(UnsupportedModelError, f"The config.json of {name} cannot be read; {mend}"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **in_file)
     check_config(config, name)
     with _said_as(ModelNotFoundError, f"The tokenizer of {name} is missing or damaged; add its tokenizer.json"):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **in_file)
     if not tokenizer.is_fast:
         raise UnsupportedModelError(
             f"{name} has only a slow tokenizer, which gives no character offsets; add a tokenizer.json to it."

@@ -151,6 +151,45 @@ def find_weights(name_or_path: str | Path, *, subfolders: bool = False, **hub: s
         ) from error
 
 
+def find_gguf(name_or_path: str | Path, gguf_file: str | None, **hub: str | Path | None) -> Path | None:
+    """The GGUF file that is named: one of one's own, or one of a folder or a repository; None where none is.
+
+    Args:
+        name_or_path: the file, or the folder or repository that holds it.
+        gguf_file: its name there; None where ``name_or_path`` is the file, or no GGUF is meant.
+        **hub: as in `resolve_model`.
+
+    Raises:
+        ModelNotFoundError: there is no such file, and it could not be fetched.
+        ConfigError: a revision of what has none.
+    """
+    path = Path(name_or_path).expanduser()
+    if gguf_file is None:
+        if path.suffix.lower() != ".gguf":
+            return None
+    elif path.is_dir():
+        path = path / gguf_file
+    else:
+        return _fetched_gguf(str(name_or_path), gguf_file, hub)
+    _refuse_revision(path, hub)
+    if not path.is_file():
+        raise ModelNotFoundError(f"the GGUF file {path} does not exist; give the path of one that does.")
+    return path.absolute()
+
+
+def _fetched_gguf(repo: str, gguf_file: str, hub: Mapping[str, str | Path | None]) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, gguf_file, **hub))
+    except (OSError, ValueError) as error:  # no such repository or file, no network, no name of a repository
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelNotFoundError(
+            f"{gguf_file} of {repo} is neither in the Hugging Face cache nor could it be fetched from the Hub "
+            f"({reason}). Check both names, or give the path of the file."
+        ) from error
+
+
 def _refuse_revision(name_or_path: str | Path, hub: Mapping[str, object]) -> None:
     revision = hub.get("revision")
     mend = f"{name_or_path} has no revisions; leave it out, or give the name of a repository on the Hub"

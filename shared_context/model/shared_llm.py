@@ -146,7 +146,8 @@ class SharedLLMModel:
         """Load a model.
 
         Args:
-            name_or_path: "smollm2-135m-instruct" (the embedded default), a Hugging Face name, or a folder.
+            name_or_path: "smollm2-135m-instruct" (the embedded default), a Hugging Face name, a folder, or a GGUF file,
+                whose weights are unpacked; one of a repository or a folder is named by ``gguf_file`` beside it.
             adapter: a trained adapter, which brings its injection and layers: "factoid", which ships with the library
                 (short answers to questions of fact, for the embedded default only), a folder, or a repository on the
                 Hub. None leaves the model as it is, which serves every kind of request.
