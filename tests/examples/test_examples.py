@@ -1,10 +1,9 @@
-"""Every example, and every program in the README, runs as a newcomer runs it, without a network."""
+"""Every example runs as a newcomer runs it, without a network."""
 
 import difflib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,35 +147,6 @@ def test_many_documents_are_narrowed_by_prefilter_and_filters(weights: None):
         "How the pilots take their turns",
         "Becoming a pilot",
     }
-
-
-# ---- the README
-
-
-def programs(language: str) -> list[str]:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-
-
-def side(diff: str, sign: str) -> str:
-    """The program before (``-``) or after (``+``) a diff."""
-    return "".join(f"{line[1:]}\n" for line in diff.splitlines() if line[:1] in ("", " ", sign))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sign", ["-", "+"])
-@pytest.mark.parametrize("number", [0, 1])
-def test_both_sides_of_a_swap_in_the_readme_run(weights: None, number: int, sign: str):
-    answer, sources = run("-c", side(programs("diff")[number], sign), cwd=EXAMPLES).strip().rsplit(" ", 1)
-    assert answer
-    assert int(sources) > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-def test_programs_in_the_readme_run(weights: None, tmp_path: Path, number: int):
-    shutil.copytree(EXAMPLES / "data", tmp_path / "examples" / "data")
-    assert run("-c", programs("python")[number], cwd=tmp_path)
 
 
 # ---- the data
