@@ -85,6 +85,36 @@ def retrieval(
 
 
 @app.command(epilog=output.EXIT_CODES)
+def evidence(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Documents with marked characters: JSONL with id, text and questions, each with question and "
+            "evidence, a list of [start, end] in characters.",
+            show_default=False,
+        ),
+    ],
+    model: EvalModelOption = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option("--tokens", help="Tokens shown; may be given several times. [128 to 1024]")
+    ] = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    resume: ResumeOption = None,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """How much of what a question is about is shown? Share and all of it, by tokens shown, with two controls."""
+    from shared_context.evaluation import evidence as measurement
+
+    reader = load(model)
+    shown = tuple(sorted(tokens)) if tokens else measurement.TOKENS
+    report = measurement.measure(reader, data, limit=limit, seed=seed, tokens=shown, resume=resume)
+    finish([report], json_file, html_file)
+
+
+@app.command(epilog=output.EXIT_CODES)
 def answers(
     data: DataArgument,
     model: EvalModelOption = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,27 @@ from shared_context.evaluation.questions import Span
 
 RESAMPLES = 10_000
 """How often questions are drawn anew, with replacement, for an interval."""
+
+
+def covered(shown: Iterable[Span], wanted: Iterable[Span], documents: Mapping[str, str]) -> float:
+    """The share of the wanted characters that are shown.
+
+    Overlapping spans count once, and blanks not at all: who splits a text drops those at the ends of its parts.
+
+    Args:
+        shown, wanted: in any order.
+        documents: texts by id.
+
+    Raises:
+        ValueError: nothing is wanted.
+    """
+    asked, seen = (
+        {(span.document, at) for span in spans for at in range(span.start, span.end)} for spans in (wanted, shown)
+    )
+    asked = {(id, at) for id, at in asked if not documents[id][at].isspace()}
+    if not asked:
+        raise ValueError("no characters are wanted; a share needs at least one")
+    return len(asked & seen) / len(asked)
 
 
 def holds_a_span(shown: Iterable[Span], wanted: Iterable[Span]) -> bool:

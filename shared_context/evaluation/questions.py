@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,6 +157,54 @@ def read_questions(path: str | Path, unit: Unit = "file") -> QuestionSet:
     return found
 
 
+def read_evidence(path: str | Path) -> QuestionSet:
+    """Read documents with marked characters: what each question is about.
+
+    Args:
+        path: JSONL, also compressed (``.gz``), a document a row: ``id``, ``text`` and ``questions``, each with
+            ``question`` and ``evidence``, a list of ``[start, end]`` in characters of the text; ``answers`` where they
+            are known.
+
+    Raises:
+        DocumentError: it is not in this format, or none of its questions can be used.
+    """
+    path, left_out = Path(path), _LeftOut()
+    documents: dict[str, str] = {}
+    questions = []
+    try:
+        for at, row in _rows(path, left_out):
+            with left_out.unusable(at):
+                text = _field(row, "text", str)
+                id = _new_title(str(row.get("id") or at), documents.keys())
+                documents[id] = text
+                for number, one in enumerate(_field(row, "questions", list), start=1):
+                    with left_out.unusable(f"{at}, question {number}"):
+                        asked, spans = _field(one, "question", str), _evidence(one, id, text)
+                        whole = Span(id, min(span.start for span in spans), max(span.end for span in spans))
+                        questions.append(Question(asked, tuple(map(str, one.get("answers") or ())), spans, whole))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DocumentError(
+            f"{path} has no marked documents: {error!r}. Wanted: JSONL with id, text and questions, each with question "
+            "and evidence, a list of [start, end]."
+        ) from error
+    found = QuestionSet(documents, tuple(questions), left_out)
+    if not questions:
+        raise DocumentError(f"{path} has no question whose evidence is marked. Left out: {found.left_out_text}.")
+    return found
+
+
+def _evidence(asked: Mapping[str, Any], id: str, text: str) -> tuple[Span, ...]:
+    marked = asked.get("evidence")
+    pairs = [tuple(pair) for pair in marked] if isinstance(marked, list) else []
+    if not pairs:
+        raise _UnusableError("no evidence")
+    if not all(len(pair) == 2 and 0 <= pair[0] < pair[1] <= len(text) for pair in pairs):
+        raise _UnusableError("evidence outside of the text")
+    if not any(text[start:end].strip() for start, end in pairs):
+        raise _UnusableError("no evidence")
+    return tuple(Span(id, start, end) for start, end in pairs)
+
+
 # ---- SQuAD
 
 
@@ -167,6 +215,7 @@ def _read_squad(path: Path, unit: Unit) -> QuestionSet:
         with left_out.unusable(at := f"article {a}"):
             paragraphs = _field(article, "paragraphs", list)
             title = _new_title(str(article.get("title") or at), titles)
+            titles.add(title)
             for p, paragraph in enumerate(paragraphs, start=1):
                 with left_out.unusable(beneath := f"{at}, paragraph {p}"):
                     context, asked = _field(paragraph, "context", str), _field(paragraph, "qas", list)
@@ -179,13 +228,12 @@ def _read_squad(path: Path, unit: Unit) -> QuestionSet:
     return QuestionSet(builder.documents(), tuple(questions), left_out)
 
 
-def _new_title(title: str, titles: set[str]) -> str:
-    """The title, told apart from those that other articles have already, among which it is put."""
+def _new_title(title: str, titles: Container[str]) -> str:
+    """The title, told apart from those that other articles have already."""
     new, number = title, 1
     while new in titles:
         number += 1
         new = f"{title} ({number})"
-    titles.add(new)
     return new
 
 

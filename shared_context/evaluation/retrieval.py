@@ -114,7 +114,7 @@ def measure(
         for one in store, large_store:
             one.add([Document(text, id) for id, text in asked.documents.items()])
         twice = Way(LARGE, "", large.tree.leaf_size, _select(large_store, OURS, 0.0))
-        ways = [*_selections(store), twice, *_baselines(model, embedder, asked.documents, not_run)]
+        ways = [*selections(store), twice, *baselines(model, embedder, asked.documents, not_run)]
         chosen = asked.sample(limit, seed)
         ledger = Ledger(
             resume,
@@ -162,7 +162,7 @@ def _result(ways: Iterable[Way], question: Question, tokens: Sequence[int]) -> d
 # ---- the ways
 
 
-def _selections(store: SharedLLMContextStore) -> Iterator[Way]:
+def selections(store: SharedLLMContextStore) -> Iterator[Way]:
     """Every policy without the floor, so that all are shown the same number of tokens; the floor has its own way."""
     least = store.config.tree.leaf_size
     for policy in get_args(Policy):
@@ -181,7 +181,7 @@ def _select(store: SharedLLMContextStore, policy: Policy, floor: float | None) -
     return show
 
 
-def _baselines(
+def baselines(
     model: SharedLLMModel, embedder: Embedder, documents: Mapping[str, str], not_run: dict[str, str]
 ) -> Iterator[Way]:
     """Every baseline with all its settings; those that cannot run are put into ``not_run``."""
@@ -231,13 +231,35 @@ def _report(
     not_run: Mapping[str, str],
     seed: int,
 ) -> Report:
+    parts = compared(ways, tokens, hits, shown, seed, title="Share of questions whose answer is shown", short="recall")
+    return Report("retrieval", setting, parts, not_run=not_run, notes=[SHOWN, AT_ITS_BEST])
+
+
+def compared(
+    ways: Sequence[Way],
+    tokens: Sequence[int],
+    hits: Mapping[tuple[str, int], np.ndarray],
+    shown: Mapping[tuple[str, int], float],
+    seed: int,
+    *,
+    title: str,
+    short: str,
+) -> list[Lines | Table]:
+    """Plots and tables of what ways reach, the library's against the baselines at their best.
+
+    Args:
+        ways, tokens: what was measured, at how many tokens shown.
+        hits: by a way's name and the tokens, what each question reached, from 0 to 1.
+        shown: for the same, tokens shown in the mean.
+        seed: of the intervals.
+        title, short: what a question reached, in full and in a word.
+    """
     families = list(dict.fromkeys(way.family for way in ways))
-    # At its best: the setting that does best at this number of tokens on these very questions, known only afterwards.
-    best: dict[tuple[str, int], str] = {}
-    for family, n in product(families, tokens):
-        able = [way.name for way in ways if way.family == family and n >= way.least]
-        if able:
-            best[family, n] = max(able, key=lambda name, n=n: hits[name, n].mean())
+    best = {
+        (family, n): name
+        for family, n in product(families, tokens)
+        if (name := _best(ways, family, n, hits)) is not None
+    }
     label = {family: f"{family}, at its best" if family in BASELINES else family for family in families}
     recall = {
         family: Series(
@@ -252,30 +274,30 @@ def _report(
         for gain in [paired_difference(hits[OURS, n], hits[best[family, n], n], seed=seed)]
     ]
     columns = [str(n) for n in tokens]
-    parts = [
+    return [
         Lines(
-            "Share of questions whose answer is shown: the library's ways",
+            f"{title}: the library's ways",
             "tokens shown",
-            "recall",
+            short,
             [series for family, series in recall.items() if family not in BASELINES],
             log_x=True,
         ),
         Lines(
-            f"Share of questions whose answer is shown: {OURS} against the baselines",
+            f"{title}: {OURS} against the baselines",
             "tokens shown",
-            "recall",
+            short,
             [series for family, series in recall.items() if family in (OURS, *BASELINES)],
             log_x=True,
         ),
         Table(
-            f"{OURS} minus the baselines, paired, 95% interval over questions",
+            f"{OURS} minus the baselines, {short}, paired, 95% interval over questions",
             ("baseline", "tokens", "its best setting", "difference", "from", "to", f"{OURS} is"),
             gains,
             keys=2,
         ),
         *(
             Table(
-                f"{family}: every setting, recall by tokens shown",
+                f"{family}: every setting, {short} by tokens shown",
                 ("setting", *columns),
                 [
                     (way.setting, *(hits[way.name, n].mean() if (way.name, n) in hits else None for n in tokens))
@@ -292,19 +314,23 @@ def _report(
             [(label[f], *(shown[best[f, n], n] if (f, n) in best else None for n in tokens)) for f in families],
         ),
     ]
-    return Report(
-        "retrieval",
-        setting,
-        parts,
-        not_run=not_run,
-        notes=[
-            "Nobody is shown more tokens than the column says; a chunk or leaf that does not fit any more is passed "
-            "over for the next best that does. Baselines are LlamaIndex's VectorStoreIndex, BM25Retriever and "
-            "QueryFusionRetriever (without rewritten questions) over SentenceSplitter chunks, with the same embedder "
-            "and tokenizer. A baseline at its best has the setting that does best on these very questions at this "
-            "number of tokens, which nobody could know beforehand; each row of the library has one setting throughout.",
-        ],
-    )
+
+
+SHOWN = (
+    "Nobody is shown more tokens than the column says; a chunk or leaf that does not fit any more is passed over for "
+    "the next best that does. Baselines are LlamaIndex's VectorStoreIndex, BM25Retriever and QueryFusionRetriever "
+    "(without rewritten questions) over SentenceSplitter chunks, with the same embedder and tokenizer."
+)
+AT_ITS_BEST = (
+    "A baseline at its best has the setting that does best on these very questions at this number of tokens, which "
+    "nobody could know beforehand; each row of the library has one setting throughout."
+)
+
+
+def _best(ways: Sequence[Way], family: str, tokens: int, hits: Mapping[tuple[str, int], np.ndarray]) -> str | None:
+    """The setting that does best at this number of tokens on these very questions, known only afterwards."""
+    able = [way.name for way in ways if way.family == family and tokens >= way.least]
+    return max(able, key=lambda name: hits[name, tokens].mean(), default=None)
 
 
 def _point(n: int, hits: np.ndarray, seed: int) -> Point:
