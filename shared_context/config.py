@@ -164,6 +164,9 @@ class StoreConfig:
         code_size: dimensions of a token code; a code takes one byte per dimension and two for its scale.
         neighbour_weight: share of each neighbouring leaf's score that is added to a leaf's own, because an answer
             and what it is recognised by often lie on both sides of a leaf's edge. 0 scores every leaf alone.
+        section_weight: share of the mean score of a leaf's section (as many tokens around it as the budget, at most
+            512) that is added to its own before that: what a question is about is often said in a run of text, of
+            which few leaves have the question's words. 0 leaves it out.
         floor: share of the best leaf's score, counted from the mean, below which no leaf but the best one's
             neighbours is opened although the budget would allow it; 1 opens the best alone. What a question does not
             need dilutes what it does: see docs/figures.md.
@@ -181,6 +184,7 @@ class StoreConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     code_size: int = 64
     neighbour_weight: float = 0.4
+    section_weight: float = 1.0
     floor: float = 0.4
     min_score: float = 0.0
     lead_in: int = 64
@@ -190,6 +194,7 @@ class StoreConfig:
     def __post_init__(self) -> None:
         require(self.code_size >= 1, "code_size", self.code_size, "must be 1 or more dimensions")
         require(0 <= self.neighbour_weight <= 1, "neighbour_weight", self.neighbour_weight, "must lie between 0 and 1")
+        require(0 <= self.section_weight <= 4, "section_weight", self.section_weight, "must lie between 0 and 4")
         floor = isinstance(self.floor, Real) and 0 <= self.floor <= 1
         require(floor, "floor", self.floor, "must lie between 0 and 1")
         least = isinstance(self.min_score, Real) and 0 <= self.min_score <= 1

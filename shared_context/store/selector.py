@@ -44,8 +44,10 @@ from shared_context.store.scoring import (
     recent_scores,
     relevance,
     score,
+    section_leaves,
     touching,
     with_neighbours,
+    with_section,
 )
 from shared_context.store.word_index import WordIndex
 from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
@@ -218,7 +220,8 @@ class Selector:
         considered = self._considered(query, keys, prefilter, prefilter_chunks)
         if not len(considered):
             return Choice([], None, policy)
-        scored = self._score(query, considered, policy, smooth=policy != "last_token")
+        together = self._config.tree.leaf_size * self._config.tree.embedded_leaves
+        scored = self._score(query, considered, policy, 2 * together)  # whatever k is, or it would change the order
         level = self._config.tree.embedded_level
         scores = scored.levels[level]
         best = (divmod(int(flat), scores.shape[1]) for flat in np.argsort(-scores, axis=None, kind="stable"))
@@ -263,7 +266,7 @@ class Selector:
         min_score: float,
     ) -> tuple[list[ChunkCut], Twins]:
         """Best-first expansion under one budget over all chunks considered."""
-        scored = self._score(query, considered, policy, smooth=policy != "last_token")
+        scored = self._score(query, considered, policy, budget * tree.fine)
         # First, for what is repeated also counts once where the floor is laid.
         opened, late, twins = self._without_duplicates(scored, budget)
         if any(total > budget for total in accumulate(kv_entries(t.length, tree.fine) for t in scored.trees)):
@@ -389,7 +392,7 @@ class Selector:
         self, query: Query | None, considered: np.ndarray, policy: Policy, tree: TreeConfig, budget: int | None
     ) -> list[ChunkCut]:
         """The paper's search, in each chunk considered."""
-        scored = self._score(query, considered, policy, smooth=False)
+        scored = self._score(query, considered, policy, None)
         ratios = tree.coarse if any(tree.coarse) else paper_ratios(tree.height)
         by_paper = query is not None and policy == "last_token"
         paths = scored.paths(query.states[-1], self._leaf_states.all()) if by_paper else None
@@ -505,8 +508,12 @@ class Selector:
             self._prefilter = (leaves, Prefilter(leaves))
         return sorted(self._prefilter[1].nearest(embedding.numpy(), of_span, count))
 
-    def _score(self, query: Query | None, considered: np.ndarray, policy: Policy, *, smooth: bool) -> _Scored:
-        """Scores of all leaves of the chunks considered, arranged by chunk; zeros where there is no query."""
+    def _score(self, query: Query | None, considered: np.ndarray, policy: Policy, shown: int | None) -> _Scored:
+        """Scores of all leaves of the chunks considered, arranged by chunk; zeros where there is no query.
+
+        Args:
+            shown: tokens that will be shown; None leaves out what surrounds a leaf, as the paper's policy does always.
+        """
         tree, leaves = self._config.tree, self._index.leaves()
         everything = len(considered) == len(leaves.chunk_length)
         rows = np.arange(len(leaves)) if everything else np.flatnonzero(np.isin(leaves.chunk, considered))
@@ -516,8 +523,11 @@ class Selector:
             scores = torch.zeros(len(rows), device=leaves.codes.device)
         else:
             scores = score(query, leaves, taken, policy)
-        if smooth:
-            scores = with_neighbours(scores, touching(leaves, rows), self._config.neighbour_weight)
+        if shown is not None and policy != "last_token":
+            touch = touching(leaves, rows)
+            reach = section_leaves(shown, tree.leaf_size)
+            scores = with_section(scores, touch, reach, self._config.section_weight)
+            scores = with_neighbours(scores, touch, self._config.neighbour_weight)
         chunks, first, place = np.unique(leaves.chunk[rows], return_index=True, return_inverse=True)
         by_chunk = scores.new_full((len(chunks), 2**tree.height), -torch.inf)
         by_chunk[torch.from_numpy(place), torch.from_numpy(leaves.slot[rows])] = scores

@@ -159,7 +159,7 @@ leaf_texts = st.lists(st.sampled_from(["lamp", "wick", "oil"]), max_size=4).map(
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.dictionaries(st.integers(1, 9), st.lists(leaf_texts, min_size=1, max_size=9), min_size=1, max_size=4))
+@given(st.dictionaries(st.integers(1, 9), st.lists(leaf_texts, min_size=1, max_size=24), min_size=1, max_size=4))
 def test_bm25_is_that_of_the_formula(held):
     database, index = Database(None, {}), NodeIndex(TREE, 2)
     naive_leaves, naive_documents = [], []
