@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from shared_context import SharedLLMModel
 from shared_context.config import require
-from shared_context.kernels import ChunkKV, Rotary, assemble, rotate_keys
+from shared_context.kernels import ChunkKV, RaggedContext, Rotary, assemble, rotate_keys
 from shared_context.model.cache import CACHE_ARGUMENT, RoomyLayer, pages
 from shared_context.model.injection import CrossAttentionHooks, CrossAttentionInjection, additive_mask
 
@@ -234,9 +234,11 @@ class EncoderDecoder:
             encoded = ChunkKV(self._model.compressor.key_values([chunk])[:, :, 0])
             assemble([encoded], [rows], [number - (sink + rows)], injection.rotary, place)
             at += len(chunk)
-        seen = torch.ones((1, len(ids)), dtype=torch.bool, device=model.device)
+        counts = torch.full((kv.shape[1], 1, kv.shape[3]), len(ids))
+        starts = torch.arange(counts.numel()).view(counts.shape) * len(ids)
+        context = RaggedContext(kv[0].flatten(0, 3), kv[1].flatten(0, 3), starts, counts)
         position = torch.tensor([len(chunks)], device=model.device)
-        with CrossAttentionHooks(injection, model, kv, seen, position):
+        with CrossAttentionHooks(injection, model, context, position):
             return model(input_ids=prompt[None], use_cache=False, logits_to_keep=1).logits[0, -1]
 
 
