@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
 from shared_context import SharedLLMContextStore, SharedLLMModel  # noqa: E402
-from shared_context.model.injection import ATTENTION  # noqa: E402
+from shared_context.model.attention import ATTENTION  # noqa: E402
 
 # How long an example of a property test takes says how busy the machine is, and nothing else.
 settings.register_profile("no deadline", deadline=None)

@@ -18,7 +18,7 @@ from shared_context.evaluation.metrics import paired_difference
 from shared_context.evaluation.questions import Question, QuestionSet
 from shared_context.evaluation.report import Cell, Report, Table, Target, model_setting
 from shared_context.kernels import ChunkKV
-from shared_context.model.injection import CoarseKV, ContextKV
+from shared_context.model.context import CoarseKV, ContextKV
 from shared_context.progress import with_progress
 from shared_context.store.embedder import load_default_embedder
 from shared_context.store.encoding import kept_rows

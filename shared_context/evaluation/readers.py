@@ -14,8 +14,9 @@ from transformers.cache_utils import DynamicLayer
 from shared_context import SharedLLMModel
 from shared_context.config import require
 from shared_context.kernels import ChunkKV, RaggedContext, Rotary, assemble, rotate_keys
+from shared_context.model.attention import additive_mask
 from shared_context.model.cache import CACHE_ARGUMENT, RoomyLayer, pages
-from shared_context.model.injection import CrossAttentionHooks, CrossAttentionInjection, additive_mask
+from shared_context.model.cross_attention import CrossAttentionHooks, CrossAttentionInjection
 
 SINKS = 4
 """First tokens that a stream keeps, as many as StreamingLLM (arXiv 2309.17453) does."""

@@ -9,7 +9,7 @@ import torch
 
 from shared_context import Selection, SharedLLMModel
 from shared_context.kernels import ChunkKV
-from shared_context.model.injection import ContextKV
+from shared_context.model.context import ContextKV
 
 KEPT = 16
 """Texts whose keys and values are kept."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from shared_context.errors import AdapterError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.compressor import Compressor, with_projections
+from shared_context.model.cross_attention import CrossAttentionInjection
 from shared_context.model.decoder import InjectingDecoder
-from shared_context.model.injection import CrossAttentionInjection
 from shared_context.model.low_rank import InjectionLoRA, by_layer
 
 

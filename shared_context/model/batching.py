@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from shared_context.config import require
-from shared_context.model.injection import ContextKV
+from shared_context.model.context import ContextKV
 from shared_context.model.requests import Request
 
 

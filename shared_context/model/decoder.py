@@ -14,7 +14,9 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from shared_context.model.batching import Columns
 from shared_context.model.cache import CACHE_ARGUMENT, RoomyCache
 from shared_context.model.compressor import bottom_layers
-from shared_context.model.injection import ContextKV, CrossAttentionInjection, PrefixInjection
+from shared_context.model.context import ContextKV
+from shared_context.model.cross_attention import CrossAttentionInjection
+from shared_context.model.injection import PrefixInjection
 from shared_context.model.requests import Request
 
 PREFIXES_KEPT = 16

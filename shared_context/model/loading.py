@@ -21,7 +21,7 @@ from transformers import (
 
 from shared_context.config import require
 from shared_context.errors import ConfigError, ModelNotFoundError, SharedContextError, UnsupportedModelError
-from shared_context.model.injection import ATTENTION
+from shared_context.model.attention import ATTENTION
 from shared_context.model.pretrained import find_gguf, resolve_model
 from shared_context.model.progress import quiet_loading
 from shared_context.model.support import check_config, processor_dtype

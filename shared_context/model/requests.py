@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from shared_context.config import require
 from shared_context.errors import ConfigError, ModelMismatchError, QueryError, WindowExceededError
+from shared_context.model.context import ContextKV
 from shared_context.model.conversation import Message
-from shared_context.model.injection import ContextKV
 from shared_context.model.prompt import Prompt, PromptFormat
 from shared_context.model.tokenization import TokenizedText, check_text
 

@@ -21,6 +21,7 @@ from shared_context.model.batching import batches
 from shared_context.model.compressor import Compressor
 from shared_context.model.constraints import Constraint, ConstraintCompiler
 from shared_context.model.conversation import Message
+from shared_context.model.cross_attention import CrossAttentionInjection
 from shared_context.model.decoder import InjectingDecoder
 from shared_context.model.decoding import (
     SEVERAL_ANSWERS,
@@ -34,7 +35,7 @@ from shared_context.model.decoding import (
 from shared_context.model.generation import AsyncCompletionStream, Completion, CompletionStream
 from shared_context.model.identity import arithmetic, fingerprint
 from shared_context.model.importance import REQUEST, ImportanceScorer
-from shared_context.model.injection import CrossAttentionInjection, PrefixInjection
+from shared_context.model.injection import PrefixInjection
 from shared_context.model.loading import load
 from shared_context.model.pretrained import DEFAULT_MODEL
 from shared_context.model.probe import ImportanceProbe, shipped_probe

@@ -13,7 +13,7 @@ import torch
 from shared_context.config import Rows
 from shared_context.errors import ModelMismatchError
 from shared_context.kernels import ChunkKV, RaggedKV
-from shared_context.model.injection import CoarseKV, ContextKV
+from shared_context.model.context import CoarseKV, ContextKV
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.seen import as_html, parts_of
 from shared_context.tree import ContextTree, Grained, cut_rows, node_rows

@@ -15,7 +15,8 @@ from shared_context.config import require
 from shared_context.kernels import ChunkKV, rotate_keys
 from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.compressor import Compressor, bottom_layers
-from shared_context.model.injection import ContextKV, CrossAttentionInjection
+from shared_context.model.context import ContextKV
+from shared_context.model.cross_attention import CrossAttentionInjection
 from shared_context.model.low_rank import InjectionLoRA
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.training.examples import Example

@@ -31,7 +31,8 @@ from transformers import (
 )
 
 from shared_context import SharedLLMModel
-from shared_context.model.injection import ATTENTION, ContextKV
+from shared_context.model.attention import ATTENTION
+from shared_context.model.context import ContextKV
 from shared_context.model.prompt import Prompt
 
 SIZES = {

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import ConfigError, ModelMismatchError, QueryError, WindowExceededError
+from shared_context.model.context import ContextKV
 from shared_context.model.generation import Detokenizer
-from shared_context.model.injection import ContextKV
 from shared_context.model.prompt import Prompt
 
 TEXT = "The night shift starts at 21:47 at the north gate. The harbour master is Ingrid Vale."

@@ -5,8 +5,8 @@ import torch
 
 from shared_context import CacheConfig, SharedLLMContextStore, StoreConfig
 from shared_context.kernels import ChunkKV, attention_with_lse
+from shared_context.model.context import ContextKV
 from shared_context.model.in_place import EncodingsInPlace, Run, split_runs
-from shared_context.model.injection import ContextKV
 
 TOLERANCE = 1e-4
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shared_context.model.injection import CoarseKV, ContextKV
+from shared_context.model.context import CoarseKV, ContextKV
 
 TOLERANCE = 1e-4
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shared_context.model.adapter import Adapter, AdapterConfig
-from shared_context.model.injection import ContextKV
+from shared_context.model.context import ContextKV
 from shared_context.model.prompt import Prompt
 from shared_context.training.examples import Example
 from shared_context.training.layout import CutConfig, LayoutMaker
