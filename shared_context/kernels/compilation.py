@@ -22,7 +22,12 @@ from triton.compiler import ASTSource
 
 from shared_context.kernels.kv_assembly.triton_kernel import assembly_kernel, entries_of_a_program
 from shared_context.kernels.late_interaction.triton_kernel import LEAVES, leaf_scores_kernel, node_scores_kernel
-from shared_context.kernels.ragged_attention.triton_kernel import ENTRIES, QUERIES, ragged_attention_kernel
+from shared_context.kernels.ragged_attention.triton_kernel import (
+    QUERIES,
+    entries_at_a_time,
+    padded,
+    ragged_attention_kernel,
+)
 from shared_context.kernels.split_and_search.triton_kernel import split_and_search_kernel
 
 TARGETS = {
@@ -128,7 +133,7 @@ def variants() -> Iterator[Variant]:
             {name: f"*{element}" for name in ("query", "keys", "values", "out")}
             | {"table": "*i64", "mask": "*fp32" if masked else f"*{element}", "lse": "*fp32", "scaling": "fp32"}
             | {"row_stride": "i32:16"},
-            {"HEAD_DIM": head_dim, "HEAD": triton.next_power_of_2(head_dim), "QUERIES": QUERIES, "ENTRIES": ENTRIES}
+            {"HEAD_DIM": head_dim, "HEAD": padded(head_dim), "QUERIES": QUERIES, "ENTRIES": entries_at_a_time(head_dim)}
             | {"HAS_MASK": masked, "PRECISION": "tf32", "DOT": tl.str_to_ty(element, None)},
         )
 

@@ -272,10 +272,12 @@ class Selector:
         if any(total > budget for total in accumulate(kv_entries(t.length, tree.fine) for t in scored.trees)):
             opened = above_floor(opened, floor, scored.stretches())
         opened = behind(opened, late)
+        first_of_all = None
         if recent:
             at_the_end = recent_scores(scored.leaves, scored.last_leaves(recent))
             scored = replace(scored, leaves=torch.maximum(scored.leaves, at_the_end))
             opened = torch.maximum(opened, at_the_end)
+            first_of_all = by_level(at_the_end)
         introduce = None if introduction is None else lambda chunk: (key := scored.places[chunk][0], introduction(key))
         # Where nothing that is worth it fits, what does fit is better than nothing.
         cuts = expand_under_budget(scored.trees, by_level(opened), tree.coarse, tree.fine, budget, introduce) or (
@@ -289,7 +291,12 @@ class Selector:
             )
         shown = ((chunk, node) for chunk, cut in cuts.items() for node, _ in cut)
         ranked = sorted(shown, key=lambda place: -scored.levels[place[1].level][place[0], place[1].index])
-        graded = dict(zip(ranked, self._relevances(query, scored, policy, ranked), strict=True))
+        # What stands right before is not there for what it says.
+        ends = [p for p in ranked if first_of_all is not None and first_of_all[p[1].level][p[0], p[1].index] > -np.inf]
+        rest = [place for place in ranked if place not in set(ends)]
+        graded = dict.fromkeys(ends, 1.0) | dict(
+            zip(rest, self._relevances(query, scored, policy, rest), strict=True)
+        )
         relevant = {
             chunk: [grained for grained in cut if graded[chunk, grained.node] >= min_score]
             for chunk, cut in cuts.items()

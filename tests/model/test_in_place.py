@@ -107,7 +107,7 @@ def test_a_stream_goes_on_though_the_cache_dropped_what_it_reads(make_model):
     """Its first token is read in place and all others from a copy, as in an answer that is not streamed."""
     model = make_model("llama")
     store = SharedLLMContextStore(model, embedder=None, config=StoreConfig(cache=CacheConfig(memory_bytes=1)))
-    store.add("the harbour master keeps the log " * 60, id="log")
+    store.add("".join(f"on day {day} the harbour master keeps the log " for day in range(60)), id="log")
     selection = store.select("the lamp", budget=600)
     runs, _ = runs_of(model, selection)
     assert sum(run.length for run in runs) > 300

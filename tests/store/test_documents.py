@@ -145,7 +145,7 @@ def test_metadata_that_json_cannot_hold(metadata, where):
 def test_metadata_that_contain_themselves():
     metadata = {}
     metadata["self"] = metadata
-    assert "contains itself" in refused(Document("text", "x", metadata))
+    assert "contain themselves" in refused(Document("text", "x", metadata))
 
 
 def test_metadata_are_copied_as_json_values():

