@@ -10,6 +10,7 @@ import torch
 from shared_context.kernels.kv_assembly.chunk_kv import ChunkKV
 from shared_context.kernels.kv_assembly.reference import assemble_reference
 from shared_context.kernels.kv_assembly.rotary import Rotary
+from shared_context.kernels.launch import or_pytorch, triton_serves
 
 SHORTEST_RUN = 8
 """Rows of an evenly spaced run, on average, from which on slices are copied faster than rows are gathered."""
@@ -41,12 +42,14 @@ def assemble(
         return
     if torch.compiler.is_compiling():
         assemble_reference(chunks, rows, deltas, rotary, out)
-    elif out.is_cuda:
-        from shared_context.kernels.kv_assembly.triton_kernel import assemble_triton
+        return
+    if triton_serves(out):
+        with or_pytorch():
+            from shared_context.kernels.kv_assembly.triton_kernel import assemble_triton
 
-        assemble_triton(chunks, rows, deltas, rotary, out)
-    else:
-        _copy_and_turn(chunks, rows, deltas, rotary, out)
+            assemble_triton(chunks, rows, deltas, rotary, out)
+            return
+    _copy_and_turn(chunks, rows, deltas, rotary, out)
 
 
 def _copy_and_turn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from shared_context.kernels.late_interaction.naive import late_interaction_scores_naive, node_scores_naive, widened
+from shared_context.kernels.launch import or_pytorch, triton_serves
 
 BLOCK_TOKENS = 1 << 13
 """Tokens scored at a time by each thread of a processor.
@@ -66,17 +67,28 @@ def late_interaction_scores(
         return late_interaction_scores_naive(query, weights, codes, scales, leaves=leaves, adjacent=adjacent)
     count = len(codes) if leaves is None else len(leaves)
     many, code_size = query.unsqueeze(0) if query.ndim == 2 else query, query.shape[-1]
-    empty = 0 in (count, many.shape[0], many.shape[1], code_size)
-    if empty:
+    if 0 in (count, many.shape[0], many.shape[1], code_size):
         scores = torch.zeros((len(many), count), device=codes.device)
-    elif codes.is_cuda and codes.dtype in (torch.int8, torch.bfloat16):
-        from shared_context.kernels.late_interaction.triton_kernel import leaf_scores_triton
-
-        scores = leaf_scores_triton(many.float(), weights.view(many.shape[:2]).float(), codes, scales, leaves, adjacent)
     else:
-        best = _blockwise(many.float(), codes, scales, leaves)
-        scores = weighted(best, weights.view(many.shape[:2]).float(), adjacent)
+        scores = _scores(many.float(), weights.view(many.shape[:2]).float(), codes, scales, leaves, adjacent)
     return scores[0] if query.ndim == 2 else scores
+
+
+def _scores(
+    query: torch.Tensor,
+    weights: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor | None,
+    leaves: torch.Tensor | None,
+    adjacent: torch.Tensor | None,
+) -> torch.Tensor:
+    """Scores [queries, leaves], where nothing is empty."""
+    if codes.dtype in (torch.int8, torch.bfloat16) and triton_serves(codes):
+        with or_pytorch():
+            from shared_context.kernels.late_interaction.triton_kernel import leaf_scores_triton
+
+            return leaf_scores_triton(query, weights, codes, scales, leaves, adjacent)
+    return weighted(_blockwise(query, codes, scales, leaves), weights, adjacent)
 
 
 def node_scores(leaf_scores: torch.Tensor) -> torch.Tensor:
@@ -89,10 +101,11 @@ def node_scores(leaf_scores: torch.Tensor) -> torch.Tensor:
         float32 [chunks, 2**(height + 1) - 1], level by level, root first: node ``(w, k)`` is at ``2**w - 1 + k``.
         NaN where a leaf below is NaN.
     """
-    if leaf_scores.is_cuda and leaf_scores.numel() and not torch.compiler.is_compiling():
-        from shared_context.kernels.late_interaction.triton_kernel import node_scores_triton
+    if leaf_scores.numel() and triton_serves(leaf_scores):
+        with or_pytorch():
+            from shared_context.kernels.late_interaction.triton_kernel import node_scores_triton
 
-        return node_scores_triton(leaf_scores)
+            return node_scores_triton(leaf_scores)
     return node_scores_naive(leaf_scores)
 
 

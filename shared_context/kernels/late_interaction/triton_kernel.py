@@ -199,7 +199,7 @@ def _launch(
             HAS_LEAVES=leaves is not None,
             PER_WORD=weights is None,
             # the interpreter multiplies the bits of bfloat16 as if they were integers
-            DOT=tl.bfloat16 if codes.is_cuda else tl.float32,
+            DOT=tl.bfloat16 if codes.device.type == "cuda" else tl.float32,
             num_warps=4,
             num_stages=3,
         )

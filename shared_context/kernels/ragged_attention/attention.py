@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from shared_context.kernels.launch import or_pytorch, triton_serves
 from shared_context.kernels.ragged_attention.naive import ragged_attention_naive
 
 _flash_attention = torch._scaled_dot_product_flash_attention_for_cpu
@@ -41,10 +42,11 @@ def ragged_attention(
     """
     if torch.compiler.is_compiling():
         return ragged_attention_naive(query, keys, values, starts, counts, scaling)
-    if query.is_cuda:
-        from shared_context.kernels.ragged_attention.triton_kernel import ragged_attention_triton
+    if triton_serves(query):
+        with or_pytorch():
+            from shared_context.kernels.ragged_attention.triton_kernel import ragged_attention_triton
 
-        return ragged_attention_triton(query, keys, values, starts, counts, scaling)
+            return ragged_attention_triton(query, keys, values, starts, counts, scaling)
     if query.device.type != "cpu" or query.dtype not in FLASH_DTYPES:
         return ragged_attention_naive(query, keys, values, starts, counts, scaling)
     out, lse = torch.zeros_like(query), query.new_full(query.shape[:3], -torch.inf, dtype=torch.float32)
@@ -77,12 +79,13 @@ def attention_with_lse(
     """
     if key.shape[2] == 0:
         return torch.zeros_like(query), query.new_full(query.shape[:3], -torch.inf, dtype=torch.float32)
+    if triton_serves(query):
+        with or_pytorch():
+            from shared_context.kernels.ragged_attention.triton_kernel import attention_with_lse_triton
+
+            return attention_with_lse_triton(query, key, value, mask, scaling)
     if query.device.type == "cpu" and query.dtype in FLASH_DTYPES:
         return _flash_attention(query, key, value, attn_mask=mask, scale=scaling)
-    if query.is_cuda and not torch.compiler.is_compiling():
-        from shared_context.kernels.ragged_attention.triton_kernel import attention_with_lse_triton
-
-        return attention_with_lse_triton(query, key, value, mask, scaling)
     scores = query.float() @ key.float().transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if mask is not None:
         scores = scores + mask

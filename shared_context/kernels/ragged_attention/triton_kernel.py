@@ -154,7 +154,7 @@ def _launch(
             HAS_MASK=mask is not None,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
             # the interpreter multiplies the bits of bfloat16 as if they were integers
-            DOT=ELEMENT[query.dtype] if query.is_cuda else tl.float32,
+            DOT=ELEMENT[query.dtype] if query.device.type == "cuda" else tl.float32,
             num_warps=4,
         )
     return out, lse

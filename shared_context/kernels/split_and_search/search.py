@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from shared_context.kernels.launch import or_pytorch, triton_serves
 from shared_context.kernels.split_and_search.naive import split_and_search_naive
 
 
@@ -28,8 +29,9 @@ def split_and_search(
         that was reached. Node ``(w, k)`` is ``2**w + k``; 0 stands for no node. Where similarities are equal or NaN
         the left child is taken.
     """
-    if query.is_cuda and len(first) and not torch.compiler.is_compiling():
-        from shared_context.kernels.split_and_search.triton_kernel import split_and_search_triton
+    if len(first) and triton_serves(query):
+        with or_pytorch():
+            from shared_context.kernels.split_and_search.triton_kernel import split_and_search_triton
 
-        return split_and_search_triton(query, states, first, count, height)
+            return split_and_search_triton(query, states, first, count, height)
     return split_and_search_naive(query, states, first, count, height)
