@@ -16,8 +16,8 @@ SAMPLES = 64
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest (16 hex digits) of a model's shape, of samples of every weight, and of its vocabulary.
 
-    The samples are taken in bfloat16, so loading the same checkpoint in bfloat16 and in float32 gives the same digest,
-    and so does float16 where the checkpoint is in bfloat16.
+    The samples are taken in bfloat16, so loading the same checkpoint in bfloat16 and in float32 gives the same digest.
+    Weights that were cast to float16 may differ from it: small ones have lost digits, large ones are infinite.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):

@@ -22,6 +22,7 @@ from transformers import (
 from shared_context.config import require
 from shared_context.errors import ConfigError, ModelNotFoundError, SharedContextError, UnsupportedModelError
 from shared_context.model.attention import ATTENTION
+from shared_context.model.identity import fingerprint
 from shared_context.model.pretrained import find_gguf, resolve_model
 from shared_context.model.progress import quiet_loading
 from shared_context.model.support import check_config, processor_dtype
@@ -44,8 +45,8 @@ def load(
     dtype: str | torch.dtype,
     hub: dict[str, Any],
     options: dict[str, Any],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model that can be stacked on itself, and its fast tokenizer.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """A causal language model that can be stacked on itself, its fast tokenizer, and its checkpoint's fingerprint.
 
     Args:
         name_or_path, device, dtype: as in ``SharedLLMModel.from_pretrained``.
@@ -77,21 +78,27 @@ def load(
         raise UnsupportedModelError(
             f"{name} has only a slow tokenizer, which gives no character offsets; add a tokenizer.json to it."
         )
-    options = {
-        **options,
-        "dtype": _pick_dtype(dtype, config.dtype, place),
-        "attn_implementation": ATTENTION,
-        "trust_remote_code": False,
-        "output_loading_info": True,
-    }
+    picked = _pick_dtype(dtype, config.dtype, place)
+    digest = None
+    if picked == torch.float16 != config.dtype:
+        # A cast to float16 loses small weights; bfloat16, of which the digest is made, and float32 keep them. So the
+        # checkpoint is read once more, and let go before the weights that serve are there.
+        digest = fingerprint(_weights(source, name, {**options, "dtype": torch.bfloat16}), tokenizer)
+    model = _weights(source, name, {**options, "dtype": picked}).to(place)
+    return model, tokenizer, digest or fingerprint(model, tokenizer)
+
+
+def _weights(source: str, name: str, options: dict[str, Any]) -> PreTrainedModel:
+    """The whole model, on the processor."""
+    own = {"attn_implementation": ATTENTION, "trust_remote_code": False, "output_loading_info": True}
     damaged = f"The weights of {name} are incomplete or damaged; fetch or save them again"
     with _said_as(ModelNotFoundError, damaged, (OSError, RuntimeError, SafetensorError)), quiet_loading():
-        model, loaded = AutoModelForCausalLM.from_pretrained(source, **options)
+        model, loaded = AutoModelForCausalLM.from_pretrained(source, **{**options, **own})
     # Transformers fills what is missing with random numbers.
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise ModelNotFoundError(f"{damaged} ({len(missing)} tensors are missing, {missing[0]} among them).")
-    return model.to(place), tokenizer
+    return model
 
 
 @contextmanager

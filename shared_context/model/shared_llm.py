@@ -33,7 +33,8 @@ from shared_context.model.decoding import (
     whole_number,
 )
 from shared_context.model.generation import AsyncCompletionStream, Completion, CompletionStream
-from shared_context.model.identity import arithmetic, fingerprint
+from shared_context.model.identity import arithmetic
+from shared_context.model.identity import fingerprint as fingerprint_of
 from shared_context.model.importance import REQUEST, ImportanceScorer
 from shared_context.model.injection import PrefixInjection
 from shared_context.model.loading import load
@@ -61,10 +62,11 @@ class SharedLLMModel:
         context_window: tokens; None is as many as the model serves.
         system_prompt: system message of prompts that bring none; None is the library's.
         chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}`` for Qwen3.
+        fingerprint: of the checkpoint, where a cast to float16 has changed the weights; None is that of the weights.
 
     Attributes:
         hf_model, tokenizer, name, context_window: as above.
-        fingerprint: of the weights and the vocabulary.
+        fingerprint: of the weights in the checkpoint, whatever dtype they were loaded in, and of the vocabulary.
         prompt_format: how prompts are rendered.
         ends: ids of the tokens that end an answer.
         injection: how the decoder is shown the context.
@@ -83,6 +85,7 @@ class SharedLLMModel:
         context_window: int | None = None,
         system_prompt: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        fingerprint: str | None = None,
     ):
         one_of("injection", injection, InjectionKind)
         check_config(model.config, name, minimum_window=1)
@@ -98,7 +101,7 @@ class SharedLLMModel:
         self.hf_model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.fingerprint = fingerprint(model, tokenizer)
+        self.fingerprint = fingerprint_of(model, tokenizer) if fingerprint is None else fingerprint
         self.context_window = context_window
         self.system_prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
         check_text("system_prompt", self.system_prompt)
@@ -179,7 +182,7 @@ class SharedLLMModel:
                 require(value in (None, own), setting, value, f"the adapter in {adapter} was trained with {own!r}")
             injection, injection_layers = trained.config.injection, trained.config.injection_layers
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        model, tokenizer = load(name_or_path, device=device, dtype=dtype, hub=hub, options=model_options)
+        model, tokenizer, checkpoint = load(name_or_path, device=device, dtype=dtype, hub=hub, options=model_options)
         shared = cls(
             model,
             tokenizer,
@@ -189,6 +192,7 @@ class SharedLLMModel:
             context_window=context_window,
             system_prompt=system_prompt,
             chat_template_kwargs=chat_template_kwargs,
+            fingerprint=checkpoint,
         )
         if trained is not None:
             shared.load_adapter(trained)
