@@ -71,6 +71,9 @@ Twins: TypeAlias = Mapping[tuple[int, int, int], Collection[int]]
 Text: TypeAlias = Callable[[int, int, int], str]
 """What a document, by its key, says from one token up to another."""
 
+RANK = 1e-6
+"""What a score is less for each that is ranked before it."""
+
 COMPARED = 2
 """Leaves that are looked at for duplicates, for each that the budget holds."""
 
@@ -329,7 +332,9 @@ class Selector:
         leaves = self._index.leaves()
         of_leaves = relevance(query, leaves, torch.tensor(rows, device=leaves.codes.device), policy).numpy(force=True)
         of_nodes = np.maximum.reduceat(of_leaves, np.cumsum(sizes) - sizes)
-        return np.minimum.accumulate(of_nodes).astype(float).tolist()
+        # A little less for each rank: whoever orders nodes by their scores finds the policy's order.
+        behind_others = RANK * np.arange(len(of_nodes))
+        return (np.minimum.accumulate(of_nodes).astype(float) - behind_others).clip(min=0).tolist()
 
     def _without_duplicates(self, scored: _Scored, budget: int) -> tuple[torch.Tensor, list[int], Twins]:
         """Scores of the leaves in which each text that several leaves have counts once.

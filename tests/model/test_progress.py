@@ -9,6 +9,7 @@ from shared_context import SharedLLMModel
 
 @pytest.fixture
 def folder(make_model, tokenizer, tmp_path):
+    logging.enable_progress_bar()  # whatever ran before in this process
     make_model("llama").hf_model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     return tmp_path
