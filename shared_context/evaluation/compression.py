@@ -49,6 +49,7 @@ Way = tuple[str, str]
 
 NONE, TEXT, WRONG = "none", "gold paragraph as text", f"a wrong passage, injected at ratio {RATIO}"
 STRIDE = f"gold paragraph, injected at ratio {RATIO}, every {RATIO}th row of all heads"
+PROBED = f"gold paragraph, injected at ratio {RATIO}, rows by the probe"
 MIXED = f"best leaf of {PAPER_TREE.leaf_size} tokens whole, its chunk at {NEAR} and {FAR}"
 ELSEWHERE = "the same for another question"
 OPENED, FINE = "leaves above the floor whole, their chunks at 8 and 16", "leaves above the floor whole"
@@ -142,6 +143,8 @@ def measure_passages(
             targets.append(Target(f"loss at ratio {ratio}, {weights}", loss, "<=", allowed))
         right, wrong = (injected(RATIO), weights), (WRONG, weights)
         pairs += [(right, wrong), (right, (STRIDE, weights)), (right, text)]
+        if (PROBED, weights) in scores:
+            pairs.append(((PROBED, weights), right))
         gain = fmean(scores[wrong]) - fmean(scores[right])
         targets.append(Target(f"wrong minus right passage at ratio {RATIO}, {weights}", gain, ">=", WANTED_GAIN))
     return Report(
@@ -168,10 +171,15 @@ def _shown(reader: SharedLLMModel, asked: QuestionSet, question: Question) -> di
     encodings = reader.compressor.encode([own, other])
     scored = reader.compressor.importance([own, other], encodings)
     kv, wrong_kv = (replace(e, importance=scores) for e, scores in zip(encodings, scored, strict=True))
+    probed = {}
+    if reader.has_probe:
+        (guessed,) = reader.importance_scorer("probe").score([own], [kv])
+        probed = {PROBED: Passage(replace(kv, importance=guessed), own, RATIO)}
     return {
         NONE: None,
         TEXT: text,
         **{injected(ratio): Passage(kv, own, ratio) for ratio in RATIOS},
+        **probed,
         STRIDE: Passage(kv, own, RATIO, "stride"),
         WRONG: Passage(wrong_kv, other, RATIO),
     }

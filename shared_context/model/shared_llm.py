@@ -258,6 +258,17 @@ class SharedLLMModel:
         """Which rows coarse grains keep where nothing else is asked for: as the adapter is served."""
         return "importance" if self._adapter is None else self._adapter.config.rows
 
+    @property
+    def has_probe(self) -> bool:
+        """Whether there is a probe for the model as it was loaded."""
+        return self._usable_probe() is not None
+
+    def _usable_probe(self) -> ImportanceProbe | None:
+        """The probe of one's own, or the one that ships, where it is for these weights and all layers are injected."""
+        probe = self.probe or (shipped_probe(self.fingerprint) if self._adapter is None else None)
+        whole = self.compressor.layers == self.hf_model.config.num_hidden_layers
+        return probe if probe is not None and whole and probe.fingerprint == self.fingerprint else None
+
     def importance_scorer(self, method: ImportanceMethod) -> ImportanceScorer:
         """A way to know how much the model needs each row of a chunk.
 
@@ -266,10 +277,9 @@ class SharedLLMModel:
         """
         if method == "repetition":
             return ImportanceScorer(self.compressor.importance_method, self.compressor.importance)
-        probe = self.probe or (shipped_probe(self.fingerprint) if self._adapter is None else None)
-        whole = self.compressor.layers == self.hf_model.config.num_hidden_layers
+        probe = self._usable_probe()
         require(
-            probe is not None and probe.fingerprint == self.fingerprint and whole,
+            probe is not None,
             "importance",
             method,
             f"there is no probe for all layers of {self.name} as it was loaded; fit one with shared-context probe and "

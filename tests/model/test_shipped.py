@@ -1,14 +1,16 @@
 """The adapter that ships with the library."""
 
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 import pytest
+import torch
 
 from shared_context import SharedLLMModel
 from shared_context.errors import AdapterError
-from shared_context.evaluation.compression import TRAINED, UNTRAINED, WRONG, injected, measure_passages
+from shared_context.evaluation.compression import STRIDE, TRAINED, UNTRAINED, WRONG, injected, measure_passages
 from shared_context.model.adapter import SHIPPED, shipped_adapters
+from shared_context.store.encoding import kept_rows
 
 QUESTIONS = Path(__file__).parents[2] / "examples" / "data" / "handbook-questions.json"
 
@@ -44,11 +46,23 @@ def test_answers_are_short_and_end(trained):
 
 
 @pytest.mark.slow
-def test_an_eighth_of_the_right_passage_serves_better_than_that_of_a_wrong_one_or_than_without_training(trained):
+def test_an_eighth_of_the_right_passage_serves_better_than_that_of_a_wrong_one_and_than_every_eighth_row(trained):
     rows = {row[:2]: row[2] for row in measure_passages(trained, QUESTIONS, limit=12).tables()[0].rows}
-    right = rows[injected(8), TRAINED]
-    assert right < rows[WRONG, TRAINED] - 0.5
-    assert right < rows[injected(8), UNTRAINED] - 0.5
-    grains = [rows[injected(ratio), TRAINED] for ratio in (1, 2, 4, 8, 16)]
-    assert grains[0] == min(grains)
-    assert fmean(grains[:2]) < fmean(grains[3:])
+    for weights in TRAINED, UNTRAINED:
+        right = rows[injected(8), weights]
+        assert right < rows[WRONG, weights] - 0.5
+        assert right < rows[STRIDE, weights] - 0.5
+    assert rows[injected(8), TRAINED] < rows[injected(8), UNTRAINED] - 0.5
+
+
+def test_the_probe_finds_most_of_what_a_repetition_finds_important(model, trained, handbook):
+    assert model.has_probe and not trained.has_probe
+    ids = torch.from_numpy(model.tokenize(handbook).ids[1000:1200].astype("int64"))
+    encodings = model.compressor.encode([ids])
+    kept = []
+    for method in "repetition", "probe":
+        (importance,) = model.importance_scorer(method).score([ids], encodings)
+        kept.append(kept_rows(replace(encodings[0], importance=importance), [(0, 200, 8)]))
+    assert kept[0].sum() == kept[1].sum()
+    # by chance it would be an eighth
+    assert (kept[0] & kept[1]).sum() > 0.5 * kept[0].sum()
