@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def attention(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     if observer is not None:
-        out = _observed(module.layer_idx, query, key, value, attention_mask, scaling, observer)
+        out = _observed(module.layer_idx, query, key, value, attention_mask, scaling, softcap, s_aux, observer)
         return out.transpose(1, 2).contiguous(), None
     if in_place is not None and module.layer_idx >= in_place.layers:
         in_place = None
@@ -118,10 +119,17 @@ def attention(
                 rows = (ragged.keys, ragged.values, starts, counts)
                 parts.append(ragged_attention_by_formula(packed, *rows, scaling, softcap, *within))
         if s_aux is not None:
-            sinks = s_aux.float().view(1, kv_heads, group, 1).expand(batch, -1, -1, queries)
-            parts.append((torch.zeros_like(packed), sinks.reshape(batch, kv_heads, group * queries)))
+            parts.append(_sinks(s_aux, packed))
         out = joined(parts) if in_place is None else in_place.attend(layer, packed, parts, scaling)
     return out.reshape(batch, heads, queries, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+def _sinks(logits: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What attention sinks, logits [heads], give to queries [batch, kv_heads, group * queries, head_dim]: nothing."""
+    batch, kv_heads, asked, _ = packed.shape
+    taken = logits.float().view(1, kv_heads, -1, 1)
+    taken = taken.expand(batch, -1, -1, asked // taken.shape[2]).reshape(batch, kv_heads, asked)
+    return torch.zeros_like(packed), taken
 
 
 def _observed(
@@ -131,6 +139,8 @@ def _observed(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float | None,
+    softcap: float | None,
+    s_aux: torch.Tensor | None,
     observer: ImportanceObserver,
 ) -> torch.Tensor:
     """Attention of a repetition, [batch, heads, queries, head_dim], which the observer takes in on the way.
@@ -144,15 +154,20 @@ def _observed(
     # Only sliding windows hide anything that stands in front, and attention without a mask is faster.
     if mask is not None and mask[..., -key.shape[2] :][..., :seen].amin() < 0:
         in_front, own = mask[:1, :, :, -key.shape[2] :].repeat(1, 1, group, 1).tensor_split([seen], dim=-1)
-    front = attention_with_lse(packed, key[:, :, :seen], value[:, :, :seen], in_front, scaling)
-    observer.see(layer, packed, key[:, :, :seen], front[1], in_front, scaling)
+    attend = attention_with_lse if softcap is None else partial(attention_by_formula, softcap=softcap)
+    front = attend(packed, key[:, :, :seen], value[:, :, :seen], in_front, scaling)
+    observer.see(layer, packed, key[:, :, :seen], front[1], in_front, scaling, softcap)
     itself = key[:, :, seen:], value[:, :, seen:]
-    if own is None:
+    if own is None and softcap is None:
         itself = causal_attention_with_lse(query, *(part.repeat_interleave(group, 1) for part in itself), scaling)
         itself = [part.reshape(batch, -1, group * queries, *part.shape[3:]) for part in itself]
     else:
-        itself = attention_with_lse(packed, *itself, own, scaling)
-    return joined([front, itself]).reshape(query.shape)
+        if own is None:
+            causal = query.new_full((queries, queries), torch.finfo(query.dtype).min).triu(1)
+            own = causal.repeat(group, 1)[None, None]
+        itself = attend(packed, *itself, own, scaling)
+    parts = [front, itself] if s_aux is None else [front, itself, _sinks(s_aux, packed)]
+    return joined(parts).reshape(query.shape)
 
 
 def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor | None:

@@ -64,6 +64,7 @@ class ImportanceObserver:
         lse: torch.Tensor,
         mask: torch.Tensor | None,
         scaling: float | None,
+        softcap: float | None = None,
     ) -> None:
         """Take in what one layer asks.
 
@@ -75,6 +76,7 @@ class ImportanceObserver:
             lse: logarithm of each softmax's denominator over these keys, float32 [batch, kv_heads, queries].
             mask: additive, [1, 1, queries, seen]; None where every query sees all of them.
             scaling: of the scores; None is ``head_dim ** -0.5``.
+            softcap: scores x become ``softcap * tanh(x / softcap)`` before the mask; None leaves them.
         """
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         batch, kv_heads, queries, head_dim = query.shape
@@ -85,7 +87,11 @@ class ImportanceObserver:
         for begin in range(0, queries, QUERIES):
             part = slice(begin, begin + QUERIES)
             # The largest share's logarithm: one exponential for each row instead of one for each query and row.
-            scores = torch.baddbmm(-less[:, part], query[:, :, part].flatten(0, 1).float(), keys, alpha=scale)
+            asked = query[:, :, part].flatten(0, 1).float()
+            if softcap is None:
+                scores = torch.baddbmm(-less[:, part], asked, keys, alpha=scale)
+            else:
+                scores = (asked @ keys).mul_(scale / softcap).tanh_().mul_(softcap).sub_(less[:, part])
             if mask is not None:
                 scores += mask[0, :, part, self._first :]
             largest = torch.maximum(largest, scores.amax(dim=1, keepdim=True))

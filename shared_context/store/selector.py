@@ -297,9 +297,7 @@ class Selector:
         # What stands right before is not there for what it says.
         ends = [p for p in ranked if first_of_all is not None and first_of_all[p[1].level][p[0], p[1].index] > -np.inf]
         rest = [place for place in ranked if place not in set(ends)]
-        graded = dict.fromkeys(ends, 1.0) | dict(
-            zip(rest, self._relevances(query, scored, policy, rest), strict=True)
-        )
+        graded = dict.fromkeys(ends, 1.0) | dict(zip(rest, self._relevances(query, scored, policy, rest), strict=True))
         relevant = {
             chunk: [grained for grained in cut if graded[chunk, grained.node] >= min_score]
             for chunk, cut in cuts.items()

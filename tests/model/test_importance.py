@@ -25,7 +25,8 @@ def naive(model: SharedLLMModel, chunk: torch.Tensor) -> torch.Tensor:
     found, kv_heads = [], model.hf_model.config.num_key_value_heads
     for layer in weights[: model.compressor.layers]:
         shares = layer[0, :, before:, :before]
-        shares = shares / shares.sum(-1, keepdim=True)
+        # behind a narrow window some queries see nothing that stands in front
+        shares = (shares / shares.sum(-1, keepdim=True)).nan_to_num(0.0)
         found.append(shares[..., len(prefix) :].amax(1).view(kv_heads, -1, len(chunk)).amax(1))
     return torch.stack(found)
 
@@ -35,6 +36,13 @@ def test_importance_is_the_largest_share_of_attention(make_model, tokens, layers
     model, chunk = make_model("llama", injection_layers=layers), tokens(70, 1)
     (found,) = model.compressor.importance([chunk], model.compressor.encode([chunk]))
     assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), naive(model, chunk), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt-oss", "olmo3", "cohere2"])
+def test_importance_is_that_of_windows_capped_logits_and_sinks(make_model, tokens, family):
+    model, chunk = make_model(family), tokens(30, 1)
+    (found,) = model.compressor.importance([chunk], model.compressor.encode([chunk]))
     torch.testing.assert_close(found.float(), naive(model, chunk), atol=1e-4, rtol=1e-3)
 
 
