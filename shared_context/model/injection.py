@@ -30,7 +30,7 @@ class PrefixInjection:
     Args:
         layers: M.
         rotary: of the model's layers.
-        windowed: whether some layers see less than the model's window.
+        windowed: whether some layers see less than the model's window; kept as an attribute.
         fused: whether fused kernels compute their attention.
     """
 
@@ -40,7 +40,7 @@ class PrefixInjection:
     def __init__(self, layers: int, rotary: Rotary, *, windowed: bool = False, fused: bool = True):
         self.layers = layers
         self.rotary = rotary
-        self._windowed = windowed
+        self.windowed = windowed
         self._in_place = fused and not windowed
         self._memory: torch.Tensor | None = None
 
@@ -58,13 +58,13 @@ class PrefixInjection:
         parts = [c.coarse_parts if c is not None else [] for c in contexts]
         deltas = [[prefix + p.places - (sink + p.positions) for p in row] for row in parts]
         kv = [[part.kv for part in row] for row in parts]
-        targets = [[prefix + p.places for p in row] for row in parts] if self._windowed else None
+        targets = [[prefix + p.places for p in row] for row in parts] if self.windowed else None
         ragged = assemble_ragged(kv, deltas, self.rotary, model.dtype, model.device, targets)
         hooks: list[AbstractContextManager[None]] = []
-        if ragged is not None:
-            beyond = [c.length - c.columns if c is not None else 0 for c in contexts]
+        beyond = [c.length - c.columns if c is not None else 0 for c in contexts]
+        if ragged is not None or any(beyond):
             hooks.append(RaggedHook(model, ragged, torch.tensor(beyond, device=model.device)))
-        if self._windowed and any(c is not None for c in contexts):
+        if self.windowed and any(c is not None for c in contexts):
             places = [torch.arange(0) if c is None else prefix + torch.cat(c.places_in_order()) for c in contexts]
             hooks.append(PositionsHook(model, padded(places, prefix, model.device)))
         return InTurn(hooks) if hooks else nullcontext()
@@ -159,13 +159,15 @@ class InTurn(AbstractContextManager[None]):
 class RaggedHook(AbstractContextManager[None]):
     """While entered, every forward pass of the model attends to the ragged rows of a batch's contexts, too.
 
+    Its queries stand behind all positions that the contexts take.
+
     Args:
         model: the whole causal language model.
-        ragged: the rows.
+        ragged: the rows; None where no context has any.
         beyond: for each row of the batch, how many positions more its context takes than the cache has columns.
     """
 
-    def __init__(self, model: PreTrainedModel, ragged: RaggedContext, beyond: torch.Tensor):
+    def __init__(self, model: PreTrainedModel, ragged: RaggedContext | None, beyond: torch.Tensor):
         self._model, self._ragged, self._beyond = model, ragged, beyond
         self._handle: RemovableHandle | None = None
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from shared_context.config import require
+from shared_context.errors import UnsupportedModelError
 from shared_context.kernels import ChunkKV, rotate_keys
 from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.compressor import Compressor, bottom_layers
@@ -40,6 +41,9 @@ class InjectionObjective(nn.Module):
             spares that reading.
         self_distillation: weight of the divergence from itself, as it is now, shown every row of the context; 0
             spares that reading.
+
+    Raises:
+        UnsupportedModelError: with prefix injection, some layers see less than the model's window.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class InjectionObjective(nn.Module):
             self.trained = deepcopy(model.injection).float()
             self.trained.adapt_upper(hf, *(low_rank or (None, None)))
         else:
+            _check_windows(model)
             self.trained = InjectionLoRA(hf, model.injection.layers, *low_rank)
 
     @property
@@ -226,6 +231,16 @@ class InjectionObjective(nn.Module):
         answers = torch.tensor([[0] * (width - len(e.answer)) + list(e.answer) for e in examples], device=logits.device)
         flat = functional.cross_entropy(logits.float().flatten(0, 1), answers.flatten(), reduction="none")
         return flat.view(-1, width)
+
+
+def _check_windows(model: SharedLLMModel) -> None:
+    """Masks of columns hide the right ones only where every layer sees all of the model's window."""
+    if model.injection.windowed:
+        raise UnsupportedModelError(
+            f"{model.name} cannot be trained with injection='prefix': some of its layers see less than its window of "
+            f"{model.context_window:,} tokens, and what lies within is not told by the columns of a batch. Train it "
+            "with injection='cross_attention', or load it with a context_window that all of its layers see."
+        )
 
 
 def _entries(pieces: Sequence[tuple[int, list[int]]]) -> int:

@@ -30,6 +30,17 @@ class Ragged:
         return self._context
 
 
+class Spaced:
+    """Rows of a chunk that every head shows, where they stood, behind them as many positions as the chunk has."""
+
+    def __init__(self, model, chunk, rows):
+        self._context = ContextKV(model.compressor.encode([chunk]), [rows], chunk[rows], [rows], span=len(chunk))
+        self.kv_entries = len(rows)
+
+    def key_values(self, room=None):
+        return self._context
+
+
 def everything(model, chunks):
     heads = model.hf_model.config.num_key_value_heads
     return [torch.ones(model.compressor.layers, heads, len(chunk), dtype=torch.bool) for chunk in chunks]
@@ -114,6 +125,19 @@ def test_a_batch_over_ragged_contexts_answers_as_one_by_one(make_model, inject, 
     both = model.generate(questions[:2], context=contexts[:2], **options, **beams)
     alone = [model.generate(q, context=c, **options, **beams) for q, c in zip(questions[:2], contexts, strict=False)]
     assert both == alone[0] + alone[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo3"])
+def test_a_context_of_more_positions_than_columns_needs_no_ragged_rows(make_model, tokens, prompt, family):
+    model = make_model(family)
+    suffix, chunk, rows = prompt(model, tokens(17, 2)), tokens(64, 1), torch.arange(0, 64, 4)
+    (kept,) = everything(model, [chunk])
+    kept[..., torch.arange(64) % 4 > 0] = False
+    expected = model.logits(suffix, Ragged(model, [chunk], [kept]))
+    assert (model.logits(suffix, Spaced(model, chunk, rows)) - expected).abs().max() < TOLERANCE
+    questions, options = ["the lamp", "who keeps the log"], {"max_new_tokens": 8, "eos_token_id": 319}
+    spaced, ragged = ([of, None] for of in (Spaced(model, chunk, rows), Ragged(model, [chunk], [kept])))
+    assert model.generate(questions, context=spaced, **options) == model.generate(questions, context=ragged, **options)
 
 
 def test_positions_go_on_behind_a_ragged_context(make_model, tokens, prompt):

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Olmo3Config
 
+from shared_context import SharedLLMModel
+from shared_context.errors import UnsupportedModelError
 from shared_context.model.adapter import Adapter, AdapterConfig
+from shared_context.model.attention import ATTENTION
 from shared_context.model.context import ContextKV
 from shared_context.model.prompt import Prompt
 from shared_context.training.examples import Example
@@ -179,3 +183,13 @@ def test_without_a_context_of_its_own_layers_above_are_still_trained(make_small_
     compressed = [name.split(".")[1] for name, _ in objective.trained.compress.named_parameters()]
     assert not {"1_q_proj", "1_o_proj", "2_k_proj"} & set(compressed)
     assert {"0_q_proj", "1_k_proj", "1_v_proj"} <= set(compressed)
+
+
+def test_prefix_injection_is_not_trained_where_some_layers_see_less(model):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Olmo3Config(vocab_size=len(model.tokenizer), num_hidden_layers=4, sliding_window=24, **sizes)
+    base = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).float().eval()
+    with pytest.raises(UnsupportedModelError, match="narrow cannot be trained .*cross_attention"):
+        make(SharedLLMModel(base, model.tokenizer, name="narrow"))
+    make(SharedLLMModel(base, model.tokenizer, name="narrow", injection="cross_attention"))
+    make(SharedLLMModel(base, model.tokenizer, name="narrow", context_window=24))
