@@ -15,7 +15,7 @@ from shared_context.store.about import About
 from shared_context.store.codec import Codec
 from shared_context.store.database import FILE, UNFINISHED, Database
 from shared_context.store.node_data import NodeShape, Part
-from shared_context.store.word_index import BEFORE_CHARACTERS, LeafWords
+from shared_context.store.word_index import LeafWords
 
 ANY_TOKEN = 1 << 31
 """Token ids lie below it whatever the model is."""
@@ -96,6 +96,8 @@ class _Whole:
         with self._database.snapshot():
             for line in self._database.integrity():
                 self._report.damage.append(f"the file: {line}")
+            if not self._database.words.is_whole():
+                self._report.damage.append("the index of words: its checksum is wrong")
             for namespace, (name, salt, expected) in self._database.namespace_rows().items():
                 yield lambda copy, n=namespace, name=name, salt=salt: copy.restore_namespace(n, name, salt)
                 found = 0
@@ -120,12 +122,11 @@ class _Whole:
         except (SharedContextError, ValueError, sqlite3.DatabaseError) as error:
             self._report.damage.append(_reason(error, f"document number {key}"))
             return None
-        tree = self._shape.tree
-        named, before, language = [], "", None
-        for stored, (digest, nodes) in zip(texts, parts, strict=True):
-            words = LeafWords.by_chunk(stored.text, stored.tokens, tree.leaf_size, tree.chunk_size, language, before)
-            language, before = words.language, (before + stored.text)[-BEFORE_CHARACTERS:]
-            named.append((digest, Part(stored, replace(nodes, words=words))))
+        words = LeafWords.of_chunks([(stored.text, stored.tokens) for stored in texts], self._shape.tree.leaf_size)
+        named = [
+            (digest, Part(stored, replace(nodes, words=own)))
+            for stored, (digest, nodes), own in zip(texts, parts, words, strict=True)
+        ]
         if entry.kind == "document":
             self._report.documents += 1
         return lambda copy: copy.insert(namespace, entry, named, header)

@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from shared_context.errors import StoreClosedError, StoreFormatError, StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import format as file_format
+from shared_context.store.checksum import checksum
 from shared_context.store.forks import ForkSafeLock
-from shared_context.store.format import APPLICATION_ID, OLDEST, VERSION, Line, checksum
+from shared_context.store.format import APPLICATION_ID, OLDEST, VERSION, Line
 from shared_context.store.log import lost_changes
 from shared_context.store.node_data import (
     COLUMNS,
@@ -151,6 +152,7 @@ class Database:
             if meta is not None and folder is not None:
                 _make(self._folder, partial(_fill, meta=meta))
             self._connect()
+            self.words = WordIndex(self._connection)
             try:
                 if folder is None:
                     _fill(self._connection, meta)
@@ -176,7 +178,6 @@ class Database:
                     "%s lost up to %d changes: the log that a writer left behind is damaged, and what follows the "
                     "damage cannot be read. Compare the documents with their sources.", self._place, lost,
                 )  # fmt: skip
-        self.words = WordIndex(self._connection)
         self._connection.execute("PRAGMA secure_delete = ON")
         self._connection.execute("PRAGMA temp_store = MEMORY")
         self._identity = _identity(self._folder) if self._folder is not None else None
@@ -258,6 +259,7 @@ class Database:
                 with _errors(self._place):
                     self._connection.close()
                     self._connect()
+                    self.words.reconnect(self._connection)
             yield
 
     def _check_identity(self) -> None:
@@ -348,7 +350,7 @@ class Database:
         """
         try:
             yield
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError) as error:
             reason = error if of is None else f"{of}: {error}"
             raise _damaged(self._place, reason) from error
 
@@ -651,13 +653,44 @@ class Database:
 
     # Looking for damage
 
+    def mend_words(self, leaf_size: int) -> None:
+        """Compare the index of words with its checksum; a damaged one is made anew of the texts.
+
+        Args:
+            leaf_size: tokens of a leaf.
+
+        Raises:
+            StoreFormatError: it is damaged, and more is, or the file may not be written.
+        """
+        with self.snapshot():
+            if self.words.is_whole():
+                return
+        if self.read_only:
+            raise _damaged(self._place, "its index of words")
+        with self.transaction():
+            if self.words.is_whole():  # another process was faster
+                return
+            # Where SQLite cannot tell which pages are whose, deleting some might hurt what is whole.
+            if damage := self.integrity():
+                raise _damaged(self._place, f"its index of words: {damage[0]}")
+            self.words.clear()
+            rows = self._connection.execute("SELECT key, content FROM documents").fetchall()
+            for key, content in rows:
+                chunks = [(part.text, part.tokens) for part in self._texts(key)]
+                leaf = 0
+                for words in LeafWords.of_chunks(chunks, leaf_size):
+                    self.words.add(content, words, leaf)
+                    leaf += len(words.terms)
+                self.words.move(content, key)
+        logger.warning("%s: the index of words was damaged and has been made anew of the texts.", self._place)
+
     def integrity(self) -> list[str]:
-        """What SQLite finds wrong with the file."""
+        """What SQLite finds wrong with the file, the index of words left aside."""
         try:
             rows = [line for (line,) in self._connection.execute("PRAGMA integrity_check")]
         except sqlite3.DatabaseError as error:
             return [str(error)]
-        return [] if rows == ["ok"] else rows
+        return [line for line in rows if line != "ok" and "fts5" not in line.lower()]
 
     def namespace_rows(self) -> dict[int, tuple[str, bytes, int]]:
         """Name, salt and number of documents of every namespace, by its key."""
@@ -764,7 +797,11 @@ class Database:
     def copy_to(self, folder: Path) -> None:
         """Write the whole database into another folder, which :func:`is_vacant`."""
         with _errors(_place(folder)):
-            _make(folder.absolute(), self._connection.backup)
+            _make(folder.absolute(), self._copy)
+
+    def _copy(self, connection: sqlite3.Connection) -> None:
+        self._connection.backup(connection)
+        WordIndex(connection).seal()
 
     def close(self) -> None:
         """Close the file."""
@@ -776,7 +813,20 @@ class Database:
                 # Closing would remove the log that lies at this path now, which is another file's.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
                 return
+            if self.words.changed and self._folder is not None and not self._lock.forked():
+                self._seal_words()
             self._connection.close()
+
+    def _seal_words(self) -> None:
+        """Write the checksum of the index of words, unless another process is writing: then that one will."""
+        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * TRUNCATION_SECONDS)}")
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self.words.seal()
+            self._connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:  # a full disk, for example: the documents are there all the same
+            logger.debug("%s: the index of words has no checksum (%s).", self._place, error)
+            self._rollback()
 
 
 _LINE = ", ".join(Line._fields)

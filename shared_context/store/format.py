@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-import struct
-import zlib
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
@@ -23,12 +21,13 @@ import numpy as np
 from shared_context.config import TreeConfig
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import word_index
+from shared_context.store.checksum import checksum
 from shared_context.store.node_data import COLUMNS, NodeData, NodeShape, StoredText
 from shared_context.store.word_index import LeafWords
 
 APPLICATION_ID = 0x5C0471E8
 """Marks the file as ours, in the header field that SQLite keeps for it."""
-VERSION = 3
+VERSION = 4
 OLDEST = 2
 """The oldest version that there is a step from."""
 
@@ -143,15 +142,6 @@ class Line(NamedTuple):
     hidden_keys: str = "[]"
 
 
-def checksum(*values: object) -> int:
-    """CRC-32 of values and of where each of them ends."""
-    crc = 0
-    for value in values:
-        data = value if isinstance(value, bytes | memoryview) else str(value).encode(errors="surrogatepass")
-        crc = zlib.crc32(data, zlib.crc32(struct.pack("<Q", len(data)), crc))
-    return crc
-
-
 def tables(connection: sqlite3.Connection) -> set[tuple[str, str, str | None]]:
     """Type, name and statement of all that a file is made of."""
     rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
@@ -171,6 +161,7 @@ def create(connection: sqlite3.Connection) -> None:
     """Make the tables of this version; in a transaction."""
     for statement in SCHEMA:
         connection.execute(statement)
+    word_index.WordIndex(connection).seal()
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -315,5 +306,12 @@ def _parts_and_checksums(connection: sqlite3.Connection, digest: Callable[[bytes
         connection.execute(f"DROP TABLE old_{table}")
 
 
-STEPS = (_parts_and_checksums,)
+def _checksum_of_words(connection: sqlite3.Connection, digest: Callable[[bytes, np.ndarray], bytes]) -> None:
+    """From version 3, where the index of words had no checksum."""
+    connection.execute("DROP TABLE IF EXISTS word_checksum")  # of the step before, which makes the tables of today
+    connection.execute(word_index.CHECKSUM_TABLE)
+    word_index.WordIndex(connection).seal()
+
+
+STEPS = (_parts_and_checksums, _checksum_of_words)
 """Steps from OLDEST on, each to the next version."""

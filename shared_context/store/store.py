@@ -96,6 +96,7 @@ class SharedLLMContextStore:
             self.embedder = about.chosen_embedder(embedder, made_with, self.path)
             self.config = about.chosen_config(config, self.path)
             check_window(model, self.config)
+            self._database.mend_words(self.config.tree.leaf_size)
             with self._database.decoding():
                 codec = Codec.from_bytes(self._database.get_meta("codec"))
             self._set_up(codec)

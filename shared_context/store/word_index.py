@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from shared_context.model.tokenization import TokenizedText
+from shared_context.store.checksum import checksum
 from shared_context.store.words import language_of, words
 
 LEAF_BITS = 24
 """Lowest bits of a row's number, which say which leaf of its document it is; the others are the document's key."""
+
+CHECKSUM_TABLE = "CREATE TABLE word_checksum (total INTEGER)"
+"""One row: the sum of the checksums of all rows that the index is made of; NULL from a change to the next closing."""
 
 # FTS5 only has to part the terms at their blanks: what joins the parts of a name belongs to its term. Where in a row a
 # term stands, and how often, is not kept: it seldom comes twice in a leaf.
@@ -25,7 +30,12 @@ SCHEMA = (
         key INTEGER PRIMARY KEY, document INTEGER NOT NULL, language TEXT NOT NULL, leaf_size INTEGER NOT NULL
     )""",
     "CREATE INDEX worded_moved ON worded (key, document) WHERE document <> key",
+    CHECKSUM_TABLE,
 )
+
+FTS5_TABLES = {"words_data": "id, block", "words_idx": "segid, term, pgno", "words_config": "k, v"}
+"""Where FTS5 keeps an index, with the columns."""
+SUMMED = {**FTS5_TABLES, "worded": "key, document, language, leaf_size"}
 
 BEFORE_CHARACTERS = 128
 """Of the chunk before, which a word that lies across the edge may begin in. What stands before a chunk never changes,
@@ -97,6 +107,20 @@ class LeafWords:
             ).terms
         return cls(language, leaf_size, found)
 
+    @classmethod
+    def of_chunks(cls, chunks: Sequence[tuple[str, TokenizedText]], leaf_size: int) -> list[LeafWords]:
+        """Those of each chunk of a document.
+
+        Args:
+            chunks: text and tokens of each, in their order.
+            leaf_size: tokens of a leaf.
+        """
+        language, before, found = language_of("".join(text for text, _ in chunks)), "", []
+        for text, tokens in chunks:
+            found.append(cls.of(text, tokens, leaf_size, language, before))
+            before = (before + text)[-BEFORE_CHARACTERS:]
+        return found
+
     def leaves(self, first: int, end: int) -> LeafWords:
         """Those of some leaves alone."""
         return LeafWords(self.language, self.leaf_size, self.terms[first:end])
@@ -112,14 +136,71 @@ class WordIndex:
     see both at once. bm25s takes 193 bytes a leaf and scores in 0.3 ms, but has to be made anew, 1.8 s, after every
     change. tantivy keeps a folder and a lock of its own, which no transaction of SQLite covers.
 
+    A damaged index would find other leaves without a word, so it has a checksum over all of its tables. One of every
+    change would cost as much as there is (FTS5 does not tell which of its blocks it wrote), so a change takes it away,
+    and whoever closes the store writes it anew. What a killed process leaves has none until the next closing.
+
     FTS5's own ranking knows no neighbouring rows; see :func:`shared_context.store.scoring.lexical`.
 
     Args:
         connection: of the database, inside of whose transactions everything is called.
+
+    Attributes:
+        changed: whether words came or went by this connection since it was opened or sealed.
     """
 
     def __init__(self, connection: sqlite3.Connection):
-        self._connection = connection
+        self._use(connection)
+
+    def _use(self, connection: sqlite3.Connection) -> None:
+        self._connection, self.changed = connection, False
+        connection.create_function("row_checksum", -1, checksum, deterministic=True)
+
+    def reconnect(self, connection: sqlite3.Connection) -> None:
+        """Go on with another connection to the same file."""
+        self._use(connection)
+
+    # The checksum
+
+    def _unseal(self) -> None:
+        self.changed = True
+        self._connection.execute("UPDATE word_checksum SET total = NULL WHERE total IS NOT NULL")
+
+    def seal(self) -> None:
+        """Take the index for whole as it is; in a transaction that has not changed it."""
+        self._connection.execute("DELETE FROM word_checksum")
+        self._connection.execute("INSERT INTO word_checksum VALUES (?)", (self._total(),))
+        self.changed = False
+
+    def is_whole(self) -> bool:
+        """Whether the index is what it was when it was sealed; true where it is not sealed."""
+        try:
+            sealed = self._connection.execute("SELECT total FROM word_checksum").fetchall()
+            return sealed == [(None,)] or sealed == [(self._total(),)]
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGE:
+                return False
+            raise
+
+    def _total(self) -> int:
+        sums = (f"SELECT COALESCE(SUM(row_checksum({columns})), 0) FROM {table}" for table, columns in SUMMED.items())
+        return sum(self._connection.execute(statement).fetchone()[0] for statement in sums)
+
+    def clear(self) -> None:
+        """Forget everything, whatever state it is in."""
+        # FTS5 itself refuses to touch an index that it cannot read: its tables become those of an empty one.
+        with closing(sqlite3.connect(":memory:")) as empty:
+            empty.execute(SCHEMA[0])
+            for table, columns in FTS5_TABLES.items():
+                self._connection.execute(f"DELETE FROM {table}")
+                rows = empty.execute(f"SELECT {columns} FROM {table}").fetchall()
+                marks = ", ".join("?" * len(columns.split(", ")))
+                self._connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+        self._connection.execute("DELETE FROM worded")
+        self._connection.execute("DELETE FROM word_checksum")
+        self._connection.execute("INSERT INTO word_checksum VALUES (NULL)")
+
+    # Words
 
     def add(self, key: int, words: LeafWords, first: int = 0) -> None:
         """Take in the leaves of a document, from leaf ``first`` on.
@@ -127,6 +208,7 @@ class WordIndex:
         Args:
             key: the document's first one, which does not change when text is added to it.
         """
+        self._unseal()
         self._connection.execute(
             "INSERT OR IGNORE INTO worded VALUES (?, ?, ?, ?)", (key, key, words.language, words.leaf_size)
         )
@@ -134,6 +216,7 @@ class WordIndex:
 
     def move(self, key: int, document: int) -> None:
         """Take in that a document has another key now."""
+        self._unseal()
         self._connection.execute("UPDATE worded SET document = ? WHERE key = ?", (document, key))
 
     def described(self, key: int) -> tuple[str, int]:
@@ -142,6 +225,7 @@ class WordIndex:
 
     def remove(self, key: int, words: LeafWords, first: int = 0) -> None:
         """Forget the leaves of a document from leaf ``first`` on, whose words are these."""
+        self._unseal()
         gone = _rows(key, words, first)
         self._connection.executemany("INSERT INTO words (words, rowid, terms) VALUES ('delete', ?, ?)", gone)
         if first == 0:
@@ -149,6 +233,7 @@ class WordIndex:
 
     def merge(self) -> None:
         """Let nothing be left of words that were removed: until then FTS5 only marks them so."""
+        self._unseal()
         self._connection.execute("INSERT INTO words (words) VALUES ('optimize')")
 
     def leaves_with(self, term: str) -> tuple[np.ndarray, np.ndarray]:
@@ -169,6 +254,10 @@ class WordIndex:
     def languages(self) -> list[str]:
         """Those that documents were taken for."""
         return [row[0] for row in self._connection.execute("SELECT DISTINCT language FROM worded ORDER BY 1")]
+
+
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
+"""What SQLite says of an index that it cannot read; the second of text that is not UTF-8."""
 
 
 def _rows(key: int, words: LeafWords, first: int) -> list[tuple[int, str]]:
