@@ -59,18 +59,19 @@ class About:
             )
 
     def chosen_embedder(
-        self, given: Embedder | Literal["auto"] | None, made_with: Embedder | None, path: Path | None
+        self, given: Embedder | Literal["auto"] | None, made_with: Embedder | None, path: Path | None, device: str
     ) -> Embedder | None:
         """The embedder to open the store with.
 
         Args:
             given: by the user.
             made_with: what the store was made with a moment ago.
+            device: where one that is loaded runs.
 
         Raises:
             ModelMismatchError: it is not the store's own, or that cannot be loaded by its name.
         """
-        embedder = self._own_embedder(made_with, path) if given == "auto" else given
+        embedder = self._own_embedder(made_with, path, device) if given == "auto" else given
         name, dimension = _described(embedder)
         if (name, dimension) != (self.embedder, self.dimension):
             raise ModelMismatchError(
@@ -79,13 +80,13 @@ class About:
             )
         return embedder
 
-    def _own_embedder(self, made_with: Embedder | None, path: Path | None) -> Embedder | None:
+    def _own_embedder(self, made_with: Embedder | None, path: Path | None, device: str) -> Embedder | None:
         if self.embedder is None:
             return None
         if made_with is not None and made_with.name == self.embedder:
             return made_with
         if self.embedder == DEFAULT_EMBEDDER:
-            return load_default_embedder()
+            return load_default_embedder(device)
         raise ModelMismatchError(
             f"The store {path} was made with the embedder {self.embedder}, which cannot be loaded by its name alone. "
             "Pass it with embedder=."

@@ -84,7 +84,7 @@ class SharedLLMContextStore:
         self.embedder: Embedder | None = None
         made_with: Embedder | None = None
         if path is None or is_vacant(self.path):
-            made_with = load_default_embedder() if embedder == "auto" else embedder
+            made_with = load_default_embedder(str(model.device)) if embedder == "auto" else embedder
             self._database = self._make(config or StoreConfig(), made_with)
         else:
             self._database = Database(self.path, digest=chunk_digest)
@@ -93,7 +93,7 @@ class SharedLLMContextStore:
             with self._database.decoding():
                 about = About.from_bytes(self._database.get_meta("about"))
             about.check_model(model, self.path)
-            self.embedder = about.chosen_embedder(embedder, made_with, self.path)
+            self.embedder = about.chosen_embedder(embedder, made_with, self.path, str(model.device))
             self.config = about.chosen_config(config, self.path)
             check_window(model, self.config)
             self._database.mend_words(self.config.tree.leaf_size)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from shared_context import SharedLLMContextStore
 from shared_context.errors import ModelNotFoundError
 from shared_context.store.embedder import (
     DEFAULT_EMBEDDER,
@@ -101,3 +102,17 @@ def test_prompts_may_be_given_for_a_model_that_names_none(embedder):
     np.testing.assert_allclose(prompted.encode_query(["ten"]), embedder.encode(["query: ten"]), atol=1e-2)
     np.testing.assert_allclose(prompted.encode(["ten"]), embedder.encode(["ten"]), atol=1e-2)
     assert prompted.name == DEFAULT_EMBEDDER
+
+
+def test_the_default_embedder_is_loaded_where_the_model_is(model, tmp_path, monkeypatch):
+    asked = []
+
+    def load(device):
+        asked.append(torch.device(device))
+        return load_default_embedder(device)
+
+    for module in ("store", "about"):
+        monkeypatch.setattr(f"shared_context.store.{module}.load_default_embedder", load)
+    for _ in range(2):
+        SharedLLMContextStore(model, tmp_path / "store").close()
+    assert asked == [model.device] * 2
