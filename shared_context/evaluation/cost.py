@@ -28,6 +28,7 @@ from shared_context.evaluation.report import (
     Target,
     model_setting,
 )
+from shared_context.kernels.launch import wait_for
 from shared_context.progress import with_progress
 from shared_context.store.embedder import Embedder, load_default_embedder
 
@@ -347,6 +348,7 @@ def _read(
         for ahead in part.split(step):
             reads.read(ahead)
             read += len(ahead)
+            wait_for(model.device)
             marks.append((read, time.perf_counter() - start))
         reads.read(behind).argmax().item()
     seconds = time.perf_counter() - start
@@ -383,6 +385,7 @@ def _seconds_per_token(model: SharedLLMModel, text: str, steps: Sequence[int]) -
             for step in steps:
                 start = time.perf_counter()
                 stream.read(ids[:step])
+                wait_for(model.device)
                 seconds[step] = min(seconds[step], (time.perf_counter() - start) / step)
     return seconds
 

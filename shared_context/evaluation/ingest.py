@@ -15,6 +15,7 @@ from shared_context.config import TreeConfig
 from shared_context.evaluation.indexing import NOTE, Indexer, indexers
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.report import Report, Table, Target, model_setting
+from shared_context.kernels.launch import wait_for
 from shared_context.progress import with_progress
 from shared_context.store.embedder import Embedder, load_default_embedder
 
@@ -102,5 +103,6 @@ def _prefill(model: SharedLLMModel, size: int, limit: int | None, text: str) -> 
     for window in windows:
         start = time.perf_counter()
         model.hf_model(input_ids=window[None].to(model.device), use_cache=True, logits_to_keep=1)
+        wait_for(model.device)
         seconds += time.perf_counter() - start
     return seconds * len(ids) / sum(map(len, windows))

@@ -25,6 +25,7 @@ from shared_context.kernels.late_interaction import (
     node_scores,
     node_scores_naive,
 )
+from shared_context.kernels.launch import wait_for
 
 TOKENS = (131_072, 1_048_576, 10_485_760)
 LEAF_SIZE, CODE_SIZE, WORDS, CHUNK_SIZE = 32, 64, 16, 1024
@@ -63,11 +64,13 @@ def milliseconds(calls: Sequence[Call], device: torch.device) -> float:
 
         return do_bench(call, warmup=50, rep=200, return_mode="median")
     call()
+    wait_for(device)
     times = []
     until = time.perf_counter() + 2
     while len(times) < 3 or (len(times) < 25 and time.perf_counter() < until):
         start = time.perf_counter()
         call()
+        wait_for(device)
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)
 

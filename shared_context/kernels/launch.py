@@ -1,4 +1,4 @@
-"""Where Triton's kernels run, and PyTorch in their place where they cannot."""
+"""Devices: where Triton's kernels run, PyTorch in their place where they cannot, and when they are done."""
 
 from __future__ import annotations
 
@@ -43,6 +43,12 @@ def or_pytorch() -> Iterator[None]:
 def on_device(tensor: torch.Tensor) -> AbstractContextManager:
     """Makes the tensor's GPU the current one, which is where Triton launches; nothing for what is interpreted."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when all that was asked of a device is done; a processor does it while it is asked."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 @cache

@@ -140,7 +140,7 @@ def answer_batch(
     constraint: Constraint | None,
 ) -> list[Completion]:
     """One batch through transformers' ``generate``."""
-    clock = Clock()
+    clock = Clock(decoder.hf_model.device)
     contexts = decoder.contexts(requests, settings.max_new_tokens)
     with decoder.lock, torch.inference_mode():
         inputs, injected = decoder.inputs(requests, contexts, settings.max_new_tokens)
@@ -178,7 +178,7 @@ def answer_pieces(
     completion: list[Completion],
 ) -> Generator[str]:
     """The pieces of one answer; the lock and torch's modes are left between them, for others to compute."""
-    clock, text = Clock(), Detokenizer(decoder.tokenizer)
+    clock, text = Clock(decoder.hf_model.device), Detokenizer(decoder.tokenizer)
     contexts = decoder.contexts([request], settings.max_new_tokens)
     with decoder.lock, torch.inference_mode():
         inputs, injected = decoder.inputs([request], contexts, settings.max_new_tokens, in_place=True)

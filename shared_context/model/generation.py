@@ -22,6 +22,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from shared_context.kernels.launch import wait_for
 from shared_context.model.cache import CACHE_ARGUMENT, RoomyCache
 
 REPLACEMENT = "\ufffd"
@@ -64,16 +65,21 @@ class Completion:
 class Clock(StoppingCriteria):
     """Notes when the first token was there; never stops the generation.
 
+    Args:
+        device: where the model is; seconds are read when it is done.
+
     Attributes:
         first_token: seconds from the clock's making to the first token.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device):
+        self._device = device
         self._start = time.perf_counter()
         self.first_token: float | None = None
 
     def elapsed(self) -> float:
         """Seconds since the clock was made."""
+        wait_for(self._device)
         return time.perf_counter() - self._start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:

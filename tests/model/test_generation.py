@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import ConfigError, ModelMismatchError, QueryError, WindowExceededError
 from shared_context.model.context import ContextKV
-from shared_context.model.generation import Detokenizer
+from shared_context.model.generation import Clock, Detokenizer
 from shared_context.model.prompt import Prompt
 
 TEXT = "The night shift starts at 21:47 at the north gate. The harbour master is Ingrid Vale."
@@ -347,3 +347,14 @@ def test_prefixes_that_are_kept_take_no_more_than_a_window_together(make_small_m
         prompt = Prompt(tuple(range(number, number + 200)), (7, 8))
         small.logits(prompt, type("Held", (), {"kv_entries": 3, "key_values": lambda self, room=None: context})())
     assert sum(map(len, small._decoder._prefixes)) <= 512
+
+
+def test_a_clock_reads_its_time_when_the_device_is_done(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", done.append)
+    gpu = torch.device("cuda", 0)
+    clock = Clock(gpu)
+    clock(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 5))
+    assert done == [gpu] and clock.first_token > 0
+    Clock(torch.device("cpu")).elapsed()
+    assert done == [gpu]
