@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shared_context.model.shared_llm import SharedLLMModel
     from shared_context.store.documents import Document
     from shared_context.store.memory import ConversationMemory
-    from shared_context.store.selection import SelectedNode, Selection
+    from shared_context.store.selection import Passage, SelectedNode, Selection
     from shared_context.store.store import SharedLLMContextStore
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ _HOMES = {
     "Completion": "model.generation",
     "ConversationMemory": "store.memory",
     "Document": "store.documents",
+    "Passage": "store.selection",
     "SelectedNode": "store.selection",
     "Selection": "store.selection",
     "SharedLLMContextStore": "store.store",
@@ -45,6 +46,7 @@ __all__ = [
     "Completion",
     "ConversationMemory",
     "Document",
+    "Passage",
     "SelectedNode",
     "Selection",
     "SharedLLMContextStore",

@@ -164,16 +164,14 @@ def excerpt(text: str) -> str:
 def _print_sources(selection: Selection) -> None:
     console = output.results()
     console.print("\nSources", style="bold")
-    runs = sorted(selection.passages, key=lambda run: -max(node.score for node in run))
-    for run in runs[:SOURCES_SHOWN]:
-        score = max(node.score for node in run)
-        text = excerpt("".join(node.text for node in run))
+    sources = sorted(selection.sources, key=lambda passage: -passage.score)
+    for passage in sources[:SOURCES_SHOWN]:
         line = Text.assemble(
             "  ",
-            (output.printable(run[0].doc_id), "cyan"),
-            f"  characters {run[0].start}-{run[-1].end}  score {score:.2f}",
+            (output.printable(passage.doc_id), "cyan"),
+            f"  characters {passage.start}-{passage.end}  score {passage.score:.2f}",
         )
-        line.append(f"\n    {output.printable(text)}", style="dim")
+        line.append(f"\n    {output.printable(excerpt(passage.text))}", style="dim")
         console.print(line, soft_wrap=True)
-    if len(runs) > SOURCES_SHOWN:
-        console.print(f"  and {len(runs) - SOURCES_SHOWN} more (--json lists all)", style="dim")
+    if len(sources) > SOURCES_SHOWN:
+        console.print(f"  and {len(sources) - SOURCES_SHOWN} more (--json lists all)", style="dim")

@@ -15,6 +15,7 @@ from shared_context.errors import ModelMismatchError
 from shared_context.kernels import ChunkKV, RaggedKV
 from shared_context.model.context import CoarseKV, ContextKV
 from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.store.passages import heading_of, whole
 from shared_context.store.seen import as_html, parts_of
 from shared_context.tree import ContextTree, Grained, cut_rows, node_rows
 
@@ -56,6 +57,53 @@ class SelectedNode:
     header: bool = False
     unsearched_keys: tuple[str, ...] = field(default=(), repr=False)
     hidden_keys: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Passage(SelectedNode):
+    """What is shown side by side in a document, to be read as text.
+
+    ``start``, ``end`` and ``text`` are widened to whole sentences, lines or rows of a table (see
+    :func:`~shared_context.store.passages.whole`); tokens, entries and score are those of the nodes.
+
+    Attributes:
+        shown: the characters of the nodes, which an injection shows.
+        heading: the heading that it stands under, and the names of columns where it begins within a table; None where
+            there is neither.
+    """
+
+    shown: tuple[int, int] = (0, 0)
+    heading: str | None = None
+
+    @classmethod
+    def of(cls, run: Sequence[SelectedNode], text: str) -> Passage:
+        """Nodes that touch, as a passage.
+
+        Args:
+            run: nodes of one level and ratio, in document order.
+            text: the document's.
+        """
+        first, shown = run[0], (run[0].start, run[-1].end)
+        if first.header:
+            return cls(**vars(first))
+        start, end = whole(text, *shown)
+        own = vars(first) | {
+            "start": start,
+            "end": end,
+            "text": text[start:end],
+            "score": max(node.score for node in run),
+            "token_count": sum(node.token_count for node in run),
+            "kv_entries": sum(node.kv_entries for node in run),
+            "also_in": tuple(sorted({doc_id for node in run for doc_id in node.also_in})),
+        }
+        return cls(**own, shown=shown, heading=heading_of(text, start))
+
+    def within(self, start: int, end: int) -> Passage:
+        """The part of it between two characters of its document; itself where nothing would be left."""
+        start, end = max(start, self.start), min(end, self.end)
+        if start >= end:
+            return self
+        return replace(self, start=start, end=end, text=self.text[start - self.start : end - self.start])
 
 
 @dataclass(frozen=True)
@@ -169,16 +217,43 @@ class Selection:
         return [
             tuple(run)
             for passage in self.passages
-            for _, run in groupby(passage, key=lambda node: (node.level, node.ratio))
+            for _, run in groupby(passage, key=lambda node: (node.header, node.level, node.ratio))
         ]
 
     @property
-    def text(self) -> str:
-        """The text of the nodes; a blank line stands between those that do not touch.
+    def sources(self) -> list[Passage]:
+        """The runs as they are read or handed to another model, in document order; none repeats what another says."""
+        texts = {chunk.nodes[0].doc_id: chunk.text for chunk in self.chunks}
+        widened = [Passage.of(run, texts[run[0].doc_id]) for run in self.runs]
+        sources: list[Passage] = []
+        for number, passage in enumerate(widened):
+            first, last = 0, passage.end
+            if sources and sources[-1].doc_id == passage.doc_id and not passage.header:
+                first = sources[-1].end
+            if number + 1 < len(widened) and widened[number + 1].doc_id == passage.doc_id and not passage.header:
+                last = widened[number + 1].shown[0]
+            sources.append(passage.within(first, last))
+        return sources
 
-        Of a conversation each passage begins with when it was said.
+    @property
+    def text(self) -> str:
+        """The sources' text; a blank line stands between those that do not touch.
+
+        Each begins with its heading, where that is another one than before, and of a conversation with when it was
+        said.
         """
-        return "\n\n".join(_dated(run[0]) + "".join(node.text for node in run) for run in self.passages)
+        parts: list[str] = []
+        before: Passage | None = None
+        for passage in self.sources:
+            follows = before is not None and before.doc_id == passage.doc_id
+            touches = follows and before.end == passage.start
+            if parts and not touches:
+                parts.append("\n\n")
+            if passage.heading and not touches and not (follows and before.heading == passage.heading):
+                parts.append(f"{passage.heading}\n")
+            parts += ["" if touches else _dated(passage), passage.text]
+            before = passage
+        return "".join(parts)
 
     def __add__(self, other: Selection | JoinedSelections) -> JoinedSelections:
         """Both as one context: this one is read first, ``other`` next to the question."""

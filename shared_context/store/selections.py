@@ -18,7 +18,7 @@ from shared_context.store.encoding import ChunkEncoder
 from shared_context.store.filters import compile_filter
 from shared_context.store.header import header
 from shared_context.store.node_index import NodeIndex
-from shared_context.store.selection import SelectedChunk, SelectedNode, Selection
+from shared_context.store.selection import Passage, SelectedChunk, SelectedNode, Selection
 from shared_context.store.selector import Choice, ChunkCut, Rewrite, Selector, Twins, regular_tree
 from shared_context.tree import ContextTree, Grained, Node, kv_entries
 
@@ -93,14 +93,15 @@ class Selections:
         prefilter: int | None,
         prefilter_chunks: int | None,
         min_score: float | None,
-    ) -> list[SelectedNode]:
+    ) -> list[Passage]:
         """The ``k`` best passages as text, best first."""
         with self._catalogue.reading():
             choice = self._selector.passages(
                 query, self._candidates(filters, doc_ids), k, policy=policy, prefilter=prefilter,
                 prefilter_chunks=prefilter_chunks, min_score=min_score,
             )  # fmt: skip
-            return [node for cut in choice.cuts for node in self._shown(cut, choice.twins).nodes]
+            chunks = [self._shown(cut, choice.twins) for cut in choice.cuts]
+            return [Passage.of([node], chunk.text) for chunk in chunks for node in chunk.nodes]
 
     def selection_from(self, spans: list[Sequence[Any]], query: str | None, show_metadata: bool) -> Selection:
         """The selection of given characters, whole leaves of which are shown."""

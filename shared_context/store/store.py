@@ -36,7 +36,7 @@ from shared_context.store.memory import ConversationMemory
 from shared_context.store.node_data import NodeShape
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.overview import overview_html
-from shared_context.store.selection import SelectedNode, Selection
+from shared_context.store.selection import Passage, Selection
 from shared_context.store.selections import Selections
 from shared_context.store.selector import Rewrite
 from shared_context.store.sync import SyncReport, plan_sync
@@ -387,10 +387,11 @@ class SharedLLMContextStore:
         prefilter: int | None = None,
         prefilter_chunks: int | None = None,
         min_score: float | None = None,
-    ) -> list[SelectedNode]:
+    ) -> list[Passage]:
         """The ``k`` best passages as text, best first, for any language model; arguments as in :meth:`select`.
 
-        A passage is what is embedded as one (128 tokens by default), and as good as its best leaf.
+        A passage is what is embedded as one (128 tokens by default), and as good as its best leaf. Its text is widened
+        to whole sentences, lines or rows, so that two of them may have a sentence in common, and it has its heading.
         """
         require_count("k", k, "passages")
         return self._selections.retrieve(
@@ -405,7 +406,7 @@ class SharedLLMContextStore:
         """:meth:`select`, in a thread; what answers over it computes its keys and values."""
         return await asyncio.to_thread(self.select, query, **options)
 
-    async def aretrieve(self, query: str, k: int = 5, **options: Any) -> list[SelectedNode]:
+    async def aretrieve(self, query: str, k: int = 5, **options: Any) -> list[Passage]:
         """:meth:`retrieve`, in a thread."""
         return await asyncio.to_thread(self.retrieve, query, k, **options)
 

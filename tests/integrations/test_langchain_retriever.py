@@ -248,7 +248,7 @@ def test_floor_recent_and_prefilter_chunks_reach_the_selection(handbook_store):
     usual = places(retriever.invoke(question))
     for setting in ({"floor": 1.0}, {"recent": 64}, {"prefilter_chunks": 1}):
         selection = handbook_store.select(question, budget=1024, **setting)
-        expected = sorted((run[0].start, run[-1].end) for run in selection.runs)
+        expected = sorted((source.start, source.end) for source in selection.sources)
         assert places(retriever.invoke(question, **setting)) == expected != usual
         assert places(SharedContextRetriever(store=handbook_store, budget=1024, **setting).invoke(question)) == expected
     with pytest.raises(ConfigError, match="recent"):

@@ -323,7 +323,7 @@ def test_what_the_store_selects_by_reaches_the_retriever(handbook_store, llm):
         return sum(node.metadata["kv_entries"] for node in nodes), {node.node_id for node in nodes}
 
     assert shown(floor=0.0)[0] > shown(floor=1.0)[0]
-    end = len(handbook_store.get("handbook").text)
+    end = len(handbook_store.get("handbook").text.rstrip())
     assert any(node_id.endswith(f"-{end}") for node_id in shown(recent=64)[1])
     assert not any(node_id.endswith(f"-{end}") for node_id in shown()[1])
     nodes = index.as_retriever(similarity_top_k=20, prefilter_chunks=1).retrieve("How warm is the drying room kept?")

@@ -45,10 +45,11 @@ def test_any_text_is_kept_and_shown_exactly(store, text):
     assert store.get("any").text == text
     nodes = store.select("who keeps what?", ratio=1).nodes
     assert "".join(node.text for node in nodes) == text
-    leaves = store.retrieve("who keeps what?", k=10_000)
-    assert all(leaf.text == text[leaf.start : leaf.end] for leaf in leaves)
+    passages = store.retrieve("who keeps what?", k=10_000)
+    assert all(passage.text == text[passage.start : passage.end] for passage in passages)
     # What is said twice is retrieved once.
-    assert 0 < len({leaf.text for leaf in leaves}) == len(leaves)
+    said = {text[slice(*passage.shown)] for passage in passages}
+    assert 0 < len(said) == len(passages)
 
 
 def test_a_file_is_added_by_its_path(store, tmp_path, monkeypatch):

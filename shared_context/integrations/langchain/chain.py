@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.errors import ConfigError, ModelMismatchError, QueryError
 from shared_context.integrations.langchain.chat_model import ChatSharedLLM
-from shared_context.integrations.langchain.documents import SOURCE_KEY, divide, sync
+from shared_context.integrations.langchain.documents import SOURCE_KEY, as_text, divide, sync
 from shared_context.integrations.langchain.messages import answer_text, text_of
 from shared_context.integrations.langchain.retriever import SharedContextRetriever
 from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given, of_type
@@ -258,7 +258,7 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
             if spans:
                 selection = self.store.selection_from(spans, query=question, show_metadata=self.show_metadata)
                 injected["context"] = selection
-        pasted = PASSAGE_SEPARATOR.join(passage.page_content for passage in passages)
+        pasted = PASSAGE_SEPARATOR.join(map(as_text, passages))
         if self.prompt is None:
             messages = [*history, HumanMessage(question)]
             if self.system_prompt:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from langchain_core.documents import Document as LangChainDocument
 
-from shared_context import Document, SelectedNode, Selection, SharedLLMContextStore
+from shared_context import Document, Passage, Selection, SharedLLMContextStore
 from shared_context.errors import DocumentError
 from shared_context.store.documents import MAX_ID_LENGTH, OnError
+from shared_context.store.passages import REACH
 from shared_context.store.selection import JoinedSelections
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ BOOKKEEPING = (
     *("file_path", "last_modified", "etag", "row", "seq_num", "start_index"),
 )
 """What loaders note of a file and not of what it says: no query is compared with it, no model is shown it."""
+
+HEADING, SHOWN = "heading", "shown"
+"""Keys of a passage's metadata."""
 
 Span = tuple[str, int, int, int, float, str]
 """Document id, start and end in characters, ratio, score, text."""
@@ -100,34 +104,42 @@ def from_store(document: Document) -> LangChainDocument:
     return LangChainDocument(id=document.id, page_content=document.text, metadata=dict(document.metadata))
 
 
-def from_runs(runs: Iterable[Sequence[SelectedNode]]) -> list[LangChainDocument]:
-    """One passage for each run of nodes that touch in their document, best first.
+def from_passages(passages: Iterable[Passage]) -> list[LangChainDocument]:
+    """A store's passages, best first.
 
-    Its metadata is the stored document's, and then ``doc_id``, ``start`` and ``end`` (characters), ``level``,
-    ``ratio`` and ``score``, which win over keys of the same name.
+    The metadata of each is the stored document's, and then ``doc_id``, ``start`` and ``end`` (characters), ``level``,
+    ``ratio`` and ``score``, which win over keys of the same name; ``shown``, the characters that an injection shows,
+    where they are others; and its ``heading``, where it has one and the document no such key.
 
     Args:
-        runs: nodes of one grain each, in document order.
+        passages: of one grain each.
     """
-    passages = [_passage(run) for run in runs]
-    return sorted(passages, key=lambda passage: passage.metadata["score"], reverse=True)
+    return sorted(map(_from_passage, passages), key=lambda passage: passage.metadata["score"], reverse=True)
 
 
-def _passage(run: Sequence[SelectedNode]) -> LangChainDocument:
-    first, start, end = run[0], run[0].start, run[-1].end
+def _from_passage(passage: Passage) -> LangChainDocument:
+    start, end = passage.start, passage.end
     return LangChainDocument(
-        id=f"{first.doc_id}:{start}-{end}",
-        page_content="".join(node.text for node in run),
+        id=f"{passage.doc_id}:{start}-{end}",
+        page_content=passage.text,
         metadata={
-            **first.metadata,
-            "doc_id": first.doc_id,
+            **({} if passage.heading is None else {HEADING: passage.heading}),
+            **passage.metadata,
+            "doc_id": passage.doc_id,
             "start": start,
             "end": end,
-            "level": first.level,
-            "ratio": first.ratio,
-            "score": max(node.score for node in run),
+            "level": passage.level,
+            "ratio": passage.ratio,
+            "score": passage.score,
+            **({SHOWN: list(passage.shown)} if passage.shown != (start, end) else {}),
         },
     )
+
+
+def as_text(passage: LangChainDocument) -> str:
+    """A passage as a model reads it, behind its heading where it is a store's."""
+    heading = passage.metadata.get(HEADING) if "ratio" in passage.metadata else None
+    return f"{heading}\n{passage.page_content}" if isinstance(heading, str) else passage.page_content
 
 
 def divide(
@@ -152,11 +164,20 @@ def divide(
         if placed and doc_id in store and doc_id not in texts:
             texts[doc_id] = store.get(doc_id).text
         if placed and passage.page_content and texts.get(doc_id, "")[start:end] == passage.page_content:
-            spans[(doc_id, start, end, where.get("ratio", 1))] = passage.page_content
+            first, last = _shown(where.get(SHOWN), start, end)
+            spans[(doc_id, first, last, where.get("ratio", 1))] = texts[doc_id][first:last]
         else:
             foreign.append(passage)
     # The order is a reranker's last word, where the scores may still be the retriever's.
     return [(*span, -float(rank), text) for rank, (span, text) in enumerate(spans.items())], foreign
+
+
+def _shown(given: Any, start: int, end: int) -> tuple[int, int]:
+    """The characters that an injection shows of a passage; all of them where its metadata have none of ours."""
+    match given:
+        case [int(first), int(last)] if first < last and start - REACH <= first and last <= end + REACH:
+            return first, last
+    return start, end
 
 
 def describe(context: Any) -> Any:

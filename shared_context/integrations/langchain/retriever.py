@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.config import Policy
 from shared_context.errors import BatchError, ConfigError, UnreadableError
-from shared_context.integrations.langchain.documents import SOURCE_KEY, from_runs, from_store, sync, to_store
+from shared_context.integrations.langchain.documents import SOURCE_KEY, from_passages, from_store, sync, to_store
 from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given
 from shared_context.store.documents import OnError
 from shared_context.store.embedder import Embedder
@@ -30,7 +30,8 @@ class SharedContextRetriever(DocumentIndex):
 
     Every setting but ``store`` can be overridden in a call. Passages come best first, as Documents whose metadata is
     the stored document's with ``doc_id``, ``start`` and ``end`` (characters), ``level``, ``ratio`` and ``score``.
-    What a budget selects side by side comes as one passage, so that whoever reads it as text meets whole sentences.
+    What a budget selects side by side comes as one passage; its text is widened to whole sentences, lines or rows, and
+    its ``heading`` is among its metadata.
 
     As a DocumentIndex it takes documents by ``upsert``, ``delete`` and ``get``, and from LangChain's ``index()``.
 
@@ -173,12 +174,12 @@ class SharedContextRetriever(DocumentIndex):
         budget = settings.pop("budget", self.budget)
         k = settings.pop("k", None if "budget" in overrides else self.k)
         if k is None:
-            return from_runs(self.store.select(query, budget=budget, **settings).runs)
+            return from_passages(self.store.select(query, budget=budget, **settings).sources)
         settings.pop("show_metadata")  # only a budget has to know
         for setting in ("floor", "recent", "fine", "coarse"):
             if value := settings.pop(setting):
                 raise ConfigError(f"{setting}={value!r} goes with a budget and not with k={k}: leave one of them out")
-        return from_runs([node] for node in self.store.retrieve(query, k, **settings))
+        return from_passages(self.store.retrieve(query, k, **settings))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **overrides: Any

@@ -24,7 +24,7 @@ class SharedContextRetriever(BaseRetriever):
 
     Nodes come best first, as from every retriever; each has its text, its place (``start_char_idx``,
     ``end_char_idx``), its document (``ref_doc_id``) and the document's metadata. What a budget selects side by side
-    comes as one node, so that whoever reads it as text meets whole sentences.
+    comes as one node; its text is widened to whole sentences, lines or rows, and its heading is among its metadata.
 
     Args:
         store: the store.
@@ -113,10 +113,10 @@ class SharedContextRetriever(BaseRetriever):
         # What a query transform wants to be searched for (HyDE, for instance); otherwise the query itself.
         query = "\n".join(query_bundle.embedding_strs)
         if self._top_k is not None:
-            runs = [(node,) for node in self._store.retrieve(query, k=self._top_k, **self._scope)]
+            passages = self._store.retrieve(query, k=self._top_k, **self._scope)
         else:
-            runs = self._store.select(query, **self._spending, **self._scope).runs
-        return to_nodes(runs, self._hidden_keys)
+            passages = self._store.select(query, **self._spending, **self._scope).sources
+        return to_nodes(passages, self._hidden_keys)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)

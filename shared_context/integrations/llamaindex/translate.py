@@ -34,7 +34,7 @@ from shared_context.errors import DocumentError, FilterError, QueryError, Unread
 from shared_context.store.documents import Document, OnError, check_metadata, skip_or_refuse
 
 if TYPE_CHECKING:
-    from shared_context import SelectedNode, SharedLLMContextStore
+    from shared_context import Passage, SharedLLMContextStore
 
 # ---------------------------------------------------------------------------------------------------------- documents
 
@@ -131,53 +131,59 @@ ID_KEYS = ("doc_id", "ref_doc_id", "document_id")
 _GRAIN = "shared_context.ratio"
 """Where a node's relationship to its document says at what ratio it was shown, under a key no document has."""
 
+_SHOWN = "shared_context.shown"
+"""Where it says which characters an injection shows, where the node's text is widened to whole sentences."""
+
+HEADING = "heading"
+"""The key of metadata that says under what heading a node stands, where its document has no such key."""
+
 _STORED = "shared_context.document"
 """Where it says under what id the document is stored that was made of the node's."""
 
 
-def to_nodes(runs: Iterable[Sequence[SelectedNode]], hidden_keys: Sequence[str] = ()) -> list[NodeWithScore]:
-    """One LlamaIndex node for each run of nodes that touch in their document, best first.
+def to_nodes(passages: Iterable[Passage], hidden_keys: Sequence[str] = ()) -> list[NodeWithScore]:
+    """One LlamaIndex node for each passage, best first.
 
     ``metadata`` is the document's, with ``level``, ``ratio`` and ``kv_entries`` beside it, and ``also_in`` where other
     documents say the same (where the document has such a key of its own, its value stays); these, ``hidden_keys`` and
-    what the document excludes are kept out of prompts and embeddings.
+    what the document excludes are kept out of prompts and embeddings. Its ``heading``, where it has one, is told.
 
     Args:
-        runs: nodes of one grain each, in document order; those of a header are passed over, for it is what a node's
-            metadata say.
+        passages: of one grain each; a header is passed over, for it is what a node's metadata say.
         hidden_keys: metadata keys.
     """
-    nodes = [_to_node(run, hidden_keys) for run in runs if not run[0].header]
+    nodes = [_to_node(passage, hidden_keys) for passage in passages if not passage.header]
     return sorted(nodes, key=NodeWithScore.get_score, reverse=True)
 
 
-def _to_node(run: Sequence[SelectedNode], hidden_keys: Sequence[str]) -> NodeWithScore:
-    first, start, end = run[0], run[0].start, run[-1].end
-    facts: dict[str, Any] = {
-        "level": first.level,
-        "ratio": first.ratio,
-        "kv_entries": sum(node.kv_entries for node in run),
-    }
-    if also_in := sorted({doc_id for node in run for doc_id in node.also_in}):
-        facts["also_in"] = also_in
-    hidden = [*(key for key in facts if key not in first.metadata), *hidden_keys]
+def _to_node(passage: Passage, hidden_keys: Sequence[str]) -> NodeWithScore:
+    start, end, ratio, metadata = passage.start, passage.end, passage.ratio, passage.metadata
+    facts: dict[str, Any] = {"level": passage.level, "ratio": ratio, "kv_entries": passage.kv_entries}
+    if passage.also_in:
+        facts["also_in"] = list(passage.also_in)
+    hidden = [*(key for key in facts if key not in metadata), *hidden_keys]
+    told = {} if passage.heading is None else {HEADING: passage.heading}
     source = RelatedNodeInfo(
-        node_id=first.metadata.get(REF_DOC_ID, first.doc_id),
+        node_id=metadata.get(REF_DOC_ID, passage.doc_id),
         node_type=ObjectType.DOCUMENT,
-        metadata={_GRAIN: first.ratio, **({_STORED: first.doc_id} if REF_DOC_ID in first.metadata else {})},
+        metadata={
+            _GRAIN: ratio,
+            **({_SHOWN: list(passage.shown)} if passage.shown != (start, end) else {}),
+            **({_STORED: passage.doc_id} if REF_DOC_ID in metadata else {}),
+        },
     )
     return NodeWithScore(
         node=TextNode(
-            id_=f"{first.doc_id}:{start}-{end}" + (f"/{first.ratio}" if first.ratio > 1 else ""),
-            text="".join(node.text for node in run),
+            id_=f"{passage.doc_id}:{start}-{end}" + (f"/{ratio}" if ratio > 1 else ""),
+            text=passage.text,
             start_char_idx=start,
             end_char_idx=end,
-            metadata={**facts, **own_metadata(first.metadata)},
-            excluded_llm_metadata_keys=[*hidden, *_without_origin(first.hidden_keys)],
-            excluded_embed_metadata_keys=[*hidden, *_without_origin(first.unsearched_keys)],
+            metadata={**facts, **told, **own_metadata(metadata)},
+            excluded_llm_metadata_keys=[*hidden, *_without_origin(passage.hidden_keys)],
+            excluded_embed_metadata_keys=[*hidden, *_without_origin(passage.unsearched_keys)],
             relationships={NodeRelationship.SOURCE: source},
         ),
-        score=max(node.score for node in run),
+        score=passage.score,
     )
 
 
@@ -207,7 +213,10 @@ def divide(nodes: Iterable[NodeWithScore], store: SharedLLMContextStore) -> tupl
                 texts[doc_id] = store.get(doc_id).text
             place = texts[doc_id].find(node.text, start, end)
         if place >= 0 and node.text:
-            spans[(doc_id, place, place + len(node.text), source.metadata.get(_GRAIN, 1))] = node.text
+            first, last = place, place + len(node.text)
+            if (first, last) == (start, end):
+                first, last = source.metadata.get(_SHOWN, (first, last))
+            spans[(doc_id, first, last, source.metadata.get(_GRAIN, 1))] = texts[doc_id][first:last]
         else:
             foreign.append(scored)
     # The order is a reranker's last word, where the scores may still be the retriever's.
@@ -227,7 +236,10 @@ def tells_metadata(nodes: Iterable[NodeWithScore], store: SharedLLMContextStore)
         if doc_id not in told:
             document = store.get(doc_id)
             told[doc_id] = {k: v for k, v in document.metadata.items() if k not in document.hidden_keys}
-        if told[doc_id] != {k: v for k, v in node.metadata.items() if k not in node.excluded_llm_metadata_keys}:
+        shown = {k: v for k, v in node.metadata.items() if k not in node.excluded_llm_metadata_keys}
+        if HEADING not in told[doc_id]:
+            shown.pop(HEADING, None)
+        if told[doc_id] != shown:
             return False
     return True
 

@@ -127,7 +127,7 @@ class SharedContextVectorStore(BasePydanticVectorStore):
         passages = self._store.retrieve(
             query.query_str, query.similarity_top_k, filters=to_filters(query.filters), doc_ids=ids, **kwargs
         )
-        nodes = to_nodes((passage,) for passage in passages)
+        nodes = to_nodes(passages)
         return VectorStoreQueryResult(
             nodes=[scored.node for scored in nodes],
             similarities=[scored.score for scored in nodes],
