@@ -64,8 +64,7 @@ class TreeConfig:
         height: levels below the root; a leaf spans ``chunk_size / 2**height`` tokens. None is as many as leave it
             LEAF_TOKENS or more, which is 5 for the default chunk.
         coarse: for each level, root first, the ratio at which a node is shown that the search left unopened; None
-            shows nothing of it. None for all of them is the default: an untrained model gains nothing from strided
-            KV (see docs/figures.md). The paper's are :func:`paper_ratios`.
+            shows nothing of it, and None for all of them is the default. The paper's are :func:`paper_ratios`.
         fine: the ratio of an opened leaf.
         rows: which rows a grain above 1 keeps, "importance" or "stride"; None is what the model's adapter is served
             with, and importance without one.
@@ -169,7 +168,7 @@ class StoreConfig:
             which few leaves have the question's words. 0 leaves it out.
         floor: share of the best leaf's score, counted from the mean, below which no leaf but the best one's
             neighbours is opened although the budget would allow it; 1 opens the best alone. What a question does not
-            need dilutes what it does: see docs/figures.md.
+            need dilutes what it does.
         min_score: below this score of a node (0 to 1) it is not shown, so that a question about something else may be
             shown nothing; 0 leaves nothing out. With the default model and embedder, questions about a text and
             questions about something else part at about 0.35.

@@ -319,7 +319,7 @@ class Selection:
         """The encodings of the chunks, from the cache or computed now, and the rows of them that are shown.
 
         Passages are read in the order of their scores, the most promising last, next to the question: a decoder uses
-        best what is near (see docs/figures.md). Within a passage the order is the document's. Where headers are shown,
+        best what is near. Within a passage the order is the document's. Where headers are shown,
         all passages of a document follow its header; what was said in a conversation is read in the order of time.
 
         Rows of coarse nodes keep their distances as far as there is room. Where there is not, those nodes are squeezed,
