@@ -18,6 +18,7 @@ from shared_context.kernels import (
     assemble,
     assemble_ragged,
 )
+from shared_context.model.attention import ATTENTION
 from shared_context.model.cache import RoomyCache, RoomyLayer
 from shared_context.model.context import ContextKV
 from shared_context.model.in_place import EncodingsInPlace, Run, split_runs
@@ -34,6 +35,8 @@ class PrefixInjection:
         fused: whether fused kernels compute their attention.
     """
 
+    attention = ATTENTION
+    """What the model has to be loaded with, its ``attn_implementation``."""
     kind = "prefix"
     in_cache = True
 
