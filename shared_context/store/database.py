@@ -751,6 +751,11 @@ class Database:
             "SELECT key, messages, compressed, total FROM conversations WHERE namespace = ? AND id = ?", (namespace, id)
         ).fetchone()
         if line is None:
+            with self.decoding(f"conversation {id!r}"):
+                if self._connection.execute(
+                    "SELECT 1 FROM documents WHERE namespace = ? AND kind = 'conversation' AND id = ?", (namespace, id)
+                ).fetchone():
+                    raise ValueError("its messages are missing")
             return []
         conversation, count, compressed, total = line
         first = compressed + 1 if recent else 1

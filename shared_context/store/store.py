@@ -130,8 +130,11 @@ class SharedLLMContextStore:
         dimension = embedder.dimension if embedder is not None else 0
         settings = model.hf_model.config
         shape = NodeShape(config.tree, codec.size, dimension, settings.vocab_size)
-        with self._database.snapshot():
-            namespace, salt = self._database.namespace(DEFAULT_NAMESPACE)
+        with self._database.snapshot(), self._database.decoding("the store's own namespace"):
+            found = self._database.namespace(DEFAULT_NAMESPACE)
+            if found is None:
+                raise ValueError("it is missing")
+            namespace, salt = found
         self._catalogue = Catalogue(
             self._database, namespace, salt, self._new_index(), shape, self._cache, partial(header_ids, model, config)
         )

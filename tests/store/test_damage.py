@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from shared_context import Document
-from shared_context.errors import SharedContextError
+from shared_context.errors import SharedContextError, StoreFormatError
 from shared_context.store.check import check
 from shared_context.store.database import FILE
 
@@ -97,3 +97,14 @@ def test_a_store_whose_index_of_words_had_no_checksum_gets_one(kept, open_store)
     store.close()
     with closing(sqlite3.connect(path / FILE)) as connection:
         assert connection.execute("SELECT COUNT(total) FROM word_checksum").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("lost", ["DELETE FROM conversations", "DELETE FROM namespaces"])
+def test_a_row_that_is_lost_is_told(kept, open_store, lost):
+    path, _ = kept
+    with closing(sqlite3.connect(path / FILE)) as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute(lost)
+        connection.commit()
+    with pytest.raises(StoreFormatError, match="missing"):
+        answers(open_store(path))
