@@ -63,7 +63,8 @@ def test_unsearched_metadata_change_no_score(store, open_store):
     bare.add([Document(d.text, d.id) for d in reports()])
     query = "What was the revenue of Turku?"
     scores = [{node.doc_id: node.score for node in each.retrieve(query, 4)} for each in (store, bare)]
-    assert scores[0] == scores[1]
+    # Each store makes codes by directions of its own, which rounding may turn a little.
+    assert scores[0] == pytest.approx(scores[1], abs=0.01)
     assert store.ids({"town": "Turku"}) == ["Turku"]  # filters see them
 
 

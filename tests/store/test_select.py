@@ -280,7 +280,7 @@ def test_a_prefilter_of_chunks_considers_the_nearest_of_all_documents(hybrid, do
         hybrid.select(QUERY, prefilter_chunks=1, doc_ids=doc_ids, ratio=1),
     ):
         assert (narrowed.doc_ids, len(narrowed.chunks)) == (["ferry"], 1)
-        assert (narrowed.nodes[0].start, narrowed.nodes[-1].end) == (best.start, best.end)
+        assert (narrowed.nodes[0].start, narrowed.nodes[-1].end) == best.shown
     nodes = hybrid.retrieve(QUERY, k=10, prefilter_chunks=2, doc_ids=doc_ids)
     assert len(nodes) == 2
     assert best.start in [node.start for node in nodes if node.doc_id == "ferry"]
