@@ -14,7 +14,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -23,7 +22,7 @@ from shared_context.config import require
 from shared_context.errors import ConfigError, ModelNotFoundError, SharedContextError, UnsupportedModelError
 from shared_context.model.attention import ATTENTION
 from shared_context.model.identity import fingerprint
-from shared_context.model.pretrained import find_gguf, resolve_model
+from shared_context.model.pretrained import as_floating_point, find_gguf, resolve_model
 from shared_context.model.progress import quiet_loading
 from shared_context.model.support import check_config, processor_dtype
 
@@ -66,7 +65,7 @@ def load(
         source, in_file = resolve_model(name_or_path, **hub), {}
     else:
         source, in_file = str(gguf.parent), {"gguf_file": gguf.name}
-        options |= in_file | {"quantization_config": GgufConfig(dequantize=True)}
+        options |= in_file | as_floating_point()
     # With trust_remote_code left open, transformers would ask on the terminal whether to run a repository's code.
     mend = "choose a decoder-only model that transformers knows itself, or mend the file"
     with _said_as(UnsupportedModelError, f"The config.json of {name} cannot be read; {mend}"):

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shared_context.config import require
 from shared_context.errors import ModelNotFoundError
@@ -149,6 +150,15 @@ def find_weights(name_or_path: str | Path, *, subfolders: bool = False, **hub: s
             f"Check the name, connect to the Hub once (`hf download {name_or_path}`), or give the path of a folder; "
             f"{DEFAULT_MODEL!r} needs no Hub."
         ) from error
+
+
+def as_floating_point() -> dict[str, Any]:
+    """Options of transformers' ``from_pretrained`` by which a GGUF's weights are no integers any more."""
+    import transformers
+
+    # Releases that have no such class know nothing else.
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def find_gguf(name_or_path: str | Path, gguf_file: str | None, **hub: str | Path | None) -> Path | None:
@@ -337,9 +347,9 @@ def _convert_default(folder: Path, scratch: Path) -> None:
 
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = {"gguf_file": _DEFAULT_GGUF, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
+    options = {"gguf_file": _DEFAULT_GGUF, "dtype": torch.bfloat16, **as_floating_point()}
     with quiet_loading():
         model = AutoModelForCausalLM.from_pretrained(scratch, **options)
     # A GGUF keeps floats in single precision and the name of a training run.
