@@ -174,8 +174,9 @@ class StoreConfig:
             questions about something else part at about 0.35.
         lead_in: tokens of a document before a chunk that are read first when the chunk is encoded, and are not part of
             it: what lies across the edge of two chunks would otherwise be encoded without its beginning.
-        importance: how it is known which rows a coarse grain keeps: "repetition" costs one further pass over a chunk
-            and a half; "probe" nothing to speak of, where one was fitted for the model, and its guesses lose more.
+        importance: how it is known which rows a coarse grain keeps: "repetition" costs half as much again as two
+            passes over a chunk; "probe" nothing to speak of, where one was fitted for the model, and its guesses may
+            lose a little more.
         max_document_bytes: larger documents are refused (bytes of UTF-8).
     """
 
