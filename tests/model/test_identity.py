@@ -13,9 +13,8 @@ TEXT = "the harbour master keeps the lamp and the log of the harbour. " * 8
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory, make_model, tokenizer):
     """Folders of one model whose small weights no float16 holds, saved in three dtypes."""
-    model = copy.deepcopy(
-        make_model("llama").hf_model
-    )  # its configuration is shared, and saving writes the dtype into it
+    # Its configuration is shared with other tests, and saving writes the dtype into it.
+    model = copy.deepcopy(make_model("llama").hf_model)
     with torch.no_grad():
         model.base_model.layers[0].self_attn.o_proj.weight.mul_(1e-5)
     folders = {}

