@@ -99,7 +99,8 @@ def test_any_llm_can_use_it(store, model, long_ago):
     memory = SharedContextMemory.from_defaults(store, recent_tokens=100, budget=128, chat_history=long_ago)
     llm = SharedLLM(model=model, max_new_tokens=12)
     engine = SimpleChatEngine.from_defaults(llm=llm, memory=memory)
-    # What so small a model says hangs on rounding; what it was told is seen below.
+    # What so small a model says hangs on rounding, what it is told does not.
+    assert PARROT in text_of(memory.get(QUESTION))
     assert str(engine.chat(QUESTION))
     assert memory.get_all()[-2].content == QUESTION
     echo = SimpleChatEngine.from_defaults(llm=MockLLM(), memory=memory)
