@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -166,7 +167,7 @@ class Database:
         if self._folder is None:
             self._connection = _connect(None)
         else:
-            _check_files(self._folder)
+            check_files(self._folder)
             for path in self._folder.glob(f"{UNFINISHED}*"):  # whose makers ended, or find that they were second
                 with suppress(OSError):
                     path.unlink()
@@ -929,7 +930,9 @@ def _connect_reading(folder: Path) -> sqlite3.Connection:
     """Open a file that this process may not write."""
     log = folder / f"{FILE}-wal"
     # Without a log, and without the right to make one, SQLite reads a file only if told that nobody writes it.
-    still = not log.exists() or log.stat().st_size == 0
+    still = True
+    with suppress(FileNotFoundError):
+        still = log.stat().st_size == 0
     name = f"{(folder.absolute() / FILE).as_uri()}?mode=ro{'&immutable=1' if still else ''}"
     return sqlite3.connect(name, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS, uri=True)
 
@@ -938,11 +941,11 @@ def _is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK) and os.access(folder / FILE, os.W_OK)
 
 
-def _check_files(folder: Path) -> None:
+def check_files(folder: Path) -> None:
     """That SQLite will meet no pipe or device, where reading never ends."""
     for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal"):
-        with _access(folder):
-            if (folder / name).exists() and not (folder / name).is_file():
+        with _access(folder), suppress(FileNotFoundError):  # one look: the last to close a store removes its log
+            if not stat.S_ISREG(os.stat(folder / name).st_mode):
                 raise StoreFormatError(f"{folder / name} is no regular file, so {folder} is not a store.")
 
 

@@ -7,8 +7,9 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
@@ -150,22 +151,38 @@ def test_a_copy_is_a_store_of_its_own(folder, tmp_path):
 
 def test_many_that_make_one_store_at_the_same_time_get_one_and_the_same(tmp_path):
     threads = 6
-    barrier = Barrier(threads, timeout=60)
+    barrier = Barrier(threads)
 
-    def make(number: int) -> list[bytes]:
-        found = []
-        for attempt in range(15):
-            folder = tmp_path / str(attempt)
-            barrier.wait()
-            vacant = is_vacant(folder)
-            store = Database(folder, {**META, "about": str(number).encode()}) if vacant else Database(folder)
-            found.append(store.get_meta("about"))
+    def make(folder: Path, number: int) -> bytes:
+        barrier.wait()
+        vacant = is_vacant(folder)
+        store = Database(folder, {**META, "about": str(number).encode()}) if vacant else Database(folder)
+        try:
+            return store.get_meta("about")
+        finally:
             store.close()
-        return found
 
-    with ThreadPoolExecutor(threads) as pool:
-        seen = list(pool.map(make, range(threads)))
-    assert all(of_one == seen[0] for of_one in seen)
+    for attempt in range(15):
+        with ThreadPoolExecutor(threads) as pool:
+            seen = set(pool.map(partial(make, tmp_path / str(attempt)), range(threads)))
+        assert len(seen) == 1
+
+
+def test_a_log_that_another_process_removes_while_a_store_is_opened_is_no_pipe(folder):
+    ended = Event()
+
+    def open_and_close() -> None:
+        while not ended.is_set():
+            Database(folder).close()
+
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(open_and_close)
+        try:
+            for _ in range(20_000):
+                database.check_files(folder)
+        finally:
+            ended.set()
+        others.result()
 
 
 KILLED = """
