@@ -21,7 +21,7 @@ from shared_context.store.lexical import bm25
 from shared_context.store.node_index import Leaves, NodeIndex
 from shared_context.store.postings import Postings
 from shared_context.store.query_parts import parts
-from shared_context.store.words import literals, query_terms
+from shared_context.store.words import literals, other_spellings, query_terms
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def lexical(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.T
 
 
 def literal(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
-    """BM25 of nothing but what the query names literally: identifiers and numbers, whole."""
-    return _of_words(query, leaves, rows, literals)
+    """BM25 of nothing but what the query names literally: identifiers and numbers, whole, in any spelling."""
+    return _of_words(query, leaves, rows, lambda *of: [*literals(*of), *other_spellings(*of)])
 
 
 def _of_words(

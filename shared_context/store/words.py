@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, lru_cache
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import Stemmer
@@ -33,6 +34,23 @@ _NUMBERED = re.compile(r"[^\W\d_]{1,3}(?=\d)")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _NAME = re.compile(r"[\d_]|[a-z][A-Z]|\w[./:@\\=&#]\w")
 _QUANTITY = re.compile(r"\d{1,2}|1\d\d\d|20\d\d")
+
+_HEX = re.compile(r"0[xX]([0-9A-Fa-f]+)")
+_HOST = re.compile(r"[^:/@]*[.][^:/@]*(?=:\d+)")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_TIME = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?![:\d])")
+_MONTH_NAMES = "jan feb mar/mär apr may/mai jun jul aug sep oct/okt nov dec/dez"
+_MONTHS = {name: number for number, names in enumerate(_MONTH_NAMES.split(), start=1) for name in names.split("/")}
+_MONTH = rf"(?:{'|'.join(_MONTHS)})[a-zä]*\.?"
+_DATED = re.compile(
+    rf"\b(?P<day>\d{{1,2}})(?:st|nd|rd|th|\.)? (?:of )?(?P<month>{_MONTH}),? (?P<year>\d{{4}})\b"
+    rf"|\b(?P<month2>{_MONTH}) (?P<day2>\d{{1,2}})(?:st|nd|rd|th)?,? (?P<year2>\d{{4}})\b",
+    re.IGNORECASE,
+)
+
+LONGEST_JOINED = 4
+MOST_JOINED = 96
+"""Words of a query that are looked up as one name, and how many such names: each is looked up in the index."""
 
 LONGEST_WORD = 64
 """Characters; a longer one is known by its parts."""
@@ -108,12 +126,68 @@ def literals(text: str, language: str) -> list[str]:
 
     A year or a number of one or two digits names nothing by itself.
     """
-    whole = {
-        _stem(unicodedata.normalize("NFKC", match.group()), language): None
-        for match in _WORD.finditer(text)
-        if _NAME.search(match.group()) and not _QUANTITY.fullmatch(match.group())
-    }
-    return [term for term in whole if len(term) <= LONGEST_WORD]
+    return _terms_of_names(_names(text), language)
+
+
+def other_spellings(text: str, language: str) -> list[str]:
+    """The terms of what a query names literally as a text may write it otherwise, each once.
+
+    The pieces of a path, an address or a timestamp, a number without its marks, a day in figures, and words that stand
+    together as the one name that they may be: ``max retries`` is ``max_retries``, too.
+    """
+    names = _names(text)
+    pieces = [piece for name in names for piece in (*_PIECES.split(name), *_HOST.findall(name)) if _NAME.search(piece)]
+    found = [piece for piece in pieces if piece not in names]
+    found += [spelling for piece in pieces for spelling in (*_variants(piece), *_spellings(piece))]
+    for day, time in pairwise(names):
+        found += [f"{day}T{time}", f"{day}T{time}Z"] if _DAY.fullmatch(day) and _TIME.match(time) else []
+    found += _dates(text)
+    found += islice(_joined([match.group() for match in _WORD.finditer(text)], language), MOST_JOINED)
+    return _terms_of_names(found, language)
+
+
+def _names(text: str) -> list[str]:
+    matches = (unicodedata.normalize("NFKC", match.group()) for match in _WORD.finditer(text))
+    return [name for name in matches if _NAME.search(name)]
+
+
+def _terms_of_names(names: Iterable[str], language: str) -> list[str]:
+    terms = dict.fromkeys(_stem(name, language) for name in names if not _QUANTITY.fullmatch(name))
+    return [term for term in terms if len(term) <= LONGEST_WORD]
+
+
+def _spellings(piece: str) -> Iterator[str]:
+    """Other ways to write a name that a query has: 0xff as ff, 06:40:00.250Z as 06:40:00."""
+    if match := _HEX.fullmatch(piece):
+        yield match[1]
+    if match := _TIME.match(piece):
+        yield match.group()
+        yield f"{match.group()}Z"
+
+
+def _dates(text: str) -> Iterator[str]:
+    """The days that a text names by their month, in figures."""
+    for match in _DATED.finditer(text):
+        day, month, year = (match[name] or match[f"{name}2"] for name in ("day", "month", "year"))
+        yield f"{year}-{_MONTHS[month[:3].casefold()]:02}-{int(day):02}"
+
+
+def _joined(found: Sequence[str], language: str) -> Iterator[str]:
+    """Words that stand together as one name, as programs and tables write it."""
+    common = _common_terms(language)
+    plain = [word.isalnum() and not (_terms(word, language) <= common) for word in found]
+    for first in range(len(found)):
+        for end in range(first + 2, min(first + LONGEST_JOINED, len(found)) + 1):
+            together = found[first:end]
+            if not all(plain[first:end]):
+                break
+            yield "_".join(together)
+            # "long term" is no name because "long-term" is a word.
+            numbered = len({word.isdigit() for word in together}) == 2
+            if numbered:
+                yield "-".join(together)
+            if numbered or len(together) > 2:
+                yield "".join(together)
 
 
 def query_terms(text: str, language: str) -> list[str]:

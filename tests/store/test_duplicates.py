@@ -33,6 +33,45 @@ def test_another_date_is_nearly_the_same(date):
 
 
 @pytest.mark.parametrize(
+    "mark",
+    [
+        "Page {} of 9\n",
+        "Printed at 10:0{}. ",
+        "Last updated on {} May 2031 at 17:30 by Ilse Marr.\n",
+        "Version 2.{}\n",
+        "From: Ada Quist\nDate: Mon, {} May 2031 10:03\n\n",
+        "On Mon, {} May 2031 at 10:03, Ada Quist wrote:\n> ",
+    ],
+)
+def test_what_marks_a_copy_says_next_to_nothing(mark):
+    new = novelty(mark.format(3) + FEE, mark.format(4) + FEE)
+    assert new.share <= NEARLY and not new.repeated
+
+
+def test_another_greeting_and_markup_say_next_to_nothing():
+    assert novelty(f"Dear Ada,\n{FEE}", f"Dear Ilse Marr,\n{FEE}").share <= NEARLY
+    assert novelty(FEE, FEE.replace("mooring fee", "<b>mooring fee</b>")).repeated
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Dogs are allowed in the reading room after five.", "Dogs are not allowed in the reading room after five."),
+        ("Guests may bring a dog into the old hall.", "Guests may never bring a dog into the old hall."),
+        ("Visitors enter the yard at any hour.", "No visitors enter the yard at any hour."),
+        ("The gate stays open to visitors in winter.", "The gate stays closed to visitors in winter."),
+        ("Open the valve before the pump is started.", "Open the valve after the pump is started."),
+        ("The rent includes breakfast for all guests.", "The rent excludes breakfast for all guests."),
+        ("Am Sonntag darf das Boot im Hafen liegen.", "Am Sonntag darf das Boot nicht im Hafen liegen."),
+        ("Les chiens sont admis dans la salle.", "Les chiens ne sont pas admis dans la salle."),
+    ],
+)
+def test_the_opposite_is_new_whichever_comes_first(first, second):
+    assert novelty(first, second).share == 1
+    assert novelty(second, first).share == 1
+
+
+@pytest.mark.parametrize(
     ("first", "second"),
     [
         ("Revenue came to 107 million crowns, in line with the plan.", "Revenue came to 121 million crowns, in line."),
@@ -59,6 +98,14 @@ def test_the_budget_goes_to_what_is_new(store, before):
     assert selection.text.count("14 crowns a night") == 1 or before
     passages = store.retrieve(QUESTION, 2)
     assert {node.doc_id for node in passages} >= {"club"}
+
+
+def test_both_sides_of_a_contradiction_are_shown(store):
+    allowed = "Dogs are allowed in the reading room of the library on weekdays after five in the afternoon."
+    forbidden = allowed.replace("are allowed", "are not allowed")
+    store.add([Document(f"{allowed} {FEE}", "old"), Document(f"{forbidden} {FEE}", "new"), Document(DISCOUNT, "club")])
+    shown = store.select("Are dogs allowed in the reading room?", budget=96).text
+    assert "are allowed" in shown and "are not allowed" in shown
 
 
 def test_the_other_sources_are_named(store):

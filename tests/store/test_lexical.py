@@ -48,6 +48,23 @@ def test_what_is_named_is_shown(open_store, kind):
 
 
 @pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("hex", lambda name: f"Entry 0x{name.upper()}?"),
+        ("version", lambda name: f"({name}), how much?"),
+        ("snake", lambda name: f"How much for the {name.replace('_', ' ')} entry?"),
+        ("time", lambda name: f"Which entry is of {name.replace('T', ' ')}?"),
+    ],
+)
+def test_what_is_named_in_another_spelling_is_shown(open_store, kind, asked):
+    rows = ledger(kind)
+    store = open_store()
+    store.add("".join(rows.values()), id="ledger")
+    for name in random.Random(6).sample(list(rows), 4):
+        assert rows[name].strip() in store.select(asked(name), budget=256).text, name
+
+
+@pytest.mark.parametrize(
     ("asked", "answer"),
     [
         ("Wer zündet die Lampen an?", "Wärterin Ada Quist"),

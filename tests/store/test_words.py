@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.database import Database
 from shared_context.store.word_index import LeafWords
-from shared_context.store.words import language_of, literals, query_terms, words
+from shared_context.store.words import language_of, literals, other_spellings, query_terms, words
 
 
 def terms(text, language=None):
@@ -83,6 +83,37 @@ def test_what_is_named_literally_is_not_what_is_counted_or_dated():
     asked = "Who paid invoice 48213 of INV_7 in 2019, all 12 of v2.1 in tide.txt?"
     assert set(literals(asked, "english")) == {"48213", "inv_7", "v2.1", "tide.txt"}
     assert literals("Who lights the well-kept lamp?", "english") == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "written"),
+    [
+        ("What does 0xACDB03DB do?", "acdb03db"),
+        ("release v8.11.2", "8.11.2"),
+        ("Who got 12,500.75 crowns?", "12500.75"),
+        ("Is http://10.173.184.138:8080/ up?", "10.173.184.138"),
+        ("Who wrote src/core/pump12.py?", "pump12.py"),
+        ("the log at 2031-04-05 06:07:08", "2031-04-05T06:07:08Z"),
+        ("the log at 2031-04-05T06:07:08.250Z", "06:07:08"),
+        ("What was paid on 3 May 2031?", "2031-05-03"),
+        ("What was paid on March 5th, 2031?", "2031-03-05"),
+        ("the delay retry size setting", "delay_retry_size"),
+        ("the delay retry limit", "delayRetryLimit"),
+        ("Is part AB 1234 in stock?", "ab-1234"),
+    ],
+)
+def test_what_is_named_is_found_in_another_spelling(asked, written):
+    assert set(other_spellings(asked, "english")) & set(terms(written, "english"))
+
+
+def test_words_that_stand_together_are_no_name_for_that():
+    assert other_spellings("What is the long term plan?", "english") == [
+        "long_term",
+        "long_term_plan",
+        "longtermplan",
+        "term_plan",
+    ]
+    assert other_spellings("Who lights the well-kept lamp in the yard?", "english") == []
 
 
 def test_a_question_is_asked_by_its_own_words():
