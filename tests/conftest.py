@@ -95,6 +95,12 @@ def _write(path: Path, text: str) -> Path:
         slides = Presentation()
         slides.slides.add_slide(slides.slide_layouts[5]).shapes.title.text = text
         slides.save(path)
+    elif path.suffix == ".xlsx":
+        from openpyxl import Workbook
+
+        workbook = Workbook()
+        workbook.active.append([text])
+        workbook.save(path)
     else:
         path.write_text(f"<html><body><p>{text}</p></body></html>" if path.suffix == ".html" else text)
     return path

@@ -10,7 +10,6 @@ import typer
 
 from shared_context.cli import output
 from shared_context.cli.evaluate import (
-    AdapterOption,
     DataArgument,
     EvalModelOption,
     HtmlFileOption,
@@ -18,6 +17,7 @@ from shared_context.cli.evaluate import (
     finish,
     load,
 )
+from shared_context.cli.options import AdapterOption, DeviceOption, DtypeOption
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMModel
@@ -58,9 +58,8 @@ def latency(
     ] = None,
     model: EvalModelOption = None,
     adapter: AdapterOption = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="Of the model, in first-token, decoding, ingest, storage and cost.")
-    ] = "auto",
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     context_tokens: Annotated[
         list[int] | None,
         typer.Option("--context-tokens", help="Of first-token and decoding; several. [1024, 4096 and 7800]"),
@@ -101,7 +100,7 @@ def latency(
     """Time to first token, tokens per second, ingest, bytes stored, peak memory, and growth with the store.
 
     What is compared takes turns in one process. Nothing else should run on the machine meanwhile. Memory, cost-memory
-    and growth load the model as it is by default, whatever --adapter and --dtype say.
+    and growth load the model as it is by default, whatever --adapter, --dtype and --device say.
     """
     from shared_context.evaluation import cost, decoding, growth, ingest, memory, storage
     from shared_context.evaluation.questions import read_questions
@@ -109,7 +108,7 @@ def latency(
     asked = read_questions(data)
     texts, questions = list(asked.documents.values()), [question.text for question in asked.questions]
     text = "\n\n".join(texts)
-    reader = load(model, adapter, dtype)
+    reader = load(model, adapter, dtype, device)
     sizes = tuple(sorted(context_tokens)) if context_tokens else decoding.CONTEXT_TOKENS
     lengths = length or [n for n in cost.LENGTHS if n <= tokens]
     figures: dict[Figure, Callable[[], Report]] = {

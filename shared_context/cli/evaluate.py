@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from shared_context.cli import output, session
-from shared_context.cli.options import AdapterOption, to_be_written
+from shared_context.cli.options import AdapterOption, DeviceOption, DtypeOption, to_be_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,6 +62,8 @@ ResumeOption = Annotated[
 def retrieval(
     data: DataArgument,
     model: EvalModelOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     unit: Annotated[
         Literal["file", "article", "paragraph"],
         typer.Option("--unit", help="What of SQuAD or JSONL becomes one document."),
@@ -78,7 +80,7 @@ def retrieval(
     """Does what a question is shown hold the answer? Recall by tokens shown, for every policy and baseline."""
     from shared_context.evaluation import retrieval as measurement
 
-    reader = load(model)
+    reader = load(model, dtype=dtype, device=device)
     shown = tuple(sorted(tokens)) if tokens else measurement.TOKENS
     report = measurement.measure(reader, data, unit=unit, limit=limit, seed=seed, tokens=shown, resume=resume)
     finish([report], data.name, json_file, html_file)
@@ -96,6 +98,8 @@ def evidence(
         ),
     ],
     model: EvalModelOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     tokens: Annotated[
         list[int] | None, typer.Option("--tokens", help="Tokens shown; may be given several times. [128 to 1024]")
     ] = None,
@@ -108,10 +112,10 @@ def evidence(
     """How much of what a question is about is shown? Share and all of it, by tokens shown, with two controls."""
     from shared_context.evaluation import evidence as measurement
 
-    reader = load(model)
+    reader = load(model, dtype=dtype, device=device)
     shown = tuple(sorted(tokens)) if tokens else measurement.TOKENS
     report = measurement.measure(reader, data, limit=limit, seed=seed, tokens=shown, resume=resume)
-    finish([report], json_file, html_file)
+    finish([report], data.name, json_file, html_file)
 
 
 @app.command(epilog=output.EXIT_CODES)
@@ -125,6 +129,8 @@ def answers(
             help="Measure the model with this adapter as well: a folder, a name on the Hub, or factoid, which ships.",
         ),
     ] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     budget: Annotated[
         list[int] | None,
         typer.Option("--budget", help="KV entries or tokens shown; may be given several times. [256 and 1024]"),
@@ -149,7 +155,7 @@ def answers(
     from shared_context.evaluation import answers as measurement
 
     report = measurement.measure(
-        load(model),
+        load(model, dtype=dtype, device=device),
         data,
         adapter=adapter,
         limit=limit,
@@ -168,6 +174,8 @@ def compression(
     data: DataArgument,
     model: EvalModelOption = None,
     adapter: AdapterOption = "factoid",
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     part: Annotated[
         Literal["passages", "grains", "presses"] | None,
         typer.Option(
@@ -198,7 +206,7 @@ def compression(
 
     if resume is not None and part not in ("passages", "presses"):
         raise typer.BadParameter("only --part passages and presses can be resumed.", param_hint="--resume")
-    reader = load(model, adapter)
+    reader = load(model, adapter, dtype, device)
     measures = {
         "passages": partial(measurement.measure_passages, resume=resume),
         "grains": measurement.measure_grains,
@@ -220,6 +228,8 @@ def needle(
     ],
     model: EvalModelOption = None,
     adapter: AdapterOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -243,7 +253,7 @@ def needle(
     from shared_context.evaluation.long_text import read_texts
 
     report = measurement.measure(
-        load(model, adapter),
+        load(model, adapter, dtype, device),
         "\n\n".join(read_texts(text)),
         lengths=tuple(sorted(length)) if length else measurement.LENGTHS,
         depths=[step / (depths - 1) for step in range(depths)],
@@ -269,6 +279,8 @@ def language_model(
     ],
     model: EvalModelOption = None,
     adapter: AdapterOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     length: Annotated[
         list[int] | None, typer.Option("--length", help="Tokens of context; several. [3072 to 130048]")
     ] = None,
@@ -287,7 +299,7 @@ def language_model(
     from shared_context.evaluation.long_text import read_texts
 
     report = measurement.measure(
-        load(model, adapter),
+        load(model, adapter, dtype, device),
         [text for path in texts for text in read_texts(path)],
         lengths=tuple(length) if length else measurement.LENGTHS,
         places=places,
@@ -299,12 +311,12 @@ def language_model(
     finish([report], ", ".join(path.name for path in texts), json_file, html_file)
 
 
-def load(name: str | None, adapter: str | None = None, dtype: str = "auto") -> SharedLLMModel:
+def load(name: str | None, adapter: str | None = None, dtype: str = "auto", device: str = "auto") -> SharedLLMModel:
     """The model named, or the default one, with an adapter or none."""
     from shared_context.model.pretrained import DEFAULT_MODEL
 
     output.silence_libraries()
-    return session.load_model(name or DEFAULT_MODEL, adapter, dtype)
+    return session.load_model(name or DEFAULT_MODEL, adapter, dtype, device)
 
 
 def finish(reports: Iterable[Report], data: str, json_file: Path | None, html_file: Path | None) -> None:

@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 
 from shared_context.cli.evaluate import DataArgument, JsonFileOption, ResumeOption, SeedOption, finish, load
-from shared_context.cli.options import AdapterOption
+from shared_context.cli.options import AdapterOption, DeviceOption, DtypeOption
 
 
 def grains(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name or folder of the model.", show_default=False)],
     data: DataArgument,
     adapter: AdapterOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     limit: Annotated[int, typer.Option("--limit", metavar="N", help="Passages that are read, drawn at random.")] = 100,
     seed: SeedOption = 0,
     resume: ResumeOption = None,
@@ -26,5 +28,6 @@ def grains(
     """
     from shared_context.evaluation import compression as measurement
 
-    report = measurement.measure_passages(load(model, adapter), Path(data), limit=limit, seed=seed, resume=resume)
+    reader = load(model, adapter, dtype, device)
+    report = measurement.measure_passages(reader, Path(data), limit=limit, seed=seed, resume=resume)
     finish([report], f"{model}, {data.name}", json_file, None)

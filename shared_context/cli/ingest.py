@@ -12,6 +12,9 @@ import typer
 
 from shared_context.cli import output, session
 from shared_context.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
     ExcludeOption,
     IncludeOption,
     JsonOption,
@@ -39,6 +42,9 @@ def ingest(
         ),
     ],
     model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     replace: Annotated[
@@ -64,8 +70,8 @@ def ingest(
 ) -> None:
     """Add documents to a store, which is made where there is none.
 
-    A document's id is the path of its file as it is given here. HTML, PDF, DOCX, PPTX, EPUB and notebooks are read as
-    text; what is left out is named with the reason.
+    A document's id is the path of its file as it is given here. HTML, PDF, DOCX, XLSX, PPTX, EPUB and notebooks are
+    read as text; what is left out is named with the reason.
     """
     started = time.perf_counter()
     config, limit = _config(chunk_size), parse_bytes(kv_limit, "--kv-limit")
@@ -76,7 +82,14 @@ def ingest(
     tokens = 0
     if documents and not (strict and failures):
         with session.open_or_make_store(
-            path, model, config=config, use_embedder=not no_embedder, kv_limit=limit
+            path,
+            model,
+            config=config,
+            use_embedder=not no_embedder,
+            kv_limit=limit,
+            adapter=adapter,
+            dtype=dtype,
+            device=device,
         ) as store:
             known = {document.id for document in documents if document.id in store}
             if replace:

@@ -13,7 +13,10 @@ from rich.text import Text
 
 from shared_context.cli import output, session
 from shared_context.cli.options import (
+    AdapterOption,
     BudgetOption,
+    DeviceOption,
+    DtypeOption,
     FilterOption,
     FineOption,
     JsonOption,
@@ -43,6 +46,9 @@ def inspect(
         typer.Option("--document", metavar="ID", help="Show these documents; by default those the question sees."),
     ] = None,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     budget: BudgetOption = 1024,
     fine: FineOption = None,
     policy: PolicyOption = None,
@@ -73,7 +79,7 @@ def inspect(
     question = read_question(question)
     wanted = parse_filters(filters)
     ratios = _parse_ratios(coarse)
-    with session.open_store(path, model) as store:
+    with session.open_store(path, model, adapter=adapter, dtype=dtype, device=device) as store:
         asked_for = [store.get(id) for id in document or ()]
         selection = store.select(
             question, budget=budget, policy=policy, fine=fine, coarse=ratios, filters=wanted, prefilter=prefilter

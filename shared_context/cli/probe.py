@@ -9,7 +9,7 @@ import typer
 
 from shared_context.cli import output
 from shared_context.cli.evaluate import load
-from shared_context.cli.options import to_be_written
+from shared_context.cli.options import DeviceOption, DtypeOption, to_be_written
 
 
 def probe(
@@ -18,6 +18,8 @@ def probe(
         list[Path],
         typer.Argument(metavar="TEXT...", help="Text files, or JSONL with a text on each line.", show_default=False),
     ],
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     file: Annotated[
         Path, typer.Option("--output", metavar="FILE", help="Where the probe goes.", callback=to_be_written)
     ] = Path("probe.safetensors"),
@@ -33,5 +35,6 @@ def probe(
     from shared_context.training.probing import fit_probe
 
     found = [text for path in texts for text in read_texts(path)]
-    fit_probe(load(model), found, chunks=chunks, chunk_size=chunk_size, seed=seed).save(file)
+    reader = load(model, dtype=dtype, device=device)
+    fit_probe(reader, found, chunks=chunks, chunk_size=chunk_size, seed=seed).save(file)
     output.messages().print(f"wrote {file}", soft_wrap=True)

@@ -10,6 +10,8 @@ from rich.text import Text
 from shared_context.cli import output, session
 from shared_context.cli.ask import excerpt, node_as_dict
 from shared_context.cli.options import (
+    DeviceOption,
+    DtypeOption,
     FilterOption,
     JsonOption,
     ModelOption,
@@ -26,6 +28,8 @@ def search(
     path: StoreArgument,
     question: QuestionArgument,
     model: ModelOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Passages.")] = 5,
     policy: PolicyOption = None,
     filters: FilterOption = None,
@@ -36,7 +40,7 @@ def search(
     """Find the best passages of a store, as text, without answering."""
     question = read_question(question)
     wanted = parse_filters(filters)
-    with session.open_store(path, model) as store:
+    with session.open_store(path, model, dtype=dtype, device=device) as store:
         nodes = store.retrieve(question, k, policy=policy, filters=wanted, prefilter=prefilter)
     if not nodes:
         output.nothing_found(path, wanted)

@@ -9,6 +9,8 @@ import typer
 
 from shared_context.cli import output, session
 from shared_context.cli.options import (
+    DeviceOption,
+    DtypeOption,
     ExcludeOption,
     IncludeOption,
     JsonOption,
@@ -36,6 +38,8 @@ def sync(
         typer.Option("--metadata", metavar="KEY=VALUE", help="Metadata of every document; VALUE is JSON or a string."),
     ] = None,
     model: ModelOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     kv_limit: KvLimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +52,12 @@ def sync(
     if not folder.is_dir():
         raise typer.BadParameter(f"{folder} is no folder.", param_hint="FOLDER")
     limit = parse_bytes(kv_limit, "--kv-limit")
-    opened = session.open_store(path, model) if dry_run else session.open_or_make_store(path, model, kv_limit=limit)
+    loading = {"dtype": dtype, "device": device}
+    opened = (
+        session.open_store(path, model, **loading)
+        if dry_run
+        else session.open_or_make_store(path, model, kv_limit=limit, **loading)
+    )
     with opened as store:
         report = _planned(store, folder, options) if dry_run else _done(store, folder, options)
     for reason in report["skipped"].values():

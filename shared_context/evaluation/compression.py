@@ -263,7 +263,7 @@ def _base(model: SharedLLMModel) -> SharedLLMModel:
     """The same model without its adapter."""
     if model.adapter() is None:
         raise ConfigError("adapter=None: what an adapter carries is measured; name one (--adapter), such as factoid.")
-    return SharedLLMModel.from_pretrained(model.name, adapter=None, dtype=model.dtype)
+    return SharedLLMModel.from_pretrained(model.name, adapter=None, dtype=model.dtype, device=str(model.device))
 
 
 def _setting(model: SharedLLMModel, asked: QuestionSet, questions: Sequence[Question]) -> dict[str, Cell]:

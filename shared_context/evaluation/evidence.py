@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shared_context import Document, SharedLLMContextStore, SharedLLMModel
+from shared_context.errors import DocumentError
 from shared_context.evaluation.ledger import Ledger
 from shared_context.evaluation.metrics import covered
 from shared_context.evaluation.questions import Question, QuestionSet, Span, read_evidence
@@ -56,8 +57,13 @@ def measure(
         seed: of the drawing and of the intervals.
         tokens: how many are shown.
         resume: a file that keeps results as they come and from which a run that was stopped goes on.
+
+    Raises:
+        DocumentError: there is one question only.
     """
     asked = read_evidence(data)
+    if len(asked.questions) < 2:
+        raise DocumentError(f"{data} has one question: what another one finds is the control; mark evidence of two")
     chosen = asked.sample(limit, seed)
     not_run: dict[str, str] = {}
     of_document = _WaysOfDocuments(model, asked, not_run)

@@ -313,7 +313,7 @@ def measure(
     """
     if model.adapter() is None:
         raise ConfigError("adapter=None: selections are measured with one and without; name one with --adapter.")
-    base = SharedLLMModel.from_pretrained(model.name, adapter=None, dtype=model.dtype)
+    base = SharedLLMModel.from_pretrained(model.name, adapter=None, dtype=model.dtype, device=str(model.device))
     asked, embedder = several_documents(data), load_default_embedder()
     questions = asked.drawn(limit, seed)
     not_run = dict(LEFT_OUT)

@@ -17,6 +17,11 @@ _loading = Lock()
 _in_use: WeakSet[SharedLLMModel] = WeakSet()
 
 
+def chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``SharedLLMModel.from_pretrained`` that are not at their defaults."""
+    return {name: value for name, value in options.items() if (name, value) not in _DEFAULTS}
+
+
 @lru_cache(maxsize=2)
 def _load_by_name(name: str, **options: Any) -> SharedLLMModel:
     return SharedLLMModel.from_pretrained(name, **options)
@@ -35,7 +40,7 @@ def load_model(model: SharedLLMModel | str | Path, **options: Any) -> SharedLLMM
     Raises:
         ConfigError: it is neither, or options come with a model that is loaded already.
     """
-    options = {name: value for name, value in options.items() if (name, value) not in _DEFAULTS}
+    options = chosen(options)
     if isinstance(model, SharedLLMModel):
         if options:
             raise ConfigError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,15 +16,6 @@ TEXT_SUFFIXES = (".adoc", ".asciidoc", ".markdown", ".md", ".mdx", ".org", ".rst
 """Files that claim to be text: where one is none, that is an error and not another kind of file."""
 
 HTML_SUFFIXES = (".htm", ".html", ".xhtml")
-
-CONVERTERS: Mapping[str, tuple[str, str]] = {
-    ".docx": ("a Word document", "DocxConverter"),
-    ".epub": ("an EPUB", "EpubConverter"),
-    ".ipynb": ("a notebook", "IpynbConverter"),
-    ".pdf": ("a PDF", "PdfConverter"),
-    ".pptx": ("a presentation", "PptxConverter"),
-}
-"""What a kind of file is called, and the class of markitdown that reads it."""
 
 EXTRACT = "extract its text first and store that"
 _PDF = b"%PDF-"
@@ -216,14 +208,11 @@ def _decoded(content: bytes) -> str:
 
 
 def _converted(file: BinaryIO, suffix: str, name: str) -> str:
-    what, converter = CONVERTERS[suffix]
+    what, convert = CONVERTERS[suffix]
     try:
-        from markitdown import StreamInfo, converters
+        text = convert(file)
     except ImportError as error:
-        raise _not_installed(name, what, "markitdown") from error
-    try:
-        # The one converter and no MarkItDown object, which reads the bytes of a damaged file as if they were text.
-        text = getattr(converters, converter)().convert(file, StreamInfo(extension=suffix)).markdown
+        raise _not_installed(name, what, error.name) from error
     except Exception as error:  # each format has a library of its own, with errors of its own
         raise UnreadableError(
             f"{name} cannot be read as {what} ({type(error).__name__}: {error}); it may be damaged or protected: open "
@@ -232,6 +221,46 @@ def _converted(file: BinaryIO, suffix: str, name: str) -> str:
     if not text.strip():
         raise UnreadableError(f"{name} is {what} without text, perhaps a scan: have its text recognized first")
     return text
+
+
+def _by_markitdown(converter: str, suffix: str, file: BinaryIO) -> str:
+    from markitdown import StreamInfo, converters
+
+    # The one converter and no MarkItDown object, which reads the bytes of a damaged file as if they were text.
+    return getattr(converters, converter)().convert(file, StreamInfo(extension=suffix)).markdown
+
+
+def _workbook(file: BinaryIO) -> str:
+    """A workbook's sheets as Markdown tables, without empty rows; a formula is what it came to when it was saved.
+
+    Not by markitdown, whose tables say NaN for an empty cell and 6.0 for the 6 above it.
+    """
+    from openpyxl import load_workbook
+
+    tables = []
+    for sheet in load_workbook(file, read_only=True, data_only=True).worksheets:
+        sheet.reset_dimensions()  # some programs write wrong ones
+        rows = [row for cells in sheet.values if any(row := [_cell(value) for value in cells])]
+        width = max((number for row in rows for number, text in enumerate(row, start=1) if text), default=0)
+        lines = [f"| {' | '.join((row + [''] * width)[:width])} |" for row in rows]
+        if lines:
+            tables.append("\n".join([f"## {sheet.title}", "", lines[0], "|" + " --- |" * width, *lines[1:]]))
+    return "\n\n".join(tables)
+
+
+def _cell(value: object) -> str:
+    return " ".join(("" if value is None else str(value)).split()).replace("|", "\\|")
+
+
+CONVERTERS: Mapping[str, tuple[str, Callable[[BinaryIO], str]]] = {
+    ".docx": ("a Word document", partial(_by_markitdown, "DocxConverter", ".docx")),
+    ".epub": ("an EPUB", partial(_by_markitdown, "EpubConverter", ".epub")),
+    ".ipynb": ("a notebook", partial(_by_markitdown, "IpynbConverter", ".ipynb")),
+    ".pdf": ("a PDF", partial(_by_markitdown, "PdfConverter", ".pdf")),
+    ".pptx": ("a presentation", partial(_by_markitdown, "PptxConverter", ".pptx")),
+    ".xlsx": ("a workbook", _workbook),
+}
+"""What a kind of file is called, and what reads it."""
 
 
 def _not_installed(name: str, what: str, library: str) -> UnreadableError:

@@ -99,8 +99,41 @@ def test_bench_measures_only_what_is_asked_for(questions, tmp_path):
 @pytest.mark.parametrize(("given", "wanted"), [([], None), (["--adapter", "factoid"], "factoid")])
 def test_bench_measures_the_model_as_it_is_by_default_and_with_an_adapter_by_name(questions, loaded, given, wanted):
     assert run("bench", "latency", questions, "--only", "storage", "--tokens", 1024, *given).exit_code == 0
-    ((_, adapter, _),) = loaded
+    ((_, adapter, *_),) = loaded
     assert adapter == wanted
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("eval", "retrieval"),
+        ("eval", "evidence"),
+        ("eval", "answers"),
+        ("eval", "compression"),
+        ("eval", "needle"),
+        ("eval", "language-model"),
+        ("grains", "a-model"),
+    ],
+)
+def test_every_measurement_loads_its_model_as_one_says(command, loaded, tmp_path):
+    run(*command, tmp_path / "missing.json", "--dtype", "float32", "--device", "cpu")
+    ((*_, dtype, device),) = loaded
+    assert (dtype, device) == ("float32", "cpu")
+
+
+def test_marked_evidence_is_measured(tmp_path):
+    text = "The gate is opened by the warden at six in the morning. The lamp burns colza oil. " * 2
+    asked = [("When is the gate opened?", 0, 54), ("What does the lamp burn?", 55, 81)]
+    questions = [{"question": question, "evidence": [[start, end]]} for question, start, end in asked]
+    (tmp_path / "marked.jsonl").write_text(json.dumps({"text": text, "questions": questions}))
+    (tmp_path / "one.jsonl").write_text(json.dumps({"text": text, "questions": questions[:1]}))
+    result = run("eval", "evidence", tmp_path / "one.jsonl")
+    assert result.exit_code == 1 and "control" in result.stderr
+    options = ["--limit", 1, "--tokens", 64, "--html", tmp_path / "page.html"]
+    result = run("eval", "evidence", tmp_path / "marked.jsonl", *options)
+    assert result.exit_code == 0, result.output
+    assert "## evidence" in result.stdout
+    assert "marked.jsonl" in (tmp_path / "page.html").read_text()
 
 
 def test_bench_without_the_frameworks_says_what_to_install(questions, monkeypatch):

@@ -12,7 +12,8 @@ from shared_context.cli.main import app
 from shared_context.integrations.langchain import SharedContextChain
 from shared_context.integrations.llamaindex import SharedContextIndex, SharedLLM
 
-COUNTS = {".md": 12, ".txt": 8, ".html": 8, ".csv": 6, ".json": 6, ".py": 6, ".pdf": 4, ".docx": 4, ".pptx": 2, "": 1}
+COUNTS = {".md": 12, ".txt": 8, ".html": 8, ".csv": 6, ".json": 6, ".py": 6, ".pdf": 4, ".docx": 3, ".pptx": 2}
+COUNTS |= {".xlsx": 1, "": 1}
 BAD = ["empty.md", "torn.pdf"]
 NO_TEXT = ["logo.png"]
 QUESTION = "Where does the pelican keep its umbrella?"
@@ -84,7 +85,7 @@ def test_by_commands(folder, small, monkeypatch):
         ["lockers/locker-8.md"],
     )
     assert len(synced["unchanged"]) == 55 and len(synced["skipped"]) == 3
-    for kind in ".html", ".pdf", ".docx", ".pptx", ".csv":
+    for kind in ".html", ".pdf", ".docx", ".pptx", ".xlsx", ".csv":
         (one, *_) = (line["id"] for line in run_json("list", "all.ctx")["documents"] if line["id"].endswith(kind))
         number = int(one.partition("-")[2].removesuffix(kind))
         assert f"locker {number} is {word(number)}" in run_json("show", "all.ctx", one)["text"]

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from shared_context import SharedLLMContextStore
 from shared_context.errors import BatchError, ConfigError, DocumentError, FilterError, QueryError
-from shared_context.integrations.langchain import SharedContextRetriever
+from shared_context.integrations.langchain import SharedContextChain, SharedContextRetriever
 
 TEXTS = {
     "door": "The door of the boiler room is painted green. Its key hangs in the porter's lodge. 🔑",
@@ -267,6 +267,19 @@ def test_floor_recent_and_prefilter_chunks_reach_the_selection(handbook_store):
 def test_documents_of_another_type_are_refused_in_words(small_store, wrong, message):
     with pytest.raises(DocumentError, match=message):
         SharedContextRetriever.from_documents(wrong, store=small_store)
+
+
+@pytest.mark.parametrize("of", [SharedContextRetriever, SharedContextChain])
+def test_a_model_that_is_named_is_loaded_as_one_says(of, model, small_store):
+    loading = {"dtype": "float32", "device": "cpu"}
+    made = of.from_documents(
+        [page("The gate opens at six.", "gate.md")], "smollm2-135m-instruct", embedder=None, **loading
+    )
+    assert str(made.store.model.dtype) == "torch.float32"
+    with pytest.raises(ConfigError, match="dtype.*loaded already"):
+        of.from_documents([page("The gate opens at six.", "gate.md")], model, **loading)
+    with pytest.raises(ConfigError, match="store= is given.*adapter"):
+        of.from_documents([page("The gate opens at six.", "gate.md")], store=small_store, adapter="factoid")
 
 
 def test_a_store_of_another_type_is_refused_in_words():

@@ -1,6 +1,7 @@
 """Files that are not text themselves, read as text."""
 
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,37 @@ PAGE = f"""<!doctype html><html><head><title>Gate</title><script>let x = "no tex
 </main><footer>All rights reserved.</footer></body></html>"""
 
 
-@pytest.mark.parametrize("kind", [".pdf", ".docx", ".pptx"])
+@pytest.mark.parametrize("kind", [".pdf", ".docx", ".pptx", ".xlsx"])
 def test_office_files_are_read(tmp_path, make_file, kind):
     (document,) = load_documents(make_file(tmp_path / f"gate{kind}", SENTENCE), max_bytes=10**6)
     assert SENTENCE in document.text
     assert document.metadata["file_name"] == f"gate{kind}"
+
+
+def test_cells_of_a_workbook_are_read_as_they_stand_there(tmp_path):
+    from openpyxl import Workbook
+
+    workbook = Workbook()
+    workbook.active.title = "Rota"
+    for row in ["Shift", "Begins"], ["Early", 6], [None, None], ["Late", None, None], [date(2026, 3, 1), "a|b\nc"]:
+        workbook.active.append(row)
+    workbook.create_sheet("Empty")
+    workbook.create_sheet("Wardens").append(["Ada"])
+    workbook.save(tmp_path / "rota.xlsx")
+    assert read_text(tmp_path / "rota.xlsx", 10**6, "rota").splitlines() == [
+        "## Rota",
+        "",
+        "| Shift | Begins |",
+        "| --- | --- |",
+        "| Early | 6 |",
+        "| Late |  |",
+        "| 2026-03-01 00:00:00 | a\\|b c |",
+        "",
+        "## Wardens",
+        "",
+        "| Ada |",
+        "| --- |",
+    ]
 
 
 def test_a_pdf_is_known_by_its_content(tmp_path, make_file):
@@ -56,7 +83,7 @@ def test_what_is_text_itself_is_read_as_it_is(tmp_path, name):
     assert load_documents(tmp_path, max_bytes=1000)[0].text == content
 
 
-@pytest.mark.parametrize("kind", [".pdf", ".docx", ".pptx", ".epub", ".ipynb"])
+@pytest.mark.parametrize("kind", [".pdf", ".docx", ".pptx", ".xlsx", ".epub", ".ipynb"])
 def test_a_damaged_file_is_not_read_as_if_it_were_text(tmp_path, kind):
     damaged = tmp_path / f"gate{kind}"
     damaged.write_bytes(b"PK\x03\x04 this is no archive and no document")
@@ -73,7 +100,7 @@ def test_a_file_without_text_is_said_to_be_one(tmp_path, make_file, kind):
         read_text(tmp_path / "menu.html", 10**6, "file 'menu.html'")
 
 
-@pytest.mark.parametrize("name, library", [("a.pdf", "markitdown"), ("a.html", "trafilatura")])
+@pytest.mark.parametrize("name, library", [("a.pdf", "markitdown"), ("a.xlsx", "openpyxl"), ("a.html", "trafilatura")])
 def test_what_is_missing_for_a_kind_is_named(tmp_path, make_file, monkeypatch, name, library):
     made = make_file(tmp_path / name, SENTENCE)
     monkeypatch.setitem(sys.modules, library, None)

@@ -125,6 +125,9 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
         path: str | Path | None = None,
         config: StoreConfig | None = None,
         embedder: Embedder | Literal["auto"] | None = "auto",
+        adapter: str | Path | None = None,
+        dtype: str | Any = "auto",
+        device: str = "auto",
         llm: Runnable[LanguageModelInput, Any] | None = None,
         prompt: BasePromptTemplate | None = None,
         system_prompt: str | None = None,
@@ -146,6 +149,7 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
             store: add to this store instead of making one.
             path: folder of the store, made where there is none; None keeps it in memory.
             config, embedder: of a new store.
+            adapter, dtype, device: as in ``SharedLLMModel.from_pretrained``, where ``model`` is a name.
             llm, prompt, system_prompt, show_metadata: as for the class; ``llm`` may be a ChatSharedLLM with settings of
                 its own, or any other chat model.
             source_key: the key of metadata that says what a document was read from; None reads none.
@@ -161,7 +165,7 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
         if model is None:
             ours = _shared_llm(llm)
             model = ours.model if ours is not None else DEFAULT_MODEL
-        store = new_or_given(store, model, path, config, embedder)
+        store = new_or_given(store, model, path, config, embedder, adapter=adapter, dtype=dtype, device=device)
         chain = cls.from_store(
             store, llm=llm, prompt=prompt, system_prompt=system_prompt, show_metadata=show_metadata, **retrieval
         )

@@ -80,6 +80,9 @@ class SharedContextRetriever(DocumentIndex):
         path: str | Path | None = None,
         config: StoreConfig | None = None,
         embedder: Embedder | Literal["auto"] | None = "auto",
+        adapter: str | Path | None = None,
+        dtype: str | Any = "auto",
+        device: str = "auto",
         source_key: str | None = SOURCE_KEY,
         on_error: OnError = "skip",
         **settings: Any,
@@ -96,6 +99,7 @@ class SharedContextRetriever(DocumentIndex):
             store: add to this store instead of making one.
             path: folder of the store, made where there is none; None keeps it in memory.
             config, embedder: of a new store.
+            adapter, dtype, device: as in ``SharedLLMModel.from_pretrained``, where ``model`` is a name.
             source_key: the key of metadata that says what a document was read from; None reads none.
             on_error: what becomes of one that is empty or broken: "skip" leaves it out with a warning in the log,
                 "raise" refuses all, a function is called with its name and error.
@@ -105,7 +109,7 @@ class SharedContextRetriever(DocumentIndex):
             ConfigError: ``store`` comes with settings for a new one.
             BatchError: some documents were refused; none was stored.
         """
-        store = new_or_given(store, model, path, config, embedder)
+        store = new_or_given(store, model, path, config, embedder, adapter=adapter, dtype=dtype, device=device)
         retriever = cls(store=store, **settings)
         sync(store, documents, source_key, on_error)
         return retriever

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from shared_context import Completion, SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.errors import ConfigError
-from shared_context.integrations.loading import load_model
+from shared_context.integrations.loading import chosen, load_model
 from shared_context.model.pretrained import DEFAULT_MODEL
 from shared_context.store.embedder import Embedder
 
@@ -31,17 +31,20 @@ def new_or_given(
     path: str | Path | None,
     config: StoreConfig | None,
     embedder: Embedder | Literal["auto"] | None,
+    **loading: Any,
 ) -> SharedLLMContextStore:
-    """``store``, or where it is None a new one.
+    """``store``, or where it is None a new one, of a model that is loaded with ``loading``.
 
     Raises:
         ConfigError: a store comes with settings for a new one.
     """
     of_type("store", store, SharedLLMContextStore | None, "a SharedLLMContextStore; path= is for a folder")
     if store is None:
-        return SharedLLMContextStore(load_model(model), path, config=config, embedder=embedder)
-    if not (path is None and config is None and embedder == "auto"):
-        raise ConfigError("store= is given; path, config and embedder are settings of a new one: leave them out")
+        return SharedLLMContextStore(load_model(model, **loading), path, config=config, embedder=embedder)
+    if not (path is None and config is None and embedder == "auto" and not chosen(loading)):
+        raise ConfigError(
+            f"store= is given; path, config, embedder, {', '.join(loading)} are settings of a new one: leave them out"
+        )
     return store
 
 
