@@ -13,8 +13,9 @@ from pathlib import Path
 from shared_context.errors import SharedContextError, StoreFormatError
 from shared_context.store.about import About
 from shared_context.store.codec import Codec
-from shared_context.store.database import FILE, UNFINISHED, Database
+from shared_context.store.database import Database
 from shared_context.store.node_data import NodeShape, Part
+from shared_context.store.sqlite_file import FILE, UNFINISHED
 from shared_context.store.word_index import LeafWords
 
 ANY_TOKEN = 1 << 31

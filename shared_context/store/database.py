@@ -1,33 +1,21 @@
-"""What a store keeps on disk: one SQLite file, where a change lands whole or not at all."""
+"""What a store keeps in its SQLite file: namespaces, documents and conversations as rows with checksums."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import json
 import logging
-import os
-import secrets
 import sqlite3
-import stat
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
 
-from shared_context.errors import StoreClosedError, StoreFormatError, StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import format as file_format
 from shared_context.store.checksum import checksum
-from shared_context.store.forks import ForkSafeLock
-from shared_context.store.format import APPLICATION_ID, OLDEST, VERSION, Line
-from shared_context.store.log import lost_changes
+from shared_context.store.format import Line
 from shared_context.store.node_data import (
     COLUMNS,
     HeaderData,
@@ -39,24 +27,17 @@ from shared_context.store.node_data import (
     joined_text,
 )
 from shared_context.store.read_only import read_only
-from shared_context.store.word_index import BEFORE_CHARACTERS, LeafWords, WordIndex
+from shared_context.store.sqlite_file import damaged
+from shared_context.store.store_file import StoreFile
+from shared_context.store.word_index import BEFORE_CHARACTERS, LeafWords
 
 logger = logging.getLogger(__name__)
 
 Kind = Literal["document", "conversation"]
 
-FILE = "store.sqlite"
-UNFINISHED = f".{FILE}."
-"""What the name of a file begins with that is being made a store's."""
 DIGEST_BYTES = 20
 """Of a chunk's digest."""
 
-BUSY_SECONDS = 30.0
-"""How long a change waits for another process's."""
-TRUNCATION_SECONDS = 0.2
-"""How long emptying the log waits for other processes that read; else the next change tries again."""
-SWITCH_PAUSE_SECONDS = 0.01
-"""Between two attempts to turn on the write-ahead log."""
 CHANGES_KEPT = 4096
 """Changes that are kept for other processes to take in; one that missed more looks at everything anew."""
 
@@ -111,249 +92,8 @@ class Changes:
     digests: set[bytes]
 
 
-class Database:
-    """The store's SQLite file.
-
-    Everything but :meth:`get_meta` and :meth:`decoding` is called inside of :meth:`snapshot` or :meth:`transaction`,
-    where one thread is at a time.
-
-    Every row has a checksum, which is compared when the row is read. What is deleted is overwritten, in the file and
-    in its log.
-
-    Args:
-        folder: the store's folder; None keeps the database in memory.
-        meta: values of the store as a whole that a new store begins with; None opens one that exists. If another
-            process makes a store in the folder at the same time, the first one's values hold for both.
-        digest: of a chunk's token ids, behind a salt; upgrades a file of an older format.
-
-    Attributes:
-        words: those of the leaves of documents and conversations.
-        read_only: whether the file or its folder may not be written by this process.
-
-    Raises:
-        StoreFormatError: where the folder is something else, damaged or of a newer format.
-        StoreUnavailableError: where it cannot be read or written now.
-    """
-
-    def __init__(
-        self,
-        folder: Path | None,
-        meta: Mapping[str, bytes] | None = None,
-        *,
-        digest: Callable[[bytes, np.ndarray], bytes] | None = None,
-    ):
-        if meta is None and (folder is None or is_vacant(folder)):
-            raise StoreFormatError(f"{folder} holds no store: it is missing or empty. Check the path.")
-        self._folder = folder.absolute() if folder is not None else None
-        self._place = _place(folder)
-        self._lock = ForkSafeLock()
-        self._closed = self._log_has_deleted = False
-        self.read_only = False
-        with _errors(self._place):
-            if meta is not None and folder is not None:
-                _make(self._folder, partial(_fill, meta=meta))
-            self._connect()
-            self.words = WordIndex(self._connection)
-            try:
-                if folder is None:
-                    _fill(self._connection, meta)
-                self._check(folder, digest)
-            except BaseException:
-                self._connection.close()
-                raise
-
-    def _connect(self) -> None:
-        """Open the file; where it may not be written, for reading."""
-        if self._folder is None:
-            self._connection = _connect(None)
-        else:
-            check_files(self._folder)
-            for path in self._folder.glob(f"{UNFINISHED}*"):  # whose makers ended, or find that they were second
-                with suppress(OSError):
-                    path.unlink()
-            lost = lost_changes(self._folder / f"{FILE}-wal")
-            self.read_only = not _is_writable(self._folder)
-            self._connection = _connect_reading(self._folder) if self.read_only else _connect(self._folder / FILE)
-            if lost:
-                logger.warning(
-                    "%s lost up to %d changes: the log that a writer left behind is damaged, and what follows the "
-                    "damage cannot be read. Compare the documents with their sources.", self._place, lost,
-                )  # fmt: skip
-        self._connection.execute("PRAGMA secure_delete = ON")
-        self._connection.execute("PRAGMA temp_store = MEMORY")
-        self._identity = _identity(self._folder) if self._folder is not None else None
-
-    def _switch_to_wal(self) -> None:
-        """Turn on the write-ahead log. SQLite refuses those that do so at the same time instead of making them wait."""
-        deadline = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-            time.sleep(SWITCH_PAUSE_SECONDS)
-
-    def _check(self, folder: Path | None, digest: Callable[[bytes, np.ndarray], bytes] | None) -> None:
-        if not self._tables():
-            raise _damaged(self._place, "it holds nothing")
-        application, version = (
-            self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-        )
-        if application != APPLICATION_ID:
-            raise StoreFormatError(f"{self._place} was made by another program. Give another path.")
-        if not OLDEST <= version <= VERSION:
-            mend = "Upgrade shared-context." if version > VERSION else "Make the store anew from its documents."
-            raise StoreFormatError(
-                f"{folder} has store format {version}, and this version of shared-context reads {VERSION}. {mend}"
-            )
-        if version < VERSION:
-            self._upgrade(digest)
-        # What is made by the statements of the format alone runs nothing of somebody else's.
-        if file_format.tables(self._connection) != file_format.expected_tables():
-            raise _damaged(self._place, "its tables are not those of a store")
-        if folder is not None:
-            self._check_size()
-        if not self.read_only:
-            if folder is not None:
-                self._switch_to_wal()
-            self._empty_log()
-
-    def _upgrade(self, digest: Callable[[bytes, np.ndarray], bytes] | None) -> None:
-        if self.read_only or digest is None:
-            raise StoreUnavailableError(
-                f"{self._place} is of an older format and has to be upgraded, which takes the right to write it. "
-                "Open it once with that right."
-            )
-        with self.transaction(), self.decoding():
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if version < VERSION:  # else another process was faster
-                file_format.upgrade(self._connection, version, digest)
-                self._log_has_deleted = True
-
-    def _check_size(self) -> None:
-        """SQLite itself would read zeros for what is missing of the last page, unless its log has the page."""
-        page_size = self._connection.execute("PRAGMA page_size").fetchone()[0]
-        if (self._folder / FILE).stat().st_size % page_size and not self.read_only:
-            self._connection.execute("PRAGMA wal_checkpoint(FULL)")
-        if (self._folder / FILE).stat().st_size % page_size:
-            raise _damaged(self._place, "it ends within a page")
-
-    def _tables(self) -> list[str]:
-        return [row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One thread is inside at a time.
-
-        Raises:
-            StoreClosedError: the database was closed.
-            StoreUnavailableError: its folder was removed or replaced.
-        """
-        with self._lock:
-            if self._closed:
-                raise StoreClosedError(f"{self._place} is closed; open it again.")
-            self._check_identity()
-            if self._lock.forked() and self._folder is not None:
-                # SQLite's connection must not be used across a fork. No thread was using it meanwhile.
-                with _errors(self._place):
-                    self._connection.close()
-                    self._connect()
-                    self.words.reconnect(self._connection)
-            yield
-
-    def _check_identity(self) -> None:
-        """That the file is still where it was opened: what is written to another one would be lost."""
-        if self._folder is not None and _identity(self._folder) != self._identity:
-            raise StoreUnavailableError(
-                f"{self._place} was removed, moved or replaced while it was open. Nothing of this change was stored "
-                "there; open the store again."
-            )
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All that is written inside lands at its end, or nothing does."""
-        with self.locked(), _errors(self._place):
-            if self.read_only:
-                raise StoreUnavailableError(f"{self._place} is open for reading only. {_RIGHTS}")
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                if self._log_has_deleted:
-                    self.words.merge()
-                self._connection.execute("COMMIT")
-            except BaseException:
-                self._rollback()
-                raise
-            self._check_identity()
-            if self._log_has_deleted:
-                self._empty_log()
-
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """All that is read inside is of one moment, whatever other processes write meanwhile."""
-        with self.locked(), _errors(self._place):
-            self._connection.execute("BEGIN")
-            try:
-                yield
-            finally:
-                self._rollback()
-
-    def _rollback(self) -> None:
-        if self._connection.in_transaction:  # after some errors SQLite has rolled back already
-            self._connection.execute("ROLLBACK")
-
-    def _empty_log(self) -> None:
-        """Move what the log holds into the file, where deleted pages are overwritten, and cut the log off."""
-        if self._folder is None:
-            return
-        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * TRUNCATION_SECONDS)}")
-        try:
-            with suppress(sqlite3.OperationalError):  # a full disk: the change is in the log all the same
-                busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                self._log_has_deleted = bool(busy) and self._log_has_deleted
-        finally:
-            self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
-
-    def compact(self) -> None:
-        """Give the space of what was deleted back to the file system. Waits for other processes that write."""
-        with self.locked(), _errors(self._place):
-            if self.read_only:
-                raise StoreUnavailableError(f"{self._place} is open for reading only. {_RIGHTS}")
-            self._connection.execute("VACUUM")
-            self._empty_log()
-
-    def data_version(self) -> int:
-        """A number that changes when another process has written."""
-        return self._connection.execute("PRAGMA data_version").fetchone()[0]
-
-    def get_meta(self, key: str) -> bytes:
-        """A value of the store as a whole."""
-        with _errors(self._place):
-            row = self._connection.execute("SELECT checksum, value FROM meta WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            raise _damaged(self._place, f"its {key} is missing")
-        if row[0] != checksum(key, row[1]):
-            raise _damaged(self._place, f"the checksum of its {key} is wrong")
-        return row[1]
-
-    def set_meta(self, key: str, value: bytes) -> None:
-        """Replace a value of the store as a whole."""
-        file_format.put_meta(self._connection, key, value)
-
-    @contextmanager
-    def decoding(self, of: str | None = None) -> Iterator[None]:
-        """What was read is decoded inside; where it cannot be, the file is damaged.
-
-        Args:
-            of: what it is, a document for example.
-        """
-        try:
-            yield
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError) as error:
-            reason = error if of is None else f"{of}: {error}"
-            raise _damaged(self._place, reason) from error
+class Database(StoreFile):
+    """The rows of a store's file; arguments and errors of opening are those of the file."""
 
     # Namespaces
 
@@ -505,7 +245,7 @@ class Database:
     def _line(self, key: int) -> Line:
         row = self._connection.execute(f"SELECT {_LINE} FROM documents WHERE key = ?", (key,)).fetchone()
         if row is None:
-            raise _damaged(self._place, f"document {key} is missing")
+            raise damaged(self._place, f"document {key} is missing")
         return Line(*row)
 
     def text_bytes(self, key: int) -> int:
@@ -569,7 +309,7 @@ class Database:
             total += expected
         count = self._connection.execute("SELECT documents, total FROM namespaces WHERE key = ?", (namespace,))
         if count.fetchone() not in ((len(entries), total), None):
-            raise _damaged(self._place, "some of its documents are missing")
+            raise damaged(self._place, "some of its documents are missing")
         return entries
 
     def entries(self, namespace: int, keys: Iterable[int]) -> dict[int, Entry]:
@@ -600,7 +340,7 @@ class Database:
             (line.content, first),
         ).fetchall()
         if [row[1] for row in rows] != list(range(first, line.parts)) or not line.parts:
-            raise _damaged(self._place, f"document {line.id!r}: a part is missing")
+            raise damaged(self._place, f"document {line.id!r}: a part is missing")
         return [(f"document {line.id!r}", *row) for row in rows]
 
     def document(self, key: int) -> StoredText:
@@ -667,13 +407,13 @@ class Database:
             if self.words.is_whole():
                 return
         if self.read_only:
-            raise _damaged(self._place, "its index of words")
+            raise damaged(self._place, "its index of words")
         with self.transaction():
             if self.words.is_whole():  # another process was faster
                 return
             # Where SQLite cannot tell which pages are whose, deleting some might hurt what is whole.
             if damage := self.integrity():
-                raise _damaged(self._place, f"its index of words: {damage[0]}")
+                raise damaged(self._place, f"its index of words: {damage[0]}")
             self.words.clear()
             rows = self._connection.execute("SELECT key, content FROM documents").fetchall()
             for key, content in rows:
@@ -731,13 +471,6 @@ class Database:
         """What is kept of a document's header."""
         row = self._connection.execute("SELECT digest FROM headers WHERE document = ?", (key,)).fetchone()
         return Header(self.headers([key], shape).get(key), b"" if row is None else row[0])
-
-    def nbytes(self) -> int:
-        """Bytes of all that is kept of the documents."""
-        pages, size = (
-            self._connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in ("page_count", "page_size")
-        )
-        return pages * size
 
     # Conversations
 
@@ -798,42 +531,6 @@ class Database:
         self._connection.execute("DELETE FROM conversations WHERE namespace = ? AND id = ?", (namespace, id))
         self._log_has_deleted = True
 
-    # The whole file
-
-    def copy_to(self, folder: Path) -> None:
-        """Write the whole database into another folder, which :func:`is_vacant`."""
-        with _errors(_place(folder)):
-            _make(folder.absolute(), self._copy)
-
-    def _copy(self, connection: sqlite3.Connection) -> None:
-        self._connection.backup(connection)
-        WordIndex(connection).seal()
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            if self._folder is not None and _identity(self._folder) != self._identity:
-                # Closing would remove the log that lies at this path now, which is another file's.
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
-                return
-            if self.words.changed and self._folder is not None and not self._lock.forked():
-                self._seal_words()
-            self._connection.close()
-
-    def _seal_words(self) -> None:
-        """Write the checksum of the index of words, unless another process is writing: then that one will."""
-        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * TRUNCATION_SECONDS)}")
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self.words.seal()
-            self._connection.execute("COMMIT")
-        except sqlite3.DatabaseError as error:  # a full disk, for example: the documents are there all the same
-            logger.debug("%s: the index of words has no checksum (%s).", self._place, error)
-            self._rollback()
-
 
 _LINE = ", ".join(Line._fields)
 
@@ -853,164 +550,3 @@ def _text_bytes(parts: Iterable[tuple[bytes, Part]]) -> int:
 
 def _digests(joined: bytes) -> set[bytes]:
     return {joined[at : at + DIGEST_BYTES] for at in range(0, len(joined), DIGEST_BYTES)}
-
-
-def is_vacant(folder: Path) -> bool:
-    """Whether a store can be made in a folder, because it is missing or empty, or the making of one was cut off there.
-
-    Raises:
-        StoreFormatError: it is no folder, or holds something else than a store.
-        StoreUnavailableError: it cannot be read.
-    """
-    with _access(folder):
-        if not folder.exists():
-            return True
-        if not folder.is_dir():
-            raise StoreFormatError(f"{folder} is a file; a store is a folder. Give another path.")
-        if all(path.name.startswith(UNFINISHED) for path in folder.iterdir()):
-            return True
-        if not (folder / FILE).is_file():
-            raise StoreFormatError(f"{folder} holds no {FILE}, so it is not a store. Give an empty or new folder.")
-        return False
-
-
-def _fill(connection: sqlite3.Connection, meta: Mapping[str, bytes]) -> None:
-    """Make the tables of a new store."""
-    connection.execute("BEGIN IMMEDIATE")
-    file_format.create(connection)
-    file_format.add_namespace(connection, file_format.DEFAULT_NAMESPACE)
-    for key, value in meta.items():
-        file_format.put_meta(connection, key, value)
-    connection.execute("COMMIT")
-
-
-def _make(folder: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
-    """Make a store's file whole under another name, so that nobody ever meets a part of it.
-
-    If another process makes one at the same time, the first one's stays.
-    """
-    with _access(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
-    try:
-        with closing(_connect(unfinished, creating=True)) as connection:
-            fill(connection)
-            connection.execute("PRAGMA journal_mode = WAL")
-        with _access(folder), suppress(FileExistsError, FileNotFoundError):
-            _name(unfinished, folder / FILE)
-    except sqlite3.Error:
-        if not (folder / FILE).exists():
-            raise
-        # Another one was first, and has removed what was unfinished.
-    finally:
-        for path in folder.glob(f"{unfinished.name}*"):
-            path.unlink(missing_ok=True)
-
-
-def _name(unfinished: Path, file: Path) -> None:
-    """Give a file its name, if no other has that."""
-    try:
-        os.link(unfinished, file)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        # A file system without links: of two that make a store in the same moment the second one's stays.
-        if not file.exists():
-            os.rename(unfinished, file)
-
-
-def _connect(file: Path | None, creating: bool = False) -> sqlite3.Connection:
-    name = ":memory:" if file is None else f"{file.absolute().as_uri()}?mode={'rwc' if creating else 'rw'}"
-    return sqlite3.connect(
-        name, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS, uri=file is not None
-    )
-
-
-def _connect_reading(folder: Path) -> sqlite3.Connection:
-    """Open a file that this process may not write."""
-    log = folder / f"{FILE}-wal"
-    # Without a log, and without the right to make one, SQLite reads a file only if told that nobody writes it.
-    still = True
-    with suppress(FileNotFoundError):
-        still = log.stat().st_size == 0
-    name = f"{(folder.absolute() / FILE).as_uri()}?mode=ro{'&immutable=1' if still else ''}"
-    return sqlite3.connect(name, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS, uri=True)
-
-
-def _is_writable(folder: Path) -> bool:
-    return os.access(folder, os.W_OK) and os.access(folder / FILE, os.W_OK)
-
-
-def check_files(folder: Path) -> None:
-    """That SQLite will meet no pipe or device, where reading never ends."""
-    for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal"):
-        with _access(folder), suppress(FileNotFoundError):  # one look: the last to close a store removes its log
-            if not stat.S_ISREG(os.stat(folder / name).st_mode):
-                raise StoreFormatError(f"{folder / name} is no regular file, so {folder} is not a store.")
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Which file lies in a folder; None where there is none."""
-    try:
-        status = os.stat(folder / FILE)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-@contextmanager
-def _access(folder: Path) -> Iterator[None]:
-    """Say in the library's own error what the file system refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreUnavailableError(
-            f"The folder {folder} cannot be used ({error.strerror}). Check the path and the rights on it."
-        ) from error
-
-
-@contextmanager
-def _errors(place: str) -> Iterator[None]:
-    """Say in the library's own errors what SQLite refuses; what can only be a mistake in this library stays raw."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode"):
-            # Not of SQLite but of Python's module, which quotes the whole text.
-            raise _damaged(place, "it holds text that is not UTF-8") from error
-        if "no such module: fts5" in str(error):
-            raise StoreUnavailableError(
-                "The SQLite of this Python has no FTS5, which words are kept in. Use a Python whose sqlite3 has it, as "
-                "those of python.org, conda and Linux distributions do."
-            ) from error
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code is the plain one
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise _damaged(place, error) from error
-        if code not in _MENDS:
-            raise
-        raise StoreUnavailableError(f"{place} cannot be used now ({error}). {_MENDS[code]}") from error
-
-
-_WAIT = f"Another process has been writing to it for {BUSY_SECONDS:.0f} seconds; try again."
-_SPACE = "Nothing of this change was stored. Free some space or check the disk, and try again."
-_RIGHTS = "Give this process the right to read and write the folder and its files."
-_MENDS = {
-    sqlite3.SQLITE_BUSY: _WAIT,
-    sqlite3.SQLITE_LOCKED: _WAIT,
-    sqlite3.SQLITE_FULL: _SPACE,
-    sqlite3.SQLITE_IOERR: _SPACE,
-    sqlite3.SQLITE_CANTOPEN: _RIGHTS,
-    sqlite3.SQLITE_PERM: _RIGHTS,
-    sqlite3.SQLITE_READONLY: _RIGHTS,
-}
-
-
-def _damaged(place: str, reason: object) -> StoreFormatError:
-    return StoreFormatError(
-        f"{place} is damaged or not a store ({reason}). Restore it from a copy, or let `shared-context check --repair` "
-        "keep what is whole, or delete the folder and add the documents again."
-    )
-
-
-def _place(folder: Path | None) -> str:
-    return "The store in memory" if folder is None else str(folder / FILE)

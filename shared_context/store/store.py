@@ -24,7 +24,7 @@ from shared_context.store.about import About, check_window
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.codec import Codec
 from shared_context.store.conversations import Conversations
-from shared_context.store.database import Database, is_vacant
+from shared_context.store.database import Database
 from shared_context.store.document_store import DocumentStore, Progress
 from shared_context.store.documents import Document, OnError, Source
 from shared_context.store.embedder import Embedder, load_default_embedder
@@ -39,6 +39,7 @@ from shared_context.store.overview import overview_html
 from shared_context.store.selection import Passage, Selection
 from shared_context.store.selections import Selections
 from shared_context.store.selector import Rewrite
+from shared_context.store.sqlite_file import is_vacant
 from shared_context.store.sync import SyncReport, plan_sync
 
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from shared_context import Document, SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
-from shared_context.store.database import FILE, Database
+from shared_context.store.database import Database
 from shared_context.store.embedder import Embedder, load_default_embedder
 from shared_context.store.format import APPLICATION_ID
+from shared_context.store.sqlite_file import FILE
 
 CONFIG = StoreConfig(tree=TreeConfig(chunk_size=64, height=2), floor=0.0, lead_in=16)
 """Leaves of 16 tokens: a sentence or so. Budgets are spent whole."""

@@ -19,7 +19,7 @@ from shared_context import (
     errors,
 )
 from shared_context.errors import StoreUnavailableError
-from shared_context.store.database import FILE
+from shared_context.store.sqlite_file import FILE
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
 

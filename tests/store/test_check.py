@@ -7,7 +7,7 @@ import pytest
 
 from shared_context import errors
 from shared_context.store.check import check
-from shared_context.store.database import FILE
+from shared_context.store.sqlite_file import FILE
 
 
 @pytest.fixture

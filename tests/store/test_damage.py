@@ -10,7 +10,7 @@ import pytest
 from shared_context import Document
 from shared_context.errors import SharedContextError, StoreFormatError
 from shared_context.store.check import check
-from shared_context.store.database import FILE
+from shared_context.store.sqlite_file import FILE
 
 QUESTION = "Who lights the lamp when the ferry leaves?"
 FAULTS = 36

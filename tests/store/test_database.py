@@ -20,10 +20,12 @@ from shared_context import errors
 from shared_context.config import TreeConfig
 from shared_context.errors import StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
-from shared_context.store import database
-from shared_context.store.database import FILE, Database, Entry, is_vacant
+from shared_context.store import format as file_format
+from shared_context.store import sqlite_file
+from shared_context.store.database import Database, Entry
 from shared_context.store.log import lost_changes, running_checksum
 from shared_context.store.node_data import NodeData, NodeShape, StoredText
+from shared_context.store.sqlite_file import FILE, check_files, is_vacant
 from shared_context.store.word_index import LeafWords
 
 META = {"about": b"{}", "codec": b"-"}
@@ -143,8 +145,8 @@ def test_a_copy_is_a_store_of_its_own(folder, tmp_path):
         store.close()
         assert read_everything(target) == {"one": 50}
         connection = sqlite3.connect(target / FILE)
-        assert connection.execute("PRAGMA application_id").fetchone() == (database.APPLICATION_ID,)
-        assert connection.execute("PRAGMA user_version").fetchone() == (database.VERSION,)
+        assert connection.execute("PRAGMA application_id").fetchone() == (file_format.APPLICATION_ID,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (file_format.VERSION,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         connection.close()
 
@@ -179,7 +181,7 @@ def test_a_log_that_another_process_removes_while_a_store_is_opened_is_no_pipe(f
         others = pool.submit(open_and_close)
         try:
             for _ in range(20_000):
-                database.check_files(folder)
+                check_files(folder)
         finally:
             ended.set()
         others.result()
@@ -266,14 +268,14 @@ def test_another_program_s_database_is_left_alone(tmp_path):
     assert (tmp_path / FILE).read_bytes() == before
 
 
-@pytest.mark.parametrize(("version", "mend"), [(database.VERSION + 6, "Upgrade"), (1, "anew from its documents")])
+@pytest.mark.parametrize(("version", "mend"), [(file_format.VERSION + 6, "Upgrade"), (1, "anew from its documents")])
 def test_another_format_is_refused_with_both_numbers_and_the_mend(folder, version, mend):
     connection = sqlite3.connect(folder / FILE)
     connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
     message = refused(folder)
     assert f"format {version}" in message
-    assert f"reads {database.VERSION}" in message
+    assert f"reads {file_format.VERSION}" in message
     assert mend in message
 
 
@@ -440,7 +442,7 @@ def test_meta_that_is_missing_is_damage(folder):
 
 
 def test_a_file_that_another_process_writes_to_for_too_long_is_busy(folder, monkeypatch):
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.1)
     store = Database(folder)
     blocker = sqlite3.connect(folder / FILE, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")

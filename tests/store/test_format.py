@@ -8,7 +8,7 @@ import pytest
 
 from shared_context import errors
 from shared_context.store import format as file_format
-from shared_context.store.database import FILE
+from shared_context.store.sqlite_file import FILE
 
 FACTS = ("The lamp is lit at dusk.", "The bell rings in fog.", "The ferry leaves at seven.", "Soup is served at noon.")
 

@@ -1,0 +1,333 @@
+"""A store's file as one process has it open: a change lands whole or not at all, what is read is of one moment."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+
+from shared_context.errors import StoreClosedError, StoreFormatError, StoreUnavailableError
+from shared_context.store import format as file_format
+from shared_context.store.checksum import checksum
+from shared_context.store.forks import ForkSafeLock
+from shared_context.store.format import APPLICATION_ID, OLDEST, VERSION
+from shared_context.store.log import lost_changes
+from shared_context.store.sqlite_file import (
+    BUSY_SECONDS,
+    FILE,
+    RIGHTS,
+    UNFINISHED,
+    check_files,
+    connect,
+    connect_reading,
+    damaged,
+    errors,
+    fill,
+    identity,
+    is_vacant,
+    is_writable,
+    make,
+    place,
+    waiting,
+)
+from shared_context.store.word_index import WordIndex
+
+logger = logging.getLogger(__name__)
+
+TRUNCATION_SECONDS = 0.2
+"""How long emptying the log waits for other processes that read; else the next change tries again."""
+SWITCH_PAUSE_SECONDS = 0.01
+"""Between two attempts to turn on the write-ahead log."""
+
+
+class StoreFile:
+    """The store's SQLite file, as a connection of this process.
+
+    Everything but :meth:`get_meta` and :meth:`decoding` is called inside of :meth:`snapshot` or :meth:`transaction`,
+    where one thread is at a time.
+
+    Every row has a checksum, which is compared when the row is read. What is deleted is overwritten, in the file and
+    in its log.
+
+    Args:
+        folder: the store's folder; None keeps the database in memory.
+        meta: values of the store as a whole that a new store begins with; None opens one that exists. If another
+            process makes a store in the folder at the same time, the first one's values hold for both.
+        digest: of a chunk's token ids, behind a salt; upgrades a file of an older format.
+
+    Attributes:
+        words: those of the leaves of documents and conversations.
+        read_only: whether the file or its folder may not be written by this process.
+
+    Raises:
+        StoreFormatError: where the folder is something else, damaged or of a newer format.
+        StoreUnavailableError: where it cannot be read or written now.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        meta: Mapping[str, bytes] | None = None,
+        *,
+        digest: Callable[[bytes, np.ndarray], bytes] | None = None,
+    ):
+        if meta is None and (folder is None or is_vacant(folder)):
+            raise StoreFormatError(f"{folder} holds no store: it is missing or empty. Check the path.")
+        self._folder = folder.absolute() if folder is not None else None
+        self._place = place(folder)
+        self._lock = ForkSafeLock()
+        self._closed = self._log_has_deleted = False
+        self.read_only = False
+        with errors(self._place):
+            if meta is not None and folder is not None:
+                make(self._folder, partial(fill, meta=meta))
+            self._connect()
+            self.words = WordIndex(self._connection)
+            try:
+                if folder is None:
+                    fill(self._connection, meta)
+                self._check(folder, digest)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _connect(self) -> None:
+        """Open the file; where it may not be written, for reading."""
+        if self._folder is None:
+            self._connection = connect(None)
+        else:
+            check_files(self._folder)
+            for path in self._folder.glob(f"{UNFINISHED}*"):  # whose makers ended, or find that they were second
+                with suppress(OSError):
+                    path.unlink()
+            lost = lost_changes(self._folder / f"{FILE}-wal")
+            self.read_only = not is_writable(self._folder)
+            self._connection = connect_reading(self._folder) if self.read_only else connect(self._folder / FILE)
+            if lost:
+                logger.warning(
+                    "%s lost up to %d changes: the log that a writer left behind is damaged, and what follows the "
+                    "damage cannot be read. Compare the documents with their sources.", self._place, lost,
+                )  # fmt: skip
+        self._connection.execute("PRAGMA secure_delete = ON")
+        self._connection.execute("PRAGMA temp_store = MEMORY")
+        self._identity = identity(self._folder) if self._folder is not None else None
+
+    def _switch_to_wal(self) -> None:
+        """Turn on the write-ahead log. SQLite refuses those that do so at the same time instead of making them wait."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(SWITCH_PAUSE_SECONDS)
+
+    def _check(self, folder: Path | None, digest: Callable[[bytes, np.ndarray], bytes] | None) -> None:
+        if not self._tables():
+            raise damaged(self._place, "it holds nothing")
+        application, version = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+        )
+        if application != APPLICATION_ID:
+            raise StoreFormatError(f"{self._place} was made by another program. Give another path.")
+        if not OLDEST <= version <= VERSION:
+            mend = "Upgrade shared-context." if version > VERSION else "Make the store anew from its documents."
+            raise StoreFormatError(
+                f"{folder} has store format {version}, and this version of shared-context reads {VERSION}. {mend}"
+            )
+        if version < VERSION:
+            self._upgrade(digest)
+        # What is made by the statements of the format alone runs nothing of somebody else's.
+        if file_format.tables(self._connection) != file_format.expected_tables():
+            raise damaged(self._place, "its tables are not those of a store")
+        if folder is not None:
+            self._check_size()
+        if not self.read_only:
+            if folder is not None:
+                self._switch_to_wal()
+            self._empty_log()
+
+    def _upgrade(self, digest: Callable[[bytes, np.ndarray], bytes] | None) -> None:
+        if self.read_only or digest is None:
+            raise StoreUnavailableError(
+                f"{self._place} is of an older format and has to be upgraded, which takes the right to write it. "
+                "Open it once with that right."
+            )
+        with self.transaction(), self.decoding():
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version < VERSION:  # else another process was faster
+                file_format.upgrade(self._connection, version, digest)
+                self._log_has_deleted = True
+
+    def _check_size(self) -> None:
+        """SQLite itself would read zeros for what is missing of the last page, unless its log has the page."""
+        page_size = self._connection.execute("PRAGMA page_size").fetchone()[0]
+        if (self._folder / FILE).stat().st_size % page_size and not self.read_only:
+            self._connection.execute("PRAGMA wal_checkpoint(FULL)")
+        if (self._folder / FILE).stat().st_size % page_size:
+            raise damaged(self._place, "it ends within a page")
+
+    def _tables(self) -> list[str]:
+        return [row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One thread is inside at a time.
+
+        Raises:
+            StoreClosedError: the database was closed.
+            StoreUnavailableError: its folder was removed or replaced.
+        """
+        with self._lock:
+            if self._closed:
+                raise StoreClosedError(f"{self._place} is closed; open it again.")
+            self._check_identity()
+            if self._lock.forked() and self._folder is not None:
+                # SQLite's connection must not be used across a fork. No thread was using it meanwhile.
+                with errors(self._place):
+                    self._connection.close()
+                    self._connect()
+                    self.words.reconnect(self._connection)
+            yield
+
+    def _check_identity(self) -> None:
+        """That the file is still where it was opened: what is written to another one would be lost."""
+        if self._folder is not None and identity(self._folder) != self._identity:
+            raise StoreUnavailableError(
+                f"{self._place} was removed, moved or replaced while it was open. Nothing of this change was stored "
+                "there; open the store again."
+            )
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written inside lands at its end, or nothing does."""
+        with self.locked(), errors(self._place):
+            if self.read_only:
+                raise StoreUnavailableError(f"{self._place} is open for reading only. {RIGHTS}")
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                if self._log_has_deleted:
+                    self.words.merge()
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._rollback()
+                raise
+            self._check_identity()
+            if self._log_has_deleted:
+                self._empty_log()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that is read inside is of one moment, whatever other processes write meanwhile."""
+        with self.locked(), errors(self._place):
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._rollback()
+
+    def _rollback(self) -> None:
+        if self._connection.in_transaction:  # after some errors SQLite has rolled back already
+            self._connection.execute("ROLLBACK")
+
+    def _empty_log(self) -> None:
+        """Move what the log holds into the file, where deleted pages are overwritten, and cut the log off."""
+        if self._folder is None:
+            return
+        # A full disk: the change is in the log all the same.
+        with waiting(self._connection, TRUNCATION_SECONDS), suppress(sqlite3.OperationalError):
+            busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._log_has_deleted = bool(busy) and self._log_has_deleted
+
+    def compact(self) -> None:
+        """Give the space of what was deleted back to the file system. Waits for other processes that write."""
+        with self.locked(), errors(self._place):
+            if self.read_only:
+                raise StoreUnavailableError(f"{self._place} is open for reading only. {RIGHTS}")
+            self._connection.execute("VACUUM")
+            self._empty_log()
+
+    def nbytes(self) -> int:
+        """Bytes of all that is kept of the documents."""
+        pages, size = (
+            self._connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in ("page_count", "page_size")
+        )
+        return pages * size
+
+    def data_version(self) -> int:
+        """A number that changes when another process has written."""
+        return self._connection.execute("PRAGMA data_version").fetchone()[0]
+
+    def get_meta(self, key: str) -> bytes:
+        """A value of the store as a whole."""
+        with errors(self._place):
+            row = self._connection.execute("SELECT checksum, value FROM meta WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise damaged(self._place, f"its {key} is missing")
+        if row[0] != checksum(key, row[1]):
+            raise damaged(self._place, f"the checksum of its {key} is wrong")
+        return row[1]
+
+    def set_meta(self, key: str, value: bytes) -> None:
+        """Replace a value of the store as a whole."""
+        file_format.put_meta(self._connection, key, value)
+
+    @contextmanager
+    def decoding(self, of: str | None = None) -> Iterator[None]:
+        """What was read is decoded inside; where it cannot be, the file is damaged.
+
+        Args:
+            of: what it is, a document for example.
+        """
+        try:
+            yield
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError) as error:
+            reason = error if of is None else f"{of}: {error}"
+            raise damaged(self._place, reason) from error
+
+    # The whole file
+
+    def copy_to(self, folder: Path) -> None:
+        """Write the whole database into another folder, which :func:`is_vacant`."""
+        with errors(place(folder)):
+            make(folder.absolute(), self._copy)
+
+    def _copy(self, connection: sqlite3.Connection) -> None:
+        self._connection.backup(connection)
+        WordIndex(connection).seal()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._folder is not None and identity(self._folder) != self._identity:
+                # Closing would remove the log that lies at this path now, which is another file's.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+                return
+            if self.words.changed and self._folder is not None and not self._lock.forked():
+                self._seal_words()
+            self._connection.close()
+
+    def _seal_words(self) -> None:
+        """Write the checksum of the index of words, unless another process is writing: then that one will."""
+        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * TRUNCATION_SECONDS)}")
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self.words.seal()
+            self._connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:  # a full disk, for example: the documents are there all the same
+            logger.debug("%s: the index of words has no checksum (%s).", self._place, error)
+            self._rollback()
