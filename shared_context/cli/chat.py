@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from itertools import dropwhile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,9 +33,6 @@ from shared_context.errors import SharedContextError
 
 if TYPE_CHECKING:
     from shared_context import ConversationMemory, SharedLLMContextStore
-
-MEMORY_SHARE = 4
-"""Of this many KV entries one is kept for older turns, as far as they need it."""
 
 
 def chat(
@@ -134,17 +130,11 @@ def _answer(
     as_json: bool,
 ) -> None:
     """Answer one question and remember both."""
+    from shared_context.store.turns import next_turn
+
     started = time.perf_counter()
-    share = max(budget // MEMORY_SHARE, store.config.tree.leaf_size)
-    # A budget of one leaf or less than two is for the documents alone.
-    fits = share + store.config.tree.leaf_size <= budget
-    older = memory.select(question, budget=share, policy=options["policy"]) if fits else None
-    passages = store.select(question, budget=budget - (older.kv_entries if older else 0), **options)
-    context = older + passages if older else passages
+    messages, context, passages = next_turn(store, memory, question, budget=budget, **options)
     select_seconds = time.perf_counter() - started
-    # Many chat templates insist that a user speaks first; what that user said may be among the older turns.
-    recent = dropwhile(lambda turn: turn["role"] != "user", memory.recent())
-    messages = [*recent, {"role": "user", "content": question}]
     if as_json:
         completion = store.model.complete(messages, context=context, max_new_tokens=max_new_tokens)
         print(json.dumps(as_dict(question, completion, passages, select_seconds)), flush=True)

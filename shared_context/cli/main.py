@@ -25,6 +25,7 @@ from shared_context.cli import (
     probe,
     report,
     search,
+    serve,
     stats,
     sync,
     train,
@@ -56,6 +57,7 @@ for name, command in {
     "copy": upkeep.copy,
     "check": upkeep.check,
     "models": models.models,
+    "serve": serve.serve,
     "grains": grains.grains,
     "probe": probe.probe,
     "report": report.report,
@@ -64,6 +66,7 @@ for name, command in {
     app.command(name, epilog=output.EXIT_CODES)(command)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
+app.add_typer(serve.keys_app, name="keys")
 
 
 def _print_version(wanted: bool) -> None:

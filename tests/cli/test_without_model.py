@@ -71,7 +71,7 @@ def test_the_shell_is_told_how_to_complete():
         "COMP_CWORD": "1",
     }
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
-    assert set(done.stdout.split()) == {"sync", "search", "show", "stats"}
+    assert set(done.stdout.split()) == {"sync", "search", "serve", "show", "stats"}
 
 
 def test_version():

@@ -1,0 +1,168 @@
+"""`shared-context serve`: stores behind an OpenAI-compatible endpoint; `shared-context keys`: who may ask."""
+
+from __future__ import annotations
+
+import ipaddress
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared_context.cli import output, session
+from shared_context.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    FilterOption,
+    KvLimitOption,
+    parse_bytes,
+    parse_filters,
+)
+from shared_context.errors import ConfigError, StoreFormatError
+
+if TYPE_CHECKING:
+    from shared_context import SharedLLMContextStore, SharedLLMModel
+
+KeysArgument = Annotated[Path, typer.Argument(metavar="FILE", help="File of the keys.", show_default=False)]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the key.", show_default=False)]
+
+keys_app = typer.Typer(help="API keys of `shared-context serve`.", no_args_is_help=True)
+
+
+def serve(
+    stores: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STORE...",
+            help="Folders of stores. Requests call each by its folder's name without ending, or by NAME=FOLDER.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", metavar="FILE", help="Answer only who has a key of this file (shared-context keys)."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Name or folder of the model; by default each store's own.")
+    ] = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    budget: Annotated[int, typer.Option("--budget", help="KV entries of a context where a request names none.")] = 1024,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", help="Tokens of an answer where a request names no limit.")
+    ] = 256,
+    parallel: Annotated[int, typer.Option("--parallel", help="Answers that are written at a time.")] = 4,
+    queue: Annotated[int, typer.Option("--queue", help="Requests that may wait; others are refused with 429.")] = 64,
+    kv_limit: KvLimitOption = None,
+) -> None:
+    """Answer over HTTP as OpenAI does: one model for each store.
+
+    Ctrl-C, or SIGTERM, finishes what is asked and ends.
+    """
+    try:
+        import uvicorn
+
+        from shared_context.serve import ServeConfig, create_app
+        from shared_context.serve.access import Keys
+        from shared_context.serve.logs import LOGGING
+    except ImportError as error:
+        output.complain(str(error))
+        raise typer.Exit(output.FAILED) from error
+    if keys is None and not _is_loopback(host):
+        raise typer.BadParameter(
+            f"{host} can be reached from other machines, and everybody could ask: give --keys FILE, or listen on "
+            "127.0.0.1.",
+            param_hint="--host",
+        )
+    config = ServeConfig(parallel=parallel, queue=queue, budget=budget, max_tokens=max_tokens)
+    limit = parse_bytes(kv_limit, "--kv-limit")
+    known = Keys(keys) if keys is not None else None
+    loading = {"adapter": adapter, "dtype": dtype, "device": device}
+    with ExitStack() as opened:
+        served = _open_all(_named(stores), model, limit, opened, loading)
+        app = create_app(served, config=config, keys=known)
+        uvicorn.run(app, host=host, port=port, log_config=LOGGING, access_log=False, server_header=False)
+
+
+def _named(given: list[str]) -> dict[str, Path]:
+    """Folders by the names of their stores."""
+    named: dict[str, Path] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        path = Path(folder if equals else text)
+        name = name if equals else path.absolute().stem
+        if name in named:
+            raise ConfigError(f"{named[name]} and {path} would both be called {name!r}: name one of them, NAME=FOLDER.")
+        named[name] = path
+    return named
+
+
+def _open_all(
+    named: dict[str, Path], model: str | None, kv_limit: int | None, opened: ExitStack, loading: dict[str, Any]
+) -> dict[str, SharedLLMContextStore]:
+    """The stores, each model loaded once."""
+    from shared_context import SharedLLMContextStore
+
+    output.silence_libraries()
+    models: dict[str, SharedLLMModel] = {}
+    stores = {}
+    for name, path in named.items():
+        if not session.is_store(path):
+            raise StoreFormatError(
+                f"there is no store in {path}: make one with `shared-context ingest {path} FILE...`, or check the path"
+            )
+        wanted = model or session.made_with(path)["model"]
+        if wanted not in models:
+            models[wanted] = session.load_model(wanted, **loading)
+        stores[name] = opened.enter_context(SharedLLMContextStore(models[wanted], path))
+        if kv_limit is not None:
+            stores[name].limit_kv(kv_limit)
+    return stores
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@keys_app.command("add", epilog=output.EXIT_CODES)
+def add(
+    file: KeysArgument,
+    name: NameArgument,
+    store: Annotated[
+        list[str] | None, typer.Option("--store", help="Only this store. Several; by default all of them.")
+    ] = None,
+    filters: FilterOption = None,
+    write: Annotated[bool, typer.Option("--write", help="May add and remove documents.")] = False,
+    operate: Annotated[
+        bool, typer.Option("--operate", help="May make and delete stores and see the server's figures.")
+    ] = False,
+) -> None:
+    """Make a key and print it; the file keeps its hash only."""
+    from shared_context.serve.access import add_key
+
+    print(add_key(file, name, stores=store, filters=parse_filters(filters), writes=write, operates=operate))
+
+
+@keys_app.command("revoke", epilog=output.EXIT_CODES)
+def revoke(file: KeysArgument, name: NameArgument) -> None:
+    """Forget a key; a server that runs refuses it from its next request on."""
+    from shared_context.serve.access import revoke_key
+
+    revoke_key(file, name)
+
+
+@keys_app.command("list", epilog=output.EXIT_CODES)
+def list_keys(file: KeysArgument) -> None:
+    """What each key may do, as JSON."""
+    from shared_context.serve.access import read_keys
+
+    output.print_json([{k: v for k, v in record.items() if k != "sha256"} for record in read_keys(file)])

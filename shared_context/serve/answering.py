@@ -1,0 +1,145 @@
+"""From a request to the pieces of its answer: select, encode, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from shared_context.model.generation import Completion
+from shared_context.serve.access import Caller
+from shared_context.serve.faults import Refusal
+from shared_context.serve.protocol import ChatRequest, CompletionRequest
+from shared_context.serve.room import Room
+from shared_context.serve.stores import ServedStore
+from shared_context.store.selection import Selection
+from shared_context.store.turns import next_turn
+
+
+@dataclass
+class Answer:
+    """The answer to one request.
+
+    Attributes:
+        room: where it is worked on.
+        served: the store that is asked.
+        request: what is asked.
+        caller: who asks.
+        id, created: as OpenAI's protocol has them.
+        context: what is injected; None where nothing is. Known once the first piece has been read.
+        completion: the whole answer; None before its end.
+    """
+
+    room: Room
+    served: ServedStore
+    request: ChatRequest | CompletionRequest
+    caller: Caller
+    id: str = field(default_factory=lambda: uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+    context: Selection | None = None
+    completion: Completion | None = None
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """The pieces of the text; an empty one first, as soon as the request is known to be answered.
+
+        Raises:
+            Refusal: the queue is full.
+            SharedContextError: the request cannot be answered.
+        """
+        engine, began = self.room.engine, time.monotonic()
+        operation = "chat" if isinstance(self.request, ChatRequest) else "text_completion"
+        about = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": "shared_context",
+            "gen_ai.request.model": self.served.name,
+            "gen_ai.response.id": self.id,
+        }
+        with self.room.tracing.span(f"{operation} {self.served.name}", attributes=about) as span:
+            async with engine.slot():
+                with self.room.tracing.span("select", span):
+                    selecting = time.monotonic()
+                    prompt = await engine.beside(self._select)
+                    seconds = {"selection": time.monotonic() - selecting}
+                options = self.request.generation(self.room.config.max_tokens)
+                stream = await engine.beside(
+                    self.served.store.model.stream, prompt, context=self.context, formatted=self._formatted, **options
+                )
+                yield ""
+                if self.context:
+                    with self.room.tracing.span("encode", span, {"shared_context.kv_entries": self.context.kv_entries}):
+                        await engine.beside(self.served.store.warm, self.context)
+                with ExitStack() as first:
+                    first.enter_context(self.room.tracing.span("first_token", span))
+                    async with aclosing(engine.pieces(stream)) as pieces:
+                        async for piece in pieces:
+                            if "first_token" not in seconds:
+                                seconds["first_token"] = time.monotonic() - began
+                                first.close()
+                            yield piece
+                self.completion = stream.completion
+                await self._remember()
+            seconds["answer"] = time.monotonic() - began
+            span.set_attribute("gen_ai.usage.input_tokens", self.completion.prompt_tokens)
+            span.set_attribute("gen_ai.usage.output_tokens", self.completion.completion_tokens)
+            span.set_attribute("gen_ai.response.finish_reasons", [self.completion.finish_reason])
+            self.room.metrics.answer(self.served.name, self.completion, seconds)
+
+    @property
+    def _formatted(self) -> bool:
+        return isinstance(self.request, CompletionRequest) and self.request.formatted
+
+    @property
+    def _memory(self) -> Any:
+        return self.served.store.conversation(self.caller.own(self.request.conversation))
+
+    def _select(self) -> str | list[dict[str, Any]]:
+        """Choose the context; returns the prompt that it belongs to."""
+        request, store = self.request, self.served.store
+        asked = request.selecting(self.room.config.budget)
+        asked["filters"] = self.caller.narrowed(asked["filters"])
+        if isinstance(request, CompletionRequest):
+            if request.context:
+                self.context = store.select(request.text, **asked)
+            return request.text
+        messages = [message.turn() for message in request.messages]
+        if request.conversation is None:
+            if request.context:
+                self.context = store.select(_question(messages), **asked)
+            return messages
+        question = self._next_message(messages)
+        if "budget" not in asked:
+            raise Refusal(400, "A conversation is answered under a budget; give one instead of ratio.", param="ratio")
+        if not request.context:
+            self.context = self._memory.select(question, budget=asked["budget"]) or None
+            return [*self._memory.recent(), {"role": "user", "content": question}]
+        turns, self.context, _ = next_turn(store, self._memory, question, **asked)
+        return turns
+
+    @staticmethod
+    def _next_message(messages: list[dict[str, str]]) -> str:
+        """What is new in a conversation that the store remembers."""
+        if len(messages) != 1 or messages[0]["role"] != "user":
+            raise Refusal(
+                400,
+                f"A conversation is remembered by the store: send the user's new message alone, not "
+                f"{len(messages)} messages; or leave conversation out and send all of them.",
+                param="messages",
+            )
+        return messages[0]["content"]
+
+    async def _remember(self) -> None:
+        """Add the exchange to the conversation that it belongs to."""
+        if isinstance(self.request, CompletionRequest) or self.request.conversation is None:
+            return
+        question = self.request.messages[-1].turn()["content"]
+        for role, content in (("user", question), ("assistant", self.completion.text)):
+            await self.room.engine.beside(self._memory.append, role, content)
+
+
+def _question(messages: list[dict[str, str]]) -> str:
+    """What is searched for: the user's last message."""
+    users = [message["content"] for message in messages if message["role"] == "user"]
+    return users[-1] if users else messages[-1]["content"]

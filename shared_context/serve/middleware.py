@@ -1,0 +1,110 @@
+"""What every request passes: its id, the limit of its body, its line in the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from uuid import uuid4
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared_context.serve.faults import Refusal
+from shared_context.serve.logs import failure as told_of
+
+log = logging.getLogger("shared_context.serve")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+STATE = "shared_context"
+"""Under this name the scope's state holds what a request's line in the log says besides."""
+
+
+class RequestLine:
+    """Gives each request an id, counts it and logs it: addresses by their pattern only, and no text.
+
+    Args:
+        app: what answers.
+        count: called with the route and the status of each request.
+    """
+
+    def __init__(self, app: ASGIApp, count: Callable[[str, int], None]):
+        self._app, self._count = app, count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        id = given if REQUEST_ID.fullmatch(given) else uuid4().hex
+        told = scope.setdefault("state", {}).setdefault(STATE, {})
+        started, status = time.monotonic(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
+            await send(message)
+
+        failure: Exception | None = None
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            failure = error
+            if status == 0:
+                await Refusal(500, "The server failed; its log has the reason under this request's id.").response()(
+                    scope, receive, sending
+                )
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            line = {
+                "request_id": id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "seconds": round(time.monotonic() - started, 4),
+                **told,
+            }
+            if failure is not None:
+                line["failure"] = told_of(failure)
+            self._count(route, status)
+            log.log(logging.ERROR if status >= 500 or failure else logging.INFO, "request", extra={"fields": line})
+
+
+class BodyLimit:
+    """Refuses bodies that are larger than allowed with 413, as soon as that is known.
+
+    Args:
+        app: what answers.
+        limit: bytes of any body but an upload's.
+        upload_limit: bytes of an upload's.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, upload_limit: int):
+        self._app, self._limit, self._upload_limit = app, limit, upload_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._upload_limit if scope["path"] == "/v1/files" else self._limit
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        message = f"The body is larger than the {limit:,} bytes that are taken here; send less, or in several requests."
+        if declared.isdigit() and int(declared) > limit:
+            refusal = Refusal(413, message, code="body_too_large", headers={"Connection": "close"})
+            await refusal.response()(scope, receive, send)
+            return
+        received = 0
+
+        async def receiving() -> Message:
+            nonlocal received
+            part = await receive()
+            received += len(part.get("body", b""))
+            if received > limit:
+                # The framework lets its own exception through while a body is read, and no other one.
+                raise HTTPException(413, message)
+            return part
+
+        await self._app(scope, receiving, send)
