@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-newest test-lowest lint report clean
+.PHONY: help setup demo test test-slow test-newest test-lowest lint docs release report clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,24 @@ test-lowest: $(STAMP)  ## the same with the lowest releases that it allows
 
 lint: $(STAMP)  ## ruff: style, imports, likely bugs
 	@$(BIN)/ruff check .
+
+docs: $(STAMP)  ## the site, in build/docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/docs/index.html"
+
+# torch is the lock's here, too: the newest one would bring gigabytes of CUDA along.
+release: $(STAMP)  ## build wheel and sdist, check them, and try the wheel in a clean environment
+	@rm -rf dist build/release
+	@$(BIN)/python -m build --outdir dist .
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/python -m venv build/release
+	@grep '^torch==' requirements.lock > build/release/torch.txt
+	@build/release/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+		--constraint build/release/torch.txt torch
+	@build/release/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+		--constraint build/release/torch.txt "$$(echo dist/*.whl)[demo]"
+	@cd build/release && bin/python $(CURDIR)/examples/demo.py demo.ctx
+	@echo "dist/ is good for version $$($(BIN)/python -c 'import shared_context; print(shared_context.__version__)')"
 
 QUESTIONS := examples/data/handbook-questions.json
 # Running text is measured on books, which do not ship: shared-context eval language-model BOOK BOOK.

@@ -1,5 +1,7 @@
 """Selecting and retrieving: budgets, grains, policies, filters, and whose text it is."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared_context import Document, SharedLLMContextStore, StoreConfig, TreeConfig, errors
-from shared_context.config import paper_ratios
+from shared_context.config import Policy, paper_ratios
 from shared_context.tree import cut_rows
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
-POLICIES = ["hybrid", "late_interaction", "embedding", "lexical", "last_token"]
+POLICIES = list(get_args(Policy))
 policies = pytest.mark.parametrize("policy", POLICIES)
 once = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
