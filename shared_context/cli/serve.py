@@ -57,6 +57,15 @@ def serve(
     ] = 256,
     parallel: Annotated[int, typer.Option("--parallel", help="Answers that are written at a time.")] = 4,
     queue: Annotated[int, typer.Option("--queue", help="Requests that may wait; others are refused with 429.")] = 64,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="Where uploaded files go, and stores that requests make. Without it no stores are made, and files are "
+            "forgotten at the end.",
+        ),
+    ] = None,
     kv_limit: KvLimitOption = None,
 ) -> None:
     """Answer over HTTP as OpenAI does: one model for each store.
@@ -84,7 +93,7 @@ def serve(
     loading = {"adapter": adapter, "dtype": dtype, "device": device}
     with ExitStack() as opened:
         served = _open_all(_named(stores), model, limit, opened, loading)
-        app = create_app(served, config=config, keys=known)
+        app = create_app(served, config=config, keys=known, data=data)
         uvicorn.run(app, host=host, port=port, log_config=LOGGING, access_log=False, server_header=False)
 
 

@@ -3,20 +3,25 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fastapi import FastAPI, Response
 from opentelemetry.trace import TracerProvider
 
-from shared_context.serve import completions
 from shared_context.serve.access import Keys
 from shared_context.serve.engine import Engine
 from shared_context.serve.faults import Refusal, add_handlers
+from shared_context.serve.ingestion import Ingestion
+from shared_context.serve.makes import Makes
 from shared_context.serve.metrics import Metrics
 from shared_context.serve.middleware import BodyLimit, RequestLine
 from shared_context.serve.room import ByCaller, InRoom, Room
+from shared_context.serve.routes import completions, files, vector_stores
 from shared_context.serve.settings import ServeConfig
 from shared_context.serve.stores import Stores
 from shared_context.serve.tracing import Tracing
+from shared_context.serve.uploads import Files
 from shared_context.store.store import SharedLLMContextStore
 
 
@@ -25,6 +30,7 @@ def create_app(
     *,
     config: ServeConfig | None = None,
     keys: Keys | None = None,
+    data: Path | None = None,
     tracer_provider: TracerProvider | None = None,
 ) -> FastAPI:
     """An application that answers from stores; whoever runs it opens and closes them.
@@ -33,6 +39,8 @@ def create_app(
         stores: open ones, by the names that requests call them.
         config: None is the defaults.
         keys: of those who may ask; None lets everybody who reaches the application.
+        data: folder of uploaded files and of stores that requests make, which are served again the next time; None
+            makes no stores, and forgets files at the end.
         tracer_provider: of OpenTelemetry; None is the process's own.
 
     Raises:
@@ -42,21 +50,41 @@ def create_app(
     engine = Engine(config.parallel, config.queue)
     metrics = Metrics(engine, served)
 
+    passing = TemporaryDirectory(prefix="shared-context-") if data is None else None
+    uploaded = Files(Path(passing.name) if passing is not None else data / "files")
+    like = next((one.store for one in served), None)
+    makes = Makes(served, data / "stores" if data is not None else None, like)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        makes.open_all()
         engine.start()
         yield
         await asyncio.to_thread(engine.close)
+        makes.close()
+        if passing is not None:
+            passing.cleanup()
 
     app = FastAPI(title="shared-context", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.state.room = Room(served, engine, config, metrics, Tracing(tracer_provider), keys)
+    app.state.room = Room(
+        stores=served,
+        engine=engine,
+        config=config,
+        metrics=metrics,
+        tracing=Tracing(tracer_provider),
+        keys=keys,
+        files=uploaded,
+        ingestion=Ingestion(engine, uploaded),
+        makes=makes,
+    )
     add_handlers(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes, upload_limit=config.max_upload_bytes)
     app.add_middleware(RequestLine, count=metrics.request)
     app.add_api_route("/health", _health)
     app.add_api_route("/ready", _ready)
     app.add_api_route("/metrics", _metrics)
-    app.include_router(completions.router)
+    for routes in (completions, files, vector_stores):
+        app.include_router(routes.router)
     return app
 
 

@@ -27,6 +27,7 @@ from shared_context.errors import (
 )
 
 INVALID = "invalid_request_error"
+UPLOADS = "/v1/files"
 _STATUS: tuple[tuple[type[SharedContextError], int, str | None], ...] = (
     (WindowExceededError, 400, "context_length_exceeded"),
     (BudgetError, 400, "budget"),
@@ -109,7 +110,9 @@ def add_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             message = f"{request.url.path} does not take {request.method}."
         elif error.status_code == 400:
-            message = "The body cannot be read: it must be JSON, and not nested deeper than a few hundred levels."
+            json = "JSON, and not nested deeper than a few hundred levels"
+            form = "multipart/form-data with a file and its purpose"
+            message = f"The body cannot be read: it must be {form if request.url.path == UPLOADS else json}."
         return Refusal(error.status_code, message, headers=error.headers).response()
 
     @app.exception_handler(Exception)

@@ -11,7 +11,7 @@ from uuid import uuid4
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared_context.serve.faults import Refusal
+from shared_context.serve.faults import UPLOADS, Refusal
 from shared_context.serve.logs import failure as told_of
 
 log = logging.getLogger("shared_context.serve")
@@ -89,7 +89,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._upload_limit if scope["path"] == "/v1/files" else self._limit
+        limit = self._upload_limit if scope["path"] == UPLOADS else self._limit
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         message = f"The body is larger than the {limit:,} bytes that are taken here; send less, or in several requests."
         if declared.isdigit() and int(declared) > limit:

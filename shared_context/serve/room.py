@@ -7,10 +7,13 @@ from fastapi import Depends, Request
 
 from shared_context.serve.access import ANYONE, Caller, Keys
 from shared_context.serve.engine import Engine
+from shared_context.serve.ingestion import Ingestion
+from shared_context.serve.makes import Makes
 from shared_context.serve.metrics import Metrics
 from shared_context.serve.settings import ServeConfig
 from shared_context.serve.stores import Stores
 from shared_context.serve.tracing import Tracing
+from shared_context.serve.uploads import Files
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Room:
         metrics: who counts.
         tracing: who makes spans.
         keys: of those who may ask; None lets everybody.
+        files: those that were uploaded.
+        ingestion: who makes documents of them.
+        makes: who makes stores.
     """
 
     stores: Stores
@@ -32,6 +38,9 @@ class Room:
     metrics: Metrics
     tracing: Tracing
     keys: Keys | None
+    files: Files
+    ingestion: Ingestion
+    makes: Makes
 
 
 def _room(request: Request) -> Room:

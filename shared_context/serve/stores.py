@@ -46,10 +46,19 @@ class Stores:
 
     def add(self, served: ServedStore) -> None:
         """Serve one more."""
-        mend = "must be 1 to 64 letters, digits, dots, dashes or underscores; name it otherwise: NAME=FOLDER"
-        require(NAME.fullmatch(served.name) is not None, "the store's name", served.name, mend)
+        self.check_name(served.name)
         require(served.name not in self._served, "the store's name", served.name, "is taken; name it: NAME=FOLDER")
         self._served[served.name] = served
+
+    @staticmethod
+    def check_name(name: str) -> None:
+        """Refuse a name that cannot stand in an address.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        mend = "must be 1 to 64 letters, digits, dots, dashes or underscores, a letter or digit first"
+        require(NAME.fullmatch(name) is not None, "the store's name", name, mend)
 
     def remove(self, name: str) -> None:
         """Serve it no longer."""
