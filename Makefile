@@ -30,12 +30,14 @@ demo: $(STAMP)  ## compress a long document, ask it questions through LlamaIndex
 
 # One thread each: the tests run models in several threads and processes, whose own threads would wait for each other.
 test test-slow test-newest test-lowest: export OMP_NUM_THREADS := 1
+# A file's tests stay in one process, where they share its models; each process takes a core and some gigabytes.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test: $(STAMP)  ## every test but the slow ones
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-slow: $(STAMP)  ## every test
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 # Resolved anew every time, each in an environment of its own beside the locked one. torch is the lock's in both: another
 # build could bring gigabytes of CUDA along.
