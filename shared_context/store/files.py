@@ -125,8 +125,8 @@ def too_large(name: str, size: str, max_bytes: int) -> UnreadableError:
 
 
 def clip(text: str) -> str:
-    """A text as messages quote it."""
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+    """A text or a path as messages quote it: both ends of a long one, because a path's end tells which file it is."""
+    return repr(text if len(text) <= 80 else f"{text[:38]}...{text[-39:]}")
 
 
 def _matches(path: Path, patterns: Iterable[str]) -> bool:
