@@ -102,3 +102,11 @@ class StoreClosedError(SharedContextError, ValueError):
 
 class StoreUnavailableError(SharedContextError, OSError):
     """A store's file cannot be read or written now: the disk is full, it is locked, access is denied."""
+
+
+class SnapshotNotFoundError(SharedContextError, LookupError):
+    """Nothing was published at an address, or not the snapshot of this number."""
+
+
+class SnapshotConflictError(SharedContextError, RuntimeError):
+    """Another snapshot was published at an address since the one that a store came from."""

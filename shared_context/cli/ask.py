@@ -21,10 +21,10 @@ from shared_context.cli.options import (
     KvLimitOption,
     MaxNewTokensOption,
     ModelOption,
+    PlaceArgument,
     PolicyOption,
     PrefilterOption,
     QuestionArgument,
-    StoreArgument,
     parse_bytes,
     parse_filters,
     read_question,
@@ -40,7 +40,7 @@ EXCERPT = 80
 
 
 def ask(
-    path: StoreArgument,
+    path: PlaceArgument,
     question: QuestionArgument,
     model: ModelOption = None,
     adapter: AdapterOption = None,

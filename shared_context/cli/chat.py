@@ -23,9 +23,9 @@ from shared_context.cli.options import (
     KvLimitOption,
     MaxNewTokensOption,
     ModelOption,
+    PlaceArgument,
     PolicyOption,
     PrefilterOption,
-    StoreArgument,
     parse_bytes,
     parse_filters,
 )
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def chat(
-    path: StoreArgument,
+    path: PlaceArgument,
     conversation: Annotated[
         str | None,
         typer.Option(

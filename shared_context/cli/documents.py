@@ -16,6 +16,7 @@ from shared_context.cli.options import (
     FilterOption,
     JsonOption,
     ModelOption,
+    PlaceArgument,
     StoreArgument,
     parse_filters,
     to_be_written,
@@ -30,7 +31,7 @@ ConversationsOption = Annotated[
 
 
 def list_documents(
-    path: StoreArgument,
+    path: PlaceArgument,
     filters: FilterOption = None,
     conversations: ConversationsOption = False,
     model: ModelOption = None,
@@ -62,7 +63,7 @@ def list_documents(
 
 
 def show(
-    path: StoreArgument,
+    path: PlaceArgument,
     id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
     conversation: Annotated[
         bool, typer.Option("--conversation", help="ID is that of a conversation: show what was said.")
@@ -121,7 +122,7 @@ def rm(
 
 
 def export(
-    path: StoreArgument,
+    path: PlaceArgument,
     file: Annotated[
         Path,
         typer.Argument(metavar="FILE", help="JSONL to write; - is standard output.", show_default=False),

@@ -21,10 +21,10 @@ from shared_context.cli.options import (
     FineOption,
     JsonOption,
     ModelOption,
+    PlaceArgument,
     PolicyOption,
     PrefilterOption,
     QuestionArgument,
-    StoreArgument,
     parse_filters,
     read_question,
 )
@@ -39,7 +39,7 @@ ASCII_MARKS: dict[Grain, tuple[str, str]] = {"fine": ("[[", "]]"), "coarse": ("(
 
 
 def inspect(
-    path: StoreArgument,
+    path: PlaceArgument,
     question: QuestionArgument,
     document: Annotated[
         list[str] | None,

@@ -12,8 +12,34 @@ from typing import Annotated, Any
 import typer
 
 from shared_context.config import Policy
+from shared_context.remote.address import is_address
 
-StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.", show_default=False)]
+
+def _parse_folder(text: str) -> Path:
+    if is_address(text):
+        raise typer.BadParameter(
+            f"{text} is published, so it never changes: `shared-context pull {text} FOLDER`, change the "
+            f"folder, and `shared-context push FOLDER {text}`."
+        )
+    return Path(text)
+
+
+def _parse_place(text: str) -> Path | str:
+    return text if is_address(text) else Path(text)
+
+
+StoreArgument = Annotated[
+    Path, typer.Argument(parser=_parse_folder, metavar="STORE", help="Folder of the store.", show_default=False)
+]
+PlaceArgument = Annotated[
+    Any,  # typer has no unions: a Path, or a str that is an address
+    typer.Argument(
+        parser=_parse_place,
+        metavar="STORE",
+        help="Folder of the store, or the address of a published one, as s3://bucket/name.",
+        show_default=False,
+    ),
+]
 QuestionArgument = Annotated[
     str, typer.Argument(metavar="QUESTION", help="- reads it from a pipe.", show_default=False)
 ]

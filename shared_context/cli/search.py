@@ -15,17 +15,17 @@ from shared_context.cli.options import (
     FilterOption,
     JsonOption,
     ModelOption,
+    PlaceArgument,
     PolicyOption,
     PrefilterOption,
     QuestionArgument,
-    StoreArgument,
     parse_filters,
     read_question,
 )
 
 
 def search(
-    path: StoreArgument,
+    path: PlaceArgument,
     question: QuestionArgument,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared_context.cli import output
 from shared_context.errors import StoreFormatError
+from shared_context.remote.address import is_address
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_store(
-    path: Path, model: str | None, kv_limit: int | None = None, **loading: str | None
+    path: Path | str, model: str | None, kv_limit: int | None = None, **loading: str | None
 ) -> Iterator[SharedLLMContextStore]:
     """The store in a folder, with the model named or, where None, the one that it was made with.
 
@@ -39,7 +40,7 @@ def open_store(
 
 @contextmanager
 def open_or_make_store(
-    path: Path,
+    path: Path | str,
     model: str | None,
     *,
     config: StoreConfig | None = None,
@@ -71,13 +72,18 @@ def load_model(name: str, adapter: str | None = None, dtype: str = "auto", devic
     return SharedLLMModel.from_pretrained(name, adapter=adapter, dtype=dtype, device=device)
 
 
-def is_store(path: Path) -> bool:
-    """Whether there is something in the folder that has to be opened, not made."""
-    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+def is_store(path: Path | str) -> bool:
+    """Whether there is something in the folder that has to be opened, not made; always at an address."""
+    return is_address(path) or path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
-def made_with(path: Path) -> dict[str, Any]:
+def made_with(path: Path | str) -> dict[str, Any]:
     """What a store was made with: the names of its model and embedder, its config."""
+    if is_address(path):
+        from shared_context.remote.address import Address
+        from shared_context.remote.snapshot import find
+
+        return dict(find(Address(path)).about)
     from shared_context.store.database import Database
 
     database = Database(path)

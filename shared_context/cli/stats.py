@@ -6,10 +6,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from shared_context.cli import output, session
-from shared_context.cli.options import JsonOption, ModelOption, StoreArgument
+from shared_context.cli.options import JsonOption, ModelOption, PlaceArgument
 
 
-def stats(path: StoreArgument, model: ModelOption = None, as_json: JsonOption = False) -> None:
+def stats(path: PlaceArgument, model: ModelOption = None, as_json: JsonOption = False) -> None:
     """Show what a store holds: documents, tokens, bytes, cache."""
     with session.open_store(path, model) as store:
         figures = store.stats()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from shared_context.config import CacheConfig, StoreConfig, TreeConfig, require
 from shared_context.errors import ConfigError, ModelMismatchError
@@ -41,8 +42,13 @@ class About:
     @classmethod
     def from_bytes(cls, data: bytes) -> About:
         """From what :meth:`to_bytes` gave."""
-        values = json.loads(data)
-        config = values.pop("config")
+        return cls.from_dict(json.loads(data))
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> About:
+        """From what :meth:`to_bytes` gave, read as JSON."""
+        values = dict(given)
+        config = dict(values.pop("config"))
         tree, cache = TreeConfig(**config.pop("tree")), CacheConfig(**config.pop("cache"))
         return cls(**values, config=StoreConfig(**config, tree=tree, cache=cache))
 
@@ -50,7 +56,7 @@ class About:
         """As JSON."""
         return json.dumps(asdict(self)).encode()
 
-    def check_model(self, model: SharedLLMModel, path: Path | None) -> None:
+    def check_model(self, model: SharedLLMModel, path: Path | str | None) -> None:
         """Raise ModelMismatchError unless the store was made with this model."""
         if self.fingerprint != model.fingerprint:
             raise ModelMismatchError(

@@ -158,6 +158,7 @@ class ChunkEncoder:
             rows: which of their rows grains above 1 keep.
         """
         shown = []
+        self._cache.prefetch(self._names(chunks))
         tokens = sum(len(chunk.token_ids) for chunk in chunks)
         for chunk in chunks:
             even, spans = chunk.rows(rows), chunk.coarse_spans(rows)

@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -36,10 +37,22 @@ _ABANDONED_S = 600.0
 """A temporary file of this age (seconds) has no writer any more."""
 _PAUSE_S = 60.0
 """After a failed write the disk is left alone for so long (seconds)."""
+FETCHED_TOGETHER = 8
+"""Chunks whose KV are fetched at a time."""
 
 
 CachedKV = ChunkKV | RaggedKV
 """All rows of a chunk, or the most important of them, other ones in every head."""
+
+
+class FurtherKV(Protocol):
+    """Files of this cache that lie further away than its folder, and never change."""
+
+    def __contains__(self, key: object) -> bool:
+        """Whether there is a file of a key."""
+
+    def read(self, key: str) -> bytes | None:
+        """The file of a key; None where it cannot be had."""
 
 
 class KVCache(Protocol):
@@ -92,6 +105,7 @@ class TieredKVCache(KVCache):
             with another setting are served as they are.
         importance_method: how the importance of what is put was computed. Importance in files that was computed by
             another method is left out, and so are files of rows that were chosen by it.
+        further: where what neither memory nor the folder has is looked for.
 
     One lock guards everything: methods may be called from any thread.
 
@@ -108,10 +122,11 @@ class TieredKVCache(KVCache):
         *,
         quantize: bool = False,
         importance_method: str = "",
+        further: FurtherKV | None = None,
     ):
         require(memory_bytes >= 0, "memory_bytes", memory_bytes, "must be 0 or more bytes")
         require(disk_bytes >= 0, "disk_bytes", disk_bytes, "must be 0 or more bytes")
-        self._quantize, self._importance_method = quantize, importance_method
+        self._quantize, self._importance_method, self._further = quantize, importance_method, further
         self._limit = memory_bytes
         self._chunks: OrderedDict[str, CachedKV] = OrderedDict()  # least recently used first
         self._bytes = 0
@@ -128,6 +143,11 @@ class TieredKVCache(KVCache):
     def get(self, key: str) -> CachedKV | None:
         """The chunk under ``key``, from memory or else from disk, or None. Its tensors are shared: read only."""
         _check(key)
+        chunk_kv = self._near(key)
+        return self._fetched(key) if chunk_kv is None and self._further is not None else chunk_kv
+
+    def _near(self, key: str) -> CachedKV | None:
+        """The chunk under ``key`` from memory or from disk, or None."""
         with self._lock:
             chunk_kv = self._chunks.get(key)
             if chunk_kv is not None:
@@ -142,6 +162,29 @@ class TieredKVCache(KVCache):
             if chunk_kv is not None:
                 self._remember(key, chunk_kv)
             return chunk_kv
+
+    def _fetched(self, key: str) -> CachedKV | None:
+        """The chunk under ``key`` from further away, or None; nobody waits for the lock meanwhile."""
+        if key not in self._further or (content := self._further.read(key)) is None:
+            return None
+        try:
+            chunk_kv = _decode(key, content, self._importance_method)
+        except ValueError as error:
+            logger.warning("the published KV of %s are of no use and will be computed: %s", key, error)
+            return None
+        if chunk_kv is not None:
+            with self._lock:
+                self._remember(key, chunk_kv)
+                if self._disk is not None and self._disk.writable:
+                    self._disk.write(key, content)
+        return chunk_kv
+
+    def prefetch(self, keys: Iterable[str]) -> None:
+        """Fetch what is further away than disk, several at a time."""
+        missing = [key for key in keys if self._further is not None and key in self._further and not self._holds(key)]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(len(missing), FETCHED_TOGETHER)) as pool:
+                list(pool.map(self._fetched, missing))
 
     def put(self, key: str, chunk_kv: CachedKV) -> None:
         """Keep ``chunk_kv`` under ``key`` as far as the limits allow; tensors elsewhere are copied to host memory.
@@ -162,8 +205,9 @@ class TieredKVCache(KVCache):
                 self._disk.write(key, content)
 
     def __contains__(self, key: object) -> bool:
-        if not _is_key(key):
-            return False
+        return _is_key(key) and (self._holds(key) or (self._further is not None and key in self._further))
+
+    def _holds(self, key: str) -> bool:
         with self._lock:
             return key in self._chunks or (self._disk is not None and os.path.isfile(self._disk.path(key)))
 

@@ -20,6 +20,8 @@ from shared_context.errors import (
 )
 from shared_context.model.cache import give_back_freed
 from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.remote.address import is_address
+from shared_context.remote.fetching import Checkout, check_out
 from shared_context.store.about import About, check_window
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.codec import Codec
@@ -51,7 +53,9 @@ class SharedLLMContextStore:
 
     Args:
         model: the model that will read the selections.
-        path: a folder, made if it is missing and opened again if it is a store; None keeps all in memory.
+        path: a folder, made if it is missing and opened again if it is a store; None keeps all in memory. An address,
+            such as ``s3://bucket/name``, opens the snapshot that was published there last, or with ``@NUMBER`` behind
+            it an earlier one, for reading only; it is fetched into a cache on this machine.
         config: settings; None takes the stored ones, or the defaults for a new store.
         embedder: "auto" is what the store was made with, and MiniLM for a new one; None uses none; or an
             :class:`~shared_context.store.embedder.Embedder` of your own.
@@ -61,6 +65,7 @@ class SharedLLMContextStore:
     Raises:
         StoreFormatError: where the folder is something else, half written or of a newer format.
         StoreUnavailableError: where the folder cannot be read or written now.
+        SnapshotNotFoundError: where nothing is published at the address.
         ModelMismatchError: where the store was made with another model or embedder; says which.
         ConfigError: where ``config`` contradicts what the store was made with, where its chunks do not fit the model's
             window, or where ``embedder`` is none.
@@ -81,10 +86,16 @@ class SharedLLMContextStore:
         known = embedder is None or embedder == "auto" or isinstance(embedder, Embedder)
         require(known, "embedder", embedder, "must be 'auto', None or an object with name, dimension and encode()")
         self.model = model
+        self._checkout: Checkout | None = None
+        if is_address(path):
+            self._checkout = check_out(path, lambda snapshot: About.from_dict(snapshot.about).check_model(model, path))
+            path = self._checkout.folder
         self.path = Path(path).absolute() if path is not None else None
         self.embedder: Embedder | None = None
         made_with: Embedder | None = None
-        if path is None or is_vacant(self.path):
+        if self._checkout is not None:
+            self._database = Database(self.path, read_only=True)
+        elif path is None or is_vacant(self.path):
             made_with = load_default_embedder(str(model.device)) if embedder == "auto" else embedder
             self._database = self._make(config or StoreConfig(), made_with)
         else:
@@ -104,7 +115,7 @@ class SharedLLMContextStore:
             with self._catalogue.reading():
                 pass  # takes everything in
         except BaseException:
-            self._database.close()
+            self.close()
             raise
 
     # Opening and closing
@@ -121,12 +132,16 @@ class SharedLLMContextStore:
         """The rooms of the store."""
         model, config, embedder, cache = self.model, self.config, self.embedder, self.config.cache
         scorer = model.importance_scorer(config.importance)
+        folder = self.path / "kv" if self.path is not None else None
+        if self._checkout is not None:
+            folder = self._checkout.kv_folder
         self._cache = TieredKVCache(
             cache.memory_bytes,
-            self.path / "kv" if self.path is not None else None,
+            folder,
             cache.disk_bytes,
             quantize=cache.quantize,
             importance_method=scorer.method,
+            further=None if self._checkout is None else self._checkout.kv[0],
         )
         dimension = embedder.dimension if embedder is not None else 0
         settings = model.hf_model.config
@@ -152,6 +167,8 @@ class SharedLLMContextStore:
     def close(self) -> None:
         """Close the store's files. Everything added is stored already; closing twice does no harm."""
         self._database.close()
+        if self._checkout is not None:
+            self._checkout.release()
 
     def __enter__(self) -> SharedLLMContextStore:
         return self
@@ -160,7 +177,14 @@ class SharedLLMContextStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"SharedLLMContextStore({str(self.path) if self.path else 'in memory'!r}, {self.model.name!r})"
+        return f"SharedLLMContextStore({self.place or 'in memory'!r}, {self.model.name!r})"
+
+    @property
+    def place(self) -> str | None:
+        """Where it lies: a folder, or an address with the number of the snapshot; None in memory."""
+        if self._checkout is not None:
+            return f"{self._checkout.address}@{self._checkout.snapshot.number}"
+        return None if self.path is None else str(self.path)
 
     def _repr_html_(self) -> str | None:
         """For notebooks: sizes, and the first documents; nothing of a store that is closed."""
@@ -457,7 +481,7 @@ class SharedLLMContextStore:
         with self._catalogue.reading():
             leaves = self._catalogue.index.leaves() if len(self._catalogue.index) else None
             return {
-                "path": str(self.path) if self.path is not None else None,
+                "path": self.place,
                 "model": self.model.name,
                 "fingerprint": self.model.fingerprint,
                 "embedder": self.embedder.name if self.embedder is not None else None,

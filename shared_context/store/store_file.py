@@ -62,10 +62,11 @@ class StoreFile:
         meta: values of the store as a whole that a new store begins with; None opens one that exists. If another
             process makes a store in the folder at the same time, the first one's values hold for both.
         digest: of a chunk's token ids, behind a salt; upgrades a file of an older format.
+        read_only: nothing is written, whatever this process may.
 
     Attributes:
         words: those of the leaves of documents and conversations.
-        read_only: whether the file or its folder may not be written by this process.
+        read_only: whether nothing is written, for the file or its folder may not be.
 
     Raises:
         StoreFormatError: where the folder is something else, damaged or of a newer format.
@@ -78,6 +79,7 @@ class StoreFile:
         meta: Mapping[str, bytes] | None = None,
         *,
         digest: Callable[[bytes, np.ndarray], bytes] | None = None,
+        read_only: bool = False,
     ):
         if meta is None and (folder is None or is_vacant(folder)):
             raise StoreFormatError(f"{folder} holds no store: it is missing or empty. Check the path.")
@@ -85,7 +87,7 @@ class StoreFile:
         self._place = place(folder)
         self._lock = ForkSafeLock()
         self._closed = self._log_has_deleted = False
-        self.read_only = False
+        self.read_only = read_only
         with errors(self._place):
             if meta is not None and folder is not None:
                 make(self._folder, partial(fill, meta=meta))
@@ -109,7 +111,7 @@ class StoreFile:
                 with suppress(OSError):
                     path.unlink()
             lost = lost_changes(self._folder / f"{FILE}-wal")
-            self.read_only = not is_writable(self._folder)
+            self.read_only = self.read_only or not is_writable(self._folder)
             self._connection = connect_reading(self._folder) if self.read_only else connect(self._folder / FILE)
             if lost:
                 logger.warning(

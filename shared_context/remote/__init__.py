@@ -1,0 +1,1 @@
+"""Stores in object storage: published as whole snapshots, read by any number of machines."""

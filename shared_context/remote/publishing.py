@@ -1,0 +1,152 @@
+"""Publishing: a store becomes a snapshot at an address, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from shared_context.errors import SnapshotConflictError, SnapshotNotFoundError, StoreFormatError
+from shared_context.remote.address import Address, side_by_side
+from shared_context.remote.fetching import note_origin, origin
+from shared_context.remote.snapshot import (
+    PIECE_BYTES,
+    PublishedStore,
+    Snapshot,
+    find,
+    hash_of,
+    manifest_name,
+    numbers,
+    object_name,
+)
+from shared_context.store.database import DIGEST_BYTES, Database
+from shared_context.store.format import DEFAULT_NAMESPACE
+from shared_context.store.sqlite_file import FILE
+
+
+def push(folder: str | Path, address: str, *, kv: bool = False, replace: bool = False) -> Snapshot:
+    """Publish a store as the next snapshot of an address.
+
+    Others may use and change the store meanwhile: what is published is the store as it was at one moment. It becomes
+    visible with its manifest, which is written last; whoever reads the address meanwhile reads the snapshot before, and
+    whatever cuts this off leaves that as it was. What the last snapshot has already is not written again, and where
+    nothing has changed, nothing is published.
+
+    Args:
+        folder: of the store.
+        address: ``s3://bucket/name`` or the like.
+        kv: publish its keys and values, too, so that others need not compute them. They are many times as large as the
+            documents.
+        replace: publish on top of snapshots that the store does not come from; these stay readable by their numbers.
+
+    Returns:
+        The snapshot, or the last one where that is the same.
+
+    Raises:
+        SnapshotConflictError: another one has published there since this store was published or fetched.
+        StoreFormatError: the folder holds no store.
+        StoreUnavailableError: the address or the store cannot be used now.
+    """
+    return push_all([Path(folder)], Path(folder), address, kv=kv, replace=replace)
+
+
+def push_all(stores: Sequence[Path], origins: Path, address: str, *, kv: bool, replace: bool) -> Snapshot:
+    """Publish stores as the shards of one; see :func:`push`.
+
+    Args:
+        stores: their folders.
+        origins: the folder that knows which snapshot they come from.
+    """
+    at = Address(address)
+    if at.number is not None:
+        raise SnapshotConflictError(
+            f"{address} names a snapshot, and those never change; publish at {at}, as the next one."
+        )
+    with TemporaryDirectory(prefix="shared-context-") as copies:
+        published = [_write(at, store, Path(copies) / str(number), kv) for number, store in enumerate(stores)]
+    last = _last(at)
+    snapshot = Snapshot(1 if last is None else last.number + 1, published[0][0], tuple(s for _, s in published))
+    if last is not None and (last.about, last.stores) == (snapshot.about, snapshot.stores):
+        note_origin(origins, at, last.number)
+        return last
+    if last is not None and not replace and origin(origins).get(at.url) != last.number:
+        raise _conflict(at, origin(origins).get(at.url), last.number)
+    if not at.create(manifest_name(snapshot.number), snapshot.to_bytes()):
+        raise _conflict(at, None if last is None else last.number, snapshot.number)
+    note_origin(origins, at, snapshot.number)
+    return snapshot
+
+
+def _conflict(at: Address, base: int | None, last: int) -> SnapshotConflictError:
+    since = "and this store does not come from it" if base is None else f"since snapshot {base}, which this store is of"
+    return SnapshotConflictError(
+        f"Nothing was published: snapshot {last} is at {at} {since}. Pull it into a new folder and add what is missing "
+        f"there, or publish on top of it with --replace; it stays readable as {at}@{last}."
+    )
+
+
+def _last(at: Address) -> Snapshot | None:
+    try:
+        return find(at)
+    except SnapshotNotFoundError:
+        return None
+    except StoreFormatError:  # a damaged manifest must not keep a whole one from being published behind it
+        return Snapshot(numbers(at)[-1], {}, ())
+
+
+def _write(at: Address, store: Path, copy: Path, kv: bool) -> tuple[dict[str, Any], PublishedStore]:
+    """Write a store's objects; returns what it was made with, and what of a manifest says where they are."""
+    database = Database(store)
+    try:
+        with database.snapshot():
+            database.copy_to(copy)
+    finally:
+        database.close()
+    database = Database(copy, read_only=True)
+    try:
+        with database.decoding():
+            about = json.loads(database.get_meta("about"))
+        with database.snapshot():
+            namespace, _ = database.namespace(DEFAULT_NAMESPACE)
+            documents = sum(entry.kind == "document" for entry in database.catalogue(namespace).values())
+            listed = _write_kv(at, database, store / "kv") if kv else {}
+    finally:
+        database.close()
+    pieces: list[str] = []
+
+    def objects() -> Iterator[tuple[str, bytes]]:
+        with open(copy / FILE, "rb") as read:
+            while content := read.read(PIECE_BYTES):
+                pieces.append(hash_of(content))
+                yield object_name(pieces[-1]), content
+
+    at.write_missing(objects())
+    index = json.dumps(listed, sort_keys=True).encode() if listed else None
+    if index is not None:
+        at.write_missing([(object_name(hash_of(index)), index)])
+    return about, PublishedStore(
+        (copy / FILE).stat().st_size,
+        tuple(pieces),
+        documents,
+        None if index is None else hash_of(index),
+        sum(nbytes for _, nbytes in listed.values()),
+    )
+
+
+def _write_kv(at: Address, database: Database, folder: Path) -> dict[str, tuple[str, int]]:
+    """Write the keys and values of a database's chunks; returns hash and bytes of each by its name."""
+
+    def write(path: Path) -> tuple[str, tuple[str, int]] | None:
+        try:
+            content = path.read_bytes()
+        except OSError:  # the cache has made room since
+            return None
+        at.write_missing([(object_name(hash_of(content)), content)])
+        return path.stem, (hash_of(content), len(content))
+
+    files = sorted(folder.glob("??/*.safetensors"))
+    digests = {path: path.stem[: 2 * DIGEST_BYTES] for path in files}
+    alive = {digest.hex() for digest in database.alive(map(bytes.fromhex, set(digests.values())))}
+    return dict(filter(None, side_by_side(write, (path for path in files if digests[path] in alive))))
