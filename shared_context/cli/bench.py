@@ -43,6 +43,7 @@ class Figure(StrEnum):
     cost = "cost"
     cost_memory = "cost-memory"
     growth = "growth"
+    grains = "grains"
 
 
 @app.callback()
@@ -62,7 +63,7 @@ def latency(
     device: DeviceOption = "auto",
     context_tokens: Annotated[
         list[int] | None,
-        typer.Option("--context-tokens", help="Of first-token and decoding; several. [1024, 4096 and 7800]"),
+        typer.Option("--context-tokens", help="Of first-token, decoding and grains; several. [1024, 4096 and 7800]"),
     ] = None,
     runs: Annotated[
         int,
@@ -97,12 +98,12 @@ def latency(
     json_file: JsonFileOption = None,
     html_file: HtmlFileOption = None,
 ) -> None:
-    """Time to first token, tokens per second, ingest, bytes stored, peak memory, and growth with the store.
+    """Time to first token, tokens per second, ingest, bytes stored, peak memory, growth with the store, coarse grains.
 
     What is compared takes turns in one process. Nothing else should run on the machine meanwhile. Memory, cost-memory
     and growth load the model as it is by default, whatever --adapter, --dtype and --device say.
     """
-    from shared_context.evaluation import cost, decoding, growth, ingest, memory, storage
+    from shared_context.evaluation import cost, decoding, grain_cost, growth, ingest, memory, storage
     from shared_context.evaluation.questions import read_questions
 
     asked = read_questions(data)
@@ -121,6 +122,9 @@ def latency(
         Figure.cost_memory: lambda: cost.measure_memory(reader.name, asked, lengths=lengths, read_at_most=read_at_most),
         Figure.growth: lambda: growth.measure(
             reader.name, texts, questions, documents=documents or growth.DOCUMENTS, runs=runs
+        ),
+        Figure.grains: lambda: grain_cost.measure(
+            reader, text, questions[0], entries=tuple(sorted(context_tokens or grain_cost.ENTRIES)), runs=runs
         ),
     }
     finish(

@@ -177,11 +177,12 @@ def compression(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     part: Annotated[
-        Literal["passages", "grains", "presses"] | None,
+        Literal["passages", "grains", "selections", "presses"] | None,
         typer.Option(
             "--part",
-            help="One passage at every grain; mixed grains under a budget; or kvpress's presses at equal KV entries, "
-            "which take a minute or two a question. The first two if left out; the last two need an adapter.",
+            help="One passage at every grain; mixed grains under a budget; what is best shown under several budgets, "
+            "of documents with marked evidence, too; or kvpress's presses at equal KV entries, which take a minute or "
+            "two a question. The first two if left out; grains and presses need an adapter.",
         ),
     ] = None,
     limit: LimitOption = None,
@@ -191,7 +192,7 @@ def compression(
         typer.Option(
             "--resume",
             metavar="FILE",
-            help="Of passages or presses: keep results in FILE, and go on from it.",
+            help="Of passages, selections or presses: keep results in FILE, and go on from it.",
             callback=to_be_written,
         ),
     ] = None,
@@ -202,14 +203,15 @@ def compression(
     from functools import partial
 
     from shared_context.evaluation import compression as measurement
-    from shared_context.evaluation import presses
+    from shared_context.evaluation import presses, selections
 
-    if resume is not None and part not in ("passages", "presses"):
-        raise typer.BadParameter("only --part passages and presses can be resumed.", param_hint="--resume")
+    if resume is not None and part not in ("passages", "selections", "presses"):
+        raise typer.BadParameter("only --part passages, selections and presses can be resumed.", param_hint="--resume")
     reader = load(model, adapter, dtype, device)
     measures = {
         "passages": partial(measurement.measure_passages, resume=resume),
         "grains": measurement.measure_grains,
+        "selections": partial(selections.measure, resume=resume),
         "presses": partial(presses.measure, resume=resume),
     }
     wanted = [part] if part else ["passages", "grains"]

@@ -50,6 +50,7 @@ Way = tuple[str, str]
 NONE, TEXT, WRONG = "none", "gold paragraph as text", f"a wrong passage, injected at ratio {RATIO}"
 STRIDE = f"gold paragraph, injected at ratio {RATIO}, every {RATIO}th row of all heads"
 PROBED = f"gold paragraph, injected at ratio {RATIO}, rows by the probe"
+SQUEEZED = f"gold paragraph, injected at ratio {RATIO}, squeezed to as many positions as entries"
 MIXED = f"best leaf of {PAPER_TREE.leaf_size} tokens whole, its chunk at {NEAR} and {FAR}"
 ELSEWHERE = "the same for another question"
 OPENED, FINE = "leaves above the floor whole, their chunks at 8 and 16", "leaves above the floor whole"
@@ -69,10 +70,13 @@ class Passage:
         ids: its tokens.
         ratio: the grain.
         rows: which rows the grain keeps.
+        squeezed: whether it takes as many positions as entries, and not as many as tokens; of rows by importance.
     """
 
-    def __init__(self, kv: ChunkKV, ids: torch.Tensor, ratio: int, rows: Rows = "importance"):
-        self._kv, self._ids, self._ratio = kv, ids, ratio
+    def __init__(
+        self, kv: ChunkKV, ids: torch.Tensor, ratio: int, rows: Rows = "importance", *, squeezed: bool = False
+    ):
+        self._kv, self._ids, self._ratio, self._squeezed = kv, ids, ratio, squeezed
         even = ratio == 1 or rows == "stride"
         self._rows = torch.tensor(list(node_rows(0, len(ids), ratio if even else None)), dtype=torch.int64)
 
@@ -84,10 +88,10 @@ class Passage:
         if len(self._rows):
             return ContextKV([self._kv], [self._rows], self._ids[self._rows])
         coarse = self._kv.ragged(kept_rows(self._kv, [(0, len(self._ids), self._ratio)]))
-        rows = coarse.tokens.long()
-        return ContextKV(
-            [None], [self._rows], self._ids[:0], coarse=[CoarseKV(coarse, rows, rows)], span=len(self._ids)
-        )
+        rows, tokens = coarse.tokens.long(), len(self._ids)
+        span = self.kv_entries if self._squeezed else tokens
+        parts = [CoarseKV(coarse, rows * span // tokens, rows)]
+        return ContextKV([None], [self._rows], self._ids[:0], coarse=parts, span=span)
 
 
 Shown = Passage | Selection | str | None
@@ -122,11 +126,15 @@ def measure_passages(
 
     def compute(keys: list[str]) -> Iterator[list[list[str | float]]]:
         for question in map(asked.by_key, keys):
-            yield [
-                [way, weights, reader.score(question.text, question.answers[0], context=context)]
-                for weights, reader in readers.items()
-                for way, context in _shown(reader, asked, question).items()
-            ]
+            scored: list[list[str | float]] = []
+            for weights, reader in readers.items():
+                shown = _shown(reader, asked, question)
+                together = [way for way, context in shown.items() if isinstance(context, Passage)]
+                for ways in (together, *([way] for way in shown if way not in together)):
+                    same = [question.text] * len(ways), [question.answers[0]] * len(ways)
+                    found = reader.score(*same, context=[shown[way] for way in ways])
+                    scored += [[way, weights, nll] for way, nll in zip(ways, found, strict=True)]
+            yield scored
 
     settings = {"measurement": "passages", "data": asked.identity, "model": reader_identity(model)}
     results = Ledger(resume, settings).results([asked.key(q) for q in questions], compute, what="passages")
@@ -142,7 +150,7 @@ def measure_passages(
             loss = fmean(scores[injected(ratio), weights]) - fmean(scores[whole])
             targets.append(Target(f"loss at ratio {ratio}, {weights}", loss, "<=", allowed))
         right, wrong = (injected(RATIO), weights), (WRONG, weights)
-        pairs += [(right, wrong), (right, (STRIDE, weights)), (right, text)]
+        pairs += [(right, wrong), (right, (STRIDE, weights)), (right, text), ((SQUEEZED, weights), right)]
         if (PROBED, weights) in scores:
             pairs.append(((PROBED, weights), right))
         gain = fmean(scores[wrong]) - fmean(scores[right])
@@ -173,13 +181,14 @@ def _shown(reader: SharedLLMModel, asked: QuestionSet, question: Question) -> di
     kv, wrong_kv = (replace(e, importance=scores) for e, scores in zip(encodings, scored, strict=True))
     probed = {}
     if reader.has_probe:
-        (guessed,) = reader.importance_scorer("probe").score([own], [kv])
+        (guessed,) = reader.importance_scorer("probe").score([own], [kv], 0)
         probed = {PROBED: Passage(replace(kv, importance=guessed), own, RATIO)}
     return {
         NONE: None,
         TEXT: text,
         **{injected(ratio): Passage(kv, own, ratio) for ratio in RATIOS},
         **probed,
+        SQUEEZED: Passage(kv, own, RATIO, squeezed=True),
         STRIDE: Passage(kv, own, RATIO, "stride"),
         WRONG: Passage(wrong_kv, other, RATIO),
     }

@@ -155,8 +155,7 @@ def _observed(
     if mask is not None and mask[..., -key.shape[2] :][..., :seen].amin() < 0:
         in_front, own = mask[:1, :, :, -key.shape[2] :].repeat(1, 1, group, 1).tensor_split([seen], dim=-1)
     attend = attention_with_lse if softcap is None else partial(attention_by_formula, softcap=softcap)
-    front = attend(packed, key[:, :, :seen], value[:, :, :seen], in_front, scaling)
-    observer.see(layer, packed, key[:, :, :seen], front[1], in_front, scaling, softcap)
+    front = observer.attend(layer, packed, key[:, :, :seen], value[:, :, :seen], in_front, scaling, softcap)
     itself = key[:, :, seen:], value[:, :, seen:]
     if own is None and softcap is None:
         itself = causal_attention_with_lse(query, *(part.repeat_interleave(group, 1) for part in itself), scaling)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from torch import nn
@@ -14,7 +14,14 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from shared_context.errors import SharedContextError, WindowExceededError
 from shared_context.kernels import ChunkKV
 from shared_context.model.cache import CACHE_ARGUMENT, RoomyLayer, pages
-from shared_context.model.importance import METHOD, OVERLAP, ImportanceObserver, of_equal_length, parts_of_a_repetition
+from shared_context.model.importance import (
+    METHOD,
+    OVERLAP,
+    AllSeenError,
+    ImportanceObserver,
+    of_equal_length,
+    parts_of_a_repetition,
+)
 
 
 class LowerModel:
@@ -90,7 +97,8 @@ class LowerModel:
         room[..., :before, :] = kv
         cache = Cache(layers=[RoomyLayer(part, before) for part in room.unbind(1)])
         positions = torch.arange(first_position, first_position + tokens, device=ids.device)[None]
-        self._model(input_ids=ids, position_ids=positions, use_cache=True, **{CACHE_ARGUMENT: cache}, **watched)
+        with suppress(AllSeenError):
+            self._model(input_ids=ids, position_ids=positions, use_cache=True, **{CACHE_ARGUMENT: cache}, **watched)
 
 
 def _with_weights(layer: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -209,7 +217,9 @@ class Compressor:
         return [ChunkKV(_on_its_own(kv[:, :, i, :, : len(chunk)])) for i, chunk in enumerate(chunks)]
 
     @torch.inference_mode()
-    def importance(self, chunks: Sequence[torch.Tensor], encodings: Sequence[ChunkKV]) -> list[torch.Tensor]:
+    def importance(
+        self, chunks: Sequence[torch.Tensor], encodings: Sequence[ChunkKV], lead_in: int = 0
+    ) -> list[torch.Tensor]:
         """How much the model needs each row of each head to repeat the chunk: one further pass behind its own KV.
 
         See :class:`~shared_context.model.importance.ImportanceObserver`. Chunks of one length run as one batch.
@@ -217,6 +227,7 @@ class Compressor:
         Args:
             chunks: token ids, one tensor [tokens] per chunk.
             encodings: what :meth:`encode` made of them.
+            lead_in: tokens at the beginning of each that are no part of it: their importance is 0.
 
         Returns:
             For each chunk float16 [M, kv_heads, tokens] on the processor, between 0 and 1.
@@ -229,10 +240,10 @@ class Compressor:
         for group in of_equal_length(chunks):
             ids = torch.stack([chunks[number].to(self._prefix.device) for number in group])
             kv = torch.stack([encodings[n].dequantized(self._lower.dtype).data for n in group], dim=2)
-            found |= zip(group, self._importance(ids, kv.to(ids.device)), strict=True)
+            found |= zip(group, self._importance(ids, kv.to(ids.device), lead_in), strict=True)
         return [found[number] for number in range(len(chunks))]
 
-    def _importance(self, ids: torch.Tensor, kv: torch.Tensor) -> list[torch.Tensor]:
+    def _importance(self, ids: torch.Tensor, kv: torch.Tensor, lead_in: int) -> list[torch.Tensor]:
         """That of chunks [batch, tokens] of one length, from their KV [2, M, batch, kv_heads, tokens, head_dim]."""
         batch, tokens = ids.shape
         before = len(self._prefix) + tokens
@@ -246,11 +257,12 @@ class Compressor:
             if self._prefix_kv is None:
                 self._prefix_kv = self._lower.key_values(self._prefix[None])
             known = torch.cat([self._prefix_kv.expand(-1, -1, batch, -1, -1, -1), kv], dim=4)
-            observer = ImportanceObserver(self.layers, len(self._prefix), tokens)
-            for begin, end in parts_of_a_repetition(tokens, room):
-                repeated = torch.cat([self._request.expand(batch, -1), ids[:, begin:end]], dim=1)
+            observer = ImportanceObserver(self.layers, len(self._prefix) + lead_in, tokens - lead_in)
+            first = max(0, lead_in - OVERLAP)
+            for begin, end in parts_of_a_repetition(tokens - first, room):
+                repeated = torch.cat([self._request.expand(batch, -1), ids[:, first + begin : first + end]], dim=1)
                 self._reader.read_behind(known, repeated, before, observer=observer)
-        importance = observer.importance()
+        importance = [nn.functional.pad(scores, (lead_in, 0)) for scores in observer.importance()]
         if not all(torch.isfinite(scores).all() for scores in importance):
             raise SharedContextError(
                 f"The model's attention over a chunk is infinite or NaN in {self._lower.dtype}: load it in float32."

@@ -55,7 +55,9 @@ class ImportanceProbe:
 
     def scorer(self, rotary: Rotary, sink: int) -> ImportanceScorer:
         """The probe as a way to know importance; arguments are those of :meth:`importance`."""
-        return ImportanceScorer(self.method, lambda _, kv: [self.importance(chunk, rotary, sink) for chunk in kv])
+        return ImportanceScorer(
+            self.method, lambda _, kv, lead_in: [self.importance(chunk, rotary, sink) for chunk in kv]
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, the weights as float16."""

@@ -54,7 +54,7 @@ class ChunkEncoder:
         config: StoreConfig,
         salt: bytes,
         is_there: Callable[[bytes], bool],
-        score: Callable[[Sequence[torch.Tensor], Sequence[ChunkKV]], list[torch.Tensor]],
+        score: Callable[[Sequence[torch.Tensor], Sequence[ChunkKV], int], list[torch.Tensor]],
     ):
         self._model, self._cache, self._config, self._salt, self._is_there = model, cache, config, salt, is_there
         self._score = score
@@ -138,7 +138,7 @@ class ChunkEncoder:
         whole = whole.quantized() if self._config.cache.quantize else whole
         if not scored or whole.importance is not None:
             return whole
-        (importance,) = self._score([ids], [whole])
+        (importance,) = self._score([ids], [whole], chunk.lead_in)
         return replace(whole, importance=importance)
 
     def _kept(self, chunk: Chunk | SelectedChunk, whole: ChunkKV) -> ChunkKV | RaggedKV:

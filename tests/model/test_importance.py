@@ -14,10 +14,10 @@ def request_of(model: SharedLLMModel) -> torch.Tensor:
     return torch.tensor(model.prompt_format.render([{"role": "user", "content": REQUEST}], with_context=True).suffix)
 
 
-def naive(model: SharedLLMModel, chunk: torch.Tensor) -> torch.Tensor:
+def naive(model: SharedLLMModel, chunk: torch.Tensor, repeated_from: int = 0) -> torch.Tensor:
     """From the attention weights of one pass of the plain model over the chunk and its repetition."""
     prefix, request = torch.tensor(model.prompt_format.prefix), request_of(model)
-    ids, before = torch.cat([prefix, chunk, request, chunk]), len(prefix) + len(chunk)
+    ids, before = torch.cat([prefix, chunk, request, chunk[repeated_from:]]), len(prefix) + len(chunk)
     model.hf_model.set_attn_implementation("eager")
     with torch.inference_mode():
         weights = model.hf_model(ids[None], output_attentions=True, use_cache=False).attentions
@@ -37,6 +37,14 @@ def test_importance_is_the_largest_share_of_attention(make_model, tokens, layers
     (found,) = model.compressor.importance([chunk], model.compressor.encode([chunk]))
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), naive(model, chunk), atol=1e-4, rtol=1e-3)
+
+
+def test_a_lead_in_is_read_and_neither_repeated_nor_important(make_model, tokens):
+    model, chunk, lead_in = make_model("llama"), tokens(70, 1), 20
+    (found,) = model.compressor.importance([chunk], model.compressor.encode([chunk]), lead_in)
+    assert found.shape[-1] == len(chunk) and not found[..., :lead_in].any()
+    expected = naive(model, chunk, repeated_from=lead_in - OVERLAP)[..., lead_in:]
+    torch.testing.assert_close(found[..., lead_in:].float(), expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt-oss", "olmo3", "cohere2"])

@@ -61,7 +61,7 @@ def test_the_probe_finds_most_of_what_a_repetition_finds_important(model, traine
     encodings = model.compressor.encode([ids])
     kept = []
     for method in "repetition", "probe":
-        (importance,) = model.importance_scorer(method).score([ids], encodings)
+        (importance,) = model.importance_scorer(method).score([ids], encodings, 0)
         kept.append(kept_rows(replace(encodings[0], importance=importance), [(0, 200, 8)]))
     assert kept[0].sum() == kept[1].sum()
     # by chance it would be an eighth
