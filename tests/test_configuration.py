@@ -38,4 +38,4 @@ def test_every_setting_stands_in_the_reference_with_its_default(settings):
 def test_so_do_the_settings_by_which_a_model_is_loaded():
     parameters = inspect.signature(SharedLLMModel.from_pretrained).parameters
     found = documented("Loading a model")
-    assert found == {name: parameters[name].default for name in ("adapter", "dtype", "device")}
+    assert found == {name: parameters[name].default for name in ("adapter", "dtype", "device", "step_weights")}

@@ -18,6 +18,7 @@ from shared_context.model.context import ContextKV
 from shared_context.model.cross_attention import CrossAttentionInjection
 from shared_context.model.injection import PrefixInjection
 from shared_context.model.requests import Request
+from shared_context.model.step_weights import Stepping
 
 PREFIXES_KEPT = 16
 """Prefixes whose keys and values are kept: one for each system prompt in use."""
@@ -32,6 +33,7 @@ class InjectingDecoder:
         injection: how it is shown the context.
         sink: tokens in front of each chunk while it was encoded.
         window: tokens that the model may read together.
+        stepping: makes the model that computes the single steps of an answer; None leaves them to the model itself.
 
     Attributes:
         lock: hooks and the random state belong to the whole process, so one generation runs at a time.
@@ -44,12 +46,14 @@ class InjectingDecoder:
         injection: PrefixInjection | CrossAttentionInjection,
         sink: int,
         window: int,
+        stepping: Stepping | None = None,
     ):
         self.hf_model = model
         self.tokenizer = tokenizer
         self.injection = injection
         self.lock = threading.RLock()
-        self._sink, self._window = sink, window
+        self._sink, self._window, self._stepping = sink, window, stepping
+        self._stepper = model if stepping is None else stepping(model)
         self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
         self._read_with(model)
 
@@ -60,11 +64,16 @@ class InjectingDecoder:
 
     def _read_with(self, model: PreTrainedModel) -> None:
         self._adapted = model
+        self._adapted_stepper = model if self._stepping is None else self._stepping(model)
         self._all_layers = bottom_layers(model, model.config.num_hidden_layers)
 
     def reader(self, request: Request) -> PreTrainedModel:
         """Who answers: the model with its adapter where a context is read, and the base model elsewhere."""
         return self._adapted if request.reads else self.hf_model
+
+    def stepper(self, request: Request) -> PreTrainedModel:
+        """Who generates: as :meth:`reader`, whose hooks it has, with the weights for single steps."""
+        return self._adapted_stepper if request.reads else self._stepper
 
     def logits(self, requests: Sequence[Request], keep: int, in_place: bool = False) -> torch.Tensor:
         """Logits [batch, keep, vocabulary] over the last tokens of a batch's prompts."""

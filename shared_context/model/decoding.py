@@ -153,7 +153,7 @@ def answer_batch(
         with injected, random:
             if seed is not None:
                 torch.manual_seed(int(seed))
-            ids = decoder.reader(requests[0]).generate(
+            ids = decoder.stepper(requests[0]).generate(
                 **inputs,
                 generation_config=settings,
                 stopping_criteria=[clock, *ended],
@@ -183,7 +183,7 @@ def answer_pieces(
     with decoder.lock, torch.inference_mode():
         inputs, injected = decoder.inputs([request], contexts, settings.max_new_tokens, in_place=True)
         chance = None if seed is None else torch.Generator(decoder.hf_model.device).manual_seed(int(seed))
-        tokens = decoder.reader(request).generate(
+        tokens = decoder.stepper(request).generate(
             **inputs,
             generation_config=settings,
             stopping_criteria=[clock],

@@ -43,6 +43,7 @@ from shared_context.model.probe import ImportanceProbe, shipped_probe
 from shared_context.model.prompt import SYSTEM_PROMPT, Prompt, PromptFormat
 from shared_context.model.requests import Context, Request, RequestReader, is_single
 from shared_context.model.scoring import score_batch
+from shared_context.model.step_weights import Stepping, StepWeights
 from shared_context.model.support import check_config, check_in_one_place, check_rotation, usable_window
 from shared_context.model.tokenization import TokenizedText, check_text, tokenize
 
@@ -63,6 +64,8 @@ class SharedLLMModel:
         system_prompt: system message of prompts that bring none; None is the library's.
         chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}`` for Qwen3.
         fingerprint: of the checkpoint, where a cast to float16 has changed the weights; None is that of the weights.
+        step_weights: "int8" or "int4" decodes with quantised copies of the weights, which is faster on a processor;
+            None decodes with the weights as they are. Chunks and prompts are read with these in any case.
 
     Attributes:
         hf_model, tokenizer, name, context_window: as above.
@@ -86,6 +89,7 @@ class SharedLLMModel:
         system_prompt: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         fingerprint: str | None = None,
+        step_weights: StepWeights | None = None,
     ):
         one_of("injection", injection, InjectionKind)
         check_config(model.config, name, minimum_window=1)
@@ -119,7 +123,10 @@ class SharedLLMModel:
             else CrossAttentionInjection(model, injection_layers, measured.rotary)
         )
         prefix = self.prompt_format.prefix
-        self._decoder = InjectingDecoder(model, tokenizer, self.injection, len(prefix), context_window)
+        stepping = None if step_weights is None else Stepping(step_weights, model.device)
+        mend = "it is for prefix injection; leave it out"
+        require(stepping is None or injection == "prefix", "step_weights", step_weights, mend)
+        self._decoder = InjectingDecoder(model, tokenizer, self.injection, len(prefix), context_window, stepping)
         # Hooks of cross-attention are on layers that the compressor has too.
         alone = None if injection == "prefix" else self._decoder.lock
         request = self.prompt_format.render([{"role": "user", "content": REQUEST}], with_context=True).suffix
@@ -142,6 +149,7 @@ class SharedLLMModel:
         context_window: int | None = None,
         system_prompt: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        step_weights: StepWeights | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -163,6 +171,8 @@ class SharedLLMModel:
             context_window: tokens; None is as many as the model serves.
             system_prompt: system message of prompts that bring none; None is the library's.
             chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}`` for Qwen3.
+            step_weights: "int8" or "int4" decodes with quantised copies of the weights, which is faster on a processor;
+                None decodes with the weights as they are. Chunks and prompts are read with these in any case.
             revision: branch, tag or commit of the model's repository on the Hub; None is its main branch.
             token: for a repository that is not public; None is the one of ``hf auth login``.
             cache_dir: folder of the Hugging Face cache; None is its usual one.
@@ -193,6 +203,7 @@ class SharedLLMModel:
             system_prompt=system_prompt,
             chat_template_kwargs=chat_template_kwargs,
             fingerprint=checkpoint,
+            step_weights=step_weights,
         )
         if trained is not None:
             shared.load_adapter(trained)
