@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.extractors import BaseExtractor
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
@@ -26,6 +26,7 @@ from shared_context.errors import (
     DocumentNotFoundError,
     DuplicateDocumentError,
     QueryError,
+    StoreFormatError,
 )
 from shared_context.integrations.llamaindex import (
     SharedContextDocumentStore,
@@ -178,6 +179,21 @@ def test_an_index_is_persisted_as_llamaindex_does(index, llm, tmp_path):
     assert set(again.ref_doc_info) == {*TEXTS, "ferry"}
     assert again.store.get("hives").text == TEXTS["hives"]
     assert sorted(p.name for p in (tmp_path / "storage").iterdir() if p.name.startswith(".")) == []
+
+
+def test_an_index_is_loaded_as_llamaindex_does(index, llm, tmp_path):
+    index.storage_context.persist(tmp_path / "storage")
+    again = load_index_from_storage(StorageContext.from_defaults(persist_dir=str(tmp_path / "storage")), llm=llm)
+    assert isinstance(again, SharedContextIndex) and again.index_id == index.index_id
+    assert set(again.ref_doc_info) == set(TEXTS)
+    again.insert(Document(text="The ferry is late.", id_="ferry"))
+    assert "ferry" in again.store
+    again.store.close()
+    assert load_index_from_storage(index.storage_context, llm=llm).store is index.store
+    (tmp_path / "storage").rename(tmp_path / "moved")
+    with pytest.raises(StoreFormatError, match=r"SharedContextIndex\.load\(persist_dir\)"):
+        load_index_from_storage(StorageContext.from_defaults(persist_dir=str(tmp_path / "moved")), llm=llm)
+    assert set(SharedContextIndex.load(tmp_path / "moved", llm).ref_doc_info) == {*TEXTS, "ferry"}
 
 
 def test_storage_contexts_bring_the_store_or_get_it(llm, store):

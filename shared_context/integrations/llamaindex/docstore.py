@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fsspec import AbstractFileSystem
 from llama_index.core.schema import BaseNode
+from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.docstore.types import BaseDocumentStore, RefDocInfo
 
 from shared_context.integrations.llamaindex.translate import (
@@ -21,11 +25,15 @@ if TYPE_CHECKING:
     from shared_context import Document, SharedLLMContextStore
 
 
+PERSISTED = "context_store"
+"""Folder beside LlamaIndex's own files that a persisted store lies in."""
+
+_COLLECTION = "shared_context"
+"""Part of the persisted file that no other docstore has."""
+
+
 class SharedContextDocumentStore(BaseDocumentStore):
     """Reads and changes the documents of a context store: it holds nothing of its own.
-
-    ``persist`` has nothing to do: a store with a path is written already, and one in memory is written by its index
-    or its vector store.
 
     Args:
         store: the store.
@@ -33,6 +41,13 @@ class SharedContextDocumentStore(BaseDocumentStore):
 
     def __init__(self, store: SharedLLMContextStore):
         self._store = store
+
+    def persist(self, persist_path: str = "./storage/docstore.json", fs: AbstractFileSystem | None = None) -> None:
+        """Write where the store is, for :func:`persisted_store`: its vector store writes the documents."""
+        folder = Path(persist_path).resolve().parent
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {_COLLECTION: {PERSISTED: {"path": str(folder / PERSISTED)}}}
+        Path(persist_path).write_text(json.dumps(content), encoding="utf-8")
 
     @property
     def docs(self) -> dict[str, BaseNode]:
@@ -153,6 +168,14 @@ class SharedContextDocumentStore(BaseDocumentStore):
 
     async def adelete_ref_doc(self, ref_doc_id: str, raise_error: bool = True) -> None:
         await asyncio.to_thread(self.delete_ref_doc, ref_doc_id, raise_error)
+
+
+def persisted_store(docstore: BaseDocumentStore) -> Path | None:
+    """The folder of the context store that a docstore was persisted with; None where it is another's."""
+    if not isinstance(docstore, SimpleDocumentStore):
+        return None
+    found = docstore.to_dict().get(_COLLECTION, {}).get(PERSISTED)
+    return Path(found["path"]) if found else None
 
 
 def _ref_doc_id(document: Document) -> str:

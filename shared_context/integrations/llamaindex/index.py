@@ -14,7 +14,9 @@ from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine, SimpleChatEngine
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.data_structs.data_structs import IndexDict
+from llama_index.core.data_structs.registry import INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS
 from llama_index.core.indices.base import BaseIndex
+from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
 from llama_index.core.ingestion import run_transformations
 from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
@@ -36,12 +38,12 @@ from shared_context import SharedLLMContextStore
 from shared_context.config import StoreConfig
 from shared_context.errors import ConfigError, StoreFormatError
 from shared_context.integrations.llamaindex.chat_engine import SharedContextChatEngine
-from shared_context.integrations.llamaindex.docstore import SharedContextDocumentStore
+from shared_context.integrations.llamaindex.docstore import PERSISTED, SharedContextDocumentStore, persisted_store
 from shared_context.integrations.llamaindex.llm import SharedLLM
 from shared_context.integrations.llamaindex.retriever import DEFAULT_BUDGET, SharedContextRetriever
 from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer, check_model
 from shared_context.integrations.llamaindex.translate import to_documents
-from shared_context.integrations.llamaindex.vector_store import PERSISTED, SharedContextVectorStore
+from shared_context.integrations.llamaindex.vector_store import SharedContextVectorStore
 from shared_context.store.documents import OnError, load_documents, stored_already
 
 if TYPE_CHECKING:
@@ -66,6 +68,14 @@ _QUESTION_TOKENS = 256
 
 # Tokens that it leaves to the metadata of a passage.
 _METADATA_TOKENS = 128
+
+
+class ContextStoreStruct(IndexDict):
+    """LlamaIndex's record of a :class:`SharedContextIndex`; its type is how ``load_index_from_storage`` knows it."""
+
+    @classmethod
+    def get_type(cls) -> str:
+        return "shared_context"
 
 
 class SharedContextIndex(BaseIndex[IndexDict]):
@@ -100,7 +110,7 @@ class SharedContextIndex(BaseIndex[IndexDict]):
             ``failures``); nothing was stored.
     """
 
-    index_struct_cls = IndexDict
+    index_struct_cls = ContextStoreStruct
 
     def __init__(
         self,
@@ -121,6 +131,8 @@ class SharedContextIndex(BaseIndex[IndexDict]):
     ):
         _refuse(options, nodes)
         given = _store_in(storage_context)
+        if given is None and store is None and path is None and storage_context is not None:
+            path = _persisted_with(storage_context)
         if given is not None and store is not None and store is not given:
             raise ConfigError("store= and storage_context= bring a store each: leave one out")
         given = store if given is None else given
@@ -136,7 +148,7 @@ class SharedContextIndex(BaseIndex[IndexDict]):
                 callback_manager = self._llm.callback_manager
             super().__init__(
                 nodes=nodes,
-                index_struct=index_struct if nodes or index_struct is not None else IndexDict(),
+                index_struct=index_struct if nodes or index_struct is not None else ContextStoreStruct(),
                 storage_context=self._storage(storage_context),
                 callback_manager=callback_manager if callback_manager is not None else Settings.callback_manager,
                 transformations=list(transformations or [_Whole()]),
@@ -249,7 +261,7 @@ class SharedContextIndex(BaseIndex[IndexDict]):
         documents, vectors = SharedContextDocumentStore(self._store), SharedContextVectorStore(self._store)
         if given is None:
             return StorageContext.from_defaults(docstore=documents, vector_store=vectors)
-        if not isinstance(given.vector_store, SharedContextVectorStore):
+        if not isinstance(given.vector_stores.get(DEFAULT_VECTOR_STORE), SharedContextVectorStore):
             given.add_vector_store(vectors, DEFAULT_VECTOR_STORE)
         if not given.docstore.docs:
             given.docstore = documents
@@ -556,7 +568,7 @@ class SharedContextIndex(BaseIndex[IndexDict]):
 
     def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> IndexDict:
         self._insert(nodes)
-        return IndexDict()
+        return ContextStoreStruct()
 
     def _insert(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
         self._put(to_documents(nodes, on_error=self._on_error), self._on_error)
@@ -621,7 +633,7 @@ def _store_in(storage_context: StorageContext | None) -> SharedLLMContextStore |
     """The store that a storage context brings; None where it brings none."""
     if storage_context is None:
         return None
-    vectors = storage_context.vector_store
+    vectors = storage_context.vector_stores.get(DEFAULT_VECTOR_STORE, SimpleVectorStore())  # none of a persisted one
     if isinstance(vectors, SharedContextVectorStore):
         return vectors.client
     if not isinstance(vectors, SimpleVectorStore):
@@ -631,6 +643,17 @@ def _store_in(storage_context: StorageContext | None) -> SharedLLMContextStore |
             "storage_context= holds the vectors of another index: give this one a StorageContext of its own, or none"
         )
     return None
+
+
+def _persisted_with(storage_context: StorageContext) -> Path | None:
+    """The folder of the store that a storage context was persisted with; None where it is a new one."""
+    folder = persisted_store(storage_context.docstore)
+    if folder is not None and not folder.is_dir():
+        raise StoreFormatError(
+            f"the store that this storage context was persisted with is not in {folder}, perhaps because it "
+            "was moved: use SharedContextIndex.load(persist_dir)"
+        )
+    return folder
 
 
 def _other_vector_store(vector_store: Any) -> str:
@@ -658,3 +681,8 @@ def _open(
     llm: SharedLLM, path: str | PathLike[str] | None, config: StoreConfig | None, embedder: Any
 ) -> SharedLLMContextStore:
     return SharedLLMContextStore(llm.shared_model, path, config=config, embedder=embedder)
+
+
+# What load_index_from_storage looks up.
+INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[ContextStoreStruct.get_type()] = ContextStoreStruct
+INDEX_STRUCT_TYPE_TO_INDEX_CLASS[ContextStoreStruct.get_type()] = SharedContextIndex

@@ -22,14 +22,11 @@ from llama_index.core.vector_stores.types import (
 )
 
 from shared_context.errors import ConfigError, QueryError
-from shared_context.integrations.llamaindex.docstore import SharedContextDocumentStore
+from shared_context.integrations.llamaindex.docstore import PERSISTED, SharedContextDocumentStore
 from shared_context.integrations.llamaindex.translate import to_documents, to_filters, to_llamaindex, to_nodes
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
-
-PERSISTED = "context_store"
-"""Folder beside LlamaIndex's own files that ``persist`` writes the store to."""
 
 _MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SEMANTIC_HYBRID)
 
