@@ -46,6 +46,7 @@ test-lowest: RESOLUTION := lowest-direct
 RANGED = build/$(@:test-%=%)
 RANGED_PIP = $(RANGED)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint $(RANGED).txt
 SUITES := tests/model tests/store tests/integrations
+MARKED := not slow
 
 define test_ranged
 	@mkdir -p build
@@ -55,7 +56,7 @@ define test_ranged
 	@test -d $(RANGED) || $(BIN)/python -m venv $(RANGED)
 	@$(RANGED_PIP) torch
 	@$(RANGED_PIP) --editable '.[dev]'
-	@$(RANGED)/bin/python -m pytest -m "not slow" -p no:cacheprovider $(SUITES)
+	@$(RANGED)/bin/python -m pytest -m "$(MARKED)" -p no:cacheprovider $(SUITES)
 endef
 
 test-newest: $(STAMP)  ## models, stores and integrations with the newest releases that pyproject.toml allows
