@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-newest test-lowest lint docs release report clean
+.PHONY: help setup demo test test-slow test-newest test-lowest lint docs release report gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,14 @@ report: $(STAMP)  ## measure on the sample data and make build/report.html, in a
 	@$(BIN)/shared-context bench latency $(QUESTIONS) --runs 3 --tokens 32768 --length 8192 \
 		--documents 100 --documents 1000 --json build/latency.json
 	@$(BIN)/shared-context report --together $(MEASURED:%=build/%.json) --html build/report.html
+
+# The model's tests run it where `device="auto"` puts it, the kernels' on a GPU where there is one.
+GPU_TESTS := tests/kernels tests/model/test_generation.py
+
+gpu: $(STAMP)  ## test and measure on a GPU, in about eight minutes; without one, the same in miniature
+	@mkdir -p build
+	@$(BIN)/python -m pytest -q -m "not slow" $(GPU_TESTS); tested=$$?; \
+	$(BIN)/python -m shared_context.evaluation.device --json build/gpu.json && exit $$tested
 
 clean:  ## remove the environment and everything else that was generated here
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -327,15 +327,14 @@ def finish(reports: Iterable[Report], data: str, json_file: Path | None, html_fi
     Args:
         data: the name of what was measured on, the page's title.
     """
-    import json
+    from shared_context.evaluation.report import write_reports
 
     done = []
     for report in reports:
         print(report.markdown(), flush=True)
         done.append(report)
         if json_file is not None:
-            content = json.dumps({"reports": [one.as_json() for one in done]}, indent=1)
-            json_file.write_text(content + "\n", encoding="utf-8")
+            write_reports(json_file, done)
         if html_file is not None:
             from shared_context.evaluation.page import page
 

@@ -238,6 +238,12 @@ class Report:
         }
 
 
+def write_reports(path: Path, reports: Sequence[Report]) -> None:
+    """Write reports as JSON, for programs and :func:`read_reports`."""
+    content = json.dumps({"reports": [report.as_json() for report in reports]}, indent=1)
+    path.write_text(content + "\n", encoding="utf-8")
+
+
 def read_reports(path: str | Path) -> list[Report]:
     """Reports from the JSON that a measurement wrote.
 
