@@ -110,3 +110,7 @@ class SnapshotNotFoundError(SharedContextError, LookupError):
 
 class SnapshotConflictError(SharedContextError, RuntimeError):
     """Another snapshot was published at an address since the one that a store came from."""
+
+
+class ShardUnavailableError(SharedContextError, RuntimeError):
+    """A part of a store of shards does not answer: its process died, or it takes too long."""

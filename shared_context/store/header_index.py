@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,15 @@ class HeaderScores:
     keys: np.ndarray
     words: np.ndarray
     cosines: np.ndarray
+
+    def weighted(self, weights: torch.Tensor) -> HeaderScores:
+        """The same with the words of each header summed, where ``words`` are [documents, words].
+
+        Args:
+            weights: the most that each of them counts, [words]. One that most headers have counts less still.
+        """
+        rare = np.log((len(self.keys) + 1) / (self.words.sum(axis=0) + 0.5)).clip(min=0)
+        return replace(self, words=self.words @ np.minimum(rare, weights.numpy()).astype(np.float32))
 
     def of(self, documents: np.ndarray, values: np.ndarray) -> np.ndarray:
         """``values``, one for each of ``keys``, for other documents; 0 where they have no header, [documents]."""
@@ -68,20 +77,25 @@ class HeaderIndex:
             weights: the most that each of them counts, [words]. One that most headers have counts less still.
             embedding: the query's, [dimension]; None leaves embeddings out.
         """
+        return self.said(codes, embedding).weighted(weights)
+
+    def said(self, codes: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
+        """What :meth:`scores` are made of: as ``words``, how far each header says each word, 0 to 1 [documents, words].
+
+        Arguments as there.
+        """
         if not self._headers:
-            nothing = np.zeros(0, np.float32)
-            return HeaderScores(np.zeros(0, np.int64), nothing, nothing)
+            return HeaderScores(np.zeros(0, np.int64), np.zeros((0, len(codes)), np.float32), np.zeros(0, np.float32))
         if self._joined is None:
             self._joined = _join(self._headers)
         joined = self._joined
         similar = (joined.codes.astype(np.float32) * joined.scales.astype(np.float32)[:, None]) @ codes.numpy().T
         best = np.maximum.reduceat(similar, joined.first, axis=0)
         said = ((best - SAME_WORD) / (1 - SAME_WORD)).clip(0, 1)
-        rare = np.log((len(joined.keys) + 1) / (said.sum(axis=0) + 0.5)).clip(min=0)
         cosines = np.zeros(len(joined.keys), np.float32)
         if embedding is not None:
             cosines = np.maximum.reduceat(joined.embeddings @ embedding.numpy(), joined.first_span).clip(min=0)
-        return HeaderScores(joined.keys, said @ np.minimum(rare, weights.numpy()).astype(np.float32), cosines)
+        return HeaderScores(joined.keys, said, cosines)
 
 
 @dataclass(frozen=True)

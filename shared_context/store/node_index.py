@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from shared_context.config import TreeConfig
+from shared_context.kernels import late_interaction_scores
 from shared_context.store.header_index import HeaderIndex
 from shared_context.store.node_data import NodeData
 
@@ -50,6 +51,25 @@ class Leaves:
     def __len__(self) -> int:
         return len(self.document)
 
+    def late_interaction(
+        self,
+        codes: torch.Tensor,
+        weights: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        adjacent: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Late-interaction scores of leaves, as :func:`~shared_context.kernels.late_interaction_scores` gives them."""
+        device = self.codes.device
+        beside = None if adjacent is None else adjacent.to(device)
+        return late_interaction_scores(
+            codes.to(device), weights.to(device), self.codes, self.scales, leaves=rows, adjacent=beside
+        )
+
+    def cosines(self, embedding: torch.Tensor, spans: torch.Tensor | None = None) -> torch.Tensor:
+        """Of spans, by default all, the cosine with an embedding [dimension]."""
+        embeddings = self.embeddings if spans is None else self.embeddings[spans]
+        return embeddings @ embedding.to(embeddings.device)
+
     def places(self, chunks: np.ndarray) -> list[tuple[int, int]]:
         """Each chunk's document, by its key, and its number in the document; chunks are given by their rows."""
         return list(zip(self.chunk_document[chunks].tolist(), self.chunk_number[chunks].tolist(), strict=True))
@@ -83,6 +103,7 @@ class NodeIndex:
 
     Attributes:
         headers: the documents' headers.
+        frequency: leaves that have a token, int64 [vocabulary].
         device: the same.
     """
 
@@ -90,7 +111,7 @@ class NodeIndex:
         self._tree = tree
         self.device = device
         self._documents: dict[int, _Document] = {}
-        self._frequency = np.zeros(vocabulary, dtype=np.int64)
+        self.frequency = np.zeros(vocabulary, dtype=np.int64)
         self._leaf_count = 0
         self._leaves: Leaves | None = None
         self.headers = HeaderIndex()
@@ -153,13 +174,13 @@ class NodeIndex:
 
     def _count(self, token_ids: np.ndarray, sign: int) -> None:
         leaf = np.arange(len(token_ids)) // self._tree.leaf_size
-        once_per_leaf = np.unique(leaf * len(self._frequency) + token_ids) % len(self._frequency)
-        self._frequency += sign * np.bincount(once_per_leaf, minlength=len(self._frequency))
+        once_per_leaf = np.unique(leaf * len(self.frequency) + token_ids) % len(self.frequency)
+        self.frequency += sign * np.bincount(once_per_leaf, minlength=len(self.frequency))
         self._leaf_count += sign * (int(leaf[-1]) + 1)
 
     def weights(self, token_ids: np.ndarray) -> torch.Tensor:
         """Inverse leaf frequency of tokens, ``ln((n + 1) / (n_t + 0.5))``, float32 [tokens]."""
-        return torch.from_numpy(np.log((self._leaf_count + 1) / (self._frequency[token_ids] + 0.5))).float()
+        return inverse_leaf_frequency(self.frequency[token_ids], self._leaf_count)
 
     def leaves(self) -> Leaves:
         """All leaves of at least one document; the arrays are joined again after a change."""
@@ -168,47 +189,62 @@ class NodeIndex:
         return self._leaves
 
     def _join(self) -> Leaves:
-        size, per_chunk = self._tree.leaf_size, 2**self._tree.height
         keys = sorted(self._documents)
         documents = [self._documents[key] for key in keys]
-        tokens = np.array([len(d.token_ids) for d in documents], dtype=np.int64)
-        chunks = -(-tokens // self._tree.chunk_size)
-        chunk_number = _ranges(chunks)
-        chunk_length = np.minimum(
-            np.repeat(tokens, chunks) - chunk_number * self._tree.chunk_size, self._tree.chunk_size
-        )
-        per_document = -(-tokens // size)
-        number = _ranges(per_document)
-        together = self._tree.embedded_leaves
-        spans = -(-per_document // together)
-        first_chunk = np.cumsum(chunks) - chunks
+        arrays = document_leaves(self._tree, keys, [len(document.token_ids) for document in documents])
         joined = {
             name: torch.cat([getattr(d, name).to(self.device) for d in documents])
             for name in ("codes", "scales", "embeddings")
         }
         # The documents' own arrays become views of the joined ones, so that nothing is held twice.
-        ends, span_ends = np.cumsum(per_document), np.cumsum(spans)
-        for at, (key, document) in enumerate(zip(keys, documents, strict=True)):
-            own = {name: slice(ends[at] - per_document[at], ends[at]) for name in joined}
-            own["embeddings"] = slice(span_ends[at] - spans[at], span_ends[at])
-            views = {name: array[own[name]] for name, array in joined.items()}
-            self._documents[key] = _Document(document.token_ids, **views)
-        # A leaf in the left half of its span is nearer to the span before, one in the right half to the one behind.
-        span, side = number // together, np.sign(2 * (number % together) + 1 - together)
-        beside = np.clip(span + side, 0, np.repeat(spans, per_document) - 1)
-        first_span = np.repeat(span_ends - spans, per_document)
-        return Leaves(
-            **joined,
-            spans=torch.from_numpy(np.stack([first_span + span, first_span + beside], axis=1)).to(self.device),
-            span_document=np.repeat(np.array(keys, dtype=np.int64), spans),
-            span_chunk=np.repeat(first_chunk, spans) + _ranges(spans) // (per_chunk // together),
-            document=np.repeat(np.array(keys, dtype=np.int64), per_document),
-            chunk=np.repeat(first_chunk, per_document) + number // per_chunk,
-            slot=number % per_chunk,
-            chunk_document=np.repeat(np.array(keys, dtype=np.int64), chunks),
-            chunk_number=chunk_number,
-            chunk_length=chunk_length,
-        )
+        at = span_at = 0
+        for key, document in zip(keys, documents, strict=True):
+            own, own_spans = slice(at, at + len(document.codes)), slice(span_at, span_at + len(document.embeddings))
+            at, span_at = own.stop, own_spans.stop
+            views = joined["codes"][own], joined["scales"][own], joined["embeddings"][own_spans]
+            self._documents[key] = _Document(document.token_ids, *views)
+        spans = torch.from_numpy(arrays.pop("spans")).to(self.device)
+        return Leaves(**joined, spans=spans, **arrays)
+
+
+def document_leaves(tree: TreeConfig, keys: Sequence[int], tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of :class:`Leaves` that hang on nothing but how long documents are.
+
+    Args:
+        tree: the shape of the trees.
+        keys: of the documents, rising.
+        tokens: of each, at least one.
+    """
+    documents, tokens = np.array(keys, np.int64), np.asarray(tokens, np.int64)
+    per_chunk, together = 2**tree.height, tree.embedded_leaves
+    chunks, per_document = -(-tokens // tree.chunk_size), -(-tokens // tree.leaf_size)
+    chunk_number, number = _ranges(chunks), _ranges(per_document)
+    spans, first_chunk = -(-per_document // together), np.cumsum(chunks) - chunks
+    # A leaf in the left half of its span is nearer to the span before, one in the right half to the one behind.
+    span, side = number // together, np.sign(2 * (number % together) + 1 - together)
+    beside = np.clip(span + side, 0, np.repeat(spans, per_document) - 1)
+    first_span = np.repeat(np.cumsum(spans) - spans, per_document)
+    return {
+        "spans": np.stack([first_span + span, first_span + beside], axis=1),
+        "span_document": np.repeat(documents, spans),
+        "span_chunk": np.repeat(first_chunk, spans) + _ranges(spans) // (per_chunk // together),
+        "document": np.repeat(documents, per_document),
+        "chunk": np.repeat(first_chunk, per_document) + number // per_chunk,
+        "slot": number % per_chunk,
+        "chunk_document": np.repeat(documents, chunks),
+        "chunk_number": chunk_number,
+        "chunk_length": np.minimum(np.repeat(tokens, chunks) - chunk_number * tree.chunk_size, tree.chunk_size),
+    }
+
+
+def inverse_leaf_frequency(having: np.ndarray, leaves: int) -> torch.Tensor:
+    """``ln((n + 1) / (n_t + 0.5))``, float32 [tokens].
+
+    Args:
+        having: how many leaves have each token, [tokens].
+        leaves: how many there are.
+    """
+    return torch.from_numpy(np.log((leaves + 1) / (having + 0.5))).float()
 
 
 def _ranges(counts: Iterable[int]) -> np.ndarray:

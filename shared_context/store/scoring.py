@@ -11,7 +11,7 @@ import torch
 
 from shared_context.config import Policy
 from shared_context.errors import ConfigError
-from shared_context.kernels import late_interaction_scores, node_scores
+from shared_context.kernels import node_scores
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.codec import Codec
 from shared_context.store.embedder import Embedder, embed
@@ -117,20 +117,13 @@ def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -
     too. So is what the document's header says of the query: a passage is known by what it is of.
     """
     codes, weights = query.codes, query.index.weights(query.token_ids)
-    device, chosen = leaves.codes.device, None if isinstance(rows, slice) else rows
+    chosen = None if isinstance(rows, slice) else rows
     places = np.arange(len(leaves)) if chosen is None else chosen.numpy(force=True)
-    scores = late_interaction_scores(
-        codes.to(device),
-        weights.to(device),
-        leaves.codes,
-        leaves.scales,
-        leaves=chosen,
-        adjacent=torch.from_numpy(touching(leaves, places)).to(device),
-    )
+    scores = leaves.late_interaction(codes, weights, chosen, torch.from_numpy(touching(leaves, places)))
     if len(query.index.headers):
         headers = query.headers
         of_header = headers.of(leaves.document[places], headers.words)
-        scores = scores + HEADER_WORDS * torch.from_numpy(of_header).to(device)
+        scores = scores + HEADER_WORDS * torch.from_numpy(of_header).to(scores.device)
     return scores
 
 
@@ -143,12 +136,12 @@ def embedding(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch
 
     A share of its cosine with the document's header is added.
     """
-    asked, around = query.embedding.to(leaves.embeddings.device), leaves.spans[rows]
+    asked, around = query.embedding, leaves.spans[rows]
     if isinstance(rows, slice):
-        cosines = (leaves.embeddings @ asked)[around]
+        cosines = leaves.cosines(asked)[around]
     else:
         spans, places = torch.unique(around, return_inverse=True)
-        cosines = (leaves.embeddings[spans] @ asked)[places]
+        cosines = leaves.cosines(asked, spans)[places]
     scores = torch.lerp(cosines.amax(dim=1), cosines[:, 0], OWN_SPAN)
     if len(query.index.headers):
         headers, places = query.headers, rows if isinstance(rows, slice) else rows.numpy(force=True)
@@ -246,15 +239,13 @@ def relevance(query: Query, leaves: Leaves, rows: torch.Tensor, policy: Policy) 
 def _relevance(query: Query, leaves: Leaves, rows: torch.Tensor, policy: Policy) -> torch.Tensor:
     if policy in ("embedding", "last_token"):
         return POLICIES[policy](query, leaves, rows)
-    device, weights = leaves.codes.device, query.index.weights(query.token_ids)
-    said = late_interaction_scores(
-        query.codes.to(device), weights.to(device), leaves.codes, leaves.scales, leaves=rows
-    ) / weights.sum().clamp(min=1e-6)
+    weights = query.index.weights(query.token_ids)
+    said = leaves.late_interaction(query.codes, weights, rows) / weights.sum().clamp(min=1e-6)
     shared = ((said - CHANCE) / (1 - CHANCE)).clamp(min=0)
     if len(query.index.headers):
         headers = query.headers
         of_header = headers.of(leaves.document[rows.numpy(force=True)], headers.words)
-        shared = (shared + torch.from_numpy(of_header).to(device) / weights.sum().clamp(min=1e-6)).clamp(max=1)
+        shared = (shared + torch.from_numpy(of_header).to(shared.device) / weights.sum().clamp(min=1e-6)).clamp(max=1)
     return shared if query.embedder is None else (shared + embedding(query, leaves, rows).clamp(min=0)) / 2
 
 

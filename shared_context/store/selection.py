@@ -163,7 +163,10 @@ class Selection:
         budget: KV entries that were allowed; None where none was set.
         policy: the name of the scoring policy; None where nothing was scored.
         rows: which rows grains above 1 keep.
+        missing_shards: names of the shards of a store that did not answer, so that nothing of theirs is here.
     """
+
+    missing_shards: tuple[str, ...] = ()
 
     def __init__(
         self,

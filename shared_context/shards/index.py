@@ -1,0 +1,219 @@
+"""What all shards hold, as one index: the statistics are those of the whole, what is compared stays in the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from shared_context.config import TreeConfig
+from shared_context.shards.crew import Crew
+from shared_context.shards.shard import ShardState
+from shared_context.store.header_index import HeaderScores
+from shared_context.store.node_index import Leaves, document_leaves, inverse_leaf_frequency
+
+KEY_BITS = 32
+"""Lowest bits of a document's key in a store of shards; the others are the shard's number."""
+
+MOST_SHARDS = 100
+
+
+def whole_key(shard: int, key: int) -> int:
+    """The key of a shard's document in the store."""
+    return shard << KEY_BITS | key
+
+
+def shard_of(key: int) -> tuple[int, int]:
+    """The shard that a document is in, and its key there."""
+    return key >> KEY_BITS, key & (1 << KEY_BITS) - 1
+
+
+class ShardedLeaves:
+    """The leaves of all shards, one shard after the other, as :class:`~shared_context.store.node_index.Leaves`.
+
+    Codes and embeddings are where their shards are.
+
+    Args:
+        crew: the shards.
+        tree: the shape of the trees.
+        states: what each of them holds.
+        device: where scores are compared.
+    """
+
+    def __init__(self, crew: Crew, tree: TreeConfig, states: dict[int, ShardState], device: torch.device | str):
+        self._crew, self._device = crew, device
+        keys = [whole_key(number, key) for number, state in states.items() for key in state.entries]
+        tokens = np.concatenate([state.tokens for state in states.values()])
+        arrays = document_leaves(tree, keys, tokens)
+        self.spans = torch.from_numpy(arrays.pop("spans")).to(device)
+        for name, array in arrays.items():
+            setattr(self, name, array)
+        # Where the leaves and spans of each shard begin.
+        shards = np.array([*states, max(states) + 1], np.int64) << KEY_BITS
+        self._numbers = list(states)
+        self._first_leaf = np.searchsorted(self.document, shards)
+        self._first_span = np.searchsorted(self.span_document, shards)
+
+    document: np.ndarray
+    chunk: np.ndarray
+    slot: np.ndarray
+    span_document: np.ndarray
+    span_chunk: np.ndarray
+    chunk_document: np.ndarray
+    chunk_number: np.ndarray
+    chunk_length: np.ndarray
+
+    places, chunks, end = Leaves.places, Leaves.chunks, Leaves.end
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    @cached_property
+    def codes(self) -> torch.Tensor:
+        """None of them, on the device where scores are compared."""
+        return torch.empty(0, dtype=torch.int8, device=self._device)
+
+    @cached_property
+    def embeddings(self) -> torch.Tensor:
+        """Of all spans; the prefilter asks for them."""
+        answers = self._crew.ask({number: ("embeddings", ()) for number in self._holding(self._first_span)})
+        return torch.from_numpy(np.concatenate(list(answers.values()))).to(self._device)
+
+    def late_interaction(
+        self,
+        codes: torch.Tensor,
+        weights: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        adjacent: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Late-interaction scores of leaves."""
+        asked = codes.numpy(force=True), weights.numpy(force=True)
+        beside = None if adjacent is None else adjacent.numpy(force=True)
+        return self._scattered("late_interaction", asked, rows, self._first_leaf, (beside,))
+
+    def cosines(self, embedding: torch.Tensor, spans: torch.Tensor | None = None) -> torch.Tensor:
+        """Of spans, by default all, the cosine with an embedding."""
+        return self._scattered("cosines", (embedding.numpy(force=True),), spans, self._first_span, ())
+
+    def _holding(self, first: np.ndarray) -> list[int]:
+        """Numbers of the shards that hold anything."""
+        return [number for number, count in zip(self._numbers, np.diff(first), strict=True) if count]
+
+    def _scattered(
+        self,
+        method: str,
+        asked: tuple[np.ndarray, ...],
+        rows: torch.Tensor | None,
+        first: np.ndarray,
+        beside: tuple[np.ndarray | None, ...],
+    ) -> torch.Tensor:
+        """What shards answer about rows, in the order of the rows.
+
+        Args:
+            asked: what comes first in the question.
+            rows: of all shards together; None means all.
+            first: where the rows of each shard begin.
+            beside: of rows but the last, something of each row and the next; comes last in the question.
+        """
+        chosen = np.arange(first[-1]) if rows is None else rows.numpy(force=True)
+        of_shard = np.searchsorted(first, chosen, side="right") - 1
+        questions: dict[int, tuple[str, tuple[Any, ...]]] = {}
+        places: list[np.ndarray] = []
+        for at, number in enumerate(self._numbers):
+            mine = np.flatnonzero(of_shard == at)
+            if len(mine):
+                own = None if rows is None else chosen[mine] - first[at]
+                # Leaves of two shards never touch, so what is between the last and the next is of no use.
+                pairs = (None if b is None else b[mine[:-1]] for b in beside)
+                questions[number] = method, (*asked, own, *pairs)
+                places.append(mine)
+        answers = self._crew.ask(questions)
+        joined = np.empty(len(chosen), np.float32)
+        for mine, answer in zip(places, answers.values(), strict=True):
+            joined[mine] = answer
+        return torch.from_numpy(joined).to(self._device)
+
+
+class ShardedHeaders:
+    """The headers of all shards, as :class:`~shared_context.store.header_index.HeaderIndex`."""
+
+    def __init__(self, crew: Crew, states: dict[int, ShardState]):
+        self._crew = crew
+        self._holding = [number for number, state in states.items() if state.headers]
+        self._count = sum(state.headers for state in states.values())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def scores(self, codes: torch.Tensor, weights: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
+        """Compare a query with every header."""
+        asked = codes.numpy(force=True), None if embedding is None else embedding.numpy(force=True)
+        answers = self._crew.ask({number: ("headers_said", asked) for number in self._holding})
+        keys = [answer.keys | (number << KEY_BITS) for number, answer in answers.items()]
+        said = HeaderScores(
+            np.concatenate(keys),
+            np.concatenate([answer.words for answer in answers.values()]),
+            np.concatenate([answer.cosines for answer in answers.values()]),
+        )
+        return said.weighted(weights)
+
+
+class ShardedIndex:
+    """What a query is compared with, as :class:`~shared_context.store.node_index.NodeIndex`."""
+
+    def __init__(self, crew: Crew, tree: TreeConfig, device: torch.device | str):
+        self._crew, self._tree, self.device = crew, tree, device
+
+    def update(self, states: dict[int, ShardState]) -> None:
+        """Take in what the shards hold now."""
+        self._states = states
+        self.headers = ShardedHeaders(self._crew, states)
+        self.frequency = np.sum([state.frequency for state in states.values()], axis=0)
+        self.tokens = sum(int(state.tokens.sum()) for state in states.values())
+        self._leaves = ShardedLeaves(self._crew, self._tree, states, self.device) if len(self) else None
+
+    def __len__(self) -> int:
+        return sum(len(state.entries) for state in self._states.values())
+
+    def leaves(self) -> ShardedLeaves:
+        """All leaves of at least one document."""
+        return self._leaves
+
+    def weights(self, token_ids: np.ndarray) -> torch.Tensor:
+        """Inverse leaf frequency of tokens in all shards, float32 [tokens]."""
+        return inverse_leaf_frequency(self.frequency[token_ids], 0 if self._leaves is None else len(self._leaves))
+
+    def token_ids(self) -> dict[int, np.ndarray]:
+        """Token ids of all documents by their keys."""
+        questions = {number: ("token_ids", (list(s.entries),)) for number, s in self._states.items() if s.entries}
+        answers = self._crew.ask(questions)
+        return {
+            whole_key(number, key): ids
+            for number, answer in answers.items()
+            for key, ids in zip(self._states[number].entries, answer, strict=True)
+        }
+
+
+class ShardedWords:
+    """Which leaves of all shards hold a word, as :class:`~shared_context.store.word_index.WordIndex`."""
+
+    def __init__(self, crew: Crew):
+        self._crew = crew
+
+    def update(self, states: dict[int, ShardState]) -> None:
+        """Take in what the shards hold now."""
+        self._holding = [number for number, state in states.items() if state.entries]
+        self._languages = sorted({language for state in states.values() for language in state.languages})
+
+    def leaves_with(self, term: str) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and leaves of the documents that hold a term, int64, in rising order."""
+        answers = self._crew.ask({number: ("leaves_with", (term,)) for number in self._holding})
+        keys = [keys | (number << KEY_BITS) for number, (keys, _) in answers.items()]
+        return np.concatenate(keys), np.concatenate([leaves for _, leaves in answers.values()])
+
+    def languages(self) -> Sequence[str]:
+        """Those that documents were taken for."""
+        return self._languages

@@ -1,0 +1,175 @@
+"""A shard: one store's file with its index, which compares what it holds with a query. It needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shared_context.store.about import About
+from shared_context.store.catalogue import Catalogue
+from shared_context.store.codec import Codec
+from shared_context.store.database import Database, Entry
+from shared_context.store.encoding import chunk_digest
+from shared_context.store.format import DEFAULT_NAMESPACE
+from shared_context.store.header_index import HeaderScores
+from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.node_data import NodeShape, StoredText
+from shared_context.store.node_index import NodeIndex
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """What is known of a shard where queries are asked.
+
+    Attributes:
+        version: changes with what the shard holds.
+        entries: lines of its documents by their keys, rising.
+        tokens: of each document, int64 [documents].
+        frequency: leaves that have a token, int64 [vocabulary].
+        headers: documents that have a header.
+        languages: that documents were taken for.
+        conversations: how many there are.
+        database_bytes, code_bytes: what it takes.
+    """
+
+    version: int
+    entries: dict[int, Entry]
+    tokens: np.ndarray
+    frequency: np.ndarray
+    headers: int
+    languages: list[str]
+    conversations: int
+    database_bytes: int
+    code_bytes: int
+
+
+class Shard:
+    """What the front of a store of shards asks one of them; all arguments and answers can be sent to a process.
+
+    What it compares is what it held when :meth:`state` was last asked.
+
+    Args:
+        folder: of the store.
+        vocabulary: size of the model's vocabulary.
+        read_only: nothing is written, whatever this process may.
+        device: where queries are compared.
+    """
+
+    def __init__(self, folder: str | Path, vocabulary: int, read_only: bool = False, device: str = "cpu"):
+        self._database = Database(Path(folder), digest=chunk_digest, read_only=read_only)
+        with self._database.decoding():
+            self._about, self._codec = self._database.get_meta("about"), self._database.get_meta("codec")
+            about, size = About.from_bytes(self._about), Codec.from_bytes(self._codec).size
+        self._database.mend_words(about.config.tree.leaf_size)
+        with self._database.snapshot(), self._database.decoding("the store's own namespace"):
+            found = self._database.namespace(DEFAULT_NAMESPACE)
+            if found is None:
+                raise ValueError("it is missing")
+            namespace, self._salt = found
+        self._catalogue = Catalogue(
+            self._database,
+            namespace,
+            self._salt,
+            NodeIndex(about.config.tree, vocabulary, device),
+            NodeShape(about.config.tree, size, about.dimension, vocabulary),
+            TieredKVCache(0),  # keys and values are the front's
+            lambda entry: None,
+        )
+
+    def made_with(self) -> tuple[bytes, bytes, bytes]:
+        """What the store was made with, its codec and the salt of its chunks: the same in all shards of a store."""
+        return self._about, self._codec, self._salt
+
+    def state(self, known: int | None = None) -> ShardState | None:
+        """What the shard holds now; None where that is still version ``known``."""
+        with self._catalogue.reading():
+            index = self._catalogue.index
+            version = self._database.version()
+            if known == version:
+                return None
+            keys = sorted(self._catalogue.documents())
+            leaves = index.leaves() if keys else None
+            tokens = np.zeros(len(keys), np.int64)
+            if leaves is not None:
+                place = np.searchsorted(np.array(keys, np.int64), leaves.chunk_document)
+                np.add.at(tokens, place, leaves.chunk_length)
+            return ShardState(
+                version,
+                {key: self._catalogue.entry(key) for key in keys},
+                tokens,
+                index.frequency.copy(),
+                len(index.headers),
+                self._catalogue.words.languages(),
+                len(self._database.conversations(self._catalogue.namespace)),
+                self._database.nbytes(),
+                leaves.codes.nbytes + leaves.scales.nbytes if leaves is not None else 0,
+            )
+
+    # Comparing
+
+    def late_interaction(
+        self, codes: np.ndarray, weights: np.ndarray, rows: np.ndarray | None, adjacent: np.ndarray | None
+    ) -> np.ndarray:
+        """Late-interaction scores of leaves, see :meth:`~shared_context.store.node_index.Leaves.late_interaction`."""
+        with self._database.locked():
+            leaves = self._catalogue.index.leaves()
+            chosen = None if rows is None else torch.from_numpy(rows).to(leaves.codes.device)
+            beside = None if adjacent is None else torch.from_numpy(adjacent)
+            found = leaves.late_interaction(torch.from_numpy(codes), torch.from_numpy(weights), chosen, beside)
+            return found.numpy(force=True)
+
+    def cosines(self, embedding: np.ndarray, spans: np.ndarray | None) -> np.ndarray:
+        """Cosines of spans, see :meth:`~shared_context.store.node_index.Leaves.cosines`."""
+        with self._database.locked():
+            leaves = self._catalogue.index.leaves()
+            chosen = None if spans is None else torch.from_numpy(spans).to(leaves.embeddings.device)
+            return leaves.cosines(torch.from_numpy(embedding), chosen).numpy(force=True)
+
+    def embeddings(self) -> np.ndarray:
+        """Of all spans, float32 [spans, dimension]."""
+        with self._database.locked():
+            return self._catalogue.index.leaves().embeddings.numpy(force=True)
+
+    def headers_said(self, codes: np.ndarray, embedding: np.ndarray | None) -> HeaderScores:
+        """What headers say of a query, see :meth:`~shared_context.store.header_index.HeaderIndex.said`."""
+        with self._database.locked():
+            asked = None if embedding is None else torch.from_numpy(embedding)
+            return self._catalogue.index.headers.said(torch.from_numpy(codes), asked)
+
+    def leaves_with(self, term: str) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and leaves of the documents that hold a term, int64, in rising order."""
+        with self._database.snapshot():
+            return self._catalogue.words.leaves_with(term)
+
+    # Reading
+
+    def text(self, key: int) -> StoredText:
+        """A document's text with its tokens."""
+        with self._database.snapshot():
+            return self._catalogue.text(key)
+
+    def token_ids(self, keys: Sequence[int]) -> list[np.ndarray]:
+        """Token ids of documents."""
+        with self._database.snapshot():
+            return [self._catalogue.token_ids(key) for key in keys]
+
+    def alive(self, digests: Iterable[bytes]) -> set[bytes]:
+        """Those that a chunk of some document has."""
+        with self._database.snapshot():
+            return self._database.alive(digests)
+
+    # Changing
+
+    def delete(self, keys: Sequence[int]) -> None:
+        """Delete documents."""
+        with self._catalogue.changing() as change:
+            for key in keys:
+                change.remove(key)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()

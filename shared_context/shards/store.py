@@ -1,0 +1,468 @@
+"""A store of shards, with the face of a store."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from shared_context.config import StoreConfig, require, require_count
+from shared_context.errors import (
+    BatchError,
+    ConfigError,
+    DocumentError,
+    ShardUnavailableError,
+    StoreFormatError,
+    StoreUnavailableError,
+)
+from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.remote.address import Address, is_address
+from shared_context.remote.fetching import Checkout, check_out, store_folders
+from shared_context.remote.snapshot import Snapshot, find
+from shared_context.shards.catalogue import ShardedCatalogue
+from shared_context.shards.crew import Crew, LocalWorkers, Missing, Workers
+from shared_context.shards.index import MOST_SHARDS, shard_of
+from shared_context.store.about import About, check_window
+from shared_context.store.codec import Codec
+from shared_context.store.database import DIGEST_BYTES
+from shared_context.store.documents import Document, OnError, Source, load_documents
+from shared_context.store.embedder import Embedder
+from shared_context.store.encoding import ChunkEncoder
+from shared_context.store.filters import compile_filter
+from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.selection import Passage, Selection
+from shared_context.store.selections import Selections
+from shared_context.store.selector import Rewrite
+from shared_context.store.store import SharedLLMContextStore
+
+SHARDS_FILE = "shards.json"
+"""In the folder of a store of shards: how many there are."""
+
+T = TypeVar("T")
+
+
+def open_store(model: SharedLLMModel, path: str | Path | None, **options: Any) -> SharedLLMContextStore:
+    """The store at a place, of one file or of shards; options are those of the two classes."""
+    sharded = len(find(Address(path)).stores) > 1 if is_address(path) else path is not None and is_sharded(path)
+    return (ShardedContextStore if sharded else SharedLLMContextStore)(model, path, **options)
+
+
+def is_sharded(folder: str | Path) -> bool:
+    """Whether a folder holds a store of shards."""
+    return (Path(folder) / SHARDS_FILE).is_file()
+
+
+def shard_folders(folder: Path) -> list[Path]:
+    """The folders of a store's shards.
+
+    Raises:
+        StoreFormatError: it is no store of shards, or one of them is missing.
+        StoreUnavailableError: it cannot be read.
+    """
+    try:
+        count = json.loads((folder / SHARDS_FILE).read_text(encoding="utf-8"))["shards"]
+        require_count("shards", count, "shards")
+    except FileNotFoundError as error:
+        raise StoreFormatError(
+            f"{folder} holds no {SHARDS_FILE}, so it is no store of shards. Check the path, or make one with "
+            "ShardedContextStore.create."
+        ) from error
+    except OSError as error:
+        raise StoreUnavailableError(f"{folder / SHARDS_FILE} cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreFormatError(f"{folder / SHARDS_FILE} is damaged ({error}). Restore it from a copy.") from error
+    folders = [folder / f"shard-{number:03}" for number in range(count)]
+    missing = [shard.name for shard in folders if not shard.is_dir()]
+    others = sorted({path.name for path in folder.glob("shard-*")} - {shard.name for shard in folders})
+    if missing or others:
+        raise StoreFormatError(
+            f"{folder} is a store of {count} shards: {', '.join(missing) or 'none'} missing, "
+            f"{', '.join(others) or 'none'} too many. Restore them from a copy; to have another number of shards, "
+            "ingest the documents into a new store."
+        )
+    return folders
+
+
+def shard_for(id: str, shards: int) -> int:
+    """The shard that a new document goes to: always the same."""
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") % shards
+
+
+class ShardedContextStore(SharedLLMContextStore):
+    """Several stores as one: a query's selection is that of a single store of all their documents.
+
+    Frequencies of tokens and words and the statistics of scores are those of the whole; what is compared with a query
+    stays where the shards are, which are asked side by side. Documents come in the order of the shards.
+
+    It has no conversations; keep these in a store of their own.
+
+    Args:
+        model: the model that will read the selections.
+        path: a folder made by :meth:`create`, or the address of a published store of shards, for reading only.
+        config: settings; None takes the stored ones.
+        embedder, rewrite: as in :class:`~shared_context.store.store.SharedLLMContextStore`.
+        missing: "raise" fails where a shard does not answer; "answer" answers from the others, and the selection's
+            ``missing_shards`` says so.
+        workers: where the shards run, given their folders and what a
+            :class:`~shared_context.shards.shard.Shard` takes; None runs them in threads of this process.
+
+    Raises:
+        StoreFormatError: the place holds no store of shards, one is missing, or they were made apart.
+        ShardUnavailableError: a shard cannot be started.
+        ModelMismatchError, ConfigError, StoreUnavailableError, SnapshotNotFoundError: as for a store.
+    """
+
+    def __init__(
+        self,
+        model: SharedLLMModel,
+        path: str | Path,
+        *,
+        config: StoreConfig | None = None,
+        embedder: Embedder | Literal["auto"] | None = "auto",
+        rewrite: Rewrite | None = None,
+        missing: Missing = "raise",
+        workers: Callable[[list[Path], int, bool, str], Workers] | None = None,
+    ):
+        require(missing in ("raise", "answer"), "missing", missing, "must be 'raise' or 'answer'")
+        self.model, self._rewrite, self._checkout = model, rewrite, None
+        self._crew: Crew | None = None
+        self._writers: dict[int, SharedLLMContextStore] = {}
+        try:
+            if is_address(path):
+                self._checkout = check_out(path, lambda snapshot: self._check(snapshot, path))
+                self.path = self._checkout.folder
+                self._folders = store_folders(self.path, len(self._checkout.snapshot.stores))
+            else:
+                self.path = Path(path).absolute()
+                self._folders = shard_folders(self.path)
+            started = (workers or LocalWorkers)(
+                self._folders, model.hf_model.config.vocab_size, self._checkout is not None, str(model.device)
+            )
+            self._crew = Crew(started, missing)
+            self._set_up_shards(config, embedder)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, snapshot: Snapshot, place: str) -> None:
+        About.from_dict(snapshot.about).check_model(self.model, place)
+        if len(snapshot.stores) == 1:
+            raise StoreFormatError(f"{place} is a store of one file: open it with SharedLLMContextStore.")
+
+    def _set_up_shards(self, config: StoreConfig | None, embedder: Embedder | Literal["auto"] | None) -> None:
+        made = self._answered(lambda: self._crew.ask_all("made_with"))
+        first = next(iter(made.values()))
+        apart = [number for number, each in made.items() if not _same(each, first)]
+        if apart:
+            raise StoreFormatError(
+                f"{self.place}: the shards {apart} were not made together with the first, so their scores do not "
+                "compare. Ingest their documents into one store."
+            )
+        about = About.from_bytes(first[0])
+        about.check_model(self.model, self.path)
+        self.embedder = about.chosen_embedder(embedder, None, self.path, str(self.model.device))
+        self.config = about.chosen_config(config, self.path)
+        check_window(self.model, self.config)
+        model, cache = self.model, self.config.cache
+        scorer = model.importance_scorer(self.config.importance)
+        self._cache = TieredKVCache(
+            cache.memory_bytes,
+            self.path / "kv" if self._checkout is None else self._checkout.kv_folder,
+            cache.disk_bytes,
+            quantize=cache.quantize,
+            importance_method=scorer.method,
+            further=None if self._checkout is None else _AllKV(self._checkout),
+        )
+        self._catalogue = ShardedCatalogue(self._crew, self.config.tree, model.device)
+        self._encoder = ChunkEncoder(model, self._cache, self.config, first[2], self._catalogue.has_chunk, scorer.score)
+        self._selections = Selections(
+            model, self.config, Codec.from_bytes(first[1]), self.embedder, self._catalogue, self._encoder, self._rewrite
+        )
+        self._answered(self._look)
+
+    def _look(self) -> None:
+        with self._catalogue.reading():
+            pass
+
+    @classmethod
+    def create(
+        cls,
+        model: SharedLLMModel,
+        path: str | Path,
+        shards: int,
+        *,
+        config: StoreConfig | None = None,
+        embedder: Embedder | Literal["auto"] | None = "auto",
+        **options: Any,
+    ) -> ShardedContextStore:
+        """Make a store of so many empty shards in a new folder, and open it; options as in the class.
+
+        Raises:
+            ConfigError: there would be too many shards, or too few.
+            StoreFormatError: the folder holds something already.
+        """
+        require_count("shards", shards, "shards")
+        require(shards <= MOST_SHARDS, "shards", shards, f"must be at most {MOST_SHARDS}")
+        folder = Path(path).absolute()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise StoreFormatError(f"{folder} holds something already; give a new folder.")
+        folders = [folder / f"shard-{number:03}" for number in range(shards)]
+        # All are copies of one, so that their codes compare and their chunks have names in common.
+        with SharedLLMContextStore(model, folders[0], config=config, embedder=embedder) as first:
+            for other in folders[1:]:
+                first.persist(other)
+            chosen = first.embedder
+        (folder / SHARDS_FILE).write_text(json.dumps({"shards": shards}), encoding="utf-8")
+        return cls(model, folder, embedder=chosen, **options)
+
+    # Answering
+
+    @property
+    def missing_shards(self) -> tuple[str, ...]:
+        """Names of the shards that have not answered, which the others answer without; see :meth:`recall`."""
+        return tuple(self._folders[number].name for number in sorted(self._crew.lost))
+
+    def recall(self) -> None:
+        """Ask those shards again that have not answered."""
+        self._crew.recall()
+
+    def _answered(self, ask: Callable[[], T]) -> T:
+        """What is asked, again without those shards that are lost meanwhile."""
+        while True:
+            lost = len(self._crew.lost)
+            try:
+                return ask()
+            except ShardUnavailableError:
+                if len(self._crew.lost) == lost or not self._crew.present:
+                    raise
+
+    def select(self, query: str | None, **options: Any) -> Selection:
+        """Choose what a query is shown; see :meth:`~shared_context.store.store.SharedLLMContextStore.select`."""
+        selection = self._answered(partial(super().select, query, **options))
+        selection.missing_shards = self.missing_shards
+        return selection
+
+    def retrieve(self, query: str, k: int = 5, **options: Any) -> list[Passage]:
+        """The ``k`` best passages; see :meth:`~shared_context.store.store.SharedLLMContextStore.retrieve`."""
+        return self._answered(partial(super().retrieve, query, k, **options))
+
+    # Documents
+
+    def add(
+        self,
+        source: Source,
+        *,
+        id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        replace: bool = False,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        on_error: OnError = "skip",
+        atomic: bool = False,
+        progress: Callable[[int, int, str], object] | None = None,
+    ) -> list[str]:
+        """Store documents whole, each in the shard of its id; arguments as for a store, but that nothing is atomic.
+
+        Raises:
+            ConfigError: ``atomic`` is asked for: shards land one after the other.
+            DocumentError, BatchError: as for a store.
+        """
+        require(not atomic, "atomic", atomic, "a store of shards cannot do that: they land one after the other")
+        documents = load_documents(
+            source,
+            id=id,
+            metadata=metadata,
+            max_bytes=self.config.max_document_bytes,
+            stored=() if replace else self,
+            include=include,
+            exclude=exclude,
+            on_error=on_error,
+        )
+        of_shard: dict[int, list[Document]] = {}
+        with self._catalogue.reading():
+            for document in documents:
+                key = self._catalogue.find("document", document.id)
+                number = shard_for(document.id, len(self._folders)) if key is None else shard_of(key)[0]
+                of_shard.setdefault(number, []).append(document)
+        stored: set[str] = set()
+        failures: dict[str, DocumentError] = {}
+        for number, own in of_shard.items():
+            try:
+                stored |= set(self._writer(number).add(own, replace=replace, on_error=on_error, progress=progress))
+            except BatchError as error:
+                failures |= error.failures
+            except DocumentError as error:
+                failures[own[0].id] = error
+        if failures and len(failures) == len(documents) == 1:
+            raise next(iter(failures.values()))
+        if failures:
+            raise BatchError(f"{len(failures)} of {len(documents)} documents are not stored.", failures)
+        return [document.id for document in documents if document.id in stored]
+
+    def _writer(self, number: int) -> SharedLLMContextStore:
+        if self._checkout is not None:
+            raise StoreUnavailableError(
+                f"{self.place} is open for reading only: pull it into a folder, change that, and push it."
+            )
+        if number not in self._writers:
+            self._writers[number] = SharedLLMContextStore(
+                self.model, self._folders[number], config=self.config, embedder=self.embedder
+            )
+        return self._writers[number]
+
+    def _writer_of(self, id: str) -> SharedLLMContextStore:
+        with self._catalogue.reading():
+            number, _ = shard_of(self._catalogue.key(id))
+        return self._writer(number)
+
+    def update(self, id: str, text: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
+        """Replace a document's text, its metadata, or both; as for a store."""
+        self._writer_of(id).update(id, text, metadata)
+
+    def append(self, id: str, text: str) -> None:
+        """Add text at the end of a document; as for a store."""
+        self._writer_of(id).append(id, text)
+
+    def delete(self, ids: str | Iterable[str]) -> None:
+        """Delete documents; where an id is unknown, none. Shards land one after the other."""
+        of_shard: dict[int, list[str]] = {}
+        with self._catalogue.reading():
+            for id in [ids] if isinstance(ids, str) else list(ids):
+                of_shard.setdefault(shard_of(self._catalogue.key(id))[0], []).append(id)
+        for number, own in of_shard.items():
+            self._writer(number).delete(own)
+        self.gc()
+
+    def get(self, id: str) -> Document:
+        """A document as it was stored."""
+        with self._catalogue.reading():
+            key = self._catalogue.key(id)
+            entry, text = self._catalogue.entry(key), self._catalogue.text(key).text
+            return Document(text, id, copy.deepcopy(entry.metadata), entry.unsearched_keys, entry.hidden_keys)
+
+    def ids(self, filters: Mapping[str, Any] | None = None) -> list[str]:
+        """Ids of the documents that a filter lets through, in their order."""
+        passes = compile_filter(filters)
+        return self._answered(partial(self._ids, passes))
+
+    def _ids(self, passes: Callable[[Mapping[str, Any]], bool]) -> list[str]:
+        with self._catalogue.reading():
+            entries = map(self._catalogue.entry, self._catalogue.documents())
+            return [entry.id for entry in entries if passes(entry.metadata)]
+
+    def __len__(self) -> int:
+        return len(self.ids())
+
+    def __contains__(self, id: object) -> bool:
+        with self._catalogue.reading():
+            return self._catalogue.find("document", id) is not None
+
+    # What a store of shards has not
+
+    def conversation(self, id: str, *, recent_tokens: int = 1024) -> Any:
+        """Refused.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"conversation {id!r}: a store of shards keeps documents only; use a store of its own.")
+
+    def conversations(self) -> list[str]:
+        """None."""
+        return []
+
+    # The whole store
+
+    def stats(self) -> dict[str, Any]:
+        """Sizes and counts of all shards together."""
+        with self._catalogue.reading():
+            states, index = self._catalogue.states.values(), self._catalogue.index
+            leaves = index.leaves()
+            return {
+                "path": self.place,
+                "model": self.model.name,
+                "fingerprint": self.model.fingerprint,
+                "embedder": self.embedder.name if self.embedder is not None else None,
+                "shards": len(self._folders),
+                "missing_shards": list(self.missing_shards),
+                "documents": len(index),
+                "conversations": sum(state.conversations for state in states),
+                "tokens": index.tokens,
+                "chunks": len(leaves.chunk_length) if leaves is not None else 0,
+                "leaves": len(leaves) if leaves is not None else 0,
+                "leaf_size": self.config.tree.leaf_size,
+                "database_bytes": sum(state.database_bytes for state in states),
+                "code_bytes": sum(state.code_bytes for state in states),
+                "kv_cache": self._cache.stats(),
+            }
+
+    def limit_kv(self, disk_bytes: int) -> None:
+        """Keep at most so many bytes of keys and values, from now on; as for a store."""
+        self._cache.limit_disk(disk_bytes)
+        for number in range(len(self._folders)):
+            self._writer(number).limit_kv(disk_bytes)
+        self.config = self._writer(0).config
+
+    def gc(self, keep: int | None = None) -> None:
+        """Drop keys and values that no document has; as for a store."""
+        self._cache.retain(self._catalogue.alive, 2 * DIGEST_BYTES)
+        if keep is not None:
+            self._cache.trim_disk(keep)
+
+    def compact(self) -> None:
+        """Give the space of what was deleted back to the file system, shard by shard."""
+        for number in range(len(self._folders)):
+            self._writer(number).compact()
+        self.gc()
+
+    def persist(self, path: str | Path) -> None:
+        """Copy the store, without its KV cache, to a new folder; as for a store."""
+        folder = Path(path)
+        if folder.resolve() == self.path.resolve():
+            return
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise StoreFormatError(f"{folder} holds something already; give a new folder.")
+        for number, shard in enumerate(self._folders):
+            self._writer(number).persist(folder / shard.name)
+        (folder / SHARDS_FILE).write_text(json.dumps({"shards": len(self._folders)}), encoding="utf-8")
+
+    def close(self) -> None:
+        """Close all shards. Everything added is stored already; closing twice does no harm."""
+        if hasattr(self, "_catalogue"):
+            self._catalogue.close()
+        for writer in self._writers.values():
+            writer.close()
+        if self._crew is not None:
+            self._crew.close()
+        if self._checkout is not None:
+            with suppress(FileNotFoundError):
+                self._checkout.release()
+
+
+def _same(one: tuple[bytes, bytes, bytes], other: tuple[bytes, bytes, bytes]) -> bool:
+    """Whether two shards were made together; their limits of the cache may differ."""
+    fixed = [(about.fingerprint, about.embedder, about.config.fixed()) for about in map(_about, (one, other))]
+    return fixed[0] == fixed[1] and one[1:] == other[1:]
+
+
+def _about(made: tuple[bytes, bytes, bytes]) -> About:
+    return About.from_bytes(made[0])
+
+
+class _AllKV:
+    """Keys and values that were published with any of the shards."""
+
+    def __init__(self, checkout: Checkout):
+        self._of_stores = checkout.kv
+
+    def __contains__(self, key: object) -> bool:
+        return any(key in published for published in self._of_stores)
+
+    def read(self, key: str) -> bytes | None:
+        """The file of a key; None where it cannot be had."""
+        return next((published.read(key) for published in self._of_stores if key in published), None)
