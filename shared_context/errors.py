@@ -92,6 +92,10 @@ class FilterError(SharedContextError, ValueError):
     """A metadata filter uses an unknown operator or a value of the wrong type."""
 
 
+class SelectionError(SharedContextError, ValueError):
+    """Keys and values that another engine is to load are missing, damaged or of something else."""
+
+
 class StoreFormatError(SharedContextError, ValueError):
     """A folder is not a store, is half written, or is of a format this version cannot read."""
 

@@ -17,6 +17,7 @@ from shared_context.config import ImportanceMethod, InjectionKind, Rows, one_of,
 from shared_context.errors import ConfigError, QueryError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.adapting import check_injection, put_to_work
+from shared_context.model.assembled import AssembledPrompt, assembled
 from shared_context.model.batching import batches
 from shared_context.model.compressor import Compressor
 from shared_context.model.constraints import Constraint, ConstraintCompiler
@@ -504,6 +505,32 @@ class SharedLLMModel:
         """
         request = Request(prompt, context, context is not None)
         return self._decoder.logits([request], len(prompt.suffix), in_place)[0]
+
+    def assemble(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        context: Context | None = None,
+        max_new_tokens: int = 256,
+        formatted: bool = False,
+    ) -> AssembledPrompt:
+        """A prompt with its injected context for another engine that has the same model.
+
+        Args:
+            prompt: a question or a conversation.
+            context: a Selection at ratio 1; None is none.
+            max_new_tokens: tokens of the answer at most, for which there has to be room.
+            formatted: as in :meth:`complete`.
+
+        Raises:
+            ConfigError: the context is coarser than ratio 1, not all layers are injected, or the model has an adapter,
+                which the other engine has not.
+            WindowExceededError, QueryError: as in :meth:`complete`.
+        """
+        require(self._adapter is None, "adapter", self.name, "load the model without one to answer in another engine")
+        single, (request, *_) = self._requests.read(prompt, context, formatted, max_new_tokens, self.identity, None)
+        require(single, "prompt", type(prompt).__name__, "must be one prompt, no batch")
+        return assembled(self._decoder, request)
 
     def check_window(
         self,

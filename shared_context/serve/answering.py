@@ -99,6 +99,7 @@ class Answer:
         """Choose the context; returns the prompt that it belongs to."""
         request, store = self.request, self.served.store
         asked = request.selecting(self.room.config.budget)
+        self._check_documents(asked["doc_ids"])
         asked["filters"] = self.caller.narrowed(asked["filters"])
         if isinstance(request, CompletionRequest):
             if request.context:
@@ -117,6 +118,15 @@ class Answer:
             return [*self._memory.recent(), {"role": "user", "content": question}]
         turns, self.context, _ = next_turn(store, self._memory, question, **asked)
         return turns
+
+    def _check_documents(self, ids: list[str] | None) -> None:
+        """Refuse documents that the caller may not see in the words for those that there are not."""
+        if ids is None or self.caller.filters is None:
+            return
+        seen = set(self.served.store.ids(self.caller.filters))
+        unknown = next((id for id in ids if id not in seen), None)
+        if unknown is not None:
+            raise Refusal(404, f"There is no document {unknown[:64]!r}.", code="document_not_found", param="doc_ids")
 
     @staticmethod
     def _next_message(messages: list[dict[str, str]]) -> str:

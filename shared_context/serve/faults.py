@@ -115,10 +115,6 @@ def add_handlers(app: FastAPI) -> None:
             message = f"The body cannot be read: it must be {form if request.url.path == UPLOADS else json}."
         return Refusal(error.status_code, message, headers=error.headers).response()
 
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return Refusal(500, "The server failed; its log has the reason under this request's id.").response()
-
 
 def _refusal_of(error: RequestValidationError) -> Refusal:
     """The first fault of a request's fields. Values are not repeated: they may be long, or somebody's text."""

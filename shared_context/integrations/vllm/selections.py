@@ -1,0 +1,158 @@
+"""The folder through which keys and values pass, and where each token's belong in a paged cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from shared_context.errors import SelectionError
+
+FORMAT = "shared-context-selection-1"
+PARAMETER = "shared_context"
+"""The key of a request's ``kv_transfer_params`` that holds what :func:`parameters` makes."""
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def write_selection(folder: Path, token_ids: Sequence[int], key_values: torch.Tensor) -> str:
+    """Keep the keys and values of a prompt's beginning; whoever wrote them removes them.
+
+    Args:
+        folder: that the connector reads.
+        token_ids: those whose keys and values these are.
+        key_values: [2, layers, tokens, kv_heads, head_dim], keys first.
+
+    Returns:
+        The id by which a request names them.
+    """
+    id = uuid4().hex
+    about = {"format": FORMAT, "tokens": digest_of(token_ids), "sha256": _checksum(key_values)}
+    new = folder / f"{id}.new"
+    save_file({"key_values": key_values.contiguous()}, new, metadata={"about": json.dumps(about)})
+    os.replace(new, _file(folder, id))
+    return id
+
+
+def remove_selection(folder: Path, id: str) -> None:
+    """Forget keys and values; requests that name them fail from now on."""
+    _file(folder, id).unlink(missing_ok=True)
+
+
+def parameters(id: str, tokens: int) -> dict[str, Any]:
+    """A request's ``kv_transfer_params``: which keys and values, and of how many tokens at its beginning."""
+    return {PARAMETER: {"id": id, "tokens": tokens}}
+
+
+def asked_for(transfer: Mapping[str, Any] | None, prompt: int, salted: bool) -> tuple[str, int] | None:
+    """The id that a request names, and of how many of its tokens keys and values are to be loaded.
+
+    What is wrong with a request must fail that request and no other, and only a load can fail alone. So a request that
+    asks in a wrong way is told that all of its prompt but the last token will be loaded, under an id that there is not.
+
+    Args:
+        transfer: its ``kv_transfer_params``.
+        prompt: tokens of its prompt.
+        salted: whether it has a ``cache_salt``, without which its blocks would be taken for those of text.
+
+    Returns:
+        None where it names nothing.
+    """
+    named = (transfer or {}).get(PARAMETER)
+    if named is None:
+        return None
+    id, tokens = (named.get("id"), named.get("tokens")) if isinstance(named, Mapping) else (None, None)
+    known = isinstance(id, str) and _ID.fullmatch(id) is not None
+    counted = isinstance(tokens, int) and not isinstance(tokens, bool) and 0 < tokens < prompt
+    if known and counted and salted:
+        return id, tokens
+    return ("unsalted" if not salted else "malformed"), prompt - 1
+
+
+def read_selection(folder: Path, id: str, token_ids: Sequence[int], layers: int) -> torch.Tensor:
+    """Keys and values that a request names, [2, layers, tokens, kv_heads, head_dim].
+
+    Args:
+        folder: where they lie.
+        id: names them.
+        token_ids: the tokens that the request begins with, for which they have to be.
+        layers: of the model.
+
+    Raises:
+        SelectionError: they cannot be loaded; says why.
+    """
+    if id == "unsalted":
+        raise SelectionError(
+            "The request names a selection and has no cache_salt: its blocks would pass for those of the text. Send "
+            "the selection's id as cache_salt."
+        )
+    if _ID.fullmatch(id) is None:
+        raise SelectionError(
+            f"kv_transfer_params[{PARAMETER!r}] must be an id of 32 hex digits and a number of tokens, of which the "
+            "prompt has more."
+        )
+    path = _file(folder, id)
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            key_values = file.get_tensor("key_values")
+    except FileNotFoundError as error:
+        raise SelectionError(
+            f"There is no selection {id} in {folder}; write it, and remove it after the answer."
+        ) from error
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise SelectionError(f"The selection {id} cannot be read: {error}. Write it again.") from error
+    if about.get("format") != FORMAT:
+        raise SelectionError(f"The selection {id} is of the format {about.get('format')!r}, and this is {FORMAT!r}.")
+    if about.get("tokens") != digest_of(token_ids):
+        raise SelectionError(f"The selection {id} is of other tokens than the request's first {len(token_ids)}.")
+    if key_values.ndim != 5 or key_values.shape[:3] != (2, layers, len(token_ids)):
+        raise SelectionError(
+            f"The selection {id} has the shape {list(key_values.shape)}, and the model needs "
+            f"[2, {layers}, {len(token_ids)}, kv_heads, head_dim]: it is of another model."
+        )
+    if about.get("sha256") != _checksum(key_values):
+        raise SelectionError(f"The selection {id} is damaged. Write it again.")
+    return key_values
+
+
+def slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> torch.Tensor:
+    """Where a request's tokens from ``start`` up to ``stop`` lie in the paged cache, int64 [stop - start].
+
+    Args:
+        block_ids: the request's blocks, in order.
+        start, stop: positions in its prompt; neither has to be a multiple of the block size.
+        block_size: tokens of a block.
+    """
+    positions = torch.arange(start, stop)
+    return torch.tensor(block_ids, dtype=torch.int64)[positions // block_size] * block_size + positions % block_size
+
+
+def heads_of_rank(kv_heads: int, rank: int, ranks: int) -> slice:
+    """The KV heads that one of several tensor-parallel ranks holds; where there are fewer heads, ranks share one."""
+    if kv_heads >= ranks:
+        each = kv_heads // ranks
+        return slice(rank * each, (rank + 1) * each)
+    head = rank * kv_heads // ranks
+    return slice(head, head + 1)
+
+
+def digest_of(token_ids: Sequence[int]) -> str:
+    """Of tokens, such that others have another one."""
+    return hashlib.sha256(torch.tensor(list(token_ids), dtype=torch.int64).numpy().tobytes()).hexdigest()
+
+
+def _checksum(key_values: torch.Tensor) -> str:
+    return hashlib.sha256(key_values.contiguous().view(torch.uint8).numpy()).hexdigest()
+
+
+def _file(folder: Path, id: str) -> Path:
+    return folder / f"{id}.safetensors"

@@ -1,0 +1,103 @@
+"""Answers of vLLM behind injected selections are the library's own; `make test-vllm` runs this.
+
+vLLM lives in an environment of its own, whose Python SHARED_CONTEXT_VLLM_PYTHON names.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context.integrations.vllm.selections import parameters, remove_selection, write_selection
+from shared_context.model.pretrained import resolve_model
+
+PYTHON = os.environ.get("SHARED_CONTEXT_VLLM_PYTHON")
+ROOT = Path(__file__).parent.parent.parent
+QUESTIONS = json.loads((ROOT / "examples" / "data" / "handbook-questions.json").read_text(encoding="utf-8"))
+NEW_TOKENS = 24
+
+pytestmark = pytest.mark.skipif(PYTHON is None, reason="SHARED_CONTEXT_VLLM_PYTHON names no Python with vLLM")
+
+
+def questions(count: int) -> list[str]:
+    found = [qa["question"] for article in QUESTIONS["data"] for p in article["paragraphs"] for qa in p["qas"]]
+    return found[:count]
+
+
+@pytest.fixture(scope="module")
+def exact() -> SharedLLMModel:
+    return SharedLLMModel.from_pretrained(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def store(exact, handbook) -> SharedLLMContextStore:
+    store = SharedLLMContextStore(exact, embedder=None)
+    store.add(handbook, id="handbook")
+    return store
+
+
+def case(prompt, folder, **other):
+    """A request that names the selection of a prompt."""
+    id = write_selection(folder, prompt.token_ids[: prompt.computed], prompt.key_values)
+    asked = {"token_ids": prompt.token_ids, "max_tokens": NEW_TOKENS, "salt": id}
+    return {**asked, "transfer": parameters(id, prompt.computed), **other}
+
+
+def answers(cases, folder, dtype="float32"):
+    """What vLLM says."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    files = [folder / "cases.json", folder / "answers.json"]
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": str(ROOT)}
+    command = [
+        PYTHON,
+        Path(__file__).parent / "answers.py",
+        resolve_model("smollm2-135m-instruct"),
+        folder,
+        *files,
+        dtype,
+    ]
+    done = subprocess.run(
+        [str(part) for part in command], env={**os.environ, **settings}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads(files[1].read_text()), done.stdout + done.stderr
+
+
+def test_answers_are_those_of_the_library_to_the_word(exact, store, tmp_path):
+    count = int(os.environ.get("SHARED_CONTEXT_VLLM_QUESTIONS", "40"))
+    asked = questions(count)
+    selections = [store.select(question, budget=256) for question in asked]
+    prompts = [exact.assemble(q, context=s, max_new_tokens=NEW_TOKENS) for q, s in zip(asked, selections, strict=True)]
+    expected = [exact.generate(q, context=s, max_new_tokens=NEW_TOKENS) for q, s in zip(asked, selections, strict=True)]
+    said, _ = answers([case(prompt, tmp_path) for prompt in prompts], tmp_path)
+    assert [one["text"] for one in said] == expected
+    assert [one["cached"] for one in said] == [prompt.computed for prompt in prompts]
+
+
+def test_what_is_wrong_with_a_request_fails_it_alone(exact, store, tmp_path):
+    (question,) = questions(1)
+    selection = store.select(question, budget=256)
+    prompt = exact.assemble(question, context=selection, max_new_tokens=NEW_TOKENS)
+    expected = exact.generate(question, context=selection, max_new_tokens=NEW_TOKENS)
+    plain = exact.assemble(question, max_new_tokens=NEW_TOKENS)
+    good, gone, damaged = (case(prompt, tmp_path) for _ in range(3))
+    remove_selection(tmp_path, gone["salt"])
+    file = tmp_path / f"{damaged['salt']}.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 0xFF
+    file.write_bytes(content)
+    unsalted = case(prompt, tmp_path, salt=None)
+    other = case(prompt, tmp_path)
+    other["token_ids"] = [1, *prompt.token_ids[1:-1], 1]
+    malformed = case(prompt, tmp_path, transfer={"shared_context": {"id": "../../etc/passwd", "tokens": 3}})
+    ordinary = {"token_ids": plain.token_ids, "max_tokens": NEW_TOKENS, "salt": None, "transfer": None}
+    cases = [good, gone, damaged, unsalted, other, malformed, ordinary, good]
+    said, log = answers(cases, tmp_path)
+    assert [one["finish_reason"] == "error" for one in said] == [False, True, True, True, True, True, False, False]
+    assert said[0]["text"] == said[-1]["text"] == expected
+    assert said[6]["text"] == exact.generate(question, max_new_tokens=NEW_TOKENS)
+    for words in ("There is no selection", "is damaged", "no cache_salt", "of other tokens", "32 hex digits"):
+        assert words in log
