@@ -13,10 +13,10 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from shared_context import SharedLLMContextStore, SharedLLMModel  # noqa: E402
-from shared_context.model.attention import ATTENTION  # noqa: E402
+from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context.model.attention import ATTENTION
 
 # How long an example of a property test takes says how busy the machine is, and nothing else.
 settings.register_profile("no deadline", deadline=None)

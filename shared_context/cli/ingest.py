@@ -143,7 +143,8 @@ def read_files(
     max_bytes: int,
 ) -> tuple[list[Document], Failures, dict[str, str]]:
     """All documents under the paths, why others cannot be read, and what of folders holds no text. Before a model is
-    loaded."""
+    loaded.
+    """
     from shared_context.store.documents import load_documents
     from shared_context.store.files import find_files
 

@@ -79,7 +79,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def main(
+def main(  # noqa: D103 (it would be the command's help, which the app has)
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,

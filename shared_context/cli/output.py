@@ -88,7 +88,7 @@ def kept(disk: Mapping[str, int]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that is safe to show: control characters, which could command the terminal, as `\\x1b`."""
+    r"""Text that is safe to show: control characters, which could command the terminal, as `\x1b`."""
     return text.replace("\r\n", "\n").translate(_CONTROL_CHARACTERS)
 
 

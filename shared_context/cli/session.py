@@ -74,7 +74,7 @@ def load_model(name: str, adapter: str | None = None, dtype: str = "auto", devic
 
 def is_store(path: Path | str) -> bool:
     """Whether there is something in the folder that has to be opened, not made; always at an address."""
-    return is_address(path) or path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    return is_address(path) or (path.exists() and not (path.is_dir() and not any(path.iterdir())))
 
 
 def made_with(path: Path | str) -> dict[str, Any]:

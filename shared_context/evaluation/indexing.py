@@ -20,7 +20,8 @@ LLAMAINDEX, LANGCHAIN = "LlamaIndex's VectorStoreIndex", "LangChain's InMemoryVe
 
 class Framework(NamedTuple):
     """A framework's chunked RAG: a module of this package, a class in it that is an :class:`Index`, and what to call
-    the chunks that the framework makes by default."""
+    the chunks that the framework makes by default.
+    """
 
     module: str
     index_class: str

@@ -83,7 +83,7 @@ def variants() -> Iterator[Variant]:
             leaf_scores_kernel,
             {"query": "*fp32", "weights": "*fp32", "codes": f"*{codes}", "scales": "*fp16", "leaves": "*i64"}
             | {"out": "*fp32"}
-            | {name: "i32:16" for name in ("leaf_size", "code_size", "codes_leaf", "codes_token", "scales_leaf")},
+            | dict.fromkeys(("leaf_size", "code_size", "codes_leaf", "codes_token", "scales_leaf"), "i32:16"),
             {
                 "WORDS": words,
                 "TOKENS": 32,
@@ -119,7 +119,7 @@ def variants() -> Iterator[Variant]:
             assembly_kernel,
             {"blocks": "*i64", "rows": "*i32", "cos": "*fp32", "sin": "*fp32", "out": "*bf16"}
             | {"kinds": "*i32"}
-            | {name: "i64:16" for name in ("out_part", "out_layer", "out_head", "out_entry")},
+            | dict.fromkeys(("out_part", "out_layer", "out_head", "out_entry"), "i64:16"),
             {"ENTRIES": entries_of_a_program(head_dim)}
             | {"ELEMENT": tl.str_to_ty(element, None), "HALF_DIM": half, "HEAD_DIM": head_dim}
             | {"HALF": triton.next_power_of_2(half), "REST": triton.next_power_of_2(max(1, head_dim - 2 * half))}
@@ -130,7 +130,7 @@ def variants() -> Iterator[Variant]:
         yield Variant(
             f"ragged attention, {element}, heads of {head_dim}{', masked' if masked else ''}",
             ragged_attention_kernel,
-            {name: f"*{element}" for name in ("query", "keys", "values", "out")}
+            dict.fromkeys(("query", "keys", "values", "out"), f"*{element}")
             | {"table": "*i64", "mask": "*fp32" if masked else f"*{element}", "lse": "*fp32", "scaling": "fp32"}
             | {"row_stride": "i32:16"},
             {"HEAD_DIM": head_dim, "HEAD": padded(head_dim), "QUERIES": QUERIES, "ENTRIES": entries_at_a_time(head_dim)}

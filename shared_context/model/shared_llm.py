@@ -320,7 +320,7 @@ class SharedLLMModel:
         self,
         prompt: str | Sequence,
         *,
-        context: Context | str | None | Sequence[Context | str | None] = None,
+        context: Context | str | Sequence[Context | str | None] | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float | None = None,
@@ -465,7 +465,7 @@ class SharedLLMModel:
         question: str | Sequence,
         answer: str | Sequence[str],
         *,
-        context: Context | str | None | Sequence[Context | str | None] = None,
+        context: Context | str | Sequence[Context | str | None] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         batch_size: int = 8,
     ) -> float | list[float]:
@@ -536,7 +536,7 @@ class SharedLLMModel:
         self,
         prompt: str | Sequence,
         *,
-        context: Context | str | None | Sequence[Context | str | None] = None,
+        context: Context | str | Sequence[Context | str | None] | None = None,
         max_new_tokens: int = 256,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:

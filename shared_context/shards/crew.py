@@ -122,7 +122,7 @@ class Crew:
 
     def ask_all(self, method: str, *arguments: Any) -> dict[int, Any]:
         """Ask all that are present the same."""
-        return self.ask({number: (method, arguments) for number in self.present})
+        return self.ask(dict.fromkeys(self.present, (method, arguments)))
 
     def ask_one(self, number: int, method: str, *arguments: Any) -> Any:
         """Ask one."""

@@ -79,7 +79,7 @@ class ShardedLeaves:
     @cached_property
     def embeddings(self) -> torch.Tensor:
         """Of all spans; the prefilter asks for them."""
-        answers = self._crew.ask({number: ("embeddings", ()) for number in self._holding(self._first_span)})
+        answers = self._crew.ask(dict.fromkeys(self._holding(self._first_span), ("embeddings", ())))
         return torch.from_numpy(np.concatenate(list(answers.values()))).to(self._device)
 
     def late_interaction(
@@ -151,7 +151,7 @@ class ShardedHeaders:
     def scores(self, codes: torch.Tensor, weights: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
         """Compare a query with every header."""
         asked = codes.numpy(force=True), None if embedding is None else embedding.numpy(force=True)
-        answers = self._crew.ask({number: ("headers_said", asked) for number in self._holding})
+        answers = self._crew.ask(dict.fromkeys(self._holding, ("headers_said", asked)))
         keys = [answer.keys | (number << KEY_BITS) for number, answer in answers.items()]
         said = HeaderScores(
             np.concatenate(keys),
@@ -210,7 +210,7 @@ class ShardedWords:
 
     def leaves_with(self, term: str) -> tuple[np.ndarray, np.ndarray]:
         """Keys and leaves of the documents that hold a term, int64, in rising order."""
-        answers = self._crew.ask({number: ("leaves_with", (term,)) for number in self._holding})
+        answers = self._crew.ask(dict.fromkeys(self._holding, ("leaves_with", (term,))))
         keys = [keys | (number << KEY_BITS) for number, (keys, _) in answers.items()]
         return np.concatenate(keys), np.concatenate([leaves for _, leaves in answers.values()])
 

@@ -155,7 +155,8 @@ def load_documents(
 
 def skip_or_refuse(failures: Mapping[str, DocumentError], count: int, on_error: OnError) -> None:
     """Pass over what is unreadable of ``count`` documents, or refuse all: where something else is wrong, too, or where
-    nothing would be left."""
+    nothing would be left.
+    """
     unreadable = all(isinstance(error, UnreadableError) for error in failures.values())
     if on_error == "raise" or not unreadable or len(failures) == count:
         refuse(failures, count)

@@ -140,7 +140,7 @@ def _item(document: Document, kind: type[Item] = Item, **more: Any) -> Item:
 
 def _text(op: PutOp) -> str:
     """What an item is found by: the texts at the paths that it names, or all of it; never blank."""
-    parts = op.index if op.index else list(op.value)
+    parts = op.index or list(op.value)
     texts = [text for path in parts for text in get_text_at_path(op.value, path)]
     return "\n".join(text for text in texts if text.strip()) or op.key
 

@@ -41,7 +41,8 @@ Response = TypeVar("Response", CompletionResponse, ChatResponse)
 
 def _over_context(call: Callable) -> Callable:
     """Turns ``context=`` of a call into an LLM bound to it, so that callbacks and events get arguments that can be
-    logged as JSON."""
+    logged as JSON.
+    """
 
     def bind(llm: SharedLLM, kwargs: dict[str, Any]) -> SharedLLM:
         return llm.with_context(kwargs.pop("context")) if "context" in kwargs else llm
@@ -62,7 +63,7 @@ def _over_context(call: Callable) -> Callable:
 
 
 class SharedLLM(LLM):
-    """A :class:`SharedLLMModel` as a LlamaIndex LLM, for pipelines that paste text and for those that inject KV.
+    r"""A :class:`SharedLLMModel` as a LlamaIndex LLM, for pipelines that paste text and for those that inject KV.
 
     ``llm.chat(messages, context=selection)`` answers over a selection of a context store; so do ``complete`` and the
     streaming and async forms, and everything that is given ``llm.with_context(selection)``. Async calls work in a
@@ -82,7 +83,7 @@ class SharedLLM(LLM):
         top_p, top_k, stop, seed: as in ``SharedLLMModel.generate``.
         generate_kwargs: further generation settings of transformers, by their names there.
 
-    All generation settings can be given per call as well: ``llm.complete(prompt, max_new_tokens=16, stop=["\\n"])``.
+    All generation settings can be given per call as well: ``llm.complete(prompt, max_new_tokens=16, stop=["\n"])``.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
