@@ -245,6 +245,14 @@ def needle(
     depths: Annotated[int, typer.Option("--depths", min=2, help="Depths of a needle, evenly spaced.")] = 5,
     trials: Annotated[int, typer.Option("--trials", help="Haystacks for each task, length and depth.")] = 2,
     budget: Annotated[int, typer.Option("--budget", help="KV entries of a selection.")] = 256,
+    ratio: Annotated[
+        int | None,
+        typer.Option("--ratio", min=1, help="Show all of a haystack at this one grain instead of a selection."),
+    ] = None,
+    importance: Annotated[
+        Literal["repetition", "probe"],
+        typer.Option("--importance", help="How it is known which rows a coarse grain keeps."),
+    ] = "repetition",
     seed: SeedOption = 0,
     resume: ResumeOption = None,
     json_file: JsonFileOption = None,
@@ -262,6 +270,8 @@ def needle(
         tasks=tuple(task) if task else measurement.TASKS,
         trials=trials,
         budget=budget,
+        ratio=ratio,
+        importance=importance,
         seed=seed,
         resume=resume,
     )

@@ -13,7 +13,7 @@ from statistics import fmean
 import numpy as np
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
-from shared_context.config import one_of
+from shared_context.config import ImportanceMethod, StoreConfig, one_of
 from shared_context.evaluation.ledger import Ledger, reader_identity
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.metrics import containment, holds_a_span, mean_with_interval
@@ -74,6 +74,8 @@ def measure(
     tasks: Sequence[Task] = TASKS,
     trials: int = TRIALS,
     budget: int = BUDGET,
+    ratio: int | None = None,
+    importance: ImportanceMethod = "repetition",
     seed: int = 0,
     resume: str | Path | None = None,
 ) -> Report:
@@ -89,6 +91,8 @@ def measure(
         tasks: which.
         trials: haystacks for each task, length and depth.
         budget: KV entries of a selection.
+        ratio: show all of the haystack at this one grain instead of a selection, nothing left out.
+        importance: how it is known which rows a coarse grain keeps.
         seed: of names, numbers and the intervals.
         resume: a file that keeps results as they come and from which a run that was stopped goes on.
     """
@@ -103,8 +107,11 @@ def measure(
     }
     embedder, tokenize = RememberingEmbedder(load_default_embedder()), cache(model.tokenize)
     haystacks = {length: repeat_to(model, text, length) for length in lengths}
-    settings = {"measurement": "needle", "model": reader_identity(model), "embedder": embedder.name, "budget": budget,
-                "seed": seed, "text": hashlib.sha256(text.encode()).hexdigest()[:16]}  # fmt: skip
+    settings = {
+        "measurement": "needle", "model": reader_identity(model), "embedder": embedder.name,
+        "text": hashlib.sha256(text.encode()).hexdigest()[:16], "seed": seed,
+        "budget": budget, "ratio": ratio, "importance": importance,
+    }  # fmt: skip
 
     def compute(keys: list[str]) -> list[dict[str, float]]:
         results = []
@@ -117,26 +124,29 @@ def measure(
                 store.update("haystack", needles.text)
             else:
                 store.add(needles.text, id="haystack")
-            results.append(_result(store, needles, budget))
+            results.append(_result(store, needles, budget, ratio))
         return results
 
-    with SharedLLMContextStore(model, embedder=embedder) as store:
+    with SharedLLMContextStore(model, embedder=embedder, config=StoreConfig(importance=importance)) as store:
         results = Ledger(resume, settings).results(list(cells), compute, what="needle")
     by_cell = dict(zip(cells.values(), results, strict=True))
+    shown = f"the selection of {budget:,} KV entries" if ratio is None else f"what is shown at ratio {ratio}: all of it"
+    grain = {"budget": budget} if ratio is None else {"ratio": ratio, "importance": importance}
     return Report(
         "needle",
-        {**model_setting(model), "embedder": embedder.name, "budget": budget, "trials": trials, "seed": seed},
+        {**model_setting(model), "embedder": embedder.name, **grain, "trials": trials, "seed": seed},
         [*_maps(by_cell, tasks, lengths, depths), _summary(by_cell, tasks, seed)],
         notes=[
-            f"A needle counts as shown if its whole sentence is in the selection of {budget:,} KV entries, and a value "
+            f"A needle counts as shown if its whole sentence is in {shown}, and a value "
             "as named if it stands in the answer. Where several are asked for, the share of them counts. Tasks after "
             "RULER's definitions, in other sentences."
         ],
     )
 
 
-def _result(store: SharedLLMContextStore, needles: Needles, budget: int) -> dict[str, float]:
-    selection = store.select(needles.question, budget=budget)
+def _result(store: SharedLLMContextStore, needles: Needles, budget: int, ratio: int | None) -> dict[str, float]:
+    everything = ratio is not None
+    selection = store.select(None, ratio=ratio) if everything else store.select(needles.question, budget=budget)
     shown = [Span(node.doc_id, node.start, node.end) for node in selection.nodes]
     answers = store.model.generate([needles.question] * 2, context=[selection, None], max_new_tokens=ANSWER_TOKENS)
     named, guessed = (fmean(containment(answer, [value]) for value in needles.values) for answer in answers)

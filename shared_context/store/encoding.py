@@ -190,11 +190,8 @@ def kept_rows(kv: ChunkKV | RaggedKV, spans: Iterable[tuple[int, int, int]]) -> 
     """
     spans = list(spans)
     scores = kv.importance if isinstance(kv, ChunkKV) else kv.scores(max(end for _, end, _ in spans))
-    by_head = scores.flatten(0, 1).numpy()
-    kept = np.zeros(by_head.shape, dtype=bool)
-    for start, end, ratio in spans:
-        kept |= important_rows(by_head, start, end, ratio)
-    return torch.from_numpy(kept).view(scores.shape)
+    kept = important_rows(scores.flatten(0, 1).numpy(), spans)
+    return torch.from_numpy(np.ascontiguousarray(kept)).view(scores.shape)
 
 
 def header_ids(model: SharedLLMModel, config: StoreConfig, entry: Entry) -> np.ndarray | None:

@@ -33,31 +33,38 @@ def node_rows(start: int, end: int, ratio: int | None) -> range:
     return range(end - 1 - (kv_entries(end - start, ratio) - 1) * ratio, end, ratio)
 
 
-def important_rows(importance: np.ndarray, start: int, end: int, ratio: int) -> np.ndarray:
-    """Which tokens of a span each head keeps at ``ratio``: the most important over all heads together.
+def important_rows(importance: np.ndarray, spans: Iterable[tuple[int, int, int]]) -> np.ndarray:
+    """Which tokens of some spans each head keeps: of each span the most important over all heads together.
 
     Heads then keep very different numbers, :func:`kv_entries` on average. Grains are nested: what a ratio keeps, every
     finer one keeps, too. Of equally important rows the later ones are kept, and of one token's those of lower heads.
 
     Args:
         importance: of each row, float [heads, tokens], the heads of all layers; below zero where there is no row to
-            keep. A head without enough of them leaves the span with fewer than that.
-        start, end: first token of the span and the one behind its last.
-        ratio: 1 or more.
+            keep. A head without enough of them leaves a span with fewer than that.
+        spans: of each its first token, the one behind its last, and its ratio, 1 or more; none overlaps another.
 
     Returns:
-        bool [heads, tokens], False outside the span.
+        bool [heads, tokens], False outside the spans.
     """
-    kept = np.zeros(importance.shape, dtype=bool)
-    span = np.ascontiguousarray(importance[:, start:end].T[::-1], dtype=np.float32) + 0.0  # no -0.0
-    wanted = min(kv_entries(end - start, ratio) * len(importance), int((span >= 0).sum()))
-    if wanted > 0:
-        # The bits of floats that are not negative rise as they do; what lies behind them makes all of them different.
-        order = span.view(np.int32).astype(np.int64).ravel() * span.size - np.arange(span.size)
-        order[span.ravel() < 0] = -span.size
-        least = np.partition(order, span.size - wanted)[span.size - wanted]
-        kept[:, start:end] = (order >= least).reshape(span.shape)[::-1].T
-    return kept
+    alike: dict[tuple[int, int], list[int]] = {}
+    for start, end, ratio in spans:
+        if end > start:
+            alike.setdefault((end - start, ratio), []).append(start)
+    by_token = np.ascontiguousarray(importance.T, dtype=np.float32)
+    kept = np.zeros(by_token.shape, dtype=bool)
+    for (size, ratio), starts in alike.items():
+        # The last token first, and of one token the lowest head.
+        places = np.array(starts)[:, None] + np.arange(size)[::-1]
+        rows = by_token[places].reshape(len(starts), -1)
+        wanted = kv_entries(size, ratio) * len(importance)
+        least = np.partition(rows, rows.shape[1] - wanted, axis=1)[:, rows.shape[1] - wanted, None]
+        chosen = rows >= np.maximum(least, 0)
+        for one in np.flatnonzero(np.count_nonzero(chosen, axis=1) > wanted):
+            equal = np.flatnonzero(rows[one] == least[one])
+            chosen[one, equal[wanted - np.count_nonzero(rows[one] > least[one]) :]] = False
+        kept[places] = chosen.reshape(*places.shape, -1)
+    return kept.T
 
 
 def cut_rows(tree: ContextTree, cut: Iterable[Grained]) -> list[int]:

@@ -33,3 +33,11 @@ def test_all_tasks_at_all_depths(model, handbook):
     assert maps["key-value: needles shown"].rows == ["0%", "100%"]
     assert maps["multi-value: needles shown"].rows == [needle.SPREAD]
     assert all(0 <= value <= 1 for part in maps.values() for row in part.values for value in row)
+
+
+def test_a_haystack_at_one_grain_is_shown_whole(make_small_model, handbook):
+    model = make_small_model(window=4096)
+    report = needle.measure(model, handbook, lengths=[600], depths=[1.0], tasks=["single"], trials=1, ratio=8)
+    maps = {part.title: part.values for part in report.parts if isinstance(part, HeatMap)}
+    assert maps["single: needles shown"] == [[1.0]]
+    assert report.setting["ratio"] == 8 and "budget" not in report.setting

@@ -84,7 +84,7 @@ scores = st.lists(st.sampled_from([0.0, -0.0, 0.5, 0.25, 1e-7, 6e-8, 3.0, -1.0])
 def test_a_span_keeps_its_most_important_rows_over_all_heads(values, span, ratio):
     importance = np.array(values, np.float16).reshape(3, 60)
     start, end = span[0], sum(span)
-    kept = important_rows(importance, start, end, ratio)
+    kept = important_rows(importance, [(start, end, ratio)])
     assert set(zip(*(axis.tolist() for axis in np.nonzero(kept)), strict=True)) == naive_important(
         importance, start, end, ratio
     )
@@ -94,6 +94,18 @@ def test_a_span_keeps_its_most_important_rows_over_all_heads(values, span, ratio
 def test_what_a_grain_keeps_every_finer_one_keeps_too(values, span, ratio, times):
     importance = np.abs(np.array(values, np.float16).reshape(3, 60))
     start, end = span[0], sum(span)
-    coarser = important_rows(importance, start, end, ratio * times)
-    assert not (coarser & ~important_rows(importance, start, end, ratio)).any()
+    coarser = important_rows(importance, [(start, end, ratio * times)])
+    assert not (coarser & ~important_rows(importance, [(start, end, ratio)])).any()
     assert coarser.sum() == 3 * kv_entries(end - start, ratio * times)
+
+
+five = st.lists(st.integers(1, 12), min_size=5, max_size=5)
+
+
+@given(scores, five, five)
+def test_spans_keep_together_what_each_keeps_alone(values, sizes, of_spans):
+    importance = np.array(values, np.float16).reshape(3, 60)
+    ends = np.cumsum(sizes).tolist()
+    several = list(zip([0, *ends], ends, of_spans, strict=False))
+    alone = [important_rows(importance, [span]) for span in several]
+    assert (important_rows(importance, several) == np.logical_or.reduce(alone)).all()

@@ -85,6 +85,10 @@ def assemble_ragged(
 def _turned(keys: torch.Tensor, part: RaggedKV, delta: torch.Tensor, rotary: Rotary | torch.Tensor) -> torch.Tensor:
     """The keys of a part, [rows, head_dim], moved: what a token is moved by is the same in all heads of a layer."""
     rotary, tokens = Rotary.of(rotary), part.tokens
+    if rotary.uniform and len(delta) and (delta == delta[0]).all():
+        # All by the same: no angles have to be gathered, which are as much memory as the keys.
+        cos, sin = (angles[0] for angles in rotary.of_layer(0).cos_sin(delta[:1], keys.device))
+        return _turn(keys, cos, sin, rotary)
     by_token = torch.zeros(int(tokens.max()) + 1 if len(tokens) else 0, dtype=torch.int64)
     by_token[tokens.long().cpu()] = delta.cpu().long()
     cos, sin = rotary.cos_sin(by_token, torch.device("cpu"))
@@ -93,7 +97,11 @@ def _turned(keys: torch.Tensor, part: RaggedKV, delta: torch.Tensor, rotary: Rot
         kind = torch.tensor(rotary.by_layer(len(part.counts))).repeat_interleave(part.counts.sum(dim=1).cpu())
         index = kind * len(by_token) + index
     cos, sin = (angles.flatten(0, 1).to(keys.device)[index.to(keys.device)] for angles in (cos, sin))
-    # One pass after the other over memory that stays in the cache, no copy of what was copied already.
+    return _turn(keys, cos, sin, rotary)
+
+
+def _turn(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Keys [rows, head_dim] turned by angles of every row, or of all of them; in one copy of float32."""
     turned = keys.float()
     turned = turned.clone() if turned is keys else turned
     first, second = rotary.pairs(turned)
