@@ -11,11 +11,16 @@ from shared_context.model.low_rank import InjectionLoRA, by_layer
 
 
 def check_injection(config: AdapterConfig, decoder: InjectingDecoder, name: str) -> None:
-    """Refuse an adapter for another injection than the model's.
+    """Refuse an adapter for another injection than the model's, and any for weights that it cannot be merged into.
 
     Raises:
         AdapterError: naming both.
     """
+    if getattr(decoder.hf_model, "is_quantized", False):
+        raise AdapterError(
+            f"{name} has quantised weights, and an adapter is merged into weights in floating point; load the model "
+            "without quantization_config. On a processor step_weights decodes in fewer bits, with an adapter too."
+        )
     injection = decoder.injection
     own = injection.kind, injection.layers
     its = config.injection, config.injection_layers

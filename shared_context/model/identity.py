@@ -6,22 +6,26 @@ import hashlib
 import json
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLES = 64
 """Values read from each weight; enough to tell checkpoints apart, few enough to take no time."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest (16 hex digits) of a model's shape, of samples of every weight, and of its vocabulary.
 
     The samples are taken in bfloat16, so loading the same checkpoint in bfloat16 and in float32 gives the same digest.
-    Weights that were cast to float16 may differ from it: small ones have lost digits, large ones are infinite.
+    Weights that were cast to float16 may differ from it: small ones have lost digits, large ones are infinite. Those
+    that were quantised are another checkpoint's.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().reshape(-1)
+        # torchao's are tensors of their own kinds, which know how to become plain ones and little else
+        plain = weight.dequantize() if is_traceable_wrapper_subclass(weight) else weight.detach()
+        flat = plain.reshape(-1)
         step = max(1, flat.numel() // SAMPLES)
         sample = flat[::step][:SAMPLES].to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(weight.shape)}".encode())

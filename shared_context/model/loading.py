@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -78,6 +79,10 @@ def load(
             f"{name} has only a slow tokenizer, which gives no character offsets; add a tokenizer.json to it."
         )
     picked = _pick_dtype(dtype, config.dtype, place)
+    given = options.get("quantization_config") or getattr(config, "quantization_config", None)
+    if gguf is None and given is not None:
+        model = _quantised(source, name, {**options, "dtype": picked, "device_map": {"": place}})
+        return model, tokenizer, fingerprint(model, tokenizer)
     digest = None
     if picked == torch.float16 != config.dtype:
         # A cast to float16 loses small weights; bfloat16, of which the digest is made, and float32 keep them. So the
@@ -87,8 +92,18 @@ def load(
     return model, tokenizer, digest or fingerprint(model, tokenizer)
 
 
+def _quantised(source: str, name: str, options: dict[str, Any]) -> PreTrainedModel:
+    """The whole model in fewer bits, on the device that its ``device_map`` names."""
+    failed = f"{name} cannot be loaded by its quantization_config; install what it asks for, or choose another one"
+    # what torchao and bitsandbytes raise where they or a kernel are missing, and transformers in their place
+    with _said_as(ConfigError, failed, (ImportError, RuntimeError, ValueError, AssertionError)):
+        model = _weights(source, name, options)
+    # Hooks of accelerate's would move inputs to the one device on which all is.
+    return remove_hook_from_module(model, recurse=True)
+
+
 def _weights(source: str, name: str, options: dict[str, Any]) -> PreTrainedModel:
-    """The whole model, on the processor."""
+    """The whole model, on the processor where no ``device_map`` says otherwise."""
     own = {"attn_implementation": ATTENTION, "trust_remote_code": False, "output_loading_info": True}
     damaged = f"The weights of {name} are incomplete or damaged; fetch or save them again"
     with _said_as(ModelNotFoundError, damaged, (OSError, RuntimeError, SafetensorError)), quiet_loading():

@@ -125,8 +125,9 @@ class SharedLLMModel:
         )
         prefix = self.prompt_format.prefix
         stepping = None if step_weights is None else Stepping(step_weights, model.device)
-        mend = "it is for prefix injection; leave it out"
-        require(stepping is None or injection == "prefix", "step_weights", step_weights, mend)
+        unserved = injection != "prefix" or getattr(model, "is_quantized", False)
+        mend = "it is for prefix injection and for weights in floating point; leave it out"
+        require(stepping is None or not unserved, "step_weights", step_weights, mend)
         self._decoder = InjectingDecoder(model, tokenizer, self.injection, len(prefix), context_window, stepping)
         # Hooks of cross-attention are on layers that the compressor has too.
         alone = None if injection == "prefix" else self._decoder.lock
@@ -177,7 +178,8 @@ class SharedLLMModel:
             revision: branch, tag or commit of the model's repository on the Hub; None is its main branch.
             token: for a repository that is not public; None is the one of ``hf auth login``.
             cache_dir: folder of the Hugging Face cache; None is its usual one.
-            **model_options: passed to ``AutoModelForCausalLM.from_pretrained``.
+            **model_options: passed to ``AutoModelForCausalLM.from_pretrained``. ``quantization_config`` loads weights
+                in 8 or 4 bits by torchao or bitsandbytes; stores and adapters of other weights are not for these.
 
         Raises:
             ModelNotFoundError: where there are no weights of that name, or they are incomplete or damaged.
@@ -241,10 +243,11 @@ class SharedLLMModel:
 
         Raises:
             ModelMismatchError: where it was trained on another base model.
-            AdapterError: where it is for another injection, or a tensor is missing or reshaped.
+            AdapterError: where the weights are quantised, it is for another injection, or a tensor is missing or
+                reshaped.
         """
-        adapter.check_base(self.name, self.fingerprint)
         check_injection(adapter.config, self._decoder, self.name)
+        adapter.check_base(self.name, self.fingerprint)
         put_to_work(adapter, self.compressor, self._decoder)
         self._adapter = adapter
 
