@@ -135,8 +135,9 @@ class CacheConfig:
     """Limits of the KV cache.
 
     Args:
-        memory_bytes: bytes of KV kept in memory; the least recently used chunk goes first.
-        disk_bytes: bytes of KV kept in the store's folder. 0 keeps none; a store in memory never keeps any.
+        memory_bytes: bytes of KV kept in memory, of all namespaces together; the least recently used chunk goes first.
+        disk_bytes: bytes of KV kept in the store's folder, and by each namespace that ``limit_kv`` gave no other limit.
+            0 keeps none; a store in memory never keeps any.
         quantize: keep KV as int8 with one scale per channel, half the size of bfloat16.
         finest: the finest ratio that is kept of a chunk: 1 keeps all rows, 4 the most important quarter of them.
             Asking for a finer grain computes the chunk again.

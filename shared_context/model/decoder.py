@@ -54,7 +54,7 @@ class InjectingDecoder:
         self.lock = threading.RLock()
         self._sink, self._window, self._stepping = sink, window, stepping
         self._stepper = model if stepping is None else stepping(model)
-        self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[bytes, tuple[int, ...]], torch.Tensor] = OrderedDict()
         self._read_with(model)
 
     def adapt(self, model: PreTrainedModel) -> None:
@@ -132,7 +132,7 @@ class InjectingDecoder:
         if prefix or any(c is not None for c in in_cache):
             inputs[CACHE_ARGUMENT] = self.injection.cache(
                 in_cache,
-                self._prefix_kv(prefix),
+                self._prefix_kv(prefix, b"".join(sorted({getattr(r.context, "owner", b"") for r in requests}))),
                 self._sink,
                 columns.longest + room,
                 self.hf_model.dtype,
@@ -142,16 +142,21 @@ class InjectingDecoder:
             inputs[CACHE_ARGUMENT] = DynamicCache()
         return inputs, injected
 
-    def _prefix_kv(self, prefix: tuple[int, ...]) -> torch.Tensor:
-        """Keys and values of a prefix over all layers, [2, N, kv_heads, prefix, head_dim]."""
-        kv = self._prefixes.pop(prefix, None)
+    def _prefix_kv(self, prefix: tuple[int, ...], owner: bytes) -> torch.Tensor:
+        """Keys and values of a prefix over all layers, [2, N, kv_heads, prefix, head_dim].
+
+        Args:
+            owner: of the contexts that stand behind it, for whom alone it is kept.
+        """
+        key = owner, prefix
+        kv = self._prefixes.pop(key, None)
         if kv is None:
             ids = torch.tensor([prefix], dtype=torch.long, device=self.hf_model.device)
             kv = self._all_layers.key_values(ids)[:, :, 0]
-        self._prefixes[prefix] = kv
+        self._prefixes[key] = kv
         # However long they are: all of them together take no more than a window of keys and values.
         while len(self._prefixes) > PREFIXES_KEPT or (
-            len(self._prefixes) > 1 and sum(map(len, self._prefixes)) > self._window
+            len(self._prefixes) > 1 and sum(len(kept) for _, kept in self._prefixes) > self._window
         ):
             self._prefixes.popitem(last=False)
         return kv

@@ -19,6 +19,9 @@ class Context(Protocol):
     """What can be injected: a store's Selection, or anything else that can say what it holds.
 
     Where it has a ``model_identity`` it is read by a model of that :attr:`SharedLLMModel.identity` only.
+
+    Where it has an ``owner``, bytes, the keys and values of the prefix that stands before it are kept for contexts of
+    this owner alone: how soon an answer begins tells nobody which prompts others have.
     """
 
     @property

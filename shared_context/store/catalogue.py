@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from shared_context.errors import DocumentNotFoundError, SharedContextError
+from shared_context.errors import DocumentNotFoundError, SharedContextError, StoreClosedError
 from shared_context.store.database import DIGEST_BYTES, Database, Entry, Header, Kind
 from shared_context.store.encoding import chunk_digest
+from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.node_data import HeaderData, NodeData, NodeShape, Part, StoredText, joined_nodes
 from shared_context.store.node_index import NodeIndex
+from shared_context.store.word_index import NamespaceWords
 
 TEXTS_KEPT = 32
 """Documents whose text and tokens are kept in memory after they were selected from."""
@@ -23,11 +25,13 @@ TEXTS_KEPT = 32
 class Catalogue:
     """The documents and conversations of a namespace: their entries, what scoring needs of them, texts used of late.
 
-    Everything is read inside of :meth:`reading` or :meth:`changing`, which make it what the database holds.
+    Everything is read inside of :meth:`reading` or :meth:`changing`, which make it what the database holds, and raise
+    StoreClosedError where the namespace was dropped.
 
     Args:
         database: what is kept.
         namespace: the namespace's key.
+        name: the namespace's name.
         salt: of its chunks' digests.
         index: takes in what scoring needs of the documents; empty.
         shape: of the node data.
@@ -45,13 +49,16 @@ class Catalogue:
         self,
         database: Database,
         namespace: int,
+        name: str,
         salt: bytes,
         index: NodeIndex,
         shape: NodeShape,
         cache: TieredKVCache,
         header_ids: Callable[[Entry], np.ndarray | None],
     ):
-        self.index, self.words, self.namespace, self.shape = index, database.words, namespace, shape
+        self.index, self.namespace, self.shape = index, namespace, shape
+        self.words = NamespaceWords(database.words, namespace)
+        self._name = name
         self._database, self._salt, self._cache, self._header_ids = database, salt, cache, header_ids
         self._data_version: int | None = None
         self._version: int | None = None
@@ -63,6 +70,7 @@ class Catalogue:
     def reading(self) -> Iterator[None]:
         """What reads works inside: one thread at a time, on an open store, as it is at one moment."""
         with self._database.snapshot():
+            self._check_there()
             self._take_in()
             yield
 
@@ -72,6 +80,7 @@ class Catalogue:
         with self._database.locked():
             change = Change(self._database, self.namespace, self._salt, self.shape, self._header_ids)
             with self._database.transaction():
+                self._check_there()
                 self._take_in()
                 yield change
                 gone = change.digests - self._database.alive(change.digests)
@@ -91,6 +100,15 @@ class Catalogue:
                 self._entries[key] = entry
                 self.index.headers.put(key, header)
             self._data_version, self._version = seen, version or before
+
+    def _check_there(self) -> None:
+        """That the namespace was not dropped, by this process or another one."""
+        if self._name != DEFAULT_NAMESPACE and not self._database.has_namespace(self.namespace):
+            self._cache.clear()
+            self._texts.clear()
+            raise StoreClosedError(
+                f"The namespace {self._name!r} was dropped. namespace({self._name!r}) of the store begins it anew."
+            )
 
     def _take_in(self) -> None:
         """Take in what another process has committed since the last look."""
@@ -128,6 +146,11 @@ class Catalogue:
     def _alive(self, names: set[str]) -> set[str]:
         """Those digests, in hexadecimal, that a chunk of some document has."""
         return {digest.hex() for digest in self._database.alive(map(bytes.fromhex, names))}
+
+    def remove_all(self, change: Change) -> None:
+        """Take all documents and conversations away."""
+        for key in list(self._entries):
+            change.remove(key)
 
     def has_chunk(self, digest: bytes) -> bool:
         """Whether a document has a chunk of this digest in the database now; False where that cannot be told."""

@@ -6,7 +6,8 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from shared_context.store.about import About
 from shared_context.store.codec import Codec
 from shared_context.store.database import Database
 from shared_context.store.node_data import NodeShape, Part
-from shared_context.store.sqlite_file import FILE, UNFINISHED
-from shared_context.store.word_index import LeafWords
+from shared_context.store.sqlite_file import FILE, UNFINISHED, access, give_name
+from shared_context.store.word_index import FIRST_NAMESPACE, LeafWords
 
 ANY_TOKEN = 1 << 31
 """Token ids lie below it whatever the model is."""
@@ -60,30 +61,62 @@ def check(folder: Path, *, repair: bool = False) -> CheckReport:
         shape = NodeShape(about.config.tree, size, about.dimension, ANY_TOKEN)
         whole = _Whole(database, shape, report)
         if not repair:
+            whole.meta()
             for _ in whole.all():
                 pass
             return report
-        temporary = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}repair.", dir=folder))
-        try:
-            meta = {key: database.get_meta(key) for key in ("about", "codec")}
-            copy = Database(temporary / "store", meta)
-            try:
-                with copy.transaction():
-                    for put in whole.all():
-                        put(copy)
-            finally:
-                copy.close()
+        with _made(folder, whole.meta(), whole.all()) as made:
             if report.damage:
                 database.close()
                 for log in (f"{FILE}-wal", f"{FILE}-shm"):
                     (folder / log).unlink(missing_ok=True)
-                os.replace(temporary / "store" / FILE, folder / FILE)
+                os.replace(made, folder / FILE)
                 report.repaired = True
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return report
     finally:
         database.close()
+
+
+def copy_namespace(database: Database, namespace: int, shape: NodeShape, folder: Path) -> None:
+    """Write a namespace into another folder, whose own documents its documents become.
+
+    Args:
+        database: where it is; nothing is being read or written there by this thread, or one snapshot is.
+        namespace: its key.
+        shape: of the node data.
+        folder: as :func:`~shared_context.store.sqlite_file.is_vacant`.
+
+    Raises:
+        StoreFormatError: something in it is damaged.
+        StoreUnavailableError: the folder cannot be written.
+    """
+    report = CheckReport()
+    whole = _Whole(database, shape, report)
+    meta = {key: database.get_meta(key) for key in ("about", "codec")}
+    with access(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _made(folder, meta, whole.of_namespace(namespace, "", FIRST_NAMESPACE)) as made:
+        if report.damage:
+            raise StoreFormatError(f"The namespace is damaged ({report.damage[0]}); `shared-context check` tells more.")
+        with access(folder):
+            give_name(made, folder / FILE)
+
+
+@contextmanager
+def _made(folder: Path, meta: Mapping[str, bytes], steps: Iterable[Callable[[Database], object]]) -> Iterator[Path]:
+    """A store's file in a folder, under a name that is nobody's; it goes unless it is given another."""
+    temporary = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}copy.", dir=folder))
+    try:
+        copy = Database(temporary / "store", meta)
+        try:
+            with copy.transaction():
+                for put in steps:
+                    put(copy)
+        finally:
+            copy.close()
+        yield temporary / "store" / FILE
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _Whole:
@@ -92,6 +125,19 @@ class _Whole:
     def __init__(self, database: Database, shape: NodeShape, report: CheckReport):
         self._database, self._shape, self._report = database, shape, report
 
+    def meta(self) -> dict[str, bytes]:
+        """The values of the store as a whole; without those that it opens with nothing can be read."""
+        values = {}
+        with self._database.snapshot():
+            for key in self._database.meta_keys():
+                try:
+                    values[key] = self._database.get_meta(key)
+                except StoreFormatError as error:
+                    if key in ("about", "codec"):
+                        raise
+                    self._report.damage.append(_reason(error, key))
+        return values
+
     def all(self) -> Iterator[Callable[[Database], object]]:
         """Steps in the order in which they have to be taken."""
         with self._database.snapshot():
@@ -99,21 +145,32 @@ class _Whole:
                 self._report.damage.append(f"the file: {line}")
             if not self._database.words.is_whole():
                 self._report.damage.append("the index of words: its checksum is wrong")
-            for namespace, (name, salt, expected) in self._database.namespace_rows().items():
-                yield lambda copy, n=namespace, name=name, salt=salt: copy.restore_namespace(n, name, salt)
-                found = 0
-                for key in self._database.readable_keys(namespace):
-                    step = self._step(namespace, key)
-                    found += 1
-                    if step is not None:
-                        yield step
-                if found < expected:
-                    self._report.damage.append(f"{expected - found} documents are missing")
-                for id in self._database.conversations(namespace):
-                    if (step := self._conversation(namespace, id)) is not None:
-                        yield step
+            for namespace, (name, *_) in self._database.namespace_rows().items():
+                yield from self.of_namespace(namespace, name, namespace)
 
-    def _step(self, namespace: int, key: int) -> Callable[[Database], object] | None:
+    def of_namespace(self, namespace: int, name: str, new: int) -> Iterator[Callable[[Database], object]]:
+        """Those of one namespace, inside of a snapshot.
+
+        Args:
+            namespace: its key.
+            name: its name in the other store.
+            new: its key there.
+        """
+        _, salt, expected = self._database.namespace_rows()[namespace]
+        yield lambda copy: copy.restore_namespace(new, name, salt)
+        found = 0
+        for key in self._database.readable_keys(namespace):
+            step = self._step(namespace, key, new)
+            found += 1
+            if step is not None:
+                yield step
+        if found < expected:
+            self._report.damage.append(f"{expected - found} documents are missing")
+        for id in self._database.conversations(namespace):
+            if (step := self._conversation(namespace, id, new)) is not None:
+                yield step
+
+    def _step(self, namespace: int, key: int, new: int) -> Callable[[Database], object] | None:
         database = self._database
         try:
             (entry,) = database.entries(namespace, [key]).values()
@@ -130,9 +187,9 @@ class _Whole:
         ]
         if entry.kind == "document":
             self._report.documents += 1
-        return lambda copy: copy.insert(namespace, entry, named, header)
+        return lambda copy: copy.insert(new, entry, named, header)
 
-    def _conversation(self, namespace: int, id: str) -> Callable[[Database], object] | None:
+    def _conversation(self, namespace: int, id: str, new: int) -> Callable[[Database], object] | None:
         try:
             messages = self._database.messages(namespace, id)
             recent = self._database.messages(namespace, id, recent=True)
@@ -143,8 +200,8 @@ class _Whole:
 
         def put(copy: Database) -> None:
             for row in messages:
-                copy.add_message(namespace, id, row.message, row.tokens)
-            copy.mark_compressed(namespace, id, len(messages) - len(recent))
+                copy.add_message(new, id, row.message, row.tokens)
+            copy.mark_compressed(new, id, len(messages) - len(recent))
 
         return put
 

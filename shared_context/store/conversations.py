@@ -167,6 +167,11 @@ class Conversations:
             ends = list(accumulate(len(_as_text(row)) for row in rows))
             return selection.described(lambda node: _said(rows, bisect_right(ends, node.start)))
 
+    def remove_all(self) -> None:
+        """Forget the messages of all conversations; inside of a change that removes their documents."""
+        for id in self._database.conversations(self._catalogue.namespace):
+            self._database.clear_messages(self._catalogue.namespace, id)
+
     def clear(self, id: str) -> None:
         """Forget a whole conversation."""
         with self._catalogue.changing() as change:

@@ -101,19 +101,30 @@ class Database(StoreFile):
         """Key and salt of a namespace; None where it is not there."""
         return self._connection.execute("SELECT key, salt FROM namespaces WHERE name = ?", (name,)).fetchone()
 
+    def has_namespace(self, namespace: int) -> bool:
+        """Whether a namespace is there, by its key, which no other one ever has."""
+        return bool(self._connection.execute("SELECT 1 FROM namespaces WHERE key = ?", (namespace,)).fetchone())
+
     def add_namespace(self, name: str) -> None:
         """Make a namespace."""
         file_format.add_namespace(self._connection, name)
-
-    def namespaces(self) -> list[str]:
-        """Names of the namespaces, the store's own left out."""
-        rows = self._connection.execute("SELECT name FROM namespaces ORDER BY key")
-        return [name for (name,) in rows if name != file_format.DEFAULT_NAMESPACE]
 
     def remove_namespace(self, namespace: int) -> None:
         """Delete a namespace, which holds nothing any more."""
         self._connection.execute("DELETE FROM namespaces WHERE key = ?", (namespace,))
         self._log_has_deleted = True
+
+    def namespace_bytes(self, namespace: int) -> int:
+        """Bytes of what is kept of the documents of a namespace."""
+        of_part = " + ".join(f"LENGTH({column})" for column in ("ids", "bounds", *COLUMNS))
+        (total,) = self._connection.execute(
+            f"SELECT COALESCE(SUM({of_part}), 0) FROM documents JOIN parts USING (content) WHERE namespace = ?",
+            (namespace,),
+        ).fetchone()
+        (text,) = self._connection.execute(
+            "SELECT COALESCE(SUM(bytes + LENGTH(metadata)), 0) FROM documents WHERE namespace = ?", (namespace,)
+        ).fetchone()
+        return total + text
 
     # Documents
 
@@ -130,7 +141,7 @@ class Database(StoreFile):
             Its key, which no other document ever has.
         """
         content = file_format.next_key(self._connection)
-        self._put_parts(content, 0, parts)
+        self._put_parts(namespace, content, 0, parts)
         line = Line(namespace, entry.kind, entry.id, content, len(parts), _text_bytes(parts), *_described(entry))
         key = file_format.put_document(self._connection, line)
         self._put_header(key, content, header)
@@ -182,7 +193,7 @@ class Database(StoreFile):
         digests = self._remove_parts(key, first)
         file_format.note_change(self._connection, line.namespace, key, digests)
         self._remove_line(line.namespace, key)
-        self._put_parts(line.content, first, parts)
+        self._put_parts(line.namespace, line.content, first, parts)
         nbytes = line.bytes - before + _text_bytes(parts)
         line = line._replace(parts=first + len(parts), bytes=nbytes)
         new = file_format.put_document(self._connection, line)
@@ -190,11 +201,11 @@ class Database(StoreFile):
         self._connection.execute("UPDATE headers SET document = ? WHERE document = ?", (new, key))
         return new, digests
 
-    def _put_parts(self, content: int, first: int, parts: Sequence[tuple[bytes, Part]]) -> None:
+    def _put_parts(self, namespace: int, content: int, first: int, parts: Sequence[tuple[bytes, Part]]) -> None:
         leaf = self._first_leaf(content, first, parts[0][1].nodes.words.leaf_size)
         for number, (digest, part) in enumerate(parts, start=first):
             file_format.put_part(self._connection, content, number, digest, part.stored, part.nodes)
-            self.words.add(content, part.nodes.words, leaf)
+            self.words.add(namespace, content, part.nodes.words, leaf)
             leaf += len(part.nodes.words.terms)
 
     def _first_leaf(self, content: int, number: int, leaf_size: int) -> int:
@@ -208,7 +219,8 @@ class Database(StoreFile):
 
     def _remove_parts(self, key: int, first: int) -> set[bytes]:
         """Delete parts of a document with their words; returns their digests."""
-        content = self._line(key).content
+        line = self._line(key)
+        content = line.content
         language, leaf_size = self.words.described(content)
         leaf = self._first_leaf(content, first, leaf_size)
         before = self._before(key, first)
@@ -216,7 +228,7 @@ class Database(StoreFile):
         for part in self._texts(key, first):
             gone += LeafWords.of(part.text, part.tokens, leaf_size, language, before).terms
             before = (before + part.text)[-BEFORE_CHARACTERS:]
-        self.words.remove(content, LeafWords(language, leaf_size, gone), leaf)
+        self.words.remove(line.namespace, content, LeafWords(language, leaf_size, gone), leaf)
         where = "FROM parts WHERE content = ? AND number >= ?", (content, first)
         digests = {digest for (digest,) in self._connection.execute(f"SELECT digest {where[0]}", where[1])}
         self._connection.execute(f"DELETE {where[0]}", where[1])
@@ -415,12 +427,12 @@ class Database(StoreFile):
             if damage := self.integrity():
                 raise damaged(self._place, f"its index of words: {damage[0]}")
             self.words.clear()
-            rows = self._connection.execute("SELECT key, content FROM documents").fetchall()
-            for key, content in rows:
+            rows = self._connection.execute("SELECT namespace, key, content FROM documents").fetchall()
+            for namespace, key, content in rows:
                 chunks = [(part.text, part.tokens) for part in self._texts(key)]
                 leaf = 0
                 for words in LeafWords.of_chunks(chunks, leaf_size):
-                    self.words.add(content, words, leaf)
+                    self.words.add(namespace, content, words, leaf)
                     leaf += len(words.terms)
                 self.words.move(content, key)
         logger.warning("%s: the index of words was damaged and has been made anew of the texts.", self._place)

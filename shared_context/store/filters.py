@@ -1,4 +1,8 @@
-"""Metadata filters: which documents a query may see."""
+"""Metadata filters: which documents a query may see.
+
+They are no boundary between people who may not see each other's documents: scores tell which words all documents have,
+and ids are shared. A namespace of the store is one.
+"""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ def _parts_and_checksums(connection: sqlite3.Connection, digest: Callable[[bytes
         )
         content = next_key(connection)
         found = LeafWords.by_chunk(text, tokens, tree.leaf_size, tree.chunk_size)
-        words.add(content, found)
+        words.add(namespace, content, found)
         nodes = replace(shape.decode(len(tokens), (codes, scales, embeddings)), words=found)
         parts = shape.split(StoredText(text, tokens), nodes)
         for number, part in enumerate(parts):

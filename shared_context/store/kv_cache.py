@@ -87,6 +87,81 @@ class _Counts:
     evictions: int = 0
 
 
+class KVMemory:
+    """The host memory of one or several caches, of which the least recently used chunk goes first, whosever it is.
+
+    Args:
+        limit: most bytes of KV of all of them together. A larger chunk is not kept.
+
+    Attributes:
+        lock: guards all caches that share it.
+    """
+
+    def __init__(self, limit: int):
+        require(limit >= 0, "memory_bytes", limit, "must be 0 or more bytes")
+        self.limit = limit
+        self.lock = ForkSafeLock()
+        self._held: OrderedDict[tuple[_Memory, str], CachedKV] = OrderedDict()  # least recently used first
+        self._bytes = 0
+
+    def get(self, owner: _Memory, key: str) -> CachedKV | None:
+        """A chunk, which is the most recently used one now."""
+        chunk_kv = self._held.get((owner, key))
+        if chunk_kv is not None:
+            self._held.move_to_end((owner, key))
+        return chunk_kv
+
+    def put(self, owner: _Memory, key: str, chunk_kv: CachedKV) -> None:
+        """Keep a chunk, if need be in the place of others."""
+        self.forget(owner, key)
+        if chunk_kv.nbytes > self.limit:
+            return
+        while self._bytes + chunk_kv.nbytes > self.limit:
+            whose, oldest = next(iter(self._held))
+            self.forget(whose, oldest)
+            whose.counts.evictions += 1
+        self._held[owner, key] = chunk_kv
+        self._bytes += chunk_kv.nbytes
+        owner.sizes[key] = chunk_kv.nbytes
+
+    def forget(self, owner: _Memory, key: str) -> None:
+        """Let go of a chunk, if it is held."""
+        chunk_kv = self._held.pop((owner, key), None)
+        if chunk_kv is not None:
+            self._bytes -= chunk_kv.nbytes
+            del owner.sizes[key]
+
+
+class _Memory:
+    """What one cache holds of a :class:`KVMemory`.
+
+    Attributes:
+        sizes: bytes of each chunk held, by its key.
+    """
+
+    def __init__(self, shared: KVMemory):
+        self._shared, self.counts = shared, _Counts()
+        self.sizes: dict[str, int] = {}
+
+    def get(self, key: str) -> CachedKV | None:
+        chunk_kv = self._shared.get(self, key)
+        if chunk_kv is None:
+            self.counts.misses += 1
+        else:
+            self.counts.hits += 1
+        return chunk_kv
+
+    def put(self, key: str, chunk_kv: CachedKV) -> None:
+        self._shared.put(self, key, chunk_kv)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        for key in list(keys):
+            self._shared.forget(self, key)
+
+    def stats(self) -> dict[str, int]:
+        return _stats(len(self.sizes), sum(self.sizes.values()), self._shared.limit, self.counts)
+
+
 class TieredKVCache(KVCache):
     """A least-recently-used cache in host memory, and behind it one in a folder.
 
@@ -97,7 +172,7 @@ class TieredKVCache(KVCache):
     that cannot be written is logged once and the cache goes on in memory.
 
     Args:
-        memory_bytes: most bytes of KV kept in memory. A larger chunk is not kept.
+        memory: most bytes of KV kept in memory, or what it shares with other caches.
         folder: where files go; made at the first write. None keeps no files.
         disk_bytes: most bytes of files. 0 keeps none. Processes that share the folder each see what the others
             wrote at the latest after writing a sixteenth of the limit themselves.
@@ -107,7 +182,7 @@ class TieredKVCache(KVCache):
             another method is left out, and so are files of rows that were chosen by it.
         further: where what neither memory nor the folder has is looked for.
 
-    One lock guards everything: methods may be called from any thread.
+    One lock guards everything, also that of caches it shares memory with: methods may be called from any thread.
 
     Raises:
         ConfigError: a limit is negative.
@@ -116,7 +191,7 @@ class TieredKVCache(KVCache):
 
     def __init__(
         self,
-        memory_bytes: int,
+        memory: int | KVMemory,
         folder: str | os.PathLike[str] | None = None,
         disk_bytes: int = 8 * GIB,
         *,
@@ -124,16 +199,12 @@ class TieredKVCache(KVCache):
         importance_method: str = "",
         further: FurtherKV | None = None,
     ):
-        require(memory_bytes >= 0, "memory_bytes", memory_bytes, "must be 0 or more bytes")
         require(disk_bytes >= 0, "disk_bytes", disk_bytes, "must be 0 or more bytes")
         self._quantize, self._importance_method, self._further = quantize, importance_method, further
-        self._limit = memory_bytes
-        self._chunks: OrderedDict[str, CachedKV] = OrderedDict()  # least recently used first
-        self._bytes = 0
-        self._counts = _Counts()
+        shared = memory if isinstance(memory, KVMemory) else KVMemory(memory)
+        self._memory, self._lock = _Memory(shared), shared.lock
         self._folder = Path(folder) if folder is not None else None
         self._disk = self._make_disk(disk_bytes)
-        self._lock = ForkSafeLock()
 
     def _make_disk(self, disk_bytes: int) -> _Disk | None:
         if self._folder is None or disk_bytes == 0:
@@ -149,18 +220,15 @@ class TieredKVCache(KVCache):
     def _near(self, key: str) -> CachedKV | None:
         """The chunk under ``key`` from memory or from disk, or None."""
         with self._lock:
-            chunk_kv = self._chunks.get(key)
+            chunk_kv = self._memory.get(key)
             if chunk_kv is not None:
-                self._counts.hits += 1
-                self._chunks.move_to_end(key)
                 if self._disk is not None:
                     self._disk.touch(key)  # or the disk would drop first what memory uses most
                 return chunk_kv
-            self._counts.misses += 1
             if self._disk is not None:
                 chunk_kv = self._disk.read(key)
             if chunk_kv is not None:
-                self._remember(key, chunk_kv)
+                self._memory.put(key, chunk_kv)
             return chunk_kv
 
     def _fetched(self, key: str) -> CachedKV | None:
@@ -174,7 +242,7 @@ class TieredKVCache(KVCache):
             return None
         if chunk_kv is not None:
             with self._lock:
-                self._remember(key, chunk_kv)
+                self._memory.put(key, chunk_kv)
                 if self._disk is not None and self._disk.writable:
                     self._disk.write(key, content)
         return chunk_kv
@@ -200,7 +268,7 @@ class TieredKVCache(KVCache):
         writable = self._disk is not None and self._disk.writable
         content = _encode(key, chunk_kv, self._importance_method) if writable else None
         with self._lock:
-            self._remember(key, chunk_kv)
+            self._memory.put(key, chunk_kv)
             if self._disk is not None and content is not None:
                 self._disk.write(key, content)
 
@@ -209,7 +277,7 @@ class TieredKVCache(KVCache):
 
     def _holds(self, key: str) -> bool:
         with self._lock:
-            return key in self._chunks or (self._disk is not None and os.path.isfile(self._disk.path(key)))
+            return key in self._memory.sizes or (self._disk is not None and os.path.isfile(self._disk.path(key)))
 
     def discard(self, beginnings: Iterable[str]) -> None:
         """Forget all keys that begin with one of these, in memory and on disk."""
@@ -220,8 +288,7 @@ class TieredKVCache(KVCache):
             return
         begins = _beginning_with(beginnings)
         with self._lock:
-            for key in list(filter(begins, self._chunks)):
-                self._forget(key)
+            self._memory.forget(filter(begins, list(self._memory.sizes)))
             if self._disk is not None:
                 self._disk.discard({beginning[:2] for beginning in beginnings}, begins)
 
@@ -233,18 +300,16 @@ class TieredKVCache(KVCache):
         """
         with self._lock:
             on_disk = {key[:length] for key in self._disk.names()} if self._disk is not None else set()
-            known = {key[:length] for key in self._chunks} | on_disk
+            known = {key[:length] for key in self._memory.sizes} | on_disk
             dead = known - alive(known)
-            for key in [key for key in self._chunks if key[:length] in dead]:
-                self._forget(key)
+            self._memory.forget(key for key in list(self._memory.sizes) if key[:length] in dead)
             if self._disk is not None:
                 self._disk.discard({key[:2] for key in dead}, lambda name: name.lstrip(".")[:length] in dead)
 
     def clear(self) -> None:
         """Forget everything, in memory and on disk; files of others in the folder stay."""
         with self._lock:
-            self._chunks.clear()
-            self._bytes = 0
+            self._memory.forget(self._memory.sizes)
             if self._disk is not None:
                 for _, _, path in self._disk.files():
                     self._disk.remove(path)
@@ -270,25 +335,9 @@ class TieredKVCache(KVCache):
         """
         with self._lock:
             return {
-                "memory": _stats(len(self._chunks), self._bytes, self._limit, self._counts),
+                "memory": self._memory.stats(),
                 "disk": self._disk.stats() if self._disk is not None else _stats(0, 0, 0, _Counts()),
             }
-
-    def _remember(self, key: str, chunk_kv: CachedKV) -> None:
-        self._forget(key)
-        if chunk_kv.nbytes > self._limit:
-            return
-        while self._bytes + chunk_kv.nbytes > self._limit:
-            _, evicted = self._chunks.popitem(last=False)
-            self._bytes -= evicted.nbytes
-            self._counts.evictions += 1
-        self._chunks[key] = chunk_kv
-        self._bytes += chunk_kv.nbytes
-
-    def _forget(self, key: str) -> None:
-        chunk_kv = self._chunks.pop(key, None)
-        if chunk_kv is not None:
-            self._bytes -= chunk_kv.nbytes
 
 
 class _Disk:

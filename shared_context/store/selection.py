@@ -164,6 +164,7 @@ class Selection:
         policy: the name of the scoring policy; None where nothing was scored.
         rows: which rows grains above 1 keep.
         missing_shards: names of the shards of a store that did not answer, so that nothing of theirs is here.
+        owner: of the namespace that it was selected from, see :class:`~shared_context.model.requests.Context`.
     """
 
     missing_shards: tuple[str, ...] = ()
@@ -178,8 +179,10 @@ class Selection:
         budget: int | None,
         policy: str | None,
         rows: Rows,
+        owner: bytes = b"",
     ):
         self.chunks = tuple(chunks)
+        self.owner = owner
         self.query, self.budget, self.policy, self.rows = query, budget, policy, rows
         self._shown, self._model = shown, model
 
@@ -300,18 +303,21 @@ class Selection:
             if kept:
                 cut, shown = zip(*kept, strict=True)
                 chunks.append(replace(chunk, cut=cut, nodes=shown))
-        return Selection(
-            chunks, self._shown, self._model, query=self.query, budget=self.budget, policy=self.policy, rows=self.rows
-        )
+        return self._of(chunks)
 
     def described(self, say: Callable[[SelectedNode], Mapping[str, Any]]) -> Selection:
         """The same selection, of which each node tells who ``said`` it and when; it is read in the order of time."""
         chunks = [
             replace(chunk, nodes=tuple(replace(node, said=say(node)) for node in chunk.nodes)) for chunk in self.chunks
         ]
+        return self._of(chunks)
+
+    def _of(self, chunks: Iterable[SelectedChunk]) -> Selection:
+        """A selection of other chunks that has all else in common with this one."""
         return Selection(
-            chunks, self._shown, self._model, query=self.query, budget=self.budget, policy=self.policy, rows=self.rows
-        )
+            chunks, self._shown, self._model, query=self.query, budget=self.budget, policy=self.policy, rows=self.rows,
+            owner=self.owner,
+        )  # fmt: skip
 
     @property
     def positions(self) -> int:
@@ -423,6 +429,11 @@ class JoinedSelections:
     def model_identity(self) -> str:
         """Of the model that encodes them, and alone can read them."""
         return self.parts[0].model_identity
+
+    @property
+    def owner(self) -> bytes:
+        """Of all namespaces that they were selected from."""
+        return b"".join(sorted({part.owner for part in self.parts}))
 
     @property
     def nodes(self) -> tuple[SelectedNode, ...]:

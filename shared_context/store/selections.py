@@ -33,6 +33,7 @@ class Selections:
         embedder: embeds the queries; None where the store has none.
         catalogue: what is selected from.
         encoder: encodes what is selected.
+        owner: tells what is selected from this catalogue from what is selected from others.
         rewrite: makes of a query what is searched for; None takes it as it is.
     """
 
@@ -44,8 +45,10 @@ class Selections:
         embedder: Embedder | None,
         catalogue: Catalogue,
         encoder: ChunkEncoder,
+        owner: bytes,
         rewrite: Rewrite | None = None,
     ):
+        self._owner = owner
         self._rewrite = rewrite
         self._model, self._config, self._codec, self._embedder = model, config, codec, embedder
         self._catalogue, self._encoder = catalogue, encoder
@@ -173,6 +176,7 @@ class Selections:
             budget=choice.budget,
             policy=choice.policy,
             rows=rows or self._config.tree.rows or self._model.rows,
+            owner=self._owner,
         )
 
     def _header_entries(self, key: int) -> int:

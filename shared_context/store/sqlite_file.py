@@ -64,7 +64,7 @@ def make(folder: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
             fill(connection)
             connection.execute("PRAGMA journal_mode = WAL")
         with access(folder), suppress(FileExistsError, FileNotFoundError):
-            _name(unfinished, folder / FILE)
+            give_name(unfinished, folder / FILE)
     except sqlite3.Error:
         if not (folder / FILE).exists():
             raise
@@ -74,7 +74,7 @@ def make(folder: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _name(unfinished: Path, file: Path) -> None:
+def give_name(unfinished: Path, file: Path) -> None:
     """Give a file its name, if no other has that."""
     try:
         os.link(unfinished, file)

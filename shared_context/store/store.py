@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,23 +23,17 @@ from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.remote.address import is_address
 from shared_context.remote.fetching import Checkout, check_out
 from shared_context.store.about import About, check_window
-from shared_context.store.catalogue import Catalogue
+from shared_context.store.check import copy_namespace
 from shared_context.store.codec import Codec
-from shared_context.store.conversations import Conversations
 from shared_context.store.database import Database
-from shared_context.store.document_store import DocumentStore, Progress
-from shared_context.store.documents import Document, OnError, Source
+from shared_context.store.document_store import Progress
+from shared_context.store.documents import Document, OnError, Source, check_id
 from shared_context.store.embedder import Embedder, load_default_embedder
-from shared_context.store.encoding import ChunkEncoder, chunk_digest, header_ids
-from shared_context.store.format import DEFAULT_NAMESPACE
-from shared_context.store.ingestion import Ingestion
-from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.encoding import chunk_digest
 from shared_context.store.memory import ConversationMemory
-from shared_context.store.node_data import NodeShape
-from shared_context.store.node_index import NodeIndex
+from shared_context.store.namespaces import Namespace, Namespaces, with_disk_bytes
 from shared_context.store.overview import overview_html
 from shared_context.store.selection import Passage, Selection
-from shared_context.store.selections import Selections
 from shared_context.store.selector import Rewrite
 from shared_context.store.sqlite_file import is_vacant
 from shared_context.store.sync import SyncReport, plan_sync
@@ -82,7 +76,6 @@ class SharedLLMContextStore:
         embedder: Embedder | Literal["auto"] | None = "auto",
         rewrite: Rewrite | None = None,
     ):
-        self._rewrite = rewrite
         known = embedder is None or embedder == "auto" or isinstance(embedder, Embedder)
         require(known, "embedder", embedder, "must be 'auto', None or an object with name, dimension and encode()")
         self.model = model
@@ -111,11 +104,15 @@ class SharedLLMContextStore:
             self._database.mend_words(self.config.tree.leaf_size)
             with self._database.decoding():
                 codec = Codec.from_bytes(self._database.get_meta("codec"))
-            self._set_up(codec)
-            with self._catalogue.reading():
+            self._namespaces = Namespaces(
+                model, self.config, codec, self.embedder, self._database, self.path, rewrite, self._checkout
+            )
+            self._namespace, self._let_go = self._namespaces.own(), False
+            self._namespaces.sweep()
+            with self._rooms.catalogue.reading():
                 pass  # takes everything in
         except BaseException:
-            self.close()
+            self._close_files()
             raise
 
     # Opening and closing
@@ -128,44 +125,27 @@ class SharedLLMContextStore:
         give_back_freed()
         return Database(self.path, {"about": about.to_bytes(), "codec": codec.to_bytes()})
 
-    def _set_up(self, codec: Codec) -> None:
-        """The rooms of the store."""
-        model, config, embedder, cache = self.model, self.config, self.embedder, self.config.cache
-        scorer = model.importance_scorer(config.importance)
-        folder = self.path / "kv" if self.path is not None else None
-        if self._checkout is not None:
-            folder = self._checkout.kv_folder
-        self._cache = TieredKVCache(
-            cache.memory_bytes,
-            folder,
-            cache.disk_bytes,
-            quantize=cache.quantize,
-            importance_method=scorer.method,
-            further=None if self._checkout is None else self._checkout.kv[0],
-        )
-        dimension = embedder.dimension if embedder is not None else 0
-        settings = model.hf_model.config
-        shape = NodeShape(config.tree, codec.size, dimension, settings.vocab_size)
-        with self._database.snapshot(), self._database.decoding("the store's own namespace"):
-            found = self._database.namespace(DEFAULT_NAMESPACE)
-            if found is None:
-                raise ValueError("it is missing")
-            namespace, salt = found
-        self._catalogue = Catalogue(
-            self._database, namespace, salt, self._new_index(), shape, self._cache, partial(header_ids, model, config)
-        )
-        self._encoder = ChunkEncoder(model, self._cache, config, salt, self._catalogue.has_chunk, scorer.score)
-        self._documents = DocumentStore(self._catalogue, Ingestion(model, codec, embedder, config.tree), config)
-        self._selections = Selections(model, config, codec, embedder, self._catalogue, self._encoder, self._rewrite)
-        self._conversations = Conversations(
-            model, config, self._database, self._catalogue, self._documents, self._selections, self._new_index
-        )
-
-    def _new_index(self) -> NodeIndex:
-        return NodeIndex(self.config.tree, self.model.hf_model.config.vocab_size, self.model.device)
+    @property
+    def _rooms(self) -> Namespace:
+        """Those of the store's own documents, or of a namespace."""
+        if self._let_go:
+            raise StoreClosedError(
+                f"The namespace {self.namespace_name!r} was closed here; ask the store for "
+                f"namespace({self.namespace_name!r}) again."
+            )
+        return self._namespace
 
     def close(self) -> None:
-        """Close the store's files. Everything added is stored already; closing twice does no harm."""
+        """Close the store's files. Everything added is stored already; closing twice does no harm.
+
+        A namespace that is closed leaves the store and its other namespaces open.
+        """
+        if self.namespace_name:
+            self._let_go = True
+        else:
+            self._close_files()
+
+    def _close_files(self) -> None:
         self._database.close()
         if self._checkout is not None:
             self._checkout.release()
@@ -177,7 +157,8 @@ class SharedLLMContextStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"SharedLLMContextStore({self.place or 'in memory'!r}, {self.model.name!r})"
+        of = f", namespace {self.namespace_name!r}" if self.namespace_name else ""
+        return f"SharedLLMContextStore({self.place or 'in memory'!r}, {self.model.name!r}{of})"
 
     @property
     def place(self) -> str | None:
@@ -235,7 +216,7 @@ class SharedLLMContextStore:
             BatchError: several were given and are refused, because ids are taken or metadata cannot be stored, or
                 because none or, with "raise", not all can be read; ``failures`` has the error of each.
         """
-        return self._documents.add(
+        return self._rooms.documents.add(
             source, id=id, metadata=metadata, replace=replace, include=include, exclude=exclude, on_error=on_error,
             atomic=atomic, progress=progress,
         )  # fmt: skip
@@ -294,7 +275,7 @@ class SharedLLMContextStore:
             DocumentNotFoundError: no document has this id.
             DocumentError: the new text or metadata cannot be stored; the document stays as it was.
         """
-        self._documents.update(id, text, metadata)
+        self._rooms.documents.update(id, text, metadata)
 
     def append(self, id: str, text: str) -> None:
         """Add text at the end of a document; only its last chunk is computed again.
@@ -303,7 +284,7 @@ class SharedLLMContextStore:
             DocumentNotFoundError: no document has this id.
             DocumentError: the text is empty, or the document would become too large.
         """
-        self._documents.append(id, text)
+        self._rooms.documents.append(id, text)
 
     def delete(self, ids: str | Iterable[str]) -> None:
         """Delete documents, all of them or, where an id is unknown, none.
@@ -311,7 +292,7 @@ class SharedLLMContextStore:
         Raises:
             DocumentNotFoundError: an id is unknown.
         """
-        self._documents.delete(_as_list(ids))
+        self._rooms.documents.delete(_as_list(ids))
 
     def get(self, id: str) -> Document:
         """A document as it was stored.
@@ -319,11 +300,11 @@ class SharedLLMContextStore:
         Raises:
             DocumentNotFoundError: no document has this id.
         """
-        return self._documents.get(id)
+        return self._rooms.documents.get(id)
 
     def ids(self, filters: Mapping[str, Any] | None = None) -> list[str]:
         """Ids of the documents that a filter lets through, in the order of their adding or last change of text."""
-        return self._documents.ids(filters)
+        return self._rooms.documents.ids(filters)
 
     def __iter__(self) -> Iterator[Document]:
         for id in self.ids():
@@ -334,10 +315,10 @@ class SharedLLMContextStore:
             yield document
 
     def __len__(self) -> int:
-        return len(self._documents)
+        return len(self._rooms.documents)
 
     def __contains__(self, id: object) -> bool:
-        return id in self._documents
+        return id in self._rooms.documents
 
     # Queries
 
@@ -381,7 +362,8 @@ class SharedLLMContextStore:
             recent: tokens at the end of the last document that may be considered which best_first opens before all
                 else, the end first: what stands right before matters to a text that goes on, whatever its words. They
                 get the highest scores.
-            filters: of metadata, see :func:`~shared_context.store.filters.compile_filter`.
+            filters: of metadata, see :func:`~shared_context.store.filters.compile_filter`. They are no boundary between
+                tenants; :meth:`namespace` is.
             doc_ids: only these documents.
             prefilter: only so many documents, those nearest to the query by embedding.
             prefilter_chunks: only so many chunks of these documents, again the nearest: of a long document nothing else
@@ -397,7 +379,7 @@ class SharedLLMContextStore:
             BudgetError: the budget is not positive or holds not even the smallest cut.
             FilterError, DocumentNotFoundError, ConfigError: another argument is wrong.
         """
-        return self._selections.select(
+        return self._rooms.selections.select(
             query, filters, _as_list(doc_ids), show_metadata, rows, budget=budget, ratio=ratio, policy=policy,
             search=search,
             coarse=coarse, fine=fine, floor=floor, min_score=min_score, recent=recent, prefilter=prefilter,
@@ -422,7 +404,7 @@ class SharedLLMContextStore:
         to whole sentences, lines or rows, so that two of them may have a sentence in common, and it has its heading.
         """
         require_count("k", k, "passages")
-        return self._selections.retrieve(
+        return self._rooms.selections.retrieve(
             query, k, policy, filters, _as_list(doc_ids), prefilter, prefilter_chunks, min_score
         )
 
@@ -455,45 +437,103 @@ class SharedLLMContextStore:
             DocumentChangedError: another text stands there.
             ConfigError: a span lies outside its document.
         """
-        return self._selections.selection_from(list(spans), query, show_metadata)
+        return self._rooms.selections.selection_from(list(spans), query, show_metadata)
 
     def warm(self, selection: Selection | None = None, *, progress: Progress | None = None) -> None:
         """Compute keys and values now: those of a selection, or those of all documents that the cache does not hold.
 
         Of documents that take more than the cache's limit, the last ones stay.
         """
-        self._selections.warm(selection, progress)
+        self._rooms.selections.warm(selection, progress)
 
     # Conversations
 
     def conversation(self, id: str, *, recent_tokens: int = 1024) -> ConversationMemory:
         """The conversation of this id, begun by its first message; it is no document of :meth:`select` and ``len``."""
-        return ConversationMemory(self._conversations, id, recent_tokens=recent_tokens)
+        return ConversationMemory(self._rooms.conversations, id, recent_tokens=recent_tokens)
 
     def conversations(self) -> list[str]:
         """Ids of the conversations that have messages."""
-        return self._conversations.ids()
+        return self._rooms.conversations.ids()
+
+    # Namespaces
+
+    @property
+    def namespace_name(self) -> str:
+        """Of the namespace that this is; empty for the store itself."""
+        return self._namespace.name
+
+    @property
+    def folder(self) -> Path | None:
+        """Where files of this namespace lie beside the database; None for a store in memory.
+
+        ``path`` is the folder of the whole store, which for the store itself is the same.
+        """
+        return self._namespace.folder
+
+    def namespace(self, name: str) -> SharedLLMContextStore:
+        """A store of its own in this one, for a tenant or a project say; made where it is not there.
+
+        It has ids, frequencies, scores, conversations and keys and values of its own: nothing that it holds changes
+        what this store or another namespace finds, says or counts, and nothing is seen in it that they hold. Model,
+        file, process, and memory for keys and values are shared, so that it costs little more than its documents.
+
+        ``close`` lets go of it, ``drop`` deletes it; the store stays open either way. ``persist`` copies it alone.
+
+        Args:
+            name: 1 to 512 characters.
+
+        Raises:
+            DocumentError: it is no such name.
+            ConfigError: this is a namespace itself.
+            StoreUnavailableError: it is not there, and the store may only be read.
+        """
+        require(not self.namespace_name, "namespace", name, "a namespace has none; ask the store itself for it")
+        other = copy.copy(self)
+        other._namespace = self._namespaces.open(check_id(name, "the namespace"))
+        other.config = other._namespace.config
+        return other
+
+    def namespaces(self) -> list[str]:
+        """Names of the namespaces, in the order of their making; a namespace has none."""
+        return [] if self.namespace_name else self._namespaces.names()
+
+    def drop(self) -> None:
+        """Delete a namespace with its documents, conversations, and keys and values, for all who use it.
+
+        Raises:
+            ConfigError: this is the store itself, which is deleted with its folder.
+            StoreClosedError: it was dropped already.
+        """
+        require(self.namespace_name, "drop", "", "only a namespace is dropped; close the store and delete its folder")
+        self._namespaces.drop(self._rooms)
+        self._let_go = True
 
     # The whole store
 
     def stats(self) -> dict[str, Any]:
-        """Sizes and counts, as JSON values; bytes where a name ends in ``bytes``."""
-        with self._catalogue.reading():
-            leaves = self._catalogue.index.leaves() if len(self._catalogue.index) else None
+        """Sizes and counts, as JSON values; bytes where a name ends in ``bytes``.
+
+        ``database_bytes`` is the whole file of a store, and what a namespace holds of it.
+        """
+        with self._rooms.catalogue.reading():
+            leaves = self._rooms.catalogue.index.leaves() if len(self._rooms.catalogue.index) else None
             return {
                 "path": self.place,
                 "model": self.model.name,
                 "fingerprint": self.model.fingerprint,
                 "embedder": self.embedder.name if self.embedder is not None else None,
-                "documents": len(self._catalogue.documents()),
-                "conversations": len(self._database.conversations(self._catalogue.namespace)),
-                "tokens": self._catalogue.index.tokens,
+                "documents": len(self._rooms.catalogue.documents()),
+                "conversations": len(self._database.conversations(self._rooms.catalogue.namespace)),
+                "tokens": self._rooms.catalogue.index.tokens,
                 "chunks": len(leaves.chunk_length) if leaves is not None else 0,
                 "leaves": len(leaves) if leaves is not None else 0,
                 "leaf_size": self.config.tree.leaf_size,
-                "database_bytes": self._database.nbytes(),
+                "database_bytes": self._database.namespace_bytes(self._namespace.key)
+                if self.namespace_name
+                else self._database.nbytes(),
                 "code_bytes": leaves.codes.nbytes + leaves.scales.nbytes if leaves is not None else 0,
-                "kv_cache": self._cache.stats(),
+                "kv_cache": self._rooms.cache.stats(),
             }
 
     def limit_kv(self, disk_bytes: int) -> None:
@@ -505,12 +545,15 @@ class SharedLLMContextStore:
         Raises:
             ConfigError: it is negative.
         """
-        self._cache.limit_disk(disk_bytes)
-        with self._catalogue.changing(), self._database.decoding():
-            about = About.from_bytes(self._database.get_meta("about"))
-            kept = replace(about, config=_with_disk_bytes(about.config, disk_bytes))
-            self._database.set_meta("about", kept.to_bytes())
-        self.config = _with_disk_bytes(self.config, disk_bytes)
+        if self.namespace_name:
+            self._namespaces.limit_disk(self._rooms, disk_bytes)
+        else:
+            self._rooms.cache.limit_disk(disk_bytes)
+            with self._rooms.catalogue.changing(), self._database.decoding():
+                about = About.from_bytes(self._database.get_meta("about"))
+                kept = dataclasses.replace(about, config=with_disk_bytes(about.config, disk_bytes))
+                self._database.set_meta("about", kept.to_bytes())
+        self.config = with_disk_bytes(self.config, disk_bytes)
 
     def gc(self, keep: int | None = None) -> None:
         """Drop keys and values that no document has, in memory and on disk.
@@ -522,10 +565,11 @@ class SharedLLMContextStore:
         Raises:
             ConfigError: ``keep`` is negative.
         """
-        with self._catalogue.reading():
-            self._catalogue.sweep()
+        with self._rooms.catalogue.reading():
+            self._rooms.catalogue.sweep()
+        self._namespaces.sweep()
         if keep is not None:
-            self._cache.trim_disk(keep)
+            self._rooms.cache.trim_disk(keep)
 
     def compact(self) -> None:
         """Give the space of what was deleted back to the file system, and remove what is left of unfinished writes.
@@ -536,27 +580,26 @@ class SharedLLMContextStore:
             StoreUnavailableError: another process goes on using the store, or the disk is full.
         """
         self._database.compact()
-        with self._catalogue.reading():
-            self._catalogue.sweep()
+        with self._rooms.catalogue.reading():
+            self._rooms.catalogue.sweep()
 
     def persist(self, path: str | Path) -> None:
-        """Copy the store, without its KV cache, to a new folder.
+        """Copy the store, without its KV cache, to a new folder; of a namespace, itself alone as a store.
 
         Raises:
             StoreFormatError: the folder holds something already.
             StoreUnavailableError: it cannot be written.
         """
         path = Path(path)
-        with self._catalogue.reading():
+        with self._rooms.catalogue.reading():
             if self.path is not None and path.resolve() == self.path.resolve():
                 return
             if not is_vacant(path):
                 raise StoreFormatError(f"{path} holds a store already; give a new folder.")
-            self._database.copy_to(path)
-
-
-def _with_disk_bytes(config: StoreConfig, disk_bytes: int) -> StoreConfig:
-    return replace(config, cache=replace(config.cache, disk_bytes=disk_bytes))
+            if self.namespace_name:
+                copy_namespace(self._database, self._namespace.key, self._rooms.catalogue.shape, path)
+            else:
+                self._database.copy_to(path)
 
 
 def _as_list(ids: str | Iterable[str] | None) -> list[str] | None:

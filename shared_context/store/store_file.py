@@ -273,17 +273,31 @@ class StoreFile:
 
     def get_meta(self, key: str) -> bytes:
         """A value of the store as a whole."""
+        value = self.find_meta(key)
+        if value is None:
+            raise damaged(self._place, f"its {key} is missing")
+        return value
+
+    def find_meta(self, key: str) -> bytes | None:
+        """A value of the store as a whole; None where it has none of this name."""
         with errors(self._place):
             row = self._connection.execute("SELECT checksum, value FROM meta WHERE key = ?", (key,)).fetchone()
         if row is None:
-            raise damaged(self._place, f"its {key} is missing")
+            return None
         if row[0] != checksum(key, row[1]):
             raise damaged(self._place, f"the checksum of its {key} is wrong")
         return row[1]
 
-    def set_meta(self, key: str, value: bytes) -> None:
-        """Replace a value of the store as a whole."""
-        file_format.put_meta(self._connection, key, value)
+    def set_meta(self, key: str, value: bytes | None) -> None:
+        """Replace a value of the store as a whole; None removes it."""
+        if value is None:
+            self._connection.execute("DELETE FROM meta WHERE key = ?", (key,))
+        else:
+            file_format.put_meta(self._connection, key, value)
+
+    def meta_keys(self) -> list[str]:
+        """Names of all values of the store as a whole."""
+        return [key for (key,) in self._connection.execute("SELECT key FROM meta ORDER BY key")]
 
     @contextmanager
     def decoding(self, of: str | None = None) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,6 +13,15 @@ import numpy as np
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.checksum import checksum
 from shared_context.store.words import language_of, words
+
+FIRST_NAMESPACE = 1
+"""The key of the namespace of a store's own documents, which is made with the store."""
+
+_OF_NAMESPACE = "\ue000"
+"""Stands between a namespace's key and a term of it: no word has this character."""
+
+_TOKENS = re.compile(r"[0-9A-Za-z\x80-\U0010ffff\-_./:@~\\+&=#,']+")
+"""What FTS5 takes for one term, as SCHEMA tells it."""
 
 LEAF_BITS = 24
 """Lowest bits of a row's number, which say which leaf of its document it is; the others are the document's key."""
@@ -202,17 +212,19 @@ class WordIndex:
 
     # Words
 
-    def add(self, key: int, words: LeafWords, first: int = 0) -> None:
+    def add(self, namespace: int, key: int, words: LeafWords, first: int = 0) -> None:
         """Take in the leaves of a document, from leaf ``first`` on.
 
         Args:
+            namespace: key of the document's namespace.
             key: the document's first one, which does not change when text is added to it.
         """
         self._unseal()
         self._connection.execute(
             "INSERT OR IGNORE INTO worded VALUES (?, ?, ?, ?)", (key, key, words.language, words.leaf_size)
         )
-        self._connection.executemany("INSERT INTO words (rowid, terms) VALUES (?, ?)", _rows(key, words, first))
+        rows = _rows(namespace, key, words, first)
+        self._connection.executemany("INSERT INTO words (rowid, terms) VALUES (?, ?)", rows)
 
     def move(self, key: int, document: int) -> None:
         """Take in that a document has another key now."""
@@ -223,10 +235,10 @@ class WordIndex:
         """The language that a document was taken for, and its tokens per leaf."""
         return self._connection.execute("SELECT language, leaf_size FROM worded WHERE key = ?", (key,)).fetchone()
 
-    def remove(self, key: int, words: LeafWords, first: int = 0) -> None:
+    def remove(self, namespace: int, key: int, words: LeafWords, first: int = 0) -> None:
         """Forget the leaves of a document from leaf ``first`` on, whose words are these."""
         self._unseal()
-        gone = _rows(key, words, first)
+        gone = _rows(namespace, key, words, first)
         self._connection.executemany("INSERT INTO words (words, rowid, terms) VALUES ('delete', ?, ?)", gone)
         if first == 0:
             self._connection.execute("DELETE FROM worded WHERE key = ?", (key,))
@@ -236,11 +248,12 @@ class WordIndex:
         self._unseal()
         self._connection.execute("INSERT INTO words (words) VALUES ('optimize')")
 
-    def leaves_with(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and leaves of the documents that hold a term, int64, in rising order."""
-        quoted = '"' + term.replace('"', '""') + '"'
+    def leaves_with(self, namespace: int, term: str) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and leaves of the documents of a namespace that hold a term, int64, in rising order."""
+        # A term of several is one that a leaf holds all of.
+        all_of_it = " ".join(f'"{token}"' for token in _tokens(namespace, term))
         (found,) = self._connection.execute(
-            "SELECT group_concat(rowid) FROM words WHERE words MATCH ?", (quoted,)
+            "SELECT group_concat(rowid) FROM words WHERE words MATCH ?", (all_of_it or '""',)
         ).fetchone()
         rows = np.fromstring(found or "", dtype=np.int64, sep=",")
         documents, leaves = rows >> LEAF_BITS, rows & (1 << LEAF_BITS) - 1
@@ -251,14 +264,44 @@ class WordIndex:
         order = np.lexsort((leaves, documents))
         return documents[order], leaves[order]
 
+    def languages(self, namespace: int) -> list[str]:
+        """Those that documents of a namespace were taken for."""
+        rows = self._connection.execute(
+            "SELECT DISTINCT language FROM documents JOIN worded ON worded.key = content "
+            "WHERE namespace = ? ORDER BY language",
+            (namespace,),
+        )
+        return [language for (language,) in rows]
+
+
+@dataclass(frozen=True)
+class NamespaceWords:
+    """Which leaves of a namespace hold a word; no word of another one is seen by it."""
+
+    index: WordIndex
+    namespace: int
+
+    def leaves_with(self, term: str) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and leaves of the documents that hold a term, int64, in rising order."""
+        return self.index.leaves_with(self.namespace, term)
+
     def languages(self) -> list[str]:
         """Those that documents were taken for."""
-        return [row[0] for row in self._connection.execute("SELECT DISTINCT language FROM worded ORDER BY 1")]
+        return self.index.languages(self.namespace)
 
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
 """What SQLite says of an index that it cannot read; the second of text that is not UTF-8."""
 
 
-def _rows(key: int, words: LeafWords, first: int) -> list[tuple[int, str]]:
-    return [(key << LEAF_BITS | leaf, terms) for leaf, terms in enumerate(words.terms, start=first)]
+def _rows(namespace: int, key: int, words: LeafWords, first: int) -> list[tuple[int, str]]:
+    rows = ((key << LEAF_BITS | leaf, terms) for leaf, terms in enumerate(words.terms, start=first))
+    if namespace == FIRST_NAMESPACE:
+        return list(rows)
+    return [(row, " ".join(_tokens(namespace, terms))) for row, terms in rows]
+
+
+def _tokens(namespace: int, terms: str) -> list[str]:
+    """What FTS5 knows terms of a namespace by, so that it never meets those of another one."""
+    mark = "" if namespace == FIRST_NAMESPACE else f"{namespace}{_OF_NAMESPACE}"
+    return [f"{mark}{token}" for token in _TOKENS.findall(terms)]

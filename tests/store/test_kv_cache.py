@@ -118,7 +118,7 @@ def test_a_view_of_something_larger_is_charged_and_kept_as_what_it_is():
     assert cache.get(key_of("a")).data.untyped_storage().nbytes() == 4 * TOKEN_BYTES
 
 
-@pytest.mark.parametrize("limits", [{"memory_bytes": -1}, {"memory_bytes": 1, "disk_bytes": -1}])
+@pytest.mark.parametrize("limits", [{"memory": -1}, {"memory": 1, "disk_bytes": -1}])
 def test_negative_limits_are_refused(limits):
     with pytest.raises(ConfigError, match="bytes=-1"):
         TieredKVCache(**limits)
@@ -183,7 +183,7 @@ def test_a_chunk_larger_than_memory_is_served_from_disk(tmp_path, memory_bytes):
 
 @pytest.mark.parametrize("options", [{"folder": None}, {"disk_bytes": 0}, {"disk_bytes": 10}])
 def test_without_room_on_disk_it_is_a_cache_in_memory(tmp_path, options):
-    cache = TieredKVCache(**{"memory_bytes": MB, "folder": tmp_path, **options})
+    cache = TieredKVCache(**{"memory": MB, "folder": tmp_path, **options})
     put_all(cache, "a")
     assert held(cache, "a") == ["a"]
     assert files_in(tmp_path) == []

@@ -15,7 +15,7 @@ from shared_context.store.lexical import bm25, bm25_naive
 from shared_context.store.node_data import NodeData
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
-from shared_context.store.word_index import LeafWords
+from shared_context.store.word_index import LeafWords, NamespaceWords
 
 PEOPLE = ("the pilot", "the cooper", "the chandler", "the smith")
 
@@ -191,7 +191,7 @@ def test_bm25_is_that_of_the_formula(held):
         for key, leaves in sorted(held.items()):
             text = "".join(f"{leaf:20}" for leaf in leaves)
             tokens = TokenizedText(np.zeros(4 * len(leaves), np.int32), np.arange(0, len(text) + 1, 5))
-            database.words.add(key, LeafWords.of(text, tokens, TREE.leaf_size))
+            database.words.add(1, key, LeafWords.of(text, tokens, TREE.leaf_size))
             nodes = NodeData(
                 np.zeros((len(tokens), 1), np.int8), np.zeros(len(tokens), np.float16), np.zeros((1, 0), np.float32)
             )
@@ -199,6 +199,6 @@ def test_bm25_is_that_of_the_formula(held):
             naive_leaves += [leaf.split() for leaf in leaves]
             naive_documents += [key] * len(leaves)
     with database.snapshot():
-        scores = bm25(["lamp", "oil", "tide"], Postings(database.words, index), index.leaves())
+        scores = bm25(["lamp", "oil", "tide"], Postings(NamespaceWords(database.words, 1), index), index.leaves())
     np.testing.assert_allclose(scores, bm25_naive(["lamp", "oil", "tide"], naive_leaves, naive_documents), rtol=1e-5)
     database.close()

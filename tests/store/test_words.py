@@ -135,6 +135,7 @@ def test_a_word_on_the_edge_of_two_leaves_belongs_to_both():
 
 characters = st.sampled_from([*"ab1_-./:@~\\+&=#',\"’ é東京ไม", "𠀀", "\n", "😀", "\u0301", "و"])
 texts = st.lists(characters, min_size=1, max_size=60).map("".join)
+NAMESPACE, ANOTHER = 1, 2
 
 
 @settings(max_examples=100, deadline=None)
@@ -148,10 +149,11 @@ def test_the_leaves_with_a_word_are_those_whose_text_has_it_whatever_came_and_we
         stored[key] = text, tokens, LeafWords.of(text, tokens, 2)
     with database.transaction():
         for key, (_, _, found) in stored.items():
-            database.words.add(key, found)
+            database.words.add(NAMESPACE, key, found)
+            database.words.add(ANOTHER, key + len(held), found)
         for key in drawn.draw(st.sets(st.sampled_from(sorted(stored)))):
             *_, words = stored.pop(key)
-            database.words.remove(key, words)
+            database.words.remove(NAMESPACE, key, words)
     expected = {}
     for key, (_, _, found) in stored.items():
         for leaf, row in enumerate(found.terms):
@@ -160,7 +162,8 @@ def test_the_leaves_with_a_word_are_those_whose_text_has_it_whatever_came_and_we
     everything = terms("".join(held)) | set(expected)
     with database.snapshot():
         for term in everything:
-            keys, leaves = database.words.leaves_with(term)
+            keys, leaves = database.words.leaves_with(NAMESPACE, term)
             assert list(zip(keys.tolist(), leaves.tolist(), strict=True)) == expected.get(term, []), term
-        assert database.words.languages() == sorted({found.language for *_, found in stored.values()})
+        for key, (*_, found) in stored.items():
+            assert database.words.described(key) == (found.language, 2)
     database.close()
