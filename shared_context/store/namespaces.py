@@ -47,6 +47,7 @@ class Namespace:
         folder: where its other files lie; None for a store in memory.
         config: the store's settings with the namespace's own limits.
         cache: its keys and values.
+        encoder: encodes its chunks.
         catalogue: what it holds.
         documents: adds and changes them.
         selections: selects from them.
@@ -58,6 +59,7 @@ class Namespace:
     folder: Path | None
     config: StoreConfig
     cache: TieredKVCache
+    encoder: ChunkEncoder
     catalogue: Catalogue
     documents: DocumentStore
     selections: Selections
@@ -156,7 +158,7 @@ class Namespaces:
         conversations = Conversations(
             model, config, self._database, catalogue, documents, selections, self._new_index
         )
-        return Namespace(name, key, folder, config, cache, catalogue, documents, selections, conversations)
+        return Namespace(name, key, folder, config, cache, encoder, catalogue, documents, selections, conversations)
 
     def _new_index(self) -> NodeIndex:
         return NodeIndex(self._config.tree, self._model.hf_model.config.vocab_size, self._model.device)

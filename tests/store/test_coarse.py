@@ -133,7 +133,8 @@ def test_importance_of_another_method_is_computed_again(small, tmp_path, monkeyp
         monkeypatch.setattr(small.compressor, "importance_method", "another")
         with SharedLLMContextStore(small, path, embedder=None) as again:
             assert small.score("the lamp", "harbour", context=again.select(None, ratio=8)) == pytest.approx(expected)
-            computed = [again._cache.get(key) for key in again._encoder._names(again.select(None, ratio=8).chunks)]
+            names = again._rooms.encoder._names(again.select(None, ratio=8).chunks)
+            computed = [again._rooms.cache.get(key) for key in names]
             assert all(kv.importance is not None for kv in computed)
         monkeypatch.undo()
 

@@ -117,17 +117,17 @@ def test_of_two_that_add_one_id_one_is_refused(shared, other):
 
 
 def test_a_document_that_is_deleted_while_it_is_updated_stays_deleted(filled, monkeypatch):
-    ingest = filled._documents.ingest
-    monkeypatch.setattr(filled._documents, "ingest", lambda *given: filled.delete("lamp") or ingest(*given))
+    ingest = filled._rooms.documents.ingest
+    monkeypatch.setattr(filled._rooms.documents, "ingest", lambda *given: filled.delete("lamp") or ingest(*given))
     with pytest.raises(errors.DocumentNotFoundError):
         filled.update("lamp", "The lamp is new.")
     assert "lamp" not in filled
 
 
 def test_metadata_that_change_while_the_text_is_updated_are_kept(filled, monkeypatch):
-    ingest = filled._documents.ingest
+    ingest = filled._rooms.documents.ingest
     monkeypatch.setattr(
-        filled._documents, "ingest", lambda *given: filled.update("lamp", metadata={"a": 1}) or ingest(*given)
+        filled._rooms.documents, "ingest", lambda *given: filled.update("lamp", metadata={"a": 1}) or ingest(*given)
     )
     filled.update("lamp", "The lamp is new.")
     assert filled.get("lamp") == Document("The lamp is new.", "lamp", {"a": 1})

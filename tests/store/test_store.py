@@ -426,14 +426,14 @@ def test_a_change_that_was_interrupted_behind_its_commit_is_whole(filled, monkey
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(filled._catalogue, "_know", interrupted)
+    monkeypatch.setattr(filled._rooms.catalogue, "_know", interrupted)
     with pytest.raises(KeyboardInterrupt):
         filled.add([Document("The gate opens at six.", "gate"), Document("The bell rings at noon.", "bell")])
     assert {"gate", "bell"} < set(filled.ids())
     assert "gate" in filled.select("When does the gate open?", budget=64).doc_ids
     with pytest.raises(errors.DuplicateDocumentError, match="gate"):
         filled.add("Another gate.", id="gate")
-    monkeypatch.setattr(filled._catalogue, "_forget", interrupted)
+    monkeypatch.setattr(filled._rooms.catalogue, "_forget", interrupted)
     with pytest.raises(KeyboardInterrupt):
         filled.delete(["gate", "bell"])
     assert not {"gate", "bell"} & set(filled.ids())
