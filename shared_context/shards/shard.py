@@ -73,6 +73,7 @@ class Shard:
         self._catalogue = Catalogue(
             self._database,
             namespace,
+            DEFAULT_NAMESPACE,
             self._salt,
             NodeIndex(about.config.tree, vocabulary, device),
             NodeShape(about.config.tree, size, about.dimension, vocabulary),

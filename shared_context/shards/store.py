@@ -34,7 +34,9 @@ from shared_context.store.documents import Document, OnError, Source, load_docum
 from shared_context.store.embedder import Embedder
 from shared_context.store.encoding import ChunkEncoder
 from shared_context.store.filters import compile_filter
+from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.namespaces import Namespace
 from shared_context.store.selection import Passage, Selection
 from shared_context.store.selections import Selections
 from shared_context.store.selector import Rewrite
@@ -181,8 +183,21 @@ class ShardedContextStore(SharedLLMContextStore):
         self._catalogue = ShardedCatalogue(self._crew, self.config.tree, model.device)
         self._encoder = ChunkEncoder(model, self._cache, self.config, first[2], self._catalogue.has_chunk, scorer.score)
         self._selections = Selections(
-            model, self.config, Codec.from_bytes(first[1]), self.embedder, self._catalogue, self._encoder, self._rewrite
+            model,
+            self.config,
+            Codec.from_bytes(first[1]),
+            self.embedder,
+            self._catalogue,
+            self._encoder,
+            first[2],
+            self._rewrite,
         )
+        # Documents are changed, and conversations kept, by the stores that the shards are.
+        self._namespace = Namespace(
+            DEFAULT_NAMESPACE, 0, self.path, self.config, self._cache, self._encoder, self._catalogue, None,
+            self._selections, None,
+        )  # fmt: skip
+        self._let_go = False
         self._answered(self._look)
 
     def _look(self) -> None:
@@ -373,6 +388,18 @@ class ShardedContextStore(SharedLLMContextStore):
         raise ConfigError(f"conversation {id!r}: a store of shards keeps documents only; use a store of its own.")
 
     def conversations(self) -> list[str]:
+        """None."""
+        return []
+
+    def namespace(self, name: str) -> SharedLLMContextStore:
+        """Refused.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"namespace {name!r}: a store of shards has none; make a store of shards for each tenant.")
+
+    def namespaces(self) -> list[str]:
         """None."""
         return []
 

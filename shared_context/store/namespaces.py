@@ -49,9 +49,9 @@ class Namespace:
         cache: its keys and values.
         encoder: encodes its chunks.
         catalogue: what it holds.
-        documents: adds and changes them.
+        documents: adds and changes them; None where others do.
         selections: selects from them.
-        conversations: its conversations.
+        conversations: its conversations; None where it has none.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Namespace:
     cache: TieredKVCache
     encoder: ChunkEncoder
     catalogue: Catalogue
-    documents: DocumentStore
+    documents: DocumentStore | None
     selections: Selections
-    conversations: Conversations
+    conversations: Conversations | None
 
 
 class Namespaces:
