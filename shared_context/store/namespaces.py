@@ -198,8 +198,7 @@ class Namespaces:
                 del held[namespace.name]
 
     def sweep(self) -> None:
-        """Let go of what is left of namespaces that are gone: in memory, and the folders of those whose drop was cut
-        off."""
+        """Let go of what is left of namespaces that are gone: in memory, and folders where a drop was cut off."""
         folders: Sequence[Path] = ()
         if self._beside is not None:
             with suppress(OSError):
