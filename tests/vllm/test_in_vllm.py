@@ -91,7 +91,7 @@ def test_what_is_wrong_with_a_request_fails_it_alone(exact, store, tmp_path):
     file.write_bytes(content)
     unsalted = case(prompt, tmp_path, salt=None)
     other = case(prompt, tmp_path)
-    other["token_ids"] = [1, *prompt.token_ids[1:-1], 1]
+    other["token_ids"] = [*prompt.token_ids[:20], prompt.token_ids[20] + 1, *prompt.token_ids[21:]]
     malformed = case(prompt, tmp_path, transfer={"shared_context": {"id": "../../etc/passwd", "tokens": 3}})
     ordinary = {"token_ids": plain.token_ids, "max_tokens": NEW_TOKENS, "salt": None, "transfer": None}
     cases = [good, gone, damaged, unsalted, other, malformed, ordinary, good]
