@@ -21,6 +21,7 @@ from shared_context.cli.options import (
     KvLimitOption,
     MaxNewTokensOption,
     ModelOption,
+    NamespaceOption,
     PlaceArgument,
     PolicyOption,
     PrefilterOption,
@@ -43,6 +44,7 @@ def ask(
     path: PlaceArgument,
     question: QuestionArgument,
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -67,7 +69,8 @@ def ask(
     question = read_question(question)
     wanted = parse_filters(filters)
     limit = parse_bytes(kv_limit, "--kv-limit")
-    with session.open_store(path, model, limit, adapter=adapter, dtype=dtype, device=device) as store:
+    loading = {"adapter": adapter, "dtype": dtype, "device": device}
+    with session.open_store(path, model, limit, namespace=namespace, **loading) as store:
         started = time.perf_counter()
         selection = None
         if not no_context:

@@ -23,6 +23,7 @@ from shared_context.cli.options import (
     KvLimitOption,
     MaxNewTokensOption,
     ModelOption,
+    NamespaceOption,
     PlaceArgument,
     PolicyOption,
     PrefilterOption,
@@ -46,6 +47,7 @@ def chat(
         ),
     ] = None,
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -68,9 +70,10 @@ def chat(
     wanted = parse_filters(filters)
     limit = parse_bytes(kv_limit, "--kv-limit")
     options = {"policy": policy, "fine": fine, "filters": wanted, "prefilter": prefilter}
+    loading = {"adapter": adapter, "dtype": dtype, "device": device}
     failed = False
     with (
-        session.open_store(path, model, limit, adapter=adapter, dtype=dtype, device=device) as store,
+        session.open_store(path, model, limit, namespace=namespace, **loading) as store,
         _memory(store, conversation) as memory,
         contextlib.suppress(KeyboardInterrupt),
     ):

@@ -16,6 +16,7 @@ from shared_context.cli.options import (
     FilterOption,
     JsonOption,
     ModelOption,
+    NamespaceOption,
     PlaceArgument,
     StoreArgument,
     parse_filters,
@@ -35,11 +36,12 @@ def list_documents(
     filters: FilterOption = None,
     conversations: ConversationsOption = False,
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the documents of a store: ids, characters, metadata."""
     wanted = parse_filters(filters)
-    with session.open_store(path, model) as store:
+    with session.open_store(path, model, namespace=namespace) as store:
         if conversations:
             rows: list[dict[str, Any]] = [
                 {"id": id, "messages": len(store.conversation(id).messages())} for id in store.conversations()
@@ -69,10 +71,11 @@ def show(
         bool, typer.Option("--conversation", help="ID is that of a conversation: show what was said.")
     ] = False,
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print a document as it is stored, or a conversation."""
-    with session.open_store(path, model) as store:
+    with session.open_store(path, model, namespace=namespace) as store:
         if conversation:
             _check(path, [id], store.conversations(), "conversation", "list --conversations")
             messages = store.conversation(id).messages()
@@ -98,13 +101,14 @@ def rm(
     filters: FilterOption = None,
     conversations: ConversationsOption = False,
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Remove documents from a store, with their keys and values; `compact` then gives the space back."""
     wanted = parse_filters(filters)
     if bool(ids) == (wanted is not None):
         raise typer.BadParameter("name documents, or choose them with --filter.", param_hint="ID...")
-    with session.open_store(path, model) as store:
+    with session.open_store(path, model, namespace=namespace) as store:
         removed = list(dict.fromkeys(ids or store.ids(wanted)))
         if conversations:
             _check(path, removed, store.conversations(), "conversation", "list --conversations")
@@ -129,13 +133,14 @@ def export(
     ],
     filters: FilterOption = None,
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
 ) -> None:
     """Write the documents of a store to a file, a line of JSON each: id, text, metadata."""
     wanted = parse_filters(filters)
     to_stdout = str(file) == "-"
     if not to_stdout:
         to_be_written(file)
-    with session.open_store(path, model) as store:
+    with session.open_store(path, model, namespace=namespace) as store:
         ids = store.ids(wanted)
         # Written beside it and moved, so that a file of before is whole until the new one is.
         beside = None if to_stdout else file.with_name(f".{file.name}.new")

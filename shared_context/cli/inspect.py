@@ -21,6 +21,7 @@ from shared_context.cli.options import (
     FineOption,
     JsonOption,
     ModelOption,
+    NamespaceOption,
     PlaceArgument,
     PolicyOption,
     PrefilterOption,
@@ -46,6 +47,7 @@ def inspect(
         typer.Option("--document", metavar="ID", help="Show these documents; by default those the question sees."),
     ] = None,
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -79,7 +81,7 @@ def inspect(
     question = read_question(question)
     wanted = parse_filters(filters)
     ratios = _parse_ratios(coarse)
-    with session.open_store(path, model, adapter=adapter, dtype=dtype, device=device) as store:
+    with session.open_store(path, model, adapter=adapter, dtype=dtype, device=device, namespace=namespace) as store:
         asked_for = [store.get(id) for id in document or ()]
         selection = store.select(
             question, budget=budget, policy=policy, fine=fine, coarse=ratios, filters=wanted, prefilter=prefilter

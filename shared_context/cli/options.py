@@ -100,6 +100,10 @@ KvLimitOption = Annotated[
         help="Of keys and values keep at most so much in the store's folder, from now on: 500MB, 2GB, 0 for none.",
     ),
 ]
+NamespaceOption = Annotated[
+    str | None,
+    typer.Option("--namespace", metavar="NAME", help="A store of its own in this one, with ids and documents apart."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 

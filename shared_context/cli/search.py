@@ -15,6 +15,7 @@ from shared_context.cli.options import (
     FilterOption,
     JsonOption,
     ModelOption,
+    NamespaceOption,
     PlaceArgument,
     PolicyOption,
     PrefilterOption,
@@ -28,6 +29,7 @@ def search(
     path: PlaceArgument,
     question: QuestionArgument,
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Passages.")] = 5,
@@ -40,7 +42,7 @@ def search(
     """Find the best passages of a store, as text, without answering."""
     question = read_question(question)
     wanted = parse_filters(filters)
-    with session.open_store(path, model, dtype=dtype, device=device) as store:
+    with session.open_store(path, model, dtype=dtype, device=device, namespace=namespace) as store:
         nodes = store.retrieve(question, k, policy=policy, filters=wanted, prefilter=prefilter)
     if not nodes:
         output.nothing_found(path, wanted)

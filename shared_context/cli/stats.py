@@ -6,12 +6,17 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from shared_context.cli import output, session
-from shared_context.cli.options import JsonOption, ModelOption, PlaceArgument
+from shared_context.cli.options import JsonOption, ModelOption, NamespaceOption, PlaceArgument
 
 
-def stats(path: PlaceArgument, model: ModelOption = None, as_json: JsonOption = False) -> None:
+def stats(
+    path: PlaceArgument,
+    model: ModelOption = None,
+    namespace: NamespaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a store holds: documents, tokens, bytes, cache."""
-    with session.open_store(path, model) as store:
+    with session.open_store(path, model, namespace=namespace) as store:
         figures = store.stats()
     if as_json:
         output.print_json(figures)

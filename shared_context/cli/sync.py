@@ -16,6 +16,7 @@ from shared_context.cli.options import (
     JsonOption,
     KvLimitOption,
     ModelOption,
+    NamespaceOption,
     StoreArgument,
     parse_bytes,
     parse_metadata,
@@ -38,6 +39,7 @@ def sync(
         typer.Option("--metadata", metavar="KEY=VALUE", help="Metadata of every document; VALUE is JSON or a string."),
     ] = None,
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     kv_limit: KvLimitOption = None,
@@ -54,9 +56,9 @@ def sync(
     limit = parse_bytes(kv_limit, "--kv-limit")
     loading = {"dtype": dtype, "device": device}
     opened = (
-        session.open_store(path, model, **loading)
+        session.open_store(path, model, **loading, namespace=namespace)
         if dry_run
-        else session.open_or_make_store(path, model, kv_limit=limit, **loading)
+        else session.open_or_make_store(path, model, kv_limit=limit, **loading, namespace=namespace)
     )
     with opened as store:
         report = _planned(store, folder, options) if dry_run else _done(store, folder, options)

@@ -11,7 +11,14 @@ import typer
 from rich.filesize import decimal
 
 from shared_context.cli import output, session
-from shared_context.cli.options import JsonOption, KvLimitOption, ModelOption, StoreArgument, parse_bytes
+from shared_context.cli.options import (
+    JsonOption,
+    KvLimitOption,
+    ModelOption,
+    NamespaceOption,
+    StoreArgument,
+    parse_bytes,
+)
 
 
 def gc(
@@ -22,12 +29,13 @@ def gc(
     ] = None,
     kv_limit: KvLimitOption = None,
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Drop keys and values that no document needs any more. What is dropped of others is computed again when asked."""
     most, limit = parse_bytes(keep, "--keep"), parse_bytes(kv_limit, "--kv-limit")
     before = _bytes(path / "kv")  # opening the store may drop what no document has, too
-    with session.open_store(path, model) as store:
+    with session.open_store(path, model, namespace=namespace) as store:
         if limit is not None:
             store.limit_kv(limit)
         store.gc(most)
@@ -55,11 +63,12 @@ def copy(
     path: StoreArgument,
     new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the copy, new or empty.", show_default=False)],
     model: ModelOption = None,
+    namespace: NamespaceOption = None,
 ) -> None:
     """Copy a store; keys and values are left behind and computed again. Others may use the store meanwhile."""
     if new.resolve() == path.resolve():
         raise typer.BadParameter(f"{new} is the store itself; name another folder.", param_hint="NEW")
-    with session.open_store(path, model) as store:
+    with session.open_store(path, model, namespace=namespace) as store:
         store.persist(new)
         count = len(store)
     print(f"{count} documents copied to {output.printable(str(new))}")

@@ -254,3 +254,25 @@ def test_messages_speak_of_commands_and_options(house, args, option):
     assert result.exit_code == 1
     assert option in result.stderr
     assert not any(word in result.stderr for word in ("()", "(...", "budget=", "id=", "TreeConfig", "Document,"))
+
+
+# ---- namespaces
+
+
+def test_a_namespace_is_a_store_of_its_own(house):
+    write(Path("own", "lamp.txt"), "The lamp of the tenant is lit at noon.")
+    assert run("ingest", "house.ctx", "own", "--namespace", "tenant").exit_code == 0
+    (own,) = run_json("list", "house.ctx", "--namespace", "tenant")["documents"]
+    assert own["id"] == "own/lamp.txt"
+    assert len(run_json("list", "house.ctx")["documents"]) == 3
+    found = run_json("search", "house.ctx", "When is the lamp lit?", "--namespace", "tenant")["passages"]
+    assert [passage["text"] for passage in found] == ["The lamp of the tenant is lit at noon."]
+    assert run_json("namespaces", "house.ctx") == {"namespaces": [{"name": "tenant", "documents": 1}]}
+    assert run_json("namespaces", "house.ctx", "--drop", "tenant") == {"namespaces": []}
+    assert len(run_json("list", "house.ctx")["documents"]) == 3
+
+
+def test_a_namespace_that_is_not_there_is_not_made_by_a_question(house):
+    result = run("list", "house.ctx", "--namespace", "tenent")
+    assert result.exit_code == 1 and "house.ctx has no namespaces" in " ".join(result.output.split())
+    assert run_json("namespaces", "house.ctx") == {"namespaces": []}

@@ -106,3 +106,20 @@ def test_a_thread_may_outgrow_the_window(store, llm):
 def test_what_is_no_store_is_refused_in_words():
     with pytest.raises(ConfigError, match="store is a str"):
         SharedContextSaver("chat.ctx")
+
+
+def test_threads_of_a_namespace_are_its_own_and_go_with_it(make_small_model, tmp_path):
+    model = make_small_model()
+    llm = ChatSharedLLM(model=model, max_tokens=4)
+    with SharedLLMContextStore(model, tmp_path / "store", embedder=None) as store:
+        one, two = store.namespace("one"), store.namespace("two")
+        savers = [SharedContextSaver(one), SharedContextSaver(two)]
+        chats = [agent(llm, saver) for saver in savers]
+        chats[0].invoke({"messages": [HumanMessage("My parrot is Admiral.")]}, thread("ada"))
+        assert chats[1].get_state(thread("ada")).values == {}
+        assert (one.conversations(), two.conversations(), store.conversations()) == (["ada"], [], [])
+        for saver in savers:
+            saver.close()
+        one.drop()
+        left = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
+        assert b"Admiral" not in left

@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from llama_index.core import Document
 from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
 from llama_index.core.chat_engine import SimpleChatEngine
@@ -263,3 +264,16 @@ async def test_the_block_by_itself(store):
     await block.aput([kept, ChatMessage(role="assistant", content="Good to know.")])
     assert PARROT in await block.aget(question)
     assert store.conversations() == ["alone"]
+
+
+def test_a_memory_in_a_namespace_is_restored_there(make_small_model, tmp_path):
+    with SharedLLMContextStore(make_small_model(), tmp_path / "store", embedder=None) as store:
+        one, two = store.namespace("one"), store.namespace("two")
+        memory, others = (SharedContextMemory.from_defaults(each, "ada") for each in (one, two))
+        memory.put(ChatMessage(role="user", content="Hello"))
+        saved = memory.to_dict(), others.to_dict()
+        restored, others_restored = map(SharedContextMemory.from_dict, json.loads(json.dumps(saved)))
+        assert restored.get_all() == memory.get_all() and others_restored.get_all() == []
+        index = SharedContextIndex.from_store(one)
+        index.insert(Document(text="The lamp is lit at noon.", id_="lamp"))
+        assert (one.ids(), two.ids(), store.ids()) == (["lamp"], [], [])

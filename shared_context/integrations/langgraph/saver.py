@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
@@ -17,7 +18,7 @@ from shared_context.integrations.langchain.history import SharedContextChatMessa
 from shared_context.integrations.langchain.settings import of_type
 
 FILE = "threads.sqlite3"
-"""In the store's folder."""
+"""In the store's folder; a namespace has one of its own."""
 
 MESSAGES = "messages"
 """The channel of a graph's state that holds the conversation, as in LangGraph's MessagesState."""
@@ -55,7 +56,10 @@ class SharedContextSaver(SqliteSaver):
         serde: SerializerProtocol | None = None,
     ):
         of_type("store", store, SharedLLMContextStore, "a SharedLLMContextStore")
-        file = ":memory:" if store.path is None else store.path / FILE
+        file: str | Path = ":memory:"
+        if store.folder is not None:
+            store.folder.mkdir(parents=True, exist_ok=True)  # a namespace's is made when it is needed
+            file = store.folder / FILE
         super().__init__(sqlite3.connect(file, check_same_thread=False), serde=serde)
         self.store = store
         self.recent_tokens = recent_tokens

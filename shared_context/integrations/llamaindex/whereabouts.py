@@ -26,6 +26,7 @@ def whereabouts(store: SharedLLMContextStore) -> dict[str, Any]:
     return {
         "name": _names[store],
         "path": None if store.path is None else _names[store],
+        "namespace": store.namespace_name,
         "model": store.model.name,
         "fingerprint": store.model.fingerprint,
         "embedder": None if store.embedder is None else store.embedder.name,
@@ -45,7 +46,7 @@ def store_again(where: dict[str, Any] | None) -> SharedLLMContextStore:
     if where is None:
         raise ConfigError("the saved memory does not say where its store is: give from_dict(..., store=) the store")
     for store, name in list(_names.items()):
-        if name == where["name"] and _is_open(store):
+        if (name, store.namespace_name) == (where["name"], where.get("namespace", "")) and _is_open(store):
             return store
     path = where["path"]
     if path is not None and not Path(path).is_dir():
@@ -54,7 +55,8 @@ def store_again(where: dict[str, Any] | None) -> SharedLLMContextStore:
             "from_dict(..., store=) another one"
         )
     model = loaded_model(where["fingerprint"]) or load_model(where["model"])
-    return SharedLLMContextStore(model, path, embedder=None if where["embedder"] is None else "auto")
+    store = SharedLLMContextStore(model, path, embedder=None if where["embedder"] is None else "auto")
+    return store.namespace(where["namespace"]) if where.get("namespace") else store
 
 
 def _is_open(store: SharedLLMContextStore) -> bool:
