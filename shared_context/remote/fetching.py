@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from shared_context.remote.snapshot import (
     hash_of,
     read_object,
 )
+from shared_context.store.shard_folders import folders_of, note_shards
 from shared_context.store.sqlite_file import FILE
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ SNAPSHOT_BYTES = 32 * GIB
 
 def store_folders(folder: Path, count: int) -> list[Path]:
     """Where the stores of a snapshot lie in a folder: one in the folder itself, shards each in a folder of its own."""
-    return [folder] if count == 1 else [folder / f"shard-{number:03}" for number in range(count)]
+    return [folder] if count == 1 else folders_of(folder, count)
 
 
 def origin(folder: Path) -> dict[str, int]:
@@ -82,10 +83,13 @@ def pull(address: str, folder: str | Path, *, kv: bool = False) -> Snapshot:
             for place, store in zip(store_folders(unfinished, len(snapshot.stores)), snapshot.stores, strict=True):
                 fetch_store(at, store, place)
                 for name, hash in _kv_index(at, store).items() if kv else ():
-                    path = place / "kv" / name[:2] / f"{name}.safetensors"
+                    # Those of shards are the store's, in one cache.
+                    path = unfinished / "kv" / name[:2] / f"{name}.safetensors"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(read_object(at, hash))
             note_origin(unfinished, at, snapshot.number)
+            if len(snapshot.stores) > 1:
+                note_shards(unfinished, len(snapshot.stores))
             if folder.exists():
                 folder.rmdir()
             unfinished.rename(folder)
@@ -224,13 +228,18 @@ class Checkout:
         path.unlink(missing_ok=True)
 
 
-def check_out(address: str, check: Callable[[Snapshot], object] = lambda snapshot: None) -> Checkout:
+def check_out(
+    address: str,
+    check: Callable[[Snapshot], object] = lambda snapshot: None,
+    shards: Collection[int] | None = None,
+) -> Checkout:
     """The snapshot of an address in the cache, fetched as far as it is not there.
 
     Every piece is compared with its hash, of what was there already, too.
 
     Args:
         check: called before anything is fetched; may refuse the snapshot.
+        shards: numbers of those that are fetched of a store of shards; None fetches all.
 
     Raises:
         SnapshotNotFoundError: nothing is published there.
@@ -252,7 +261,9 @@ def check_out(address: str, check: Callable[[Snapshot], object] = lambda snapsho
         try:
             with FileLock(folder / ".lock"):
                 places = store_folders(folder, len(snapshot.stores))
-                for place, store in zip(places, snapshot.stores, strict=True):
+                for number, (place, store) in enumerate(zip(places, snapshot.stores, strict=True)):
+                    if shards is not None and number not in shards:
+                        continue
                     within = (place / FILE).relative_to(folder)
                     fetch_store(at, store, place, sorted(own.glob(f"*/{within}"), reverse=True))
             os.utime(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +23,7 @@ from shared_context.remote.snapshot import (
 )
 from shared_context.store.database import DIGEST_BYTES, Database
 from shared_context.store.format import DEFAULT_NAMESPACE
+from shared_context.store.shard_folders import is_sharded, shard_folders
 from shared_context.store.sqlite_file import FILE
 
 
@@ -49,33 +50,28 @@ def push(folder: str | Path, address: str, *, kv: bool = False, replace: bool = 
         StoreFormatError: the folder holds no store.
         StoreUnavailableError: the address or the store cannot be used now.
     """
-    return push_all([Path(folder)], Path(folder), address, kv=kv, replace=replace)
-
-
-def push_all(stores: Sequence[Path], origins: Path, address: str, *, kv: bool, replace: bool) -> Snapshot:
-    """Publish stores as the shards of one; see :func:`push`.
-
-    Args:
-        stores: their folders.
-        origins: the folder that knows which snapshot they come from.
-    """
+    folder = Path(folder)
+    stores = shard_folders(folder) if is_sharded(folder) else [folder]
     at = Address(address)
     if at.number is not None:
         raise SnapshotConflictError(
             f"{address} names a snapshot, and those never change; publish at {at}, as the next one."
         )
     with TemporaryDirectory(prefix="shared-context-") as copies:
-        published = [_write(at, store, Path(copies) / str(number), kv) for number, store in enumerate(stores)]
+        published = [
+            _write(at, store, Path(copies) / str(number), folder / "kv" if kv else None)
+            for number, store in enumerate(stores)
+        ]
     last = _last(at)
     snapshot = Snapshot(1 if last is None else last.number + 1, published[0][0], tuple(s for _, s in published))
     if last is not None and (last.about, last.stores) == (snapshot.about, snapshot.stores):
-        note_origin(origins, at, last.number)
+        note_origin(folder, at, last.number)
         return last
-    if last is not None and not replace and origin(origins).get(at.url) != last.number:
-        raise _conflict(at, origin(origins).get(at.url), last.number)
+    if last is not None and not replace and origin(folder).get(at.url) != last.number:
+        raise _conflict(at, origin(folder).get(at.url), last.number)
     if not at.create(manifest_name(snapshot.number), snapshot.to_bytes()):
         raise _conflict(at, None if last is None else last.number, snapshot.number)
-    note_origin(origins, at, snapshot.number)
+    note_origin(folder, at, snapshot.number)
     return snapshot
 
 
@@ -96,8 +92,13 @@ def _last(at: Address) -> Snapshot | None:
         return Snapshot(numbers(at)[-1], {}, ())
 
 
-def _write(at: Address, store: Path, copy: Path, kv: bool) -> tuple[dict[str, Any], PublishedStore]:
-    """Write a store's objects; returns what it was made with, and what of a manifest says where they are."""
+def _write(at: Address, store: Path, copy: Path, kv: Path | None) -> tuple[dict[str, Any], PublishedStore]:
+    """Write a store's objects; returns what it was made with, and what of a manifest says where they are.
+
+    Args:
+        copy: a folder for a copy of its file.
+        kv: of the keys and values; None writes none.
+    """
     database = Database(store)
     try:
         with database.snapshot():
@@ -111,7 +112,7 @@ def _write(at: Address, store: Path, copy: Path, kv: bool) -> tuple[dict[str, An
         with database.snapshot():
             namespace, _ = database.namespace(DEFAULT_NAMESPACE)
             documents = sum(entry.kind == "document" for entry in database.catalogue(namespace).values())
-            listed = _write_kv(at, database, store / "kv") if kv else {}
+            listed = {} if kv is None else _write_kv(at, database, kv)
     finally:
         database.close()
     pieces: list[str] = []

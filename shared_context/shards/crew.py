@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from shared_context.errors import ShardUnavailableError, SharedContextError
-from shared_context.shards.shard import Shard
+from shared_context.shards.shard import Place, Shard
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +40,16 @@ class LocalWorkers:
     """Shards in this process.
 
     Args:
-        folders: of their stores.
+        places: where they are.
         vocabulary, read_only, device: as :class:`~shared_context.shards.shard.Shard` takes them.
     """
 
-    def __init__(self, folders: Sequence[Path], vocabulary: int, read_only: bool, device: str):
-        self._pool = ThreadPoolExecutor(len(folders), thread_name_prefix="shard")
+    def __init__(self, places: Sequence[Place], vocabulary: int, read_only: bool, device: str):
+        self._pool = ThreadPoolExecutor(len(places), thread_name_prefix="shard")
         self._shards: list[Shard] = []
         try:
-            for folder in folders:
-                self._shards.append(Shard(folder, vocabulary, read_only, device))
+            for place in places:
+                self._shards.append(Shard(place, vocabulary, read_only, device))
         except BaseException:
             self.close()
             raise

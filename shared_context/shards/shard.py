@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
+from shared_context.remote.fetching import Checkout, check_out, store_folders
 from shared_context.store.about import About
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.codec import Codec
@@ -19,6 +21,9 @@ from shared_context.store.header_index import HeaderScores
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.node_data import NodeShape, StoredText
 from shared_context.store.node_index import NodeIndex
+
+Place: TypeAlias = str | Path | tuple[str, int]
+"""A folder, or the address of a snapshot and the number of one of its stores."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,20 @@ class Shard:
     What it compares is what it held when :meth:`state` was last asked.
 
     Args:
-        folder: of the store.
+        place: the folder of its store, or the address of a snapshot of a store of shards and the number of this one,
+            which is fetched.
         vocabulary: size of the model's vocabulary.
         read_only: nothing is written, whatever this process may.
         device: where queries are compared.
     """
 
-    def __init__(self, folder: str | Path, vocabulary: int, read_only: bool = False, device: str = "cpu"):
-        self._database = Database(Path(folder), digest=chunk_digest, read_only=read_only)
+    def __init__(self, place: Place, vocabulary: int, read_only: bool = False, device: str = "cpu"):
+        self._checkout: Checkout | None = None
+        if isinstance(place, tuple):
+            address, number = place
+            self._checkout = check_out(address, shards=[number])
+            place = store_folders(self._checkout.folder, len(self._checkout.snapshot.stores))[number]
+        self._database = Database(Path(place), digest=chunk_digest, read_only=read_only)
         with self._database.decoding():
             self._about, self._codec = self._database.get_meta("about"), self._database.get_meta("codec")
             about, size = About.from_bytes(self._about), Codec.from_bytes(self._codec).size
@@ -174,3 +185,5 @@ class Shard:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+        if self._checkout is not None:
+            self._checkout.release()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from shared_context.remote.snapshot import Snapshot, find
 from shared_context.shards.catalogue import ShardedCatalogue
 from shared_context.shards.crew import Crew, LocalWorkers, Missing, Workers
 from shared_context.shards.index import MOST_SHARDS, shard_of
+from shared_context.shards.shard import Place
 from shared_context.store.about import About, check_window
 from shared_context.store.codec import Codec
 from shared_context.store.database import DIGEST_BYTES
@@ -40,54 +40,16 @@ from shared_context.store.namespaces import Namespace
 from shared_context.store.selection import Passage, Selection
 from shared_context.store.selections import Selections
 from shared_context.store.selector import Rewrite
+from shared_context.store.shard_folders import folders_of, is_sharded, note_shards, shard_folders
 from shared_context.store.store import SharedLLMContextStore
-
-SHARDS_FILE = "shards.json"
-"""In the folder of a store of shards: how many there are."""
 
 T = TypeVar("T")
 
 
 def open_store(model: SharedLLMModel, path: str | Path | None, **options: Any) -> SharedLLMContextStore:
     """The store at a place, of one file or of shards; options are those of the two classes."""
-    sharded = len(find(Address(path)).stores) > 1 if is_address(path) else path is not None and is_sharded(path)
+    sharded = len(find(Address(path)).stores) > 1 if is_address(path) else path is not None and is_sharded(Path(path))
     return (ShardedContextStore if sharded else SharedLLMContextStore)(model, path, **options)
-
-
-def is_sharded(folder: str | Path) -> bool:
-    """Whether a folder holds a store of shards."""
-    return (Path(folder) / SHARDS_FILE).is_file()
-
-
-def shard_folders(folder: Path) -> list[Path]:
-    """The folders of a store's shards.
-
-    Raises:
-        StoreFormatError: it is no store of shards, or one of them is missing.
-        StoreUnavailableError: it cannot be read.
-    """
-    try:
-        count = json.loads((folder / SHARDS_FILE).read_text(encoding="utf-8"))["shards"]
-        require_count("shards", count, "shards")
-    except FileNotFoundError as error:
-        raise StoreFormatError(
-            f"{folder} holds no {SHARDS_FILE}, so it is no store of shards. Check the path, or make one with "
-            "ShardedContextStore.create."
-        ) from error
-    except OSError as error:
-        raise StoreUnavailableError(f"{folder / SHARDS_FILE} cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise StoreFormatError(f"{folder / SHARDS_FILE} is damaged ({error}). Restore it from a copy.") from error
-    folders = [folder / f"shard-{number:03}" for number in range(count)]
-    missing = [shard.name for shard in folders if not shard.is_dir()]
-    others = sorted({path.name for path in folder.glob("shard-*")} - {shard.name for shard in folders})
-    if missing or others:
-        raise StoreFormatError(
-            f"{folder} is a store of {count} shards: {', '.join(missing) or 'none'} missing, "
-            f"{', '.join(others) or 'none'} too many. Restore them from a copy; to have another number of shards, "
-            "ingest the documents into a new store."
-        )
-    return folders
 
 
 def shard_for(id: str, shards: int) -> int:
@@ -110,8 +72,9 @@ class ShardedContextStore(SharedLLMContextStore):
         embedder, rewrite: as in :class:`~shared_context.store.store.SharedLLMContextStore`.
         missing: "raise" fails where a shard does not answer; "answer" answers from the others, and the selection's
             ``missing_shards`` says so.
-        workers: where the shards run, given their folders and what a
-            :class:`~shared_context.shards.shard.Shard` takes; None runs them in threads of this process.
+        workers: where the shards run, given their places and what else a
+            :class:`~shared_context.shards.shard.Shard` takes, such as
+            :class:`~shared_context.shards.ray_workers.RayWorkers`; None runs them in threads of this process.
 
     Raises:
         StoreFormatError: the place holds no store of shards, one is missing, or they were made apart.
@@ -128,7 +91,7 @@ class ShardedContextStore(SharedLLMContextStore):
         embedder: Embedder | Literal["auto"] | None = "auto",
         rewrite: Rewrite | None = None,
         missing: Missing = "raise",
-        workers: Callable[[list[Path], int, bool, str], Workers] | None = None,
+        workers: Callable[[Sequence[Place], int, bool, str], Workers] | None = None,
     ):
         require(missing in ("raise", "answer"), "missing", missing, "must be 'raise' or 'answer'")
         self.model, self._rewrite, self._checkout = model, rewrite, None
@@ -136,14 +99,15 @@ class ShardedContextStore(SharedLLMContextStore):
         self._writers: dict[int, SharedLLMContextStore] = {}
         try:
             if is_address(path):
-                self._checkout = check_out(path, lambda snapshot: self._check(snapshot, path))
+                self._checkout = check_out(path, lambda snapshot: self._check(snapshot, path), shards=())
                 self.path = self._checkout.folder
                 self._folders = store_folders(self.path, len(self._checkout.snapshot.stores))
+                places: list[Place] = [(self.place, number) for number in range(len(self._folders))]
             else:
                 self.path = Path(path).absolute()
-                self._folders = shard_folders(self.path)
+                places = self._folders = shard_folders(self.path)
             started = (workers or LocalWorkers)(
-                self._folders, model.hf_model.config.vocab_size, self._checkout is not None, str(model.device)
+                places, model.hf_model.config.vocab_size, self._checkout is not None, str(model.device)
             )
             self._crew = Crew(started, missing)
             self._set_up_shards(config, embedder)
@@ -226,13 +190,13 @@ class ShardedContextStore(SharedLLMContextStore):
         folder = Path(path).absolute()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreFormatError(f"{folder} holds something already; give a new folder.")
-        folders = [folder / f"shard-{number:03}" for number in range(shards)]
+        folders = folders_of(folder, shards)
         # All are copies of one, so that their codes compare and their chunks have names in common.
         with SharedLLMContextStore(model, folders[0], config=config, embedder=embedder) as first:
             for other in folders[1:]:
                 first.persist(other)
             chosen = first.embedder
-        (folder / SHARDS_FILE).write_text(json.dumps({"shards": shards}), encoding="utf-8")
+        note_shards(folder, shards)
         return cls(model, folder, embedder=chosen, **options)
 
     # Answering
@@ -456,7 +420,7 @@ class ShardedContextStore(SharedLLMContextStore):
             raise StoreFormatError(f"{folder} holds something already; give a new folder.")
         for number, shard in enumerate(self._folders):
             self._writer(number).persist(folder / shard.name)
-        (folder / SHARDS_FILE).write_text(json.dumps({"shards": len(self._folders)}), encoding="utf-8")
+        note_shards(folder, len(self._folders))
 
     def close(self) -> None:
         """Close all shards. Everything added is stored already; closing twice does no harm."""

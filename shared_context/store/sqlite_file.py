@@ -13,6 +13,7 @@ from pathlib import Path
 
 from shared_context.errors import StoreFormatError, StoreUnavailableError
 from shared_context.store import format as file_format
+from shared_context.store.shard_folders import is_sharded
 
 FILE = "store.sqlite"
 UNFINISHED = f".{FILE}."
@@ -36,6 +37,10 @@ def is_vacant(folder: Path) -> bool:
             raise StoreFormatError(f"{folder} is a file; a store is a folder. Give another path.")
         if all(path.name.startswith(UNFINISHED) for path in folder.iterdir()):
             return True
+        if is_sharded(folder):
+            raise StoreFormatError(
+                f"{folder} is a store of shards: open it with shared_context.shards.ShardedContextStore."
+            )
         if not (folder / FILE).is_file():
             raise StoreFormatError(f"{folder} holds no {FILE}, so it is not a store. Give an empty or new folder.")
         return False

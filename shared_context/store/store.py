@@ -22,6 +22,7 @@ from shared_context.model.cache import give_back_freed
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.remote.address import is_address
 from shared_context.remote.fetching import Checkout, check_out
+from shared_context.remote.snapshot import Snapshot
 from shared_context.store.about import About, check_window
 from shared_context.store.check import copy_namespace
 from shared_context.store.codec import Codec
@@ -81,7 +82,7 @@ class SharedLLMContextStore:
         self.model = model
         self._checkout: Checkout | None = None
         if is_address(path):
-            self._checkout = check_out(path, lambda snapshot: About.from_dict(snapshot.about).check_model(model, path))
+            self._checkout = check_out(path, partial(self._check_snapshot, path))
             path = self._checkout.folder
         self.path = Path(path).absolute() if path is not None else None
         self.embedder: Embedder | None = None
@@ -116,6 +117,15 @@ class SharedLLMContextStore:
             raise
 
     # Opening and closing
+
+    def _check_snapshot(self, place: str, snapshot: Snapshot) -> None:
+        """Refuse a snapshot before it is fetched."""
+        About.from_dict(snapshot.about).check_model(self.model, place)
+        if len(snapshot.stores) > 1:
+            raise StoreFormatError(
+                f"{place} is a store of {len(snapshot.stores)} shards: open it with "
+                "shared_context.shards.ShardedContextStore."
+            )
 
     def _make(self, config: StoreConfig, embedder: Embedder | None) -> Database:
         """A new store's database. What it needs is made first, so that a failure leaves no half-made store."""

@@ -13,7 +13,10 @@ from shared_context.errors import (
     ShardUnavailableError,
     StoreClosedError,
     StoreFormatError,
+    StoreUnavailableError,
 )
+from shared_context.remote.fetching import pull
+from shared_context.remote.publishing import push
 from shared_context.shards import ShardedContextStore, open_store
 
 CONFIG = StoreConfig(tree=TreeConfig(chunk_size=256))
@@ -205,3 +208,27 @@ def test_what_is_no_store_of_shards_is_named(small, make_small_model, tmp_path):
     SharedLLMContextStore(small, tmp_path / "store" / "shard-001", embedder=None).close()
     with pytest.raises(StoreFormatError, match="not made together"):
         ShardedContextStore(small, tmp_path / "store")
+
+
+def test_it_is_published_and_read_from_there(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARED_CONTEXT_HOME", str(tmp_path / "home"))
+    address = (tmp_path / "bucket" / "name").as_uri()
+    with ShardedContextStore.create(small, tmp_path / "store", 3, embedder=None) as store:
+        store.add([Document(f"The keeper of lamp {number} sleeps.", f"d{number}") for number in range(9)])
+        store.warm()
+        expected = store.select("Which lamp?", budget=64)
+    assert push(tmp_path / "store", address, kv=True).documents == 9
+    with open_store(small, address) as store:
+        assert isinstance(store, ShardedContextStore)
+        assert seen(store.select("Which lamp?", budget=64)) == seen(expected)
+        monkeypatch.setattr(small.compressor, "encode", None)  # what is computed fails: all of it was published
+        assert store.select("Which lamp?", budget=64).key_values().chunks
+        with pytest.raises(StoreUnavailableError, match="reading only"):
+            store.add("New.", id="new")
+    pull(address, tmp_path / "pulled")
+    with ShardedContextStore(small, tmp_path / "pulled") as store:
+        store.add("The keeper of lamp 9 sleeps.", id="d9")
+    assert push(tmp_path / "pulled", address).documents == 10
+    for place in (address, tmp_path / "pulled"):
+        with pytest.raises(StoreFormatError, match="ShardedContextStore"):
+            SharedLLMContextStore(small, place)
