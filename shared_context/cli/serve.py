@@ -114,7 +114,7 @@ def _open_all(
     named: dict[str, Path], model: str | None, kv_limit: int | None, opened: ExitStack, loading: dict[str, Any]
 ) -> dict[str, SharedLLMContextStore]:
     """The stores, each model loaded once."""
-    from shared_context import SharedLLMContextStore
+    from shared_context.shards import open_store
 
     output.silence_libraries()
     models: dict[str, SharedLLMModel] = {}
@@ -127,7 +127,7 @@ def _open_all(
         wanted = model or session.made_with(path)["model"]
         if wanted not in models:
             models[wanted] = session.load_model(wanted, **loading)
-        stores[name] = opened.enter_context(SharedLLMContextStore(models[wanted], path))
+        stores[name] = opened.enter_context(open_store(models[wanted], path))
         if kv_limit is not None:
             stores[name].limit_kv(kv_limit)
     return stores

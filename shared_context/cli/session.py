@@ -65,11 +65,11 @@ def open_or_make_store(
     if model is None:
         model = made_with(path)["model"] if is_store(path) else DEFAULT_MODEL
     with output.messages().status("opening the store"):
-        from shared_context import SharedLLMContextStore
+        from shared_context.shards import open_store
 
         output.silence_libraries()
         embedder = "auto" if use_embedder else None
-        store = SharedLLMContextStore(load_model(model, **loading), path, config=config, embedder=embedder)
+        store = open_store(load_model(model, **loading), path, config=config, embedder=embedder)
     with store:
         yield _of_namespace(store, namespace, kv_limit)
 
@@ -105,8 +105,9 @@ def made_with(path: Path | str) -> dict[str, Any]:
 
         return dict(find(Address(path)).about)
     from shared_context.store.database import Database
+    from shared_context.store.shard_folders import is_sharded, shard_folders
 
-    database = Database(path)
+    database = Database(shard_folders(path)[0] if is_sharded(path) else path)
     try:
         with database.decoding():
             return json.loads(database.get_meta("about"))

@@ -14,6 +14,7 @@ from shared_context import Completion, SharedLLMContextStore, SharedLLMModel, St
 from shared_context.errors import ConfigError
 from shared_context.integrations.loading import chosen, load_model
 from shared_context.model.pretrained import DEFAULT_MODEL
+from shared_context.shards import open_store
 from shared_context.store.embedder import Embedder
 
 PROVIDER = "shared_context"
@@ -40,7 +41,7 @@ def new_or_given(
     """
     of_type("store", store, SharedLLMContextStore | None, "a SharedLLMContextStore; path= is for a folder")
     if store is None:
-        return SharedLLMContextStore(load_model(model, **loading), path, config=config, embedder=embedder)
+        return open_store(load_model(model, **loading), path, config=config, embedder=embedder)
     if not (path is None and config is None and embedder == "auto" and not chosen(loading)):
         raise ConfigError(
             f"store= is given; path, config, embedder, {', '.join(loading)} are settings of a new one: leave them out"

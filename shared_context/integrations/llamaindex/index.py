@@ -44,6 +44,8 @@ from shared_context.integrations.llamaindex.retriever import DEFAULT_BUDGET, Sha
 from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer, check_model
 from shared_context.integrations.llamaindex.translate import to_documents
 from shared_context.integrations.llamaindex.vector_store import SharedContextVectorStore
+from shared_context.remote.address import is_address
+from shared_context.shards import open_store
 from shared_context.store.documents import OnError, load_documents, stored_already
 
 if TYPE_CHECKING:
@@ -230,12 +232,17 @@ class SharedContextIndex(BaseIndex[IndexDict]):
     ) -> SharedContextIndex:
         """An index that :meth:`persist` or ``storage_context.persist`` wrote, or that was made with ``path``.
 
+        An address, such as ``s3://bucket/name``, is a published store, which is opened for reading only.
+
         Options as in the class.
 
         Raises:
             StoreFormatError: there is no store at ``path``.
+            SnapshotNotFoundError: nothing is published at the address.
             ModelMismatchError: ``llm`` runs another model than the one the store was made with.
         """
+        if is_address(path):
+            return cls(None, llm, path=path, config=config, embedder=embedder, **options)
         folder, index_struct = Path(path), None
         if (folder / PERSISTED).is_dir():
             structs = SimpleIndexStore.from_persist_dir(str(folder)).index_structs()
@@ -680,7 +687,7 @@ def _shared_llm(llm: LLM | None, store: SharedLLMContextStore | None) -> SharedL
 def _open(
     llm: SharedLLM, path: str | PathLike[str] | None, config: StoreConfig | None, embedder: Any
 ) -> SharedLLMContextStore:
-    return SharedLLMContextStore(llm.shared_model, path, config=config, embedder=embedder)
+    return open_store(llm.shared_model, path, config=config, embedder=embedder)
 
 
 # What load_index_from_storage looks up.
