@@ -219,3 +219,36 @@ def test_another_models_history_is_read_as_it_is(store, model):
     remembering = RunnableWithMessageHistory(ChatSharedLLM(model=other, max_tokens=4), lambda session: history)
     answer = remembering.invoke("What is the name of my dog?", config={"configurable": {"session_id": "ada"}})
     assert answer.response_metadata["context_entries"] == 0
+
+
+LAMP = [
+    HumanMessage("My lamp is called Bertha."),
+    AIMessage("A fine name for a lamp."),
+    HumanMessage("It rained all week, and the ferry came late twice."),
+    AIMessage("That sounds tiresome.", id="b"),
+]
+
+
+def test_messages_are_forgotten_edited_and_asked_anew(store):
+    history = SharedContextChatMessageHistory("ada", store, recent_tokens=8)
+    history.add_messages(LAMP)
+    assert "Bertha" in history.select("What is my lamp called?").text
+    history.edit(0, "My lamp is called Dora.")
+    assert history.messages[0] == HumanMessage("My lamp is called Dora.")
+    assert "Dora" in history.select("What is my lamp called?").text
+    history.forget(0, 2)
+    assert history.messages == LAMP[2:]
+    assert "lamp" not in history.select("What is my lamp called?").text
+    assert history.regenerate() == LAMP[2] and history.messages == []
+    assert history.regenerate() is None
+
+
+def test_messages_may_be_set(store):
+    history = SharedContextChatMessageHistory("ada", store)
+    history.add_messages(LAMP)
+    history.messages = LAMP[:2]
+    assert history.messages == LAMP[:2]
+    history.messages = [LAMP[0], LAMP[3]]
+    assert history.messages == [LAMP[0], LAMP[3]]
+    history.messages = []
+    assert history.messages == []

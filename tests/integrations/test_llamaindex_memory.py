@@ -9,11 +9,12 @@ from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.llms import MockLLM
-from llama_index.core.memory import Memory
+from llama_index.core.memory import ChatMemoryBuffer, Memory
 from llama_index.core.workflow import Context, JsonSerializer
 
 from shared_context import SharedLLMContextStore
 from shared_context.integrations.llamaindex import (
+    SharedContextChatStore,
     SharedContextIndex,
     SharedContextMemory,
     SharedContextMemoryBlock,
@@ -277,3 +278,59 @@ def test_a_memory_in_a_namespace_is_restored_there(make_small_model, tmp_path):
         index = SharedContextIndex.from_store(one)
         index.insert(Document(text="The lamp is lit at noon.", id_="lamp"))
         assert (one.ids(), two.ids(), store.ids()) == (["lamp"], [], [])
+# ---------------------------------------------------------------------------------- forgetting, editing, asking anew
+
+
+def test_an_exchange_is_forgotten_also_where_it_was_compressed(store, long_ago):
+    memory = SharedContextMemory.from_defaults(store, "ada", chat_history=long_ago, recent_tokens=40)
+    assert "Admiral" in text_of(memory.get(QUESTION))
+    memory.forget(0, 2)
+    assert memory.get_all() == long_ago[2:]
+    assert "Admiral" not in text_of(memory.get(QUESTION))
+
+
+def test_a_message_is_edited_also_where_it_was_compressed(store, long_ago):
+    memory = SharedContextMemory.from_defaults(store, "ada", chat_history=long_ago, recent_tokens=40)
+    memory.edit(0, PARROT.replace("Admiral", "Commodore"))
+    told = text_of(memory.get(QUESTION))
+    assert "Commodore" in told and "Admiral" not in told
+    assert memory.get_all()[0] == ChatMessage(role="user", content=PARROT.replace("Admiral", "Commodore"))
+
+
+def test_the_last_question_is_asked_anew(store):
+    engine = SimpleChatEngine.from_defaults(llm=MockLLM(), memory=SharedContextMemory(store, "ada"))
+    engine.chat("Hello there")
+    again = engine._memory.regenerate()
+    assert again.content == "Hello there" and engine._memory.get_all() == []
+    engine.chat(again.content)
+    assert [message.role for message in engine.chat_history] == ["user", "assistant"]
+    assert SharedContextMemory(store, "nobody").regenerate() is None
+
+
+def test_messages_that_are_set_again_stay_with_when_they_were_said(store, long_ago):
+    memory = SharedContextMemory.from_defaults(store, "ada", chat_history=long_ago, recent_tokens=40)
+    said = [node.said for node in memory.select(QUESTION).nodes]
+    memory.set([*long_ago[:-1], ChatMessage(role="assistant", content="Which ones?")])
+    assert memory.get_all()[:-1] == long_ago[:-1] and memory.get_all()[-1].content == "Which ones?"
+    assert [node.said for node in memory.select(QUESTION).nodes] == said
+
+
+def test_a_chat_store_keeps_the_messages_of_a_memory_of_llamaindex(store, long_ago):
+    chat_store = SharedContextChatStore(store)
+    buffer = ChatMemoryBuffer.from_defaults(chat_store=chat_store, chat_store_key="ada", token_limit=10_000)
+    for message in long_ago:
+        buffer.put(message)
+    assert buffer.get() == long_ago and chat_store.get_keys() == ["ada"]
+    assert chat_store.delete_last_message("ada") == long_ago[-1]
+    assert chat_store.delete_message("ada", 1) == long_ago[1]
+    assert chat_store.delete_message("ada", 99) is None
+    assert chat_store.get_messages("ada") == [long_ago[0], *long_ago[2:-1]]
+    assert chat_store.delete_messages("ada") == [long_ago[0], *long_ago[2:-1]]
+    assert chat_store.delete_messages("ada") is None and chat_store.get_keys() == []
+
+
+def test_a_memory_goes_on_with_what_a_chat_store_holds(store, long_ago):
+    SharedContextChatStore(store).set_messages("ada", long_ago)
+    memory = SharedContextMemory(store, "ada", recent_tokens=40)
+    memory.put(ChatMessage(role="user", content="Good evening"))
+    assert "Admiral" in text_of(memory.get(QUESTION))

@@ -56,8 +56,19 @@ class SharedContextChatMessageHistory(BaseChatMessageHistory):
 
     @property
     def messages(self) -> list[BaseMessage]:
-        """All messages, oldest first."""
+        """All messages, oldest first.
+
+        They may be set; those at the beginning that are the same stay, with when they were said.
+        """
         return [_to_message(turn) for turn in self._memory.messages()]
+
+    @messages.setter
+    def messages(self, messages: Sequence[BaseMessage]) -> None:
+        before, new = self.messages, [_whole(message) for message in messages]
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, new, strict=False)))
+        if same < len(before):
+            self.forget(same, len(before) - same)
+        self.add_messages(new[same:])
 
     @property
     def recent_messages(self) -> list[BaseMessage]:
@@ -104,12 +115,46 @@ class SharedContextChatMessageHistory(BaseChatMessageHistory):
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Add messages of any type. Their text is compressed; the rest of them is kept beside it."""
         for message in messages:
-            whole = message_chunk_to_message(message) if isinstance(message, BaseMessageChunk) else message
+            whole = _whole(message)
             self._memory.append(role_of(whole), str(whole.text), langchain=message_to_dict(whole))
 
     def clear(self) -> None:
         """Forget the conversation."""
         self._memory.clear()
+
+    def forget(self, position: int, count: int = 1) -> None:
+        """Forget some messages as if they had never been said: an exchange is two.
+
+        Args:
+            position: of the first in :attr:`messages`; negative ones count from the end.
+            count: how many.
+
+        Raises:
+            DocumentError: there are no such messages.
+        """
+        self._memory.forget(position, count)
+
+    def edit(self, position: int, content: str) -> None:
+        """Put other words in the place of a message's, also where it is injected later.
+
+        Raises:
+            DocumentError: there is no such message, or content is no text.
+        """
+        turns, extra = self._memory.messages(), {}
+        if -len(turns) <= position < len(turns) and "langchain" in turns[position]:
+            extra["langchain"] = message_to_dict(_to_message(turns[position]).model_copy(update={"content": content}))
+        self._memory.edit(position, content, **extra)
+
+    def regenerate(self) -> BaseMessage | None:
+        """Forget the user's last message and what was answered to it, to ask again; returns that message.
+
+        ``chain.invoke(history.regenerate().content, ...)`` asks it anew. None where no user has said anything.
+        """
+        asked = self._memory.regenerate()
+        if asked is None:
+            return None
+        self._memory.forget(-1)
+        return _to_message(asked)
 
 
 @runtime_checkable
@@ -131,6 +176,10 @@ def history_of_run() -> SharedContextChatMessageHistory | None:
         if isinstance(value, KeepsHistories) and "thread_id" in configurable:
             return value.history(str(configurable["thread_id"]))
     return None
+
+
+def _whole(message: BaseMessage) -> BaseMessage:
+    return message_chunk_to_message(message) if isinstance(message, BaseMessageChunk) else message
 
 
 def _to_message(turn: dict[str, Any]) -> BaseMessage:

@@ -17,6 +17,7 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from shared_context.integrations.llamaindex.chat_engine import SharedContextChatEngine
+from shared_context.integrations.llamaindex.chat_store import SharedContextChatStore
 from shared_context.integrations.llamaindex.docstore import SharedContextDocumentStore
 from shared_context.integrations.llamaindex.index import SharedContextIndex
 from shared_context.integrations.llamaindex.llm import SharedLLM
@@ -27,6 +28,7 @@ from shared_context.integrations.llamaindex.vector_store import SharedContextEmb
 
 __all__ = [
     "SharedContextChatEngine",
+    "SharedContextChatStore",
     "SharedContextDocumentStore",
     "SharedContextEmbedding",
     "SharedContextIndex",

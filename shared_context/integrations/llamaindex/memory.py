@@ -11,7 +11,8 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.memory import BaseMemory
 from llama_index.core.memory.memory import BaseMemoryBlock
 
-from shared_context.integrations.llamaindex.translate import readable_text, role_of
+from shared_context.integrations.llamaindex.conversation import edit, messages_of, put, replace, to_message
+from shared_context.integrations.llamaindex.translate import readable_text
 from shared_context.integrations.llamaindex.whereabouts import remember, store_again, whereabouts
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class SharedContextMemory(BaseMemory):
         The verbatim part begins with a question; many chat templates and APIs take no answer or tool result without
         what it answers, so one that stands alone after the older turns were compressed joins those.
         """
-        recent = [_to_message(turn) for turn in self._conversation.recent()]
+        recent = [to_message(turn) for turn in self._conversation.recent()]
         query = readable_text(input) if isinstance(input, ChatMessage) else input
         selection = self.select(query or _last_question(recent))
         openings = [n for n, message in enumerate(recent) if message.role in (MessageRole.USER, MessageRole.SYSTEM)]
@@ -125,20 +126,51 @@ class SharedContextMemory(BaseMemory):
 
     def get_all(self) -> list[ChatMessage]:
         """All messages, oldest first."""
-        return [_to_message(turn) for turn in self._conversation.messages()]
+        return messages_of(self._conversation)
 
     def put(self, message: ChatMessage) -> None:
         """Add a message."""
-        _append(self._conversation, message)
+        put(self._conversation, message)
 
     def set(self, messages: list[ChatMessage]) -> None:
-        """Replace the conversation."""
-        self._conversation.clear()
-        self.put_messages(messages)
+        """Replace the conversation; messages at its beginning that are the same stay, with when they were said."""
+        replace(self._conversation, messages)
 
     def reset(self) -> None:
         """Forget the conversation."""
         self._conversation.clear()
+
+    def forget(self, position: int, count: int = 1) -> None:
+        """Forget some messages as if they had never been said: an exchange is two.
+
+        Args:
+            position: of the first in :meth:`get_all`; negative ones count from the end.
+            count: how many.
+
+        Raises:
+            DocumentError: there are no such messages.
+        """
+        self._conversation.forget(position, count)
+
+    def edit(self, position: int, content: str) -> None:
+        """Put other words in the place of a message's, also where it is brought back later.
+
+        Raises:
+            DocumentError: there is no such message, or content is no text.
+        """
+        edit(self._conversation, position, content)
+
+    def regenerate(self) -> ChatMessage | None:
+        """Forget what was answered to the user's last message, to have it answered anew; returns that message.
+
+        It is forgotten, too, for a chat engine puts what it is asked: ``engine.chat(memory.regenerate().content)``.
+        None where no user has said anything.
+        """
+        asked = self._conversation.regenerate()
+        if asked is None:
+            return None
+        self._conversation.forget(-1)
+        return to_message(asked)
 
 
 class SharedContextMemoryBlock(BaseMemoryBlock[str]):
@@ -190,21 +222,9 @@ class SharedContextMemoryBlock(BaseMemoryBlock[str]):
             # Memory marks messages with their session; it is not part of what was said.
             extra = dict(message.additional_kwargs)
             session_id = extra.pop("session_id", None)
-            _append(self._conversation(session_id), message.model_copy(update={"additional_kwargs": extra}))
+            put(self._conversation(session_id), message.model_copy(update={"additional_kwargs": extra}))
 
 
 def _last_question(messages: list[ChatMessage]) -> str:
     questions = [readable_text(message) for message in messages if message.role == MessageRole.USER]
     return next(filter(None, reversed(questions)), "")
-
-
-def _append(conversation: ConversationMemory, message: ChatMessage) -> None:
-    """Keep a message whole; what is compressed and found again is its text."""
-    conversation.append(role_of(message), readable_text(message), llamaindex=message.model_dump(mode="json"))
-
-
-def _to_message(turn: dict[str, Any]) -> ChatMessage:
-    # A turn without the extra was written by the library itself or by another framework's adapter.
-    if "llamaindex" in turn:
-        return ChatMessage.model_validate(turn["llamaindex"])
-    return ChatMessage(role=turn["role"], content=turn["content"])
