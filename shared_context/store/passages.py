@@ -36,7 +36,8 @@ _MONTH = re.compile(r"(?:jan|feb|mär|mar|apr|ma[iy]|jun|jul|aug|sep|o[kc]t|nov|
 _LIST = re.compile(r"(?:[-*+>#|•]|\d{1,3}[.)]\s|[\w ]{1,20}:\s)")
 _SCRIPTS_WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _LETTER = rf"[^\W{_SCRIPTS_WITHOUT_SPACES}]"
-_WORD = re.compile(rf"{_LETTER}+(?:[.:/@'’\-]{_LETTER}+|(?<=\d),(?=\d){_LETTER}+)*")
+_WORD = re.compile(rf"{_LETTER}+(?:[.:/@'’\-]{_LETTER}+|(?<=\d),(?=\d{{3}}(?!\d)){_LETTER}+)*")
+_RUN = re.compile(rf"{_LETTER}+")
 """A word or a number: ``3.14``, ``1,024``, ``06:40``, ``well-known`` and ``it's`` are one."""
 _HEADING = re.compile(
     r"^(?:(?P<fence>```|~~~)|(?P<hashes>#{1,6})[ \t]+(?P<title>\S.*?)[ \t#]*$|(?P<underline>={3,}|-{3,})[ \t]*$)",
@@ -77,12 +78,15 @@ def _word_around(text: str, at: int) -> tuple[int, int]:
     # From a word's beginning, or what the window cuts off would be read as one.
     while begin > 0 and begin > at - 2 * LONGEST_WORD and not text[begin - 1].isspace():
         begin -= 1
-    for word in _WORD.finditer(text, begin, at + LONGEST_WORD):
-        if word.start() >= at:
-            break
-        if word.end() > at:
-            fits = at - word.start() <= LONGEST_WORD and word.end() - at < LONGEST_WORD
-            return word.span() if fits else (at, at)
+    # Of an address or a row that is too long its parts are whole.
+    for words in _WORD, _RUN:
+        for word in words.finditer(text, begin, at + LONGEST_WORD + 1):
+            if word.start() >= at:
+                return at, at
+            if word.end() > at:
+                if word.end() - word.start() <= LONGEST_WORD:
+                    return word.span()
+                break
     return at, at
 
 

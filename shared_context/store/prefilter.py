@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from shared_context.store.node_index import Leaves
 
@@ -13,8 +14,15 @@ PROBED_LISTS = 32
 """Lists of the inverted file that a search reads first; it reads more where these hold spans of too few."""
 
 
+SPAN_BITS = 24
+"""Lowest bits of an id in FAISS, which say which span of its document it is; the others are the document's key."""
+
+MOST_GROWN = 4
+"""An inverted file is trained anew once it holds so many times the spans that it was trained for."""
+
+
 class Prefilter:
-    """A FAISS index over the embedded spans of a store.
+    """A FAISS index over the embedded spans of a store; a change of the store costs what has changed.
 
     A document, or a chunk, is as near to the query as its nearest span.
 
@@ -23,20 +31,42 @@ class Prefilter:
     """
 
     def __init__(self, leaves: Leaves):
+        self._make(leaves)
+
+    def _make(self, leaves: Leaves) -> None:
         import faiss  # loaded where it is used: most stores never ask for it
 
-        embeddings = np.ascontiguousarray(leaves.embeddings.numpy(force=True), dtype=np.float32)
-        count, dimension = embeddings.shape
+        count, dimension = leaves.embeddings.shape
         self._lists = 0
         if count <= EXHAUSTIVE_SPANS:
-            self._index = faiss.IndexFlatIP(dimension)
+            self._index, self._room = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension)), EXHAUSTIVE_SPANS
         else:
-            self._lists = int(4 * np.sqrt(count))
+            self._lists, self._room = int(4 * np.sqrt(count)), MOST_GROWN * count
             self._index = faiss.index_factory(dimension, f"IVF{self._lists},Flat", faiss.METRIC_INNER_PRODUCT)
             # faiss wants 39 points per list to train on; more only take longer
             sample = np.random.default_rng(0).permutation(count)[: 39 * self._lists]
-            self._index.train(embeddings[np.sort(sample)])
-        self._index.add(embeddings)
+            self._index.train(_embeddings(leaves, np.sort(sample)))
+        self._ids = np.zeros(0, np.int64)
+        self._leaves = leaves
+        self._take_in(_ids(leaves))
+
+    def update(self, leaves: Leaves) -> None:
+        """Take in what has changed: documents that came and went. One that was changed has another key."""
+        ids = _ids(leaves)
+        if len(ids) > self._room:
+            self._make(leaves)
+            return
+        gone = np.setdiff1d(self._ids, ids, assume_unique=True)
+        if len(gone):
+            self._index.remove_ids(gone)
+        self._leaves = leaves
+        self._take_in(ids)
+
+    def _take_in(self, ids: np.ndarray) -> None:
+        new = np.flatnonzero(~np.isin(ids, self._ids, assume_unique=True))
+        if len(new):
+            self._index.add_with_ids(_embeddings(self._leaves, new), ids[new])
+        self._ids = ids
 
     def nearest(self, embedding: np.ndarray, of_span: np.ndarray, count: int) -> list[int]:
         """The ``count`` documents or chunks nearest to a query's embedding [dimension], nearest first.
@@ -52,7 +82,18 @@ class Prefilter:
             if lists:
                 self._index.nprobe = probed
             found = self._index.search(embedding[None], wanted)[1][0]
-            owners = list(dict.fromkeys(of_span[found[found >= 0]].tolist()))
+            owners = list(dict.fromkeys(of_span[np.searchsorted(self._ids, found[found >= 0])].tolist()))
             if len(owners) >= count or (wanted, probed) == (spans, lists):
                 return owners[:count]
             wanted, probed = min(spans, 4 * wanted), min(lists, 4 * probed)
+
+
+def _ids(leaves: Leaves) -> np.ndarray:
+    """Of each span its document's key and its number there, in one, rising as the spans do, [spans]."""
+    documents, row = leaves.span_document, np.arange(len(leaves.span_document))
+    return documents << SPAN_BITS | row - np.searchsorted(documents, documents)
+
+
+def _embeddings(leaves: Leaves, rows: np.ndarray) -> np.ndarray:
+    chosen = leaves.embeddings[torch.from_numpy(rows).to(leaves.embeddings.device)]
+    return np.ascontiguousarray(chosen.numpy(force=True), dtype=np.float32)

@@ -112,7 +112,9 @@ class SelectedChunk:
 
     Attributes:
         token_ids: of the whole chunk and its lead-in, int32 [lead_in + tokens].
-        lead_in: tokens before the chunk that it is encoded behind; none of them is shown.
+        lead_in: tokens before the chunk that it is encoded behind.
+        begin: the first token that its tree spans: that of the chunk or, where this lies within a word, the one in the
+            lead-in that the word begins with.
         tree: the chunk's context tree.
         cut: the grained nodes that are shown, from left to right.
         nodes: the same as the user sees them.
@@ -121,6 +123,7 @@ class SelectedChunk:
 
     token_ids: np.ndarray
     lead_in: int
+    begin: int
     tree: ContextTree
     cut: tuple[Grained, ...]
     nodes: tuple[SelectedNode, ...]
@@ -129,14 +132,14 @@ class SelectedChunk:
     def rows(self, rows: Rows) -> list[int]:
         """Those of ``token_ids`` that every head shows: of nodes at ratio 1, and by stride of all others, too."""
         even = [grained for grained in self.cut if rows == "stride" or grained.ratio == 1]
-        return [self.lead_in + row for row in cut_rows(self.tree, even)]
+        return [self.begin + row for row in cut_rows(self.tree, even)]
 
     def coarse_spans(self, rows: Rows) -> list[tuple[int, int, int]]:
         """Spans of ``token_ids`` of which every head shows rows of its own: first, end and ratio of each."""
         if rows == "stride":
             return []
         spans = ((*self.tree.span(node), ratio) for node, ratio in self.cut if ratio > 1)
-        return [(self.lead_in + start, self.lead_in + end, ratio) for start, end, ratio in spans]
+        return [(self.begin + start, self.begin + end, ratio) for start, end, ratio in spans]
 
 
 class ShownChunk(NamedTuple):
@@ -343,9 +346,9 @@ class Selection:
         for chunk, part in zip(self.chunks, parts, strict=True):
             place = np.zeros(len(chunk.token_ids), np.int64)
             for (node, ratio), (begin, width) in zip(chunk.cut, begins[number : number + len(chunk.cut)], strict=True):
-                start, end = (chunk.lead_in + bound for bound in chunk.tree.span(node))
+                start, end = (chunk.begin + bound for bound in chunk.tree.span(node))
                 if ratio > 1 and self.rows == "stride":
-                    kept = [chunk.lead_in + row for row in node_rows(*chunk.tree.span(node), ratio)]
+                    kept = [chunk.begin + row for row in node_rows(*chunk.tree.span(node), ratio)]
                     place[kept] = begin + np.arange(len(kept))
                 else:
                     place[start:end] = begin + np.arange(end - start) * width // max(end - start, 1)

@@ -19,7 +19,8 @@ from shared_context.store.filters import compile_filter
 from shared_context.store.header import header
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.selection import Passage, SelectedChunk, SelectedNode, Selection
-from shared_context.store.selector import Choice, ChunkCut, Rewrite, Selector, Twins, regular_tree
+from shared_context.store.selector import Choice, ChunkCut, Rewrite, Selector, Twins
+from shared_context.store.word_edges import WordEdges
 from shared_context.tree import ContextTree, Grained, Node, kv_entries
 
 
@@ -52,12 +53,22 @@ class Selections:
         self._rewrite = rewrite
         self._model, self._config, self._codec, self._embedder = model, config, codec, embedder
         self._catalogue, self._encoder = catalogue, encoder
+        # A cache that keeps few rows of a chunk has none of its lead-in.
+        self._edges = WordEdges(config.tree, config.lead_in if config.cache.finest == 1 else 0, catalogue.text)
         self._selector = self._selector_of(catalogue.index)
 
     def _selector_of(self, index: NodeIndex) -> Selector:
         words = self._catalogue.words
         return Selector(
-            self._model, self._config, self._codec, self._embedder, index, words, self._between, self._rewrite
+            self._model,
+            self._config,
+            self._codec,
+            self._embedder,
+            index,
+            words,
+            self._edges,
+            self._between,
+            self._rewrite,
         )
 
     def _between(self, key: int, first: int, last: int) -> str:
@@ -126,8 +137,10 @@ class Selections:
                 inside = 0 <= start < end <= len(stored.text)
                 require(inside, "span", (start, end), f"document {doc_id!r} has {len(stored.text)} characters")
                 first, last = stored.tokens.tokens(start, end)
-                for leaf in range(first // tree.leaf_size, -(-last // tree.leaf_size)):
+                for leaf in range(self._edges.leaf(key, first), self._edges.leaf(key, last - 1) + 1):
                     chunk, slot = divmod(leaf, 2**tree.height)
+                    if not self._edges.of_chunk(key, chunk)[1].size(Node(tree.height, slot)):
+                        continue
                     slots = shown.setdefault((key, chunk), {})
                     before = slots.get(slot, (ratio, score))
                     slots[slot] = min(ratio, before[0]), max(score, before[1])
@@ -215,15 +228,15 @@ class Selections:
             hidden_keys=entry.hidden_keys,
         )
         whole = ContextTree((0, count))
-        return [SelectedChunk(*chunk, whole, (Grained(Node(0, 0), 1),), (node,), chunks[0].text)]
+        return [SelectedChunk(*chunk, 0, whole, (Grained(Node(0, 0), 1),), (node,), chunks[0].text)]
 
     def _shown(self, shown: ChunkCut, twins: Twins) -> SelectedChunk:
         """A chunk with its cut, as the user and the decoder see it."""
         key, number, cut, scores = shown
         tree, entry, stored = self._config.tree, self._catalogue.entry(key), self._catalogue.text(key)
-        first = number * tree.chunk_size
         token_ids, lead_in = self._encoder.chunk(stored.tokens.ids, number)
-        context_tree = regular_tree(len(token_ids) - lead_in, tree.chunk_size, tree.height)
+        first, context_tree = self._edges.of_chunk(key, number)
+        begin = lead_in - (number * tree.chunk_size - first)
         nodes = []
         for node, ratio in cut:
             start, end = context_tree.span(node)
@@ -245,7 +258,7 @@ class Selections:
                     hidden_keys=entry.hidden_keys,
                 )
             )
-        return SelectedChunk(token_ids, lead_in, context_tree, tuple(cut), tuple(nodes), stored.text)
+        return SelectedChunk(token_ids, lead_in, begin, context_tree, tuple(cut), tuple(nodes), stored.text)
 
     def _also_in(self, key: int, number: int, node: Node, twins: Twins) -> tuple[str, ...]:
         """Ids of the other documents that say what a node says, or a part of it."""

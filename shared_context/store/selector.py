@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, islice
 from numbers import Integral
@@ -49,6 +49,7 @@ from shared_context.store.scoring import (
     with_neighbours,
     with_section,
 )
+from shared_context.store.word_edges import WordEdges, WordTrees
 from shared_context.store.word_index import WordIndex
 from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
 from shared_context.tree.search import smallest_cut
@@ -76,6 +77,9 @@ RANK = 1e-6
 
 COMPARED = 2
 """Leaves that are looked at for duplicates, for each that the budget holds."""
+
+COMPARED_AT_MOST = 4096
+"""Leaves that are looked at where most of them repeat others."""
 
 COMPARED_BESIDE = 32
 """Leaves or passages that are looked at whatever the budget."""
@@ -126,6 +130,7 @@ class Selector:
         embedder: embeds the queries; None where the store has none.
         index: what is chosen from.
         words: which leaves hold a word.
+        edges: where leaves begin and end in what is shown.
         text: reads documents.
         rewrite: makes of a query what is searched for; None takes it as it is.
     """
@@ -138,10 +143,11 @@ class Selector:
         embedder: Embedder | None,
         index: NodeIndex,
         words: WordIndex,
+        edges: WordEdges,
         text: Text,
         rewrite: Rewrite | None = None,
     ):
-        self._text = text
+        self._text, self._edges = text, edges
         self._rewrite = rewrite
         self._model, self._config, self._codec, self._embedder, self._index = model, config, codec, embedder, index
         self._leaf_states, self._postings = LeafStates(model, config.tree, index), Postings(words, index)
@@ -271,13 +277,13 @@ class Selector:
         """Best-first expansion under one budget over all chunks considered."""
         scored = self._score(query, considered, policy, budget * tree.fine)
         # First, for what is repeated also counts once where the floor is laid.
-        opened, late, twins = self._without_duplicates(scored, budget)
-        if any(total > budget for total in accumulate(kv_entries(t.length, tree.fine) for t in scored.trees)):
+        opened, late, twins = self._without_duplicates(scored, budget, not any(tree.coarse))
+        if any(total > budget for total in accumulate(kv_entries(length, tree.fine) for length in scored.lengths)):
             opened = above_floor(opened, floor, scored.stretches())
         opened = behind(opened, late)
         first_of_all = None
         if recent:
-            at_the_end = recent_scores(scored.leaves, scored.last_leaves(recent))
+            at_the_end = recent_scores(scored.leaves, scored.last_leaves(recent, tree.leaf_size))
             scored = replace(scored, leaves=torch.maximum(scored.leaves, at_the_end))
             opened = torch.maximum(opened, at_the_end)
             first_of_all = by_level(at_the_end)
@@ -334,69 +340,40 @@ class Selector:
         behind_others = RANK * np.arange(len(of_nodes))
         return (np.minimum.accumulate(of_nodes).astype(float) - behind_others).clip(min=0).tolist()
 
-    def _without_duplicates(self, scored: _Scored, budget: int) -> tuple[torch.Tensor, list[int], Twins]:
+    def _without_duplicates(self, scored: _Scored, budget: int, alone: bool) -> tuple[torch.Tensor, list[int], Twins]:
         """Scores of the leaves in which each text that several leaves have counts once.
 
         The best leaves are taken one after the other. One that repeats what was taken is not opened, one of which a
-        part is new keeps that share of its score.
+        part is new keeps that share of its score. As many are looked at as it takes to fill the budget.
+
+        Args:
+            alone: whether nothing but opened leaves is shown; those that were not looked at are not opened then.
 
         Returns:
             The scores, [chunks, leaves], minus infinity where a leaf repeats another or nearly does; places of those
             that nearly do, in the flattened scores, best first; and what else says the same as a leaf that is taken.
         """
-        tree, flat = self._config.tree, scored.leaves.flatten().numpy(force=True).copy()
-        slots, present = scored.leaves.shape[1], flat[np.isfinite(flat)]
-        compared = min(COMPARED * (budget // tree.leaf_size) + COMPARED_BESIDE, len(present))
-        best = np.argpartition(-flat, compared - 1)[:compared]
-        waiting = [(-float(flat[leaf]), int(leaf)) for leaf in best]
-        heapify(waiting)
-        mean = float(present.mean())
-        read = {leaf: self._read(scored, leaf // slots, Node(tree.height, leaf % slots)) for _, leaf in waiting}
-        alike = defaultdict(list)
-        for leaf, (_, _, text) in read.items():
-            alike[text].append(leaf)
-        own, said, taken, late, twins = flat.copy(), Said(), {}, [], {}
-        while waiting:
-            score, leaf = heappop(waiting)
-            key, number, text = read[leaf]
-            new = said.novelty(text)
-            worth = mean + new.share * (own[leaf] - mean) if own[leaf] > mean else own[leaf]
-            if leaf in taken.values():
-                continue
-            if new.repeated:
-                flat[leaf] = -np.inf
-                twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
-            elif new.share <= NEARLY:
-                flat[leaf] = -np.inf
-                late.append(leaf)
-            elif worth < -score - 1e-6:
-                flat[leaf] = worth
-                heappush(waiting, (-worth, leaf))
-            else:
-                # Of equal documents one is shown, rather than the first words of this and the last of that.
-                documents = Counter(read[other][0] for other in taken.values())
-                chosen = max(alike[text], key=lambda other: (documents[read[other][0]], -other))
-                if chosen != leaf:
-                    flat[chosen], flat[leaf] = flat[leaf], -np.inf
-                    twins.setdefault(_place(read, chosen, slots), set()).add(key)
-                taken[said.add(text)] = chosen
-        kept = []
-        for leaf in sorted(late, key=lambda leaf: -own[leaf]):
-            key, _, text = read[leaf]
-            # What was new when it was met has been said since, perhaps.
-            if (new := said.novelty(text)).repeated:
-                twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
-            else:
-                taken[said.add(text)] = leaf
-                kept.append(leaf)
-        return torch.from_numpy(flat).to(scored.leaves.device).view_as(scored.leaves), kept, twins
+        flat, slots = scored.leaves.flatten().numpy(force=True), scored.leaves.shape[1]
+        wanted, present = budget // self._config.tree.leaf_size, int(np.isfinite(flat).sum())
+        compared = min(COMPARED * wanted + COMPARED_BESIDE, present)
+        read: dict[int, tuple[int, int, str]] = {}
+        while True:
+            best = np.argpartition(-flat, compared - 1)[:compared].tolist()
+            for leaf in best:
+                if leaf not in read:
+                    read[leaf] = self._read(scored, leaf // slots, Node(self._config.tree.height, leaf % slots))
+            opened, late, twins = _judged(flat, best, read, slots)
+            if np.isfinite(opened[best]).sum() + len(late) >= wanted or compared in (present, COMPARED_AT_MOST):
+                break
+            compared = min(2 * compared, present, COMPARED_AT_MOST)
+        if alone:
+            opened[np.setdiff1d(np.arange(len(opened)), best)] = -np.inf
+        return torch.from_numpy(opened).to(scored.leaves.device).view_as(scored.leaves), late, twins
 
     def _read(self, scored: _Scored, chunk: int, node: Node) -> tuple[int, int, str]:
         """A chunk's document and number, and what one of its nodes says."""
         key, number = scored.places[chunk]
-        first = number * self._config.tree.chunk_size
-        start, end = scored.trees[chunk].span(node)
-        return key, number, self._text(key, first + start, first + end)
+        return key, number, self._text(key, *self._edges.span(key, number, node))
 
     def _split_and_search(
         self, query: Query | None, considered: np.ndarray, policy: Policy, tree: TreeConfig, budget: int | None
@@ -412,7 +389,7 @@ class Selector:
                 cut = [Grained(node, ratios[node.level]) for node in sorted(paths[chunk], key=context_tree.span)]
             else:
                 cut = split_and_search(context_tree, ratios, None if query is None else scored.similarity(chunk))
-            if cut := [grained for grained in cut if grained.ratio is not None]:
+            if cut := [one for one in cut if one.ratio is not None and context_tree.size(one.node)]:
                 cuts.append(scored.cut(chunk, cut))
                 entries += sum(kv_entries(context_tree.size(node), ratio) for node, ratio in cut)
         if budget is not None and entries > budget:
@@ -514,8 +491,11 @@ class Selector:
             theirs = leaves.embeddings[torch.from_numpy(spans).to(leaves.embeddings.device)]
             near = (theirs @ embedding.to(theirs.device)).numpy(force=True)
             return sorted(list(dict.fromkeys(of_span[spans[np.argsort(-near, kind="stable")]].tolist()))[:count])
-        if self._prefilter is None or self._prefilter[0] is not leaves:
+        if self._prefilter is None:
             self._prefilter = (leaves, Prefilter(leaves))
+        elif self._prefilter[0] is not leaves:
+            self._prefilter[1].update(leaves)
+            self._prefilter = (leaves, self._prefilter[1])
         return sorted(self._prefilter[1].nearest(embedding.numpy(), of_span, count))
 
     def _score(self, query: Query | None, considered: np.ndarray, policy: Policy, shown: int | None) -> _Scored:
@@ -539,14 +519,70 @@ class Selector:
             scores = with_section(scores, touch, reach, self._config.section_weight)
             scores = with_neighbours(scores, touch, self._config.neighbour_weight)
         chunks, first, place = np.unique(leaves.chunk[rows], return_index=True, return_inverse=True)
+        places = leaves.places(chunks)
         by_chunk = scores.new_full((len(chunks), 2**tree.height), -torch.inf)
         by_chunk[torch.from_numpy(place), torch.from_numpy(leaves.slot[rows])] = scores
         return _Scored(
             by_chunk,
-            leaves.places(chunks),
-            [regular_tree(length, tree.chunk_size, tree.height) for length in leaves.chunk_length[chunks].tolist()],
+            places,
+            leaves.chunk_length[chunks].tolist(),
+            WordTrees(self._edges, places),
             rows[first],
         )
+
+
+def _judged(
+    scores: np.ndarray, best: Sequence[int], read: Mapping[int, tuple[int, int, str]], slots: int
+) -> tuple[np.ndarray, list[int], dict[tuple[int, int, int], set[int]]]:
+    """Of leaves, the scores of those that say something new, those that nearly say nothing new, and their twins.
+
+    Args:
+        scores: of all leaves, [chunks * slots].
+        best: those that are compared with one another.
+        read: document, chunk and text of each of them.
+        slots: leaves of a chunk.
+    """
+    mean = float(scores[np.isfinite(scores)].mean())
+    flat, said, taken, late, twins = scores.copy(), Said(), {}, [], {}
+    waiting = [(-float(scores[leaf]), leaf) for leaf in best]
+    heapify(waiting)
+    alike = defaultdict(list)
+    for leaf in best:
+        alike[read[leaf][2]].append(leaf)
+    while waiting:
+        score, leaf = heappop(waiting)
+        key, number, text = read[leaf]
+        new = said.novelty(text)
+        worth = mean + new.share * (scores[leaf] - mean) if scores[leaf] > mean else scores[leaf]
+        if leaf in taken.values():
+            continue
+        if new.repeated:
+            flat[leaf] = -np.inf
+            twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
+        elif new.share <= NEARLY:
+            flat[leaf] = -np.inf
+            late.append(leaf)
+        elif worth < -score - 1e-6:
+            flat[leaf] = worth
+            heappush(waiting, (-worth, leaf))
+        else:
+            # Of equal documents one is shown, rather than the first words of this and the last of that.
+            documents = Counter(read[other][0] for other in taken.values())
+            chosen = max(alike[text], key=lambda other: (documents[read[other][0]], -other))
+            if chosen != leaf:
+                flat[chosen], flat[leaf] = flat[leaf], -np.inf
+                twins.setdefault(_place(read, chosen, slots), set()).add(key)
+            taken[said.add(text)] = chosen
+    kept = []
+    for leaf in sorted(late, key=lambda leaf: -scores[leaf]):
+        key, _, text = read[leaf]
+        # What was new when it was met has been said since, perhaps.
+        if (new := said.novelty(text)).repeated:
+            twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
+        else:
+            taken[said.add(text)] = leaf
+            kept.append(leaf)
+    return flat, kept, twins
 
 
 def _place(read: Mapping[int, tuple[int, int, str]], leaf: int, slots: int) -> tuple[int, int, int]:
@@ -562,13 +598,15 @@ class _Scored:
     Attributes:
         leaves: [chunks, 2**height]; minus infinity where there is no leaf.
         places: each chunk's document, by its key, and its number in the document.
-        trees: each chunk's context tree.
+        lengths: tokens of each chunk that are scored.
+        trees: each chunk's context tree, as it is shown.
         first: row of each chunk's first leaf among all leaves of the index, [chunks].
     """
 
     leaves: torch.Tensor
     places: list[tuple[int, int]]
-    trees: list[ContextTree]
+    lengths: list[int]
+    trees: Sequence[ContextTree]
     first: np.ndarray
 
     @cached_property
@@ -592,12 +630,12 @@ class _Scored:
         apart = (np.diff(np.array(self.places), axis=0) != (0, 1)).any(axis=1)
         return np.concatenate([[0], np.cumsum(apart)])
 
-    def last_leaves(self, tokens: int) -> int:
+    def last_leaves(self, tokens: int, leaf_size: int) -> int:
         """How many leaves so many tokens at the end of the last document reach into."""
-        trees = [tree for (key, _), tree in zip(self.places, self.trees, strict=True) if key == self.places[-1][0]]
-        sizes = [tree.size(leaf) for tree in trees for leaf in tree.level(tree.height)]
+        last = [length for (key, _), length in zip(self.places, self.lengths, strict=True) if key == self.places[-1][0]]
+        sizes = [min(leaf_size, length - at) for length in last for at in range(0, length, leaf_size)]
         unseen = max(0, sum(sizes) - tokens)
-        return sum(size > 0 and end > unseen for size, end in zip(sizes, accumulate(sizes), strict=True))
+        return sum(end > unseen for end in accumulate(sizes))
 
     def similarity(self, chunk: int) -> Callable[[Node], float]:
         """How promising a node of a chunk is: as good as its best leaf."""
@@ -614,9 +652,3 @@ class _Scored:
         first, count = torch.from_numpy(self.first).to(device), self.leaves.isfinite().sum(dim=1)
         nodes = preserved_cuts(query.to(device), states, first, count, height).tolist()
         return [[Node(n.bit_length() - 1, n - (1 << n.bit_length() - 1)) for n in path if n] for path in nodes]
-
-
-@lru_cache(maxsize=4096)
-def regular_tree(length: int, chunk_size: int, height: int) -> ContextTree:
-    """The tree of a chunk; chunks of one length share it."""
-    return ContextTree.regular(length, chunk_size, height)

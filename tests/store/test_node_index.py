@@ -138,3 +138,23 @@ def test_a_large_prefilter_reads_as_many_lists_as_it_takes(monkeypatch, count):
         assert set(found) == set(exact)
     else:
         assert len(set(found) & set(exact[: 2 * count + 10])) > count / 4
+
+
+@pytest.mark.parametrize("exhaustive", [20_000, 300])
+def test_a_prefilter_follows_every_change_as_if_it_were_made_anew(monkeypatch, exhaustive):
+    monkeypatch.setattr(prefilter, "EXHAUSTIVE_SPANS", exhaustive)
+    monkeypatch.setattr(prefilter, "PROBED_LISTS", 1000)
+    index, draw = random_spans(120, 3), np.random.default_rng(2)
+    kept = Prefilter(index.leaves())
+    for change in range(8):
+        for key in draw.choice(index.leaves().document, 3):
+            if int(key) in index.token_ids():
+                index.remove(int(key))
+        for key in range(1000 * change + 500, 1000 * change + 500 + 40 * change):
+            ids = np.zeros(8, dtype=np.int64)
+            index.add(key, ids, data(ids, draw.standard_normal((1, DIMENSION)).astype(np.float32)))
+        leaves, query = index.leaves(), draw.standard_normal(DIMENSION).astype(np.float32)
+        kept.update(leaves)
+        for of_span in leaves.span_document, leaves.span_chunk:
+            expected = Prefilter(leaves).nearest(query, of_span, 20)
+            assert kept.nearest(query, of_span, 20) == expected
