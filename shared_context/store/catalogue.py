@@ -13,6 +13,7 @@ from shared_context.errors import DocumentNotFoundError, SharedContextError, Sto
 from shared_context.store.database import DIGEST_BYTES, Database, Entry, Header, Kind
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
+from shared_context.store.header import header as header_text
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.node_data import HeaderData, NodeData, NodeShape, Part, StoredText, joined_nodes
 from shared_context.store.node_index import NodeIndex
@@ -98,7 +99,7 @@ class Catalogue:
                 self._grow(key, old, entry, first, ids, nodes)
             for key, (entry, header) in change.described.items():
                 self._entries[key] = entry
-                self.index.headers.put(key, header)
+                self.index.headers.put(key, header, _told(entry))
             self._data_version, self._version = seen, version or before
 
     def _check_there(self) -> None:
@@ -135,7 +136,7 @@ class Catalogue:
         described = [key for key, entry in entries.items() if entry.kind == "document"]
         headers = self._database.headers(described, self.shape)
         for key in described:
-            self.index.headers.put(key, headers.get(key))
+            self.index.headers.put(key, headers.get(key), _told(entries[key]))
         self._entries |= entries
         self._data_version, self._version = data_version, version
 
@@ -166,7 +167,7 @@ class Catalogue:
         """Take a document in; conversations are read when they are selected from."""
         if entry.kind == "document":
             self.index.add(key, ids, nodes)
-            self.index.headers.put(key, header)
+            self.index.headers.put(key, header, _told(entry))
         self._entries[key] = entry
         self._keys[entry.kind, entry.id] = key
 
@@ -310,6 +311,11 @@ class Change:
         """Take a document away."""
         self.digests |= self._database.remove(key)
         self.removed.append(key)
+
+
+def _told(entry: Entry) -> str:
+    """The text of a document's header that queries are compared with."""
+    return header_text(entry.metadata, entry.unsearched_keys)
 
 
 def _of_index(parts: Sequence[Part]) -> tuple[np.ndarray, NodeData]:

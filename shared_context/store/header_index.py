@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import log
 
 import numpy as np
 import torch
 
 from shared_context.store.node_data import HeaderData
+from shared_context.store.words import words
 
 SAME_WORD = 0.6
 """Similarity of two token codes from which on one may say what the other does; below, everything is a little alike."""
@@ -50,14 +53,22 @@ class HeaderIndex:
 
     def __init__(self) -> None:
         self._headers: dict[int, HeaderData] = {}
+        self._figures: dict[int, frozenset[str]] = {}
         self._joined: _Joined | None = None
 
     def __len__(self) -> int:
         """Documents that have a header."""
         return len(self._headers)
 
-    def put(self, key: int, header: HeaderData | None) -> None:
-        """Take in a document's header in the place of the one it had; None where it has none any more."""
+    def put(self, key: int, header: HeaderData | None, text: str = "") -> None:
+        """Take in a document's header in the place of the one it had; None where it has none any more.
+
+        Args:
+            text: of the header.
+        """
+        self._figures.pop(key, None)
+        if header is not None and (found := figures(text)):
+            self._figures[key] = found
         if header is not None and len(header.codes):
             self._headers[key] = header
         elif self._headers.pop(key, None) is None:
@@ -66,8 +77,26 @@ class HeaderIndex:
 
     def move(self, key: int, new_key: int) -> None:
         """Take in that a document got another key."""
+        found = self._figures.get(key)
         self.put(new_key, self._headers.get(key))
         self.put(key, None)
+        if found:
+            self._figures[new_key] = found
+
+    def with_figures(self, terms: Iterable[str]) -> HeaderScores | None:
+        """How rare the numbers and identifiers of a query are that headers have, as ``words``; None where none has one.
+
+        Codes see a bag of digits in a year or a number, which is often all that tells documents apart.
+        """
+        found: dict[int, float] = {}
+        for term in terms:
+            having = [key for key, held in self._figures.items() if term in held]
+            for key in having:
+                found[key] = found.get(key, 0.0) + log(1 + (len(self._headers) + 0.5) / (len(having) + 0.5))
+        if not found:
+            return None
+        keys = np.array(sorted(found), np.int64)
+        return HeaderScores(keys, np.array([found[key] for key in keys.tolist()], np.float32), np.zeros(len(keys)))
 
     def scores(self, codes: torch.Tensor, weights: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
         """Compare a query with every header.
@@ -96,6 +125,12 @@ class HeaderIndex:
         if embedding is not None:
             cosines = np.maximum.reduceat(joined.embeddings @ embedding.numpy(), joined.first_span).clip(min=0)
         return HeaderScores(joined.keys, said, cosines)
+
+
+def figures(text: str) -> frozenset[str]:
+    """The terms of a text that have a digit or join parts, in any language."""
+    found = (term for word in words(text) for term in word.terms)
+    return frozenset(term for term in found if any(map(str.isdigit, term)) or "_" in term)
 
 
 @dataclass(frozen=True)

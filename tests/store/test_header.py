@@ -49,6 +49,19 @@ def test_a_document_is_found_by_its_metadata(store):
     assert [best(store, f"What was the revenue of {town}?") for town in TOWNS] == list(TOWNS)
 
 
+def test_a_document_is_found_by_a_number_of_its_metadata(store):
+    texts = [REPORT.format(100 + n) for n in range(8)]
+    store.add([Document(t, f"r{n}", {"title": f"Report Q{1 + n % 4} {2020 + n // 4}"}) for n, t in enumerate(texts)])
+    asked = [f"What was the revenue in Q{1 + n % 4} of {2020 + n // 4}?" for n in range(8)]
+    assert [best(store, query) for query in asked] == [f"r{n}" for n in range(8)]
+    store.update("r3", metadata={"title": "Report Q4 2031"})
+    assert best(store, "revenue in 2031") == "r3"
+    store.append("r3", " All is well.")
+    assert best(store, "revenue in 2031") == "r3"
+    store.delete("r3")
+    assert best(store, "revenue in Q4 2021") == "r7"
+
+
 def test_a_document_is_found_by_its_metadata_through_an_embedder_too(open_store, embedder):
     store = open_store(embedder=embedder)
     store.add(reports())
