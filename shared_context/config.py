@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -106,13 +107,13 @@ class TreeConfig:
         """Tokens per leaf."""
         return self.chunk_size >> self.height
 
-    @property
+    @cached_property
     def embedded_level(self) -> int:
         """Level of the nodes that are embedded: the highest one of no more than EMBEDDED_TOKENS tokens a node."""
         levels = range(self.height)
         return next((level for level in levels if self.chunk_size >> level <= EMBEDDED_TOKENS), self.height)
 
-    @property
+    @cached_property
     def embedded_leaves(self) -> int:
         """Leaves of a span that is embedded as one."""
         return 2 ** (self.height - self.embedded_level)

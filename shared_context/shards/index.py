@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from shared_context.config import TreeConfig
 from shared_context.shards.crew import Crew
 from shared_context.shards.shard import ShardState
-from shared_context.store.header_index import HeaderScores
+from shared_context.store.header import header
+from shared_context.store.header_index import HeaderScores, figure_scores, figures
 from shared_context.store.node_index import Leaves, document_leaves, inverse_leaf_frequency
 
 KEY_BITS = 32
@@ -144,6 +145,7 @@ class ShardedHeaders:
         self._crew = crew
         self._holding = [number for number, state in states.items() if state.headers]
         self._count = sum(state.headers for state in states.values())
+        self._states = states
 
     def __len__(self) -> int:
         return self._count
@@ -159,6 +161,19 @@ class ShardedHeaders:
             np.concatenate([answer.cosines for answer in answers.values()]),
         )
         return said.weighted(weights)
+
+    def with_figures(self, terms: Iterable[str]) -> HeaderScores | None:
+        """How rare the numbers and identifiers of a query are that headers have."""
+        return figure_scores(self._figures, terms, len(self))
+
+    @cached_property
+    def _figures(self) -> dict[int, frozenset[str]]:
+        texts = (
+            (whole_key(number, key), header(entry.metadata, entry.unsearched_keys))
+            for number, state in self._states.items()
+            for key, entry in state.entries.items()
+        )
+        return {key: found for key, text in texts if (found := figures(text))}
 
 
 class ShardedIndex:

@@ -99,7 +99,7 @@ class Catalogue:
                 self._grow(key, old, entry, first, ids, nodes)
             for key, (entry, header) in change.described.items():
                 self._entries[key] = entry
-                self.index.headers.put(key, header, _told(entry))
+                self.index.headers.put(key, header, "" if header is None else _told(entry))
             self._data_version, self._version = seen, version or before
 
     def _check_there(self) -> None:
@@ -136,7 +136,7 @@ class Catalogue:
         described = [key for key, entry in entries.items() if entry.kind == "document"]
         headers = self._database.headers(described, self.shape)
         for key in described:
-            self.index.headers.put(key, headers.get(key), _told(entries[key]))
+            self.index.headers.put(key, headers.get(key), _told(entries[key]) if key in headers else "")
         self._entries |= entries
         self._data_version, self._version = data_version, version
 
@@ -167,7 +167,7 @@ class Catalogue:
         """Take a document in; conversations are read when they are selected from."""
         if entry.kind == "document":
             self.index.add(key, ids, nodes)
-            self.index.headers.put(key, header, _told(entry))
+            self.index.headers.put(key, header, "" if header is None else _told(entry))
         self._entries[key] = entry
         self._keys[entry.kind, entry.id] = key
 

@@ -38,6 +38,8 @@ Kind = Literal["document", "conversation"]
 DIGEST_BYTES = 20
 """Of a chunk's digest."""
 
+HEADERS_ONE_BY_ONE = 64
+"""Documents whose headers are looked for one after the other; of more it is found out first which have one."""
 CHANGES_KEPT = 4096
 """Changes that are kept for other processes to take in; one that missed more looks at everything anew."""
 
@@ -164,7 +166,10 @@ class Database(StoreFile):
 
     def headers(self, keys: Iterable[int], shape: NodeShape) -> dict[int, HeaderData]:
         """What scoring needs of the headers of documents; of those that have one."""
-        found = {}
+        found, keys = {}, list(keys)
+        if len(keys) > HEADERS_ONE_BY_ONE:
+            having = {key for (key,) in self._connection.execute("SELECT document FROM headers")}
+            keys = [key for key in keys if key in having]
         for key in keys:
             row = self._connection.execute(
                 "SELECT content, digest, checksum, codes, scales, embeddings FROM headers WHERE document = ?", (key,)

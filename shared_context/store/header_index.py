@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import log
 
@@ -84,19 +84,8 @@ class HeaderIndex:
             self._figures[new_key] = found
 
     def with_figures(self, terms: Iterable[str]) -> HeaderScores | None:
-        """How rare the numbers and identifiers of a query are that headers have, as ``words``; None where none has one.
-
-        Codes see a bag of digits in a year or a number, which is often all that tells documents apart.
-        """
-        found: dict[int, float] = {}
-        for term in terms:
-            having = [key for key, held in self._figures.items() if term in held]
-            for key in having:
-                found[key] = found.get(key, 0.0) + log(1 + (len(self._headers) + 0.5) / (len(having) + 0.5))
-        if not found:
-            return None
-        keys = np.array(sorted(found), np.int64)
-        return HeaderScores(keys, np.array([found[key] for key in keys.tolist()], np.float32), np.zeros(len(keys)))
+        """How rare the numbers and identifiers of a query are that headers have; see :func:`figure_scores`."""
+        return figure_scores(self._figures, terms, len(self))
 
     def scores(self, codes: torch.Tensor, weights: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
         """Compare a query with every header.
@@ -131,6 +120,27 @@ def figures(text: str) -> frozenset[str]:
     """The terms of a text that have a digit or join parts, in any language."""
     found = (term for word in words(text) for term in word.terms)
     return frozenset(term for term in found if any(map(str.isdigit, term)) or "_" in term)
+
+
+def figure_scores(held: Mapping[int, frozenset[str]], terms: Iterable[str], headers: int) -> HeaderScores | None:
+    """How rare the numbers and identifiers of a query are that headers have, as ``words``; None where none has one.
+
+    Codes see a bag of digits in a year or a number, which is often all that tells documents apart.
+
+    Args:
+        held: the :func:`figures` of each header by its document's key.
+        terms: the query's.
+        headers: how many there are.
+    """
+    found: dict[int, float] = {}
+    for term in terms:
+        having = [key for key, figures in held.items() if term in figures]
+        for key in having:
+            found[key] = found.get(key, 0.0) + log(1 + (headers + 0.5) / (len(having) + 0.5))
+    if not found:
+        return None
+    keys = np.array(sorted(found), np.int64)
+    return HeaderScores(keys, np.array([found[key] for key in keys.tolist()], np.float32), np.zeros(len(keys)))
 
 
 @dataclass(frozen=True)

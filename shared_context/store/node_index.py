@@ -86,11 +86,25 @@ class Leaves:
 
 
 @dataclass(frozen=True)
-class _Document:
-    token_ids: np.ndarray
+class _Arrays:
+    """What leaves and spans are compared by, of one document or of many side by side; see :class:`Leaves`."""
+
     codes: torch.Tensor
     scales: torch.Tensor
     embeddings: torch.Tensor
+
+    def part(self, leaves: slice | torch.Tensor, spans: slice | torch.Tensor) -> _Arrays:
+        """Those of some leaves and spans."""
+        return _Arrays(self.codes[leaves], self.scales[leaves], self.embeddings[spans])
+
+    def joined(self, others: Sequence[_Arrays]) -> _Arrays:
+        """These and others behind them, copied."""
+        parts = ([getattr(part, field.name) for part in (self, *others)] for field in fields(_Arrays))
+        return _Arrays(*map(torch.cat, parts))
+
+
+SPARE = 8
+"""One of so many rows is kept free when the arrays have to grow, so that few additions copy them."""
 
 
 class NodeIndex:
@@ -110,72 +124,85 @@ class NodeIndex:
     def __init__(self, tree: TreeConfig, vocabulary: int, device: torch.device | str = "cpu"):
         self._tree = tree
         self.device = device
-        self._documents: dict[int, _Document] = {}
+        self._token_ids: dict[int, np.ndarray] = {}
         self.frequency = np.zeros(vocabulary, dtype=np.int64)
         self._leaf_count = 0
         self._leaves: Leaves | None = None
+        self._changed = False
+        # Rows of the leaves as they were joined last, and behind them room; and what is not among them yet, or no more.
+        self._room: _Arrays | None = None
+        self._waiting: dict[int, _Arrays] = {}
+        self._gone: set[int] = set()
         self.headers = HeaderIndex()
 
     def __len__(self) -> int:
         """Documents held."""
-        return len(self._documents)
+        return len(self._token_ids)
 
     @property
     def tokens(self) -> int:
         """Tokens of all documents."""
-        return sum(len(d.token_ids) for d in self._documents.values())
+        return sum(map(len, self._token_ids.values()))
 
     def token_ids(self) -> dict[int, np.ndarray]:
         """Token ids of all documents by their keys."""
-        return {key: document.token_ids for key, document in self._documents.items()}
+        return self._token_ids.copy()
 
     def add(self, key: int, token_ids: np.ndarray, nodes: NodeData) -> None:
         """Take in a document; one that a break has let in half is taken in anew."""
-        if key in self._documents:
+        if key in self._token_ids:
             self.remove(key)
-        self._documents[key] = self._of(token_ids, nodes)
+        self._put(key, token_ids, self._of(token_ids, nodes))
         self._count(token_ids, 1)
-        self._leaves = None
 
     def extend(self, key: int, new_key: int, first: int, token_ids: np.ndarray, nodes: NodeData) -> None:
         """Take in that a document got other tokens from token ``first`` on, where a chunk begins, and another key."""
-        old, more = self._documents.pop(key), self._of(token_ids, nodes)
         leaf = first // self._tree.leaf_size
-        kept = {"token_ids": first, "embeddings": leaf // self._tree.embedded_leaves}
-        joined = {}
-        for field in fields(_Document):
-            before, behind = (getattr(document, field.name) for document in (old, more))
-            before = before[: kept.get(field.name, leaf)]
-            both = [before, behind] if isinstance(before, np.ndarray) else [before.cpu(), behind]
-            joined[field.name] = np.concatenate(both) if isinstance(before, np.ndarray) else torch.cat(both)
-        self._documents[new_key] = _Document(**joined)
-        if first < len(old.token_ids):
-            self._count(old.token_ids[first:], -1)
+        kept = self._arrays_of(key).part(slice(leaf), slice(leaf // self._tree.embedded_leaves))
+        kept = _Arrays(*(getattr(kept, field.name).cpu() for field in fields(_Arrays)))
+        before = self._take(key)
+        if first < len(before):
+            self._count(before[first:], -1)
         self._count(token_ids, 1)
-        self._leaves = None
+        self._put(new_key, np.concatenate([before[:first], token_ids]), kept.joined([self._of(token_ids, nodes)]))
 
-    def _of(self, token_ids: np.ndarray, nodes: NodeData) -> _Document:
+    def _of(self, token_ids: np.ndarray, nodes: NodeData) -> _Arrays:
         size = self._tree.leaf_size
         tokens = len(token_ids)
         leaves = -(-tokens // size)
         # Repeating the last token fills the last leaf up without touching any maximum over its tokens.
         rows = np.minimum(np.arange(leaves * size), tokens - 1)
-        return _Document(
-            token_ids,
+        return _Arrays(
             torch.from_numpy(nodes.codes[rows].reshape(leaves, size, -1)),
             torch.from_numpy(nodes.scales[rows].reshape(leaves, size)),
             torch.from_numpy(nodes.embeddings.copy()),
         )
 
+    def _arrays_of(self, key: int) -> _Arrays:
+        """A document's own part."""
+        if key in self._waiting:
+            return self._waiting[key]
+        edges = (np.searchsorted(of, [key, key + 1]) for of in (self._leaves.document, self._leaves.span_document))
+        return self._room.part(*(slice(*edge.tolist()) for edge in edges))
+
     def remove(self, key: int) -> None:
         """Forget a document."""
-        self._count(self._documents.pop(key).token_ids, -1)
-        self._leaves = None
+        self._count(self._take(key), -1)
+
+    def _put(self, key: int, token_ids: np.ndarray, arrays: _Arrays) -> None:
+        self._token_ids[key], self._waiting[key] = token_ids, arrays
+        self._changed = True
+
+    def _take(self, key: int) -> np.ndarray:
+        if self._waiting.pop(key, None) is None:
+            self._gone.add(key)
+        self._changed = True
+        return self._token_ids.pop(key)
 
     def _count(self, token_ids: np.ndarray, sign: int) -> None:
         leaf = np.arange(len(token_ids)) // self._tree.leaf_size
         once_per_leaf = np.unique(leaf * len(self.frequency) + token_ids) % len(self.frequency)
-        self.frequency += sign * np.bincount(once_per_leaf, minlength=len(self.frequency))
+        np.add.at(self.frequency, once_per_leaf, sign)
         self._leaf_count += sign * (int(leaf[-1]) + 1)
 
     def weights(self, token_ids: np.ndarray) -> torch.Tensor:
@@ -183,28 +210,53 @@ class NodeIndex:
         return inverse_leaf_frequency(self.frequency[token_ids], self._leaf_count)
 
     def leaves(self) -> Leaves:
-        """All leaves of at least one document; the arrays are joined again after a change."""
-        if self._leaves is None:
-            self._leaves = self._join()
+        """All leaves of at least one document; what has changed since they were last asked for is taken in now."""
+        if self._leaves is None or self._changed:
+            keys = sorted(self._token_ids)
+            places = document_leaves(self._tree, keys, [len(self._token_ids[key]) for key in keys])
+            spans, arrays = torch.from_numpy(places.pop("spans")).to(self.device), self._arrays()
+            self._leaves = Leaves(**vars(arrays), spans=spans, **places)
+            self._changed = False
         return self._leaves
 
-    def _join(self) -> Leaves:
-        keys = sorted(self._documents)
-        documents = [self._documents[key] for key in keys]
-        arrays = document_leaves(self._tree, keys, [len(document.token_ids) for document in documents])
-        joined = {
-            name: torch.cat([getattr(d, name).to(self.device) for d in documents])
-            for name in ("codes", "scales", "embeddings")
-        }
-        # The documents' own arrays become views of the joined ones, so that nothing is held twice.
-        at = span_at = 0
-        for key, document in zip(keys, documents, strict=True):
-            own, own_spans = slice(at, at + len(document.codes)), slice(span_at, span_at + len(document.embeddings))
-            at, span_at = own.stop, own_spans.stop
-            views = joined["codes"][own], joined["scales"][own], joined["embeddings"][own_spans]
-            self._documents[key] = _Document(document.token_ids, *views)
-        spans = torch.from_numpy(arrays.pop("spans")).to(self.device)
-        return Leaves(**joined, spans=spans, **arrays)
+    def _arrays(self) -> _Arrays:
+        """The arrays of all documents in the order of their keys; a document behind all others costs its own rows."""
+        room, old = self._room, self._leaves
+        owners = [np.zeros(0, np.int64)] * 2 if old is None else [old.document, old.span_document]
+        if self._gone:
+            stays = [~np.isin(of, list(self._gone)) for of in owners]
+            owners = [of[there] for of, there in zip(owners, stays, strict=True)]
+            if any(not there[: len(of)].all() for of, there in zip(owners, stays, strict=True)):  # not only at the end
+                filled = room.part(*(slice(len(there)) for there in stays))
+                room = filled.part(*(torch.from_numpy(there).to(self.device) for there in stays))
+        if self._waiting:
+            keys = sorted(self._waiting)
+            new = [self._waiting[key] for key in keys]
+            room = self._with_room(room, *map(len, owners), new[0].joined(new[1:]))
+            counts = zip(*((len(part.codes), len(part.embeddings)) for part in new), strict=True)
+            owners = [np.concatenate([of, np.repeat(keys, more)]) for of, more in zip(owners, counts, strict=True)]
+        arrays = room.part(*(slice(len(of)) for of in owners))
+        if (np.diff(owners[0]) < 0).any():
+            arrays = room = arrays.part(*(torch.from_numpy(np.argsort(of, kind="stable")) for of in owners))
+        self._room, self._waiting, self._gone = room, {}, set()
+        return arrays
+
+    def _with_room(self, room: _Arrays | None, leaves: int, spans: int, more: _Arrays) -> _Arrays:
+        """The arrays with ``more`` behind the first leaves and spans, in the room that is there or in a larger one."""
+        grown = {}
+        for field, count in zip(fields(_Arrays), (leaves, leaves, spans), strict=True):
+            rows = getattr(more, field.name).to(self.device)
+            held, end = None if room is None else getattr(room, field.name), count + len(rows)
+            if held is None:
+                held = rows
+            elif end > len(held):
+                larger = held.new_empty((end + end // SPARE, *held.shape[1:]))
+                larger[:count], larger[count:end] = held[:count], rows
+                held = larger
+            else:
+                held[count:end] = rows
+            grown[field.name] = held
+        return _Arrays(**grown)
 
 
 def document_leaves(tree: TreeConfig, keys: Sequence[int], tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:

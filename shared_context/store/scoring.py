@@ -186,7 +186,7 @@ LITERAL_WEIGHT = 1.0
 """Chosen where evidence was shown most often over questions on encyclopaedias, a handbook, stories and meetings, and
 lists of numbered things; between 0.3 and 0.7 and between 0.6 and 1 little changes."""
 
-FIGURES_WEIGHT = 2.0
+FIGURES_WEIGHT = 3.0
 """Of the numbers and identifiers that documents' headers have: often they are all that tells documents apart."""
 
 

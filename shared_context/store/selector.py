@@ -367,7 +367,9 @@ class Selector:
                 break
             compared = min(2 * compared, present, COMPARED_AT_MOST)
         if alone:
-            opened[np.setdiff1d(np.arange(len(opened)), best)] = -np.inf
+            looked_at = np.zeros(len(opened), bool)
+            looked_at[best] = True
+            opened[~looked_at] = -np.inf
         return torch.from_numpy(opened).to(scored.leaves.device).view_as(scored.leaves), late, twins
 
     def _read(self, scored: _Scored, chunk: int, node: Node) -> tuple[int, int, str]:
@@ -518,7 +520,10 @@ class Selector:
             reach = section_leaves(shown, tree.leaf_size)
             scores = with_section(scores, touch, reach, self._config.section_weight)
             scores = with_neighbours(scores, touch, self._config.neighbour_weight)
-        chunks, first, place = np.unique(leaves.chunk[rows], return_index=True, return_inverse=True)
+        owners = leaves.chunk[rows]
+        begins = np.diff(owners, prepend=-1) != 0  # they rise
+        first, place = np.flatnonzero(begins), np.cumsum(begins) - 1
+        chunks = owners[first]
         places = leaves.places(chunks)
         by_chunk = scores.new_full((len(chunks), 2**tree.height), -torch.inf)
         by_chunk[torch.from_numpy(place), torch.from_numpy(leaves.slot[rows])] = scores
