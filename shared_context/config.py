@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -107,16 +107,20 @@ class TreeConfig:
         """Tokens per leaf."""
         return self.chunk_size >> self.height
 
-    @cached_property
+    @property
     def embedded_level(self) -> int:
         """Level of the nodes that are embedded: the highest one of no more than EMBEDDED_TOKENS tokens a node."""
-        levels = range(self.height)
-        return next((level for level in levels if self.chunk_size >> level <= EMBEDDED_TOKENS), self.height)
+        return _embedded_level(self.chunk_size, self.height)
 
-    @cached_property
+    @property
     def embedded_leaves(self) -> int:
         """Leaves of a span that is embedded as one."""
         return 2 ** (self.height - self.embedded_level)
+
+
+@cache  # every document of a store asks for it when the store is opened
+def _embedded_level(chunk_size: int, height: int) -> int:
+    return next((level for level in range(height) if chunk_size >> level <= EMBEDDED_TOKENS), height)
 
 
 def _is_ratio(value: object) -> bool:
