@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -21,6 +21,9 @@ from shared_context.store.node_index import NodeIndex
 from shared_context.store.selection import Selection
 from shared_context.store.selections import Selections
 from shared_context.store.selector import longest_query
+
+NEIGHBOUR_WEIGHT = 0.2
+"""Of a leaf in a conversation, where the next message is often about something else; nor does a section count."""
 
 SAID_AT = "\0said_at"
 """The key under which a message is kept with when it was added, in seconds since 1970; no other key has a NUL."""
@@ -51,6 +54,9 @@ class Conversations:
     ):
         self._model, self._config, self._database, self._catalogue = model, config, database, catalogue
         self._documents, self._selections, self._new_index = documents, selections, new_index
+        self._scored_alone = replace(
+            config, section_weight=0.0, neighbour_weight=min(config.neighbour_weight, NEIGHBOUR_WEIGHT)
+        )
 
     @property
     def max_bytes(self) -> int:
@@ -163,9 +169,19 @@ class Conversations:
             rows = [row for row in self._database.messages(self._catalogue.namespace, id) if row.number not in recent]
             # Where much is said, the correction of what answers best may be far from the question in its words.
             options.setdefault("floor", 0.0)
-            selection = self._selections.select_from(index, query, [] if key is None else [key], **options)
             ends = list(accumulate(len(_as_text(row)) for row in rows))
-            return selection.described(lambda node: _said(rows, bisect_right(ends, node.start)))
+
+            def found(**more: Any) -> Selection:
+                keys = [] if key is None else [key]
+                selection = self._selections.select_from(index, self._scored_alone, query, keys, **options, **more)
+                return selection.described(lambda node: _said(rows, bisect_right(ends, node.start)))
+
+            selection = found()
+            stated = [node for node in selection.nodes if node.said["role"] == "user"]
+            # What corrects a statement is often nearer to that than to the question.
+            if stated and query is not None and _searches(options):
+                return found(also=[max(stated, key=lambda node: node.score).text])
+            return selection
 
     def remove_all(self) -> None:
         """Forget the messages of all conversations; inside of a change that removes their documents."""
@@ -191,6 +207,11 @@ def _outgrown(recent: list[Message], tokens: int, recent_tokens: int) -> list[Me
         old.append(row)
         excess -= row.tokens
     return old
+
+
+def _searches(options: Mapping[str, Any]) -> bool:
+    """Whether options leave out much of what is not searched for."""
+    return options.get("ratio") is None and options.get("search", "best_first") == "best_first"
 
 
 def _as_text(row: Message) -> str:

@@ -55,13 +55,13 @@ class Selections:
         self._catalogue, self._encoder = catalogue, encoder
         # A cache that keeps few rows of a chunk has none of its lead-in.
         self._edges = WordEdges(config.tree, config.lead_in if config.cache.finest == 1 else 0, catalogue.text)
-        self._selector = self._selector_of(catalogue.index)
+        self._selector = self._selector_of(catalogue.index, config)
 
-    def _selector_of(self, index: NodeIndex) -> Selector:
+    def _selector_of(self, index: NodeIndex, config: StoreConfig) -> Selector:
         words = self._catalogue.words
         return Selector(
             self._model,
-            self._config,
+            config,
             self._codec,
             self._embedder,
             index,
@@ -93,9 +93,16 @@ class Selections:
             )
             return self._selection(choice, query, show_metadata, rows)
 
-    def select_from(self, index: NodeIndex, query: str | None, keys: list[int], **options: Any) -> Selection:
-        """What a query is shown of these documents of another index; called while the catalogue is read."""
-        return self._selection(self._selector_of(index).choose(query, keys, **options), query)
+    def select_from(
+        self, index: NodeIndex, config: StoreConfig, query: str | None, keys: list[int], **options: Any
+    ) -> Selection:
+        """What a query is shown of these documents of another index; called while the catalogue is read.
+
+        Args:
+            config: how they are scored.
+            **options: those of :meth:`~shared_context.store.selector.Selector.choose`.
+        """
+        return self._selection(self._selector_of(index, config).choose(query, keys, **options), query)
 
     def retrieve(
         self,

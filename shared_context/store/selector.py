@@ -170,6 +170,7 @@ class Selector:
         prefilter_chunks: int | None = None,
         introduction: Callable[[int], int] | None = None,
         min_score: float | None = None,
+        also: Sequence[str] = (),
     ) -> Choice:
         """What a query is shown; settings and errors are those of the store's ``select``.
 
@@ -177,6 +178,7 @@ class Selector:
             text: the query.
             keys: the documents that may be considered, rising.
             introduction: KV entries that are shown once in front of all that is shown of a document; by its key.
+            also: other texts that are searched for; what finds most in a leaf counts. Scores tell of ``text`` alone.
         """
         one_of("search", search, Search)
         policy = self._policy(policy)
@@ -203,7 +205,10 @@ class Selector:
         if not len(considered):
             return Choice([], budget, policy)
         if best_first:
-            cuts, twins = self._best_first(query, considered, policy, tree, floor, recent, budget, introduction, least)
+            sought = self._query(text, also) if also else query
+            cuts, twins = self._best_first(
+                query, sought, considered, policy, tree, floor, recent, budget, introduction, least
+            )
             return Choice(cuts, budget, policy, twins)
         cuts = self._split_and_search(query, considered, policy, tree, budget)
         return Choice(cuts, budget, None if query is None else policy)
@@ -265,6 +270,7 @@ class Selector:
     def _best_first(
         self,
         query: Query,
+        sought: Query,
         considered: np.ndarray,
         policy: Policy,
         tree: TreeConfig,
@@ -275,7 +281,7 @@ class Selector:
         min_score: float,
     ) -> tuple[list[ChunkCut], Twins]:
         """Best-first expansion under one budget over all chunks considered."""
-        scored = self._score(query, considered, policy, budget * tree.fine)
+        scored = self._score(sought, considered, policy, budget * tree.fine)
         # First, for what is repeated also counts once where the floor is laid.
         opened, late, twins = self._without_duplicates(scored, budget, not any(tree.coarse))
         if any(total > budget for total in accumulate(kv_entries(length, tree.fine) for length in scored.lengths)):
@@ -410,7 +416,7 @@ class Selector:
         one_of("policy", policy, Policy)
         return policy
 
-    def _query(self, text: str | None) -> Query:
+    def _query(self, text: str | None, also: Sequence[str] = ()) -> Query:
         if not isinstance(text, str) or not text.strip():
             raise QueryError(f"The query {text!r} is empty; ask something.")
         try:
@@ -426,7 +432,7 @@ class Selector:
                 f"The query has {len(text):,} characters, and no more than {limit:,} tokens are searched for; shorten "
                 "it, or add it as a document."
             )
-        texts = (text,) if self._rewrite is None else self._rewritten(text)
+        texts = (*((text,) if self._rewrite is None else self._rewritten(text)), *also)
         query = Query(
             "\n".join(texts),
             self._model,

@@ -216,6 +216,29 @@ def test_what_was_said_later_is_read_later_with_when_it_was_said(corrected, mode
     assert node.said["time"][:16].replace("T", " ") in text
 
 
+CORRECTED = [
+    (
+        "I live in Oslo with my sister.",
+        "Since March I am in Bergen, in a flat of my own.",
+        "Where do I live?",
+        "Bergen",
+    ),
+    ("My email is ada@old.example.", "Please write to ada@new.example from today.", "What is my email?", "ada@new"),
+    ("My car is a red Volvo.", "We sold the car and bought a blue Skoda.", "What car do I drive?", "Skoda"),
+    ("The wifi code is 7781.", "New router, new wifi code: 9034.", "What is the wifi code?", "9034"),
+]
+
+
+def test_what_corrects_a_statement_is_shown_though_other_turns_are_nearer_to_the_question(open_store, embedder):
+    talk = open_store(embedder=embedder).conversation("talk", recent_tokens=8)
+    said = [first for first, *_ in CORRECTED] + topics(8) + [later for _, later, *_ in CORRECTED] + topics(8)
+    for text in said:
+        talk.append("user", text)
+        talk.append("assistant", "With pleasure. There is much to say of it, and every household has its own opinion.")
+    shown = {question: talk.select(question, budget=224).text for *_, question, _ in CORRECTED}
+    assert [new for *_, question, new in CORRECTED if new not in shown[question]] == []
+
+
 def test_a_message_that_is_forgotten_is_not_found_any_more(corrected, store, path):
     corrected.select("What is my address?", budget=256).key_values()
     before = len(corrected.messages())
