@@ -10,6 +10,7 @@ import torch
 
 from shared_context.config import TreeConfig
 from shared_context.kernels import late_interaction_scores
+from shared_context.model.cache import give_back_freed
 from shared_context.store.header_index import HeaderIndex
 from shared_context.store.node_data import NodeData
 
@@ -105,6 +106,10 @@ class _Arrays:
 
 SPARE = 8
 """One of so many rows is kept free when the arrays have to grow, so that few additions copy them."""
+
+
+GIVEN_BACK = 1024
+"""Documents of which so many are joined at once leave as many small holes in memory, which are given back."""
 
 
 class NodeIndex:
@@ -238,7 +243,10 @@ class NodeIndex:
         arrays = room.part(*(slice(len(of)) for of in owners))
         if (np.diff(owners[0]) < 0).any():
             arrays = room = arrays.part(*(torch.from_numpy(np.argsort(of, kind="stable")) for of in owners))
+        many = len(self._waiting) >= GIVEN_BACK
         self._room, self._waiting, self._gone = room, {}, set()
+        if many:
+            give_back_freed()
         return arrays
 
     def _with_room(self, room: _Arrays | None, leaves: int, spans: int, more: _Arrays) -> _Arrays:

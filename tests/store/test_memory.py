@@ -223,7 +223,7 @@ CORRECTED = [
         "Where do I live?",
         "Bergen",
     ),
-    ("My email is ada@old.example.", "Please write to ada@new.example from today.", "What is my email?", "ada@new"),
+    ("I work at Alder Shipping.", "I have a new job since last week, at Birch Foundry.", "Where do I work?", "Birch"),
     ("My car is a red Volvo.", "We sold the car and bought a blue Skoda.", "What car do I drive?", "Skoda"),
     ("The wifi code is 7781.", "New router, new wifi code: 9034.", "What is the wifi code?", "9034"),
 ]
