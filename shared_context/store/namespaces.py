@@ -155,9 +155,7 @@ class Namespaces:
         encoder = ChunkEncoder(model, cache, config, salt, catalogue.has_chunk, self._scorer.score)
         documents = DocumentStore(catalogue, Ingestion(model, codec, embedder, config.tree), config)
         selections = Selections(model, config, codec, embedder, catalogue, encoder, salt, self._rewrite)
-        conversations = Conversations(
-            model, config, self._database, catalogue, documents, selections, self._new_index
-        )
+        conversations = Conversations(model, config, self._database, catalogue, documents, selections, self._new_index)
         return Namespace(name, key, folder, config, cache, encoder, catalogue, documents, selections, conversations)
 
     def _new_index(self) -> NodeIndex:
