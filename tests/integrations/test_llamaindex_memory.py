@@ -278,6 +278,8 @@ def test_a_memory_in_a_namespace_is_restored_there(make_small_model, tmp_path):
         index = SharedContextIndex.from_store(one)
         index.insert(Document(text="The lamp is lit at noon.", id_="lamp"))
         assert (one.ids(), two.ids(), store.ids()) == (["lamp"], [], [])
+
+
 # ---------------------------------------------------------------------------------- forgetting, editing, asking anew
 
 
