@@ -10,6 +10,7 @@ import pytest
 
 from shared_context import CacheConfig, SharedLLMModel, StoreConfig, TreeConfig
 from shared_context.config import GIB, MIB
+from shared_context.serve import ServeConfig
 
 PAGE = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
 UNITS = {"MiB": MIB, "GiB": GIB}
@@ -29,7 +30,7 @@ def value_of(text: str) -> object:
     return {"TreeConfig()": TreeConfig(), "CacheConfig()": CacheConfig()}.get(text) or literal_eval(text)
 
 
-@pytest.mark.parametrize("settings", [StoreConfig, TreeConfig, CacheConfig])
+@pytest.mark.parametrize("settings", [StoreConfig, TreeConfig, CacheConfig, ServeConfig])
 def test_every_setting_stands_in_the_reference_with_its_default(settings):
     defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(settings)}
     assert documented(settings.__name__) == defaults

@@ -93,7 +93,9 @@ def serve(
     loading = {"adapter": adapter, "dtype": dtype, "device": device}
     with ExitStack() as opened:
         served = _open_all(_named(stores), model, limit, opened, loading)
-        app = create_app(served, config=config, keys=known, data=data)
+        # Whoever has a key may call the server as he likes.
+        hosts = None if known is not None else {"localhost", "127.0.0.1", "::1", host}
+        app = create_app(served, config=config, keys=known, data=data, hosts=hosts)
         uvicorn.run(app, host=host, port=port, log_config=LOGGING, access_log=False, server_header=False)
 
 

@@ -28,6 +28,7 @@ class Answer:
         served: the store that is asked.
         request: what is asked.
         caller: who asks.
+        told: what the log says of the request; the answer adds what it took.
         id, created: as OpenAI's protocol has them.
         context: what is injected; None where nothing is. Known once the first piece has been read.
         completion: the whole answer; None before its end.
@@ -37,6 +38,7 @@ class Answer:
     served: ServedStore
     request: ChatRequest | CompletionRequest
     caller: Caller
+    told: dict[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
     context: Selection | None = None
@@ -85,6 +87,8 @@ class Answer:
             span.set_attribute("gen_ai.usage.input_tokens", self.completion.prompt_tokens)
             span.set_attribute("gen_ai.usage.output_tokens", self.completion.completion_tokens)
             span.set_attribute("gen_ai.response.finish_reasons", [self.completion.finish_reason])
+            self.told["tokens"] = self.completion.completion_tokens
+            self.told["injected"] = self.completion.context_entries
             self.room.metrics.answer(self.served.name, self.completion, seconds)
 
     @property

@@ -1,7 +1,7 @@
 """The application: routes of OpenAI's protocol over stores."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from shared_context.serve.faults import Refusal, add_handlers
 from shared_context.serve.ingestion import Ingestion
 from shared_context.serve.makes import Makes
 from shared_context.serve.metrics import Metrics
-from shared_context.serve.middleware import BodyLimit, RequestLine
+from shared_context.serve.middleware import BodyLimit, KnownHosts, RequestLine
 from shared_context.serve.room import ByCaller, InRoom, Room
 from shared_context.serve.routes import completions, files, vector_stores
 from shared_context.serve.settings import ServeConfig
@@ -31,6 +31,7 @@ def create_app(
     config: ServeConfig | None = None,
     keys: Keys | None = None,
     data: Path | None = None,
+    hosts: Collection[str] | None = None,
     tracer_provider: TracerProvider | None = None,
 ) -> FastAPI:
     """An application that answers from stores; whoever runs it opens and closes them.
@@ -41,6 +42,7 @@ def create_app(
         keys: of those who may ask; None lets everybody who reaches the application.
         data: folder of uploaded files and of stores that requests make, which are served again the next time; None
             makes no stores, and forgets files at the end.
+        hosts: names under which it is asked; None asks for none.
         tracer_provider: of OpenTelemetry; None is the process's own.
 
     Raises:
@@ -79,6 +81,8 @@ def create_app(
     )
     add_handlers(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes, upload_limit=config.max_upload_bytes)
+    if hosts is not None:
+        app.add_middleware(KnownHosts, hosts=hosts)
     app.add_middleware(RequestLine, count=metrics.request)
     app.add_api_route("/health", _health)
     app.add_api_route("/ready", _ready)

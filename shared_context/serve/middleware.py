@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from uuid import uuid4
 
 from starlette.exceptions import HTTPException
@@ -71,6 +71,31 @@ class RequestLine:
                 line["failure"] = told_of(failure)
             self._count(route, status)
             log.log(logging.ERROR if status >= 500 or failure else logging.INFO, "request", extra={"fields": line})
+
+
+class KnownHosts:
+    """Refuses requests under a name that the server was not given.
+
+    Without keys a server trusts whoever reaches it, and a page in a browser on the same machine can reach it under a
+    name of its own that leads here; what it would read is then none of that page's.
+
+    Args:
+        app: what answers.
+        hosts: the names, without ports.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]):
+        self._app, self._hosts = app, frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1")
+        host = re.sub(r":\d*$", "", given).strip("[]").lower()
+        if scope["type"] != "http" or host in self._hosts:
+            await self._app(scope, receive, send)
+            return
+        known = ", ".join(sorted(self._hosts))
+        refusal = Refusal(421, f"This server is called {known}, and was asked as {host[:64]!r}.", code="unknown_host")
+        await refusal.response()(scope, receive, send)
 
 
 class BodyLimit:

@@ -175,3 +175,12 @@ def test_the_command_makes_lists_and_revokes_keys(file):
     assert [one["name"] for one in json.loads(run("list", file))] == ["anna"]
     run("revoke", file, "anna")
     assert json.loads(run("list", file)) == []
+
+
+def test_without_keys_a_page_of_another_name_is_told_nothing(coast, serving):
+    with serving({"coast": coast}, hosts={"localhost", "127.0.0.1", "::1"}) as running:
+        for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", ""):
+            answer = httpx.get(f"{running.url}/v1/models", headers={"Host": host})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (421, "unknown_host")
+        for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000"):
+            assert httpx.get(f"{running.url}/v1/models", headers={"Host": host}).status_code == 200

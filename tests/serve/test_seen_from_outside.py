@@ -72,6 +72,10 @@ def test_the_log_is_json_with_ids_and_without_text(served, client, caplog):
     (own,) = [line for line in told if line["request_id"] == answer.headers["x-request-id"]]
     assert (own["route"], own["status"], own["store"]) == ("/v1/chat/completions", 200, "coast")
     assert own["tokens"] == answer.parse().usage.completion_tokens
+    list(client.chat.completions.create(**ASKED, stream=True))
+    client.models.list()
+    streamed = [record.fields for record in caplog.records if hasattr(record, "fields")][-2]
+    assert (streamed["tokens"], streamed["injected"]) == (own["tokens"], own["injected"])
     assert "/v1/vector_stores/{name}/files/{id:path}" in [line["route"] for line in told]  # documents are not named
     assert "mandrill" not in "".join(lines)
 

@@ -48,16 +48,15 @@ async def completions(body: CompletionRequest, request: Request, room: InRoom, c
 
 
 async def _answered(body: ChatRequest | CompletionRequest, request: Request, room: Room, caller: Caller) -> Any:
-    answer = Answer(room, room.stores.get(body.model, caller), body, caller)
-    told = getattr(request.state, STATE)
-    told |= {"store": answer.served.name, "key": caller.name}
+    served, told = room.stores.get(body.model, caller), getattr(request.state, STATE)
+    told |= {"store": served.name, "key": caller.name}
+    answer = Answer(room, served, body, caller, told)
     pieces = answer.pieces()
     # What is wrong with a request is known before its first piece, and so in time for a status of its own.
     await _unless_gone(request, anext(pieces))
     if body.stream:
         return EventStream(events(answer, pieces))
     await _unless_gone(request, _read(pieces))
-    told |= {"tokens": answer.completion.completion_tokens, "injected": answer.completion.context_entries}
     return chat_completion(answer) if isinstance(body, ChatRequest) else text_completion(answer)
 
 
