@@ -28,7 +28,7 @@ FINEST = 4
 
 KV, REPETITION, PROBE = "keys and values", "and importance by repetition", "and importance by the probe"
 WHOLE, RAGGED = "whole rows", f"rows at ratio {RATIO}"
-ALL, COARSE = "all rows, importance known", f"finest={FINEST}"
+ALL, COARSE = "all rows, and their importance", f"finest={FINEST}"
 
 WANTED = {REPETITION: 2.3, PROBE: 1.1, RAGGED: 1.3, COARSE: 1 / 3.8}
 """At most, as a share of what it is compared with."""

@@ -99,6 +99,17 @@ class ChunkEncoder:
         self._put(name, chunk, whole)
         return whole
 
+    def encode_for(self, chunk: SelectedChunk, rows: Rows) -> ChunkKV | RaggedKV:
+        """Keys and values of all that a chunk's cut shows, and the importance that its coarse nodes need.
+
+        Args:
+            chunk: with its cut.
+            rows: which of its rows grains above 1 keep.
+        """
+        spans = chunk.coarse_spans(rows)
+        finest = 1 if chunk.rows(rows) else min(ratio for _, _, ratio in spans)
+        return self.encode(chunk, finest=finest, coarse=bool(spans))
+
     def _found(self, name: str, chunk: Chunk | SelectedChunk) -> ChunkKV | RaggedKV | None:
         """What the cache has of a chunk. A file that another program made may have any shape."""
         found = self._cache.get(name)
@@ -162,8 +173,7 @@ class ChunkEncoder:
         tokens = sum(len(chunk.token_ids) for chunk in chunks)
         for chunk in chunks:
             even, spans = chunk.rows(rows), chunk.coarse_spans(rows)
-            finest = 1 if even else min(ratio for _, _, ratio in spans)
-            kv = self.encode(chunk, finest=finest, coarse=bool(spans))
+            kv = self.encode_for(chunk, rows)
             coarse = kv.ragged(kept_rows(kv, spans)) if spans else None
             whole, taken = None, torch.tensor(even, dtype=torch.int64)
             if even:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from numbers import Integral
 from typing import Any
@@ -159,18 +160,24 @@ class Selections:
             return self._selection(Choice(cuts, None, None), query, show_metadata)
 
     def warm(self, selection: Selection | None, progress: Progress | None) -> None:
-        """Compute keys and values now."""
+        """Compute keys and values now, and importance where coarse nodes are shown."""
+        tree, encoder = self._config.tree, self._encoder
+        compute: Callable[[Any], object]
         with self._catalogue.reading():
             if selection is not None:
                 chunks = missing = list(selection.chunks)
+                compute = partial(encoder.encode_for, rows=selection.rows)
             else:
                 documents = map(self._catalogue.token_ids, self._catalogue.documents())
-                chunks = [chunk for ids in documents for chunk in self._encoder.chunks(ids)]
-                missing = self._encoder.missing(chunks)
+                chunks = [chunk for ids in documents for chunk in encoder.chunks(ids)]
+                grains = [ratio for ratio in (tree.fine, *tree.coarse) if ratio is not None]
+                scored = self._rows(None) == "importance" and max(grains) > 1
+                missing = chunks if scored else encoder.missing(chunks)
+                compute = partial(encoder.encode, coarse=scored)
         # Nobody has to wait for what follows: it may take minutes.
         held = len(chunks) - len(missing)
         for done, chunk in enumerate(missing, start=held + 1):
-            self._encoder.encode(chunk)
+            compute(chunk)
             if progress is not None:
                 progress(done, len(chunks), "chunks")
 
@@ -195,9 +202,13 @@ class Selections:
             query=query,
             budget=choice.budget,
             policy=choice.policy,
-            rows=rows or self._config.tree.rows or self._model.rows,
+            rows=self._rows(rows),
             owner=self._owner,
         )
+
+    def _rows(self, rows: Rows | None) -> Rows:
+        """Which rows coarse grains keep where so much was asked for."""
+        return rows or self._config.tree.rows or self._model.rows
 
     def _header_entries(self, key: int) -> int:
         """KV entries of a document's header; 0 where it has none to show."""

@@ -453,7 +453,8 @@ class SharedLLMContextStore:
     def warm(self, selection: Selection | None = None, *, progress: Progress | None = None) -> None:
         """Compute keys and values now: those of a selection, or those of all documents that the cache does not hold.
 
-        Of documents that take more than the cache's limit, the last ones stay.
+        Importance is computed with them where the selection, or the configuration, shows coarse nodes. Of documents
+        that take more than the cache's limit, the last ones stay.
         """
         self._rooms.selections.warm(selection, progress)
 

@@ -1,5 +1,7 @@
 """Coarse grains of a store: the rows that the model needs most, kept, cached and squeezed as the settings say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,16 @@ def test_a_store_kept_at_a_ratio_serves_all_coarser_ones_as_a_whole_one(small, t
         store.warm()
     whole_bytes, kept_bytes = (store.stats()["kv_cache"]["disk"]["bytes"] for store in sizes)
     assert kept_bytes < whole_bytes / 2
+
+
+def test_warming_computes_the_importance_that_coarse_nodes_need(small, monkeypatch):
+    coarse, chosen = make(small, tree=replace(TREE, fine=4)), make(small)
+    coarse.warm()
+    chosen.warm()
+    chosen.warm(chosen.select(None, ratio=8))
+    monkeypatch.setattr(small.compressor, "_importance", lambda *_: pytest.fail("computed again"))
+    for selection in (coarse.select("the lamp", budget=80), chosen.select(None, ratio=8)):
+        assert isinstance(small.score("the lamp", "harbour", context=selection), float)
 
 
 def test_importance_of_another_method_is_computed_again(small, tmp_path, monkeypatch):
