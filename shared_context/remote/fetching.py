@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -43,19 +43,35 @@ def store_folders(folder: Path, count: int) -> list[Path]:
     return [folder] if count == 1 else folders_of(folder, count)
 
 
-def origin(folder: Path) -> dict[str, int]:
-    """The addresses that a store was published at or fetched from, each with the number of the snapshot."""
+@dataclass(frozen=True)
+class Origin:
+    """Which snapshot of an address a store comes from.
+
+    Attributes:
+        number: of the snapshot; None where it comes from none.
+        attempted: hash of the manifest that was written last, or was about to be when the writer was cut off.
+    """
+
+    number: int | None = None
+    attempted: str | None = None
+
+
+def origin(folder: Path, address: Address) -> Origin:
+    """Which snapshot of an address a store was fetched from or published as."""
     try:
-        known = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-        return {url: number for url, number in known.items() if isinstance(number, int)}
-    except (OSError, ValueError, AttributeError):  # without it, publishing asks before it goes on top of anything
-        return {}
+        return Origin(**json.loads((folder / ORIGIN).read_text(encoding="utf-8"))[address.url])
+    except (OSError, ValueError, TypeError, LookupError):  # without it, publishing goes on top of nothing unasked
+        return Origin()
 
 
-def note_origin(folder: Path, address: Address, number: int) -> None:
-    """Note which snapshot a store came from, or became."""
+def note_origin(folder: Path, address: Address, found: Origin) -> None:
+    """Note which snapshot a store came from, or became, or is about to become."""
+    try:
+        known = dict(json.loads((folder / ORIGIN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        known = {}
     unfinished = folder / f".{ORIGIN}.{secrets.token_hex(8)}"
-    unfinished.write_text(json.dumps({**origin(folder), address.url: number}), encoding="utf-8")
+    unfinished.write_text(json.dumps({**known, address.url: asdict(found)}), encoding="utf-8")
     os.replace(unfinished, folder / ORIGIN)
 
 
@@ -87,7 +103,7 @@ def pull(address: str, folder: str | Path, *, kv: bool = False) -> Snapshot:
                     path = unfinished / "kv" / name[:2] / f"{name}.safetensors"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(read_object(at, hash))
-            note_origin(unfinished, at, snapshot.number)
+            note_origin(unfinished, at, Origin(snapshot.number))
             if len(snapshot.stores) > 1:
                 note_shards(unfinished, len(snapshot.stores))
             if folder.exists():

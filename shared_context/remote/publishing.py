@@ -10,7 +10,7 @@ from typing import Any
 
 from shared_context.errors import SnapshotConflictError, SnapshotNotFoundError, StoreFormatError
 from shared_context.remote.address import Address, side_by_side
-from shared_context.remote.fetching import note_origin, origin
+from shared_context.remote.fetching import Origin, note_origin, origin
 from shared_context.remote.snapshot import (
     PIECE_BYTES,
     PublishedStore,
@@ -64,14 +64,19 @@ def push(folder: str | Path, address: str, *, kv: bool = False, replace: bool = 
         ]
     last = _last(at)
     snapshot = Snapshot(1 if last is None else last.number + 1, published[0][0], tuple(s for _, s in published))
+    base = origin(folder, at)
+    if last is not None and base.attempted == hash_of(last.to_bytes()):  # this store's, cut off before it was noted
+        base = Origin(last.number)
     if last is not None and (last.about, last.stores) == (snapshot.about, snapshot.stores):
-        note_origin(folder, at, last.number)
+        note_origin(folder, at, Origin(last.number))
         return last
-    if last is not None and not replace and origin(folder).get(at.url) != last.number:
-        raise _conflict(at, origin(folder).get(at.url), last.number)
-    if not at.create(manifest_name(snapshot.number), snapshot.to_bytes()):
+    if last is not None and not replace and base.number != last.number:
+        raise _conflict(at, base.number, last.number)
+    manifest = snapshot.to_bytes()
+    note_origin(folder, at, Origin(base.number, hash_of(manifest)))
+    if not at.create(manifest_name(snapshot.number), manifest):
         raise _conflict(at, None if last is None else last.number, snapshot.number)
-    note_origin(folder, at, snapshot.number)
+    note_origin(folder, at, Origin(snapshot.number))
     return snapshot
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -190,13 +192,21 @@ class ShardedContextStore(SharedLLMContextStore):
         folder = Path(path).absolute()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreFormatError(f"{folder} holds something already; give a new folder.")
-        folders = folders_of(folder, shards)
-        # All are copies of one, so that their codes compare and their chunks have names in common.
-        with SharedLLMContextStore(model, folders[0], config=config, embedder=embedder) as first:
-            for other in folders[1:]:
-                first.persist(other)
-            chosen = first.embedder
-        note_shards(folder, shards)
+        # Whole under another name first: what is cut off leaves no half of a store.
+        unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
+        folders = folders_of(unfinished, shards)
+        try:
+            # All are copies of one, so that their codes compare and their chunks have names in common.
+            with SharedLLMContextStore(model, folders[0], config=config, embedder=embedder) as first:
+                for other in folders[1:]:
+                    first.persist(other)
+                chosen = first.embedder
+            note_shards(unfinished, shards)
+            if folder.exists():
+                folder.rmdir()
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         return cls(model, folder, embedder=chosen, **options)
 
     # Answering

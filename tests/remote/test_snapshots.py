@@ -1,7 +1,11 @@
 """Stores in object storage: published whole or not at all, and read as they were published."""
 
 import json
+import os
+import random
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +29,7 @@ TEXTS = {
     "mill": "The mill grinds rye on Tuesdays. Its stone was cut in a quarry near the river.",
     "kiln": "The kiln reaches 1,180 degrees in nine hours and is opened on the third day.",
 }
+KILLS = 20
 QUESTION = "When are the pear trees pruned?"
 
 
@@ -128,6 +133,51 @@ def test_who_did_not_see_the_last_snapshot_is_refused(small, folder, address, tm
     assert push(folder, address, replace=True).number == 3
     with SharedLLMContextStore(small, f"{address}@2") as store:
         assert "theirs" in store
+
+
+def test_who_was_cut_off_behind_the_manifest_goes_on_from_there(small, folder, address, monkeypatch):
+    push(folder, address)
+    add(small, folder, "ferry")
+    create = Address.create
+
+    def create_and_die(*arguments):
+        create(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Address, "create", create_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            push(folder, address)
+    add(small, folder, "second ferry")
+    assert push(folder, address).number == 3
+    with SharedLLMContextStore(small, address) as store:
+        assert store.ids() == [*TEXTS, "ferry", "second ferry"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="publishers are forked")
+def test_killed_publishers_leave_whole_snapshots_and_lose_nothing(small, folder, address):
+    rng, acknowledged = random.Random(0), len(TEXTS)
+    began = time.monotonic()
+    push(folder, address)
+    usual = time.monotonic() - began
+    for number in range(KILLS):
+        add(small, folder, f"ferry {number}")
+        if (publisher := os.fork()) == 0:
+            push(folder, address)
+            os._exit(0)
+        time.sleep(rng.uniform(0, 1.5 * usual))
+        os.kill(publisher, signal.SIGKILL)
+        _, status = os.waitpid(publisher, 0)
+        if status == 0:
+            acknowledged = len(TEXTS) + number + 1
+        with SharedLLMContextStore(small, address) as store:
+            assert acknowledged <= len(store) <= len(TEXTS) + number + 1
+            assert store.ids() == [*TEXTS, *(f"ferry {n}" for n in range(len(store) - len(TEXTS)))]
+            acknowledged = len(store)
+    push(folder, address)
+    with SharedLLMContextStore(small, address) as store:
+        assert len(store) == len(TEXTS) + KILLS
 
 
 def test_of_several_that_publish_at_once_one_succeeds(small, folder, address, tmp_path):
