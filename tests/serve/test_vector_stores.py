@@ -113,8 +113,8 @@ def test_ids_may_have_slashes_and_dots(client):
     one = client.vector_stores.files.retrieve("coast/ferry.md", vector_store_id="coast")
     assert one.id == "coast/ferry.md" and one.attributes == {"tower": False}
     assert "Marigold" in client.vector_stores.files.content("coast/ferry.md", vector_store_id="coast").data[0].text
-    for name in ("coast/plane.md", "coast", "a/../coast/ferry.md", "%2e%2e/coast"):
-        with pytest.raises((openai.NotFoundError, ValueError)):
+    for name in ("coast/plane.md", "coast", "ferry.md", "%2e%2e/coast"):
+        with pytest.raises(openai.NotFoundError):
             client.vector_stores.files.retrieve(name, vector_store_id="coast")
 
 
