@@ -129,7 +129,8 @@ def measure_passages(
             scored: list[list[str | float]] = []
             for weights, reader in readers.items():
                 shown = _shown(reader, asked, question)
-                together = [way for way, context in shown.items() if isinstance(context, Passage)]
+                # The same ones of both models, for a batch's size decides how its products are rounded.
+                together = [way for way, context in shown.items() if isinstance(context, Passage) and way != PROBED]
                 for ways in (together, *([way] for way in shown if way not in together)):
                     same = [question.text] * len(ways), [question.answers[0]] * len(ways)
                     found = reader.score(*same, context=[shown[way] for way in ways])

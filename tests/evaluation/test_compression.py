@@ -19,7 +19,7 @@ def test_nothing_is_found_in_an_adapter_that_changes_nothing(few_questions, tmp_
     trained.load_adapter(Adapter(config, InjectionLoRA(trained.hf_model, layers, 2, 4.0).state_dict()))
     measures = compression.measure_passages, compression.measure_grains
     passages, grains = (measure(trained, few_questions, limit=2) for measure in measures)
-    for report, in_common in ((passages, 8), (grains, 3)):
+    for report, in_common in ((passages, 9), (grains, 3)):
         nll = {row[:2]: row[2] for row in report.tables()[0].rows}
         ways = compression.TRAINED, compression.UNTRAINED
         trained_ways, untrained_ways = ({way for way, weights in nll if weights == which} for which in ways)
