@@ -358,3 +358,29 @@ def test_a_clock_reads_its_time_when_the_device_is_done(monkeypatch):
     assert done == [gpu] and clock.first_token > 0
     Clock(torch.device("cpu")).elapsed()
     assert done == [gpu]
+
+
+@pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
+def test_another_answer_goes_on_while_chunks_are_encoded_for_a_cold_question(make_small_model, injection):
+    small = make_small_model(injection=injection)
+    chunk = torch.arange(40, 80)
+    (encoding,) = small.compressor.encode([chunk])
+    begun, gone_on, answers = threading.Event(), threading.Event(), []
+
+    class Cold:
+        kv_entries = len(chunk)
+
+        def key_values(self, room=None):
+            begun.set()
+            assert gone_on.wait(60), "the other answer stood still"
+            return ContextKV([encoding], [torch.arange(len(chunk))], chunk)
+
+    other = small.stream("Go on.", max_new_tokens=8, min_new_tokens=8)
+    next(other)
+    cold = threading.Thread(target=lambda: answers.append(small.generate("Why?", context=Cold(), max_new_tokens=1)))
+    cold.start()
+    assert begun.wait(60)
+    list(other)
+    gone_on.set()
+    cold.join()
+    assert len(answers) == 1
