@@ -57,7 +57,9 @@ def test_decoding_is_timed_for_all_sides(model, few_questions):
     report = decoding.measure(model, read_questions(few_questions), context_tokens=[256], runs=1)
     rows = {row[1]: row for row in tables(report)["Tokens per second after the first"].rows}
     chunked = [f"{framework}, pasted" for framework in FRAMEWORKS if "256" in framework]
-    assert list(rows) == [decoding.INJECTED, decoding.PASTED, *chunked]
+    assert list(rows) == [decoding.INJECTED, decoding.PASTED, *chunked, *decoding.STEPS]
+    alike = tables(report)["How far answers are those of the weights themselves, as a share of their characters"].rows
+    assert [row[1] for row in alike] == list(decoding.STEPS) and all(0 <= row[2] <= 1 for row in alike)
     # what is pasted has blank lines between its pieces, too
     assert all(128 < row[2] < 272 and 0 < row[4] <= row[3] <= row[5] for row in rows.values())
 
