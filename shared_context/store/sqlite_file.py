@@ -167,16 +167,23 @@ def errors(place: str) -> Iterator[None]:
                 "The SQLite of this Python has no FTS5, which words are kept in. Use a Python whose sqlite3 has it, as "
                 "those of python.org, conda and Linux distributions do."
             ) from error
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code is the plain one
+        extended = getattr(error, "sqlite_errorcode", 0)
+        code = extended & 0xFF  # the low byte of an extended code is the plain one
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise damaged(place, error) from error
         if code not in _MENDS:
             raise
-        raise StoreUnavailableError(f"{place} cannot be used now ({error}). {_MENDS[code]}") from error
+        mend = _UNCONFIRMED if extended == sqlite3.SQLITE_IOERR_FSYNC else _MENDS[code]
+        raise StoreUnavailableError(f"{place} cannot be used now ({error}). {mend}") from error
 
 
 _WAIT = f"Another process has been writing to it for {BUSY_SECONDS:.0f} seconds; try again."
 _SPACE = "Nothing of this change was stored. Free some space or check the disk, and try again."
+# All of it is in the log, where who opens the store next may find it, unless it is written over before.
+_UNCONFIRMED = (
+    "The disk did not confirm this change, so it is not known whether it is stored; it is whole or not there. Check "
+    "the disk, open the store again and look."
+)
 RIGHTS = "Give this process the right to read and write the folder and its files."
 _MENDS = {
     sqlite3.SQLITE_BUSY: _WAIT,

@@ -1,0 +1,515 @@
+"""Faults at every file operation of a store, and a model of what must be there after each; `make faults` runs it.
+
+What a process does to its files is recorded by a library that is loaded before libc (record.c), so that a store is
+looked at as it would be after a cut at any operation: killed there, or after a power cut, where what no fsync covers is
+there, lost, torn or out of order. Directory entries are taken as written in order. Other processes are really killed,
+refused space and told of errors at each operation, and whole stores get flipped bits, zeroed and overwritten sectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+
+from shared_context.config import TreeConfig
+from shared_context.errors import SharedContextError, StoreFormatError
+from shared_context.kernels import ChunkKV
+from shared_context.model.tokenization import TokenizedText
+from shared_context.store.database import DIGEST_BYTES, Database, Entry
+from shared_context.store.encoding import chunk_digest
+from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.node_data import NodeData, NodeShape, StoredText
+from shared_context.store.sqlite_file import FILE, is_vacant
+from shared_context.store.word_index import LeafWords
+
+LIBRARY = "SHARED_CONTEXT_RECORD"
+TREE = TreeConfig(chunk_size=64, height=2)
+SHAPE = NodeShape(TREE, 4, 6, 1 << 20)
+META = {"about": b"{}", "codec": b"-"}
+SECTOR = 512
+IDS = [f"document {number}" for number in range(5)]
+ACKNOWLEDGED = "acknowledged"
+"""A file beside the store: each of its bytes is a step whose success was told."""
+
+State = dict[str, tuple[int, int, int]]
+"""Seed, length and version of the metadata of each document."""
+
+
+def stored_text(seed: int, tokens: int) -> StoredText:
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, 1 << 19, tokens).astype(np.int32)
+    return StoredText("".join(f"w{one % 97:02} " for one in ids), TokenizedText(ids, np.arange(tokens + 1) * 4))
+
+
+def parts(seed: int, tokens: int) -> list:
+    random, stored = np.random.default_rng(seed + 1), stored_text(seed, tokens)
+    nodes = NodeData(
+        random.integers(-127, 128, (tokens, 4), dtype=np.int8),
+        random.random(tokens).astype(np.float16),
+        random.random((SHAPE.rows("embeddings", tokens), 6), dtype=np.float32),
+        LeafWords.by_chunk(stored.text, stored.tokens, TREE.leaf_size, TREE.chunk_size),
+    )
+    return [(chunk_digest(b"", part.stored.tokens.ids), part) for part in SHAPE.split(stored, nodes)]
+
+
+def kv(key: str) -> ChunkKV:
+    return ChunkKV(torch.from_numpy(np.random.default_rng(int(key[:8], 16)).random((2, 1, 1, 16, 4), np.float32)))
+
+
+def apply(state: State, seed: int, step: int) -> State:
+    """What a step makes of a state."""
+    random = Random(f"{seed} {step}")
+    id, kind = random.choice(IDS), random.random()
+    if kind < 0.25:
+        return {other: value for other, value in state.items() if other != id}
+    if kind < 0.45 and id in state:
+        return state | {id: (*state[id][:2], step)}
+    return state | {id: (seed * 1000 + step, random.choice([3, 40, 64, 150]), 0)}
+
+
+class Workload:
+    """Steps on a store, the same for every seed.
+
+    Args:
+        folder: of the store, whose KV lie in it too.
+        seed: of the steps.
+    """
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.seed = folder, seed
+        self.database = Database(folder, META) if is_vacant(folder) else Database(folder)
+        self.cache = TieredKVCache(0, folder / "kv", 1 << 20)
+
+    def step(self, before: State, number: int) -> State:
+        """Take a step; returns the state behind it, or raises and leaves the one before."""
+        after = apply(before, self.seed, number)
+        (id,) = [one for one in IDS if before.get(one) != after.get(one)] or [None]
+        gone: set[bytes] = set()
+        if id is not None:
+            with self.database.transaction():
+                keys = {entry.id: key for key, entry in self.database.catalogue(1).items()}
+                if id in after and id in before and before[id][:2] == after[id][:2]:
+                    self.database.describe(keys[id], Entry("document", id, {"version": after[id][2]}), None)
+                else:
+                    if id in before:
+                        gone = self.database.remove(keys[id])
+                    if id in after:
+                        self.database.insert(1, Entry("document", id, {"version": 0}), parts(*after[id][:2]))
+                self.database.add_message(1, "talk", {"role": "user", "content": str(number)}, 1)
+                gone -= self.database.alive(gone)
+            self.cache.discard(digest.hex() for digest in gone)
+            if id in after:
+                for digest, _ in parts(*after[id][:2]):
+                    self.cache.put(digest.hex() + "00", kv(digest.hex()))
+        return after
+
+    def close(self) -> None:
+        self.database.close()
+
+
+def read(folder: Path) -> tuple[State, int]:
+    """All that a store holds, every column compared with what was written, and how many messages."""
+    database = Database(folder)
+    cache = TieredKVCache(0, folder / "kv", 1 << 20)
+    try:
+        database.mend_words(TREE.leaf_size)
+        found: State = {}
+        with database.snapshot():
+            for key, entry in database.catalogue(1).items():
+                text = database.document(key)
+                ids, nodes = database.nodes(key, SHAPE)
+                found[entry.id] = int.from_bytes(ids[:4].tobytes(), "little"), len(ids), entry.metadata["version"]
+                words = [
+                    (key, leaf)
+                    for leaf, row in enumerate(LeafWords.of(text.text, text.tokens, TREE.leaf_size).terms)
+                    if row
+                ]
+                assert len(text.tokens) == len(ids) and len(nodes.codes) == len(ids) and words
+                assert text.text == "".join(f"w{one % 97:02} " for one in ids), "another text"
+                keys, leaves = database.words.leaves_with(1, text.text[:3])
+                assert (key, 0) in zip(keys.tolist(), leaves.tolist(), strict=True), "a word is not found"
+            messages = len(database.messages(1, "talk"))
+            cache.retain(
+                lambda names: {one.hex() for one in database.alive(map(bytes.fromhex, names))}, 2 * DIGEST_BYTES
+            )
+            for path in (folder / "kv").glob("*/*.safetensors"):
+                held = cache.get(path.stem)
+                assert held is None or torch.equal(held.data, kv(path.stem).data), "other keys and values"
+        return found, messages
+    finally:
+        database.close()
+
+
+def as_read(state: State) -> State:
+    """A state with what :func:`read` tells of it."""
+    told = {}
+    for id, (seed, tokens, version) in state.items():
+        ids = stored_text(seed, tokens).tokens.ids
+        told[id] = int.from_bytes(ids[:4].tobytes(), "little"), tokens, version
+    return told
+
+
+def states(seed: int, steps: int) -> list[tuple[State, int]]:
+    """What a store holds after none, one, two ... steps."""
+    now: State = {}
+    found, messages = [({}, 0)], 0
+    for step in range(steps):
+        after = apply(now, seed, step)
+        messages += after != now
+        now = after
+        found.append((as_read(now), messages))
+    return found
+
+
+@dataclass
+class Tally:
+    """What became of the faults, by kind."""
+
+    faults: Counter = field(default_factory=Counter)
+    told: Counter = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def note(self, kind: str, outcome: str, where: str) -> None:
+        self.faults[kind] += 1
+        if outcome == "told":
+            self.told[kind] += 1
+        elif outcome != "whole":
+            self.wrong.append(f"{kind}, {where}: {outcome}")
+
+
+# Cuts, from a record
+
+Operation = tuple[str, str, int, bytes, str]
+
+
+def operations(log: Path) -> list[Operation]:
+    data, at, found = log.read_bytes(), 0, []
+    while at < len(data):
+        end = data.index(b"\n", at)
+        kind, path, offset, length, other = data[at:end].decode().split("\t")
+        at = end + 1
+        content = data[at : at + int(length)]
+        at += int(length)
+        found.append((kind, path, int(offset), content, other))
+    return found
+
+
+class Disk:
+    """Files as a disk has them: what an fsync covers, and what waits.
+
+    Args:
+        syncs: whether an fsync does anything.
+    """
+
+    def __init__(self, syncs: bool = True) -> None:
+        self._syncs = syncs
+        self.files: dict[str, bytearray] = {}
+        self.waiting: dict[str, list[Operation]] = {}
+
+    def do(self, operation: Operation) -> None:
+        kind, path, _, _, other = operation
+        if kind in "wt":
+            self.waiting.setdefault(path, []).append(operation)
+            self.files.setdefault(path, bytearray())
+        elif kind == "s" and self._syncs:
+            for one in self.waiting.pop(path, ()):
+                write(self.files[path], one)
+        elif kind == "u":
+            self.files.pop(path, None)
+            self.waiting.pop(path, None)
+        elif kind in "rl":
+            if path in self.files:
+                self.files[other] = bytearray(self.files[path])
+                self.waiting[other] = list(self.waiting.get(path, ()))
+            if kind == "r":
+                self.files.pop(path, None)
+                self.waiting.pop(path, None)
+
+    def image(self, survives: Callable[[Operation], Operation | None]) -> dict[str, bytes]:
+        """All files, when of what waits only so much reaches the disk."""
+        found = {}
+        for path, content in self.files.items():
+            content = bytearray(content)
+            for operation in self.waiting.get(path, ()):
+                if (kept := survives(operation)) is not None:
+                    write(content, kept)
+            found[path] = bytes(content)
+        return found
+
+
+def write(content: bytearray, operation: Operation) -> None:
+    kind, _, offset, data, _ = operation
+    if kind == "t":
+        del content[offset:]
+        content.extend(bytes(offset - len(content)))
+    else:
+        content.extend(bytes(max(0, offset + len(data) - len(content))))
+        content[offset : offset + len(data)] = data
+
+
+def fates(random: Random) -> Iterator[tuple[str, Callable[[Operation], Operation | None]]]:
+    """What may become of writes that no fsync covers."""
+    yield "kill", lambda operation: operation
+    yield "power cut, all lost", lambda operation: None
+    yield "power cut, some lost", lambda operation: operation if random.random() < 0.5 else None
+
+    def torn(operation: Operation) -> Operation | None:
+        kind, path, offset, data, other = operation
+        sectors = max(1, len(data) // SECTOR)
+        return kind, path, offset, data[: random.randint(0, sectors) * SECTOR], other
+
+    yield "power cut, torn", torn
+
+
+def check_image(image: dict[str, bytes], root: Path, scratch: Path, expected: list[tuple[State, int]]) -> str:
+    """Whether a store is what it was after the last step that was acknowledged, or after the next one."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    done = image.pop(str(root / ACKNOWLEDGED), b"").count(b".")
+    for path, content in image.items():
+        target = scratch / Path(path).relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    store = scratch / "store"
+    try:
+        if is_vacant(store):
+            if done:
+                return f"the store is gone after {done} steps"
+            Database(store, META).close()
+            return "whole"
+        found = read(store)
+        # It goes on as if nothing had been.
+        database = Database(store)
+        with database.transaction():
+            database.insert(1, Entry("document", "one more", {"version": 0}), parts(1, 9))
+        database.close()
+    except (SharedContextError, AssertionError) as error:
+        return f"{type(error).__name__}: {error}"
+    allowed = expected[max(0, done - 1) : done + 1] if done else expected[:1]
+    return "whole" if found in allowed else f"after {done} steps another state"
+
+
+def cuts(tally: Tally, seed: int, steps: int, work: Path, end: float, most: int, syncs: bool) -> None:
+    """Look at a store after a cut at every operation of a workload."""
+    root, log = work / "root", work / "log"
+    shutil.rmtree(root, ignore_errors=True)
+    log.unlink(missing_ok=True)
+    root.mkdir(parents=True)
+    if (child := os.fork()) == 0:
+        library = recorder()
+        library.watch(str(root).encode())
+        library.begin(str(log).encode())
+        marks = os.open(root / ACKNOWLEDGED, os.O_WRONLY | os.O_CREAT)
+
+        def acknowledge() -> None:
+            os.write(marks, b".")
+            os.fsync(marks)
+
+        workload = Workload(root / "store", seed)
+        acknowledge()
+        now: State = {}
+        for step in range(steps):
+            now = workload.step(now, step)
+            acknowledge()
+        workload.close()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, "the workload itself failed"
+    expected = [*states(seed, steps)]
+    random, disk = Random(seed), Disk(syncs)
+    done = operations(log)
+    chosen = set(random.sample(range(len(done)), min(most, len(done))))
+    for number, operation in enumerate(done):
+        disk.do(operation)
+        if number not in chosen:
+            continue
+        for kind, survives in fates(random):
+            if time.monotonic() > end:
+                return
+            image = disk.image(survives)
+            mark = str(root / ACKNOWLEDGED)
+            image[mark] = disk.image(lambda one: one).get(mark, b"")
+            tally.note(kind, check_image(image, root, work / "image", expected), f"seed {seed}, operation {number}")
+
+
+# Faults in a process
+
+KINDS = {"no space": (errno.ENOSPC, 1 << 30), "no space once": (errno.ENOSPC, 1), "input/output error": (errno.EIO, 1)}
+
+
+def refusals(tally: Tally, seed: int, steps: int, work: Path, end: float, most: int) -> None:
+    """Refuse, or kill at, operations of a workload in a process of its own."""
+    random = Random(f"refusals {seed}")
+    for number in range(most):
+        if time.monotonic() > end:
+            return
+        kind = random.choice([*KINDS, "killed"])
+        after = random.randrange(12 * steps)
+        root = work / "refused"
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        Workload(root / "store", seed).close()
+        if (child := os.fork()) == 0:
+            os._exit(refused(kind, after, root, seed, steps))
+        os.waitpid(child, 0)
+        marks = [json.loads(line) for line in (root / "marks").read_text().splitlines()]
+        taken = [step for step, mark in marks if mark == "done"]
+        begun = [step for step, mark in marks if mark == "begun"]
+        # A step that was cut off by a kill, or that the disk did not confirm, may be there or not; one that was refused
+        # is not.
+        open_ends = [step for step, mark in marks if mark == "unknown"]
+        open_ends += begun[-1:] if kind == "killed" and marks[-1][1] == "begun" else []
+        options = [taken] + [sorted([*taken, step]) for step in open_ends]
+        try:
+            outcome = (
+                "whole" if read(root / "store") in [after_steps(seed, one) for one in options] else "another state"
+            )
+        except (SharedContextError, AssertionError) as error:
+            outcome = f"{type(error).__name__}: {error}"
+        tally.note(kind, outcome, f"seed {seed}, run {number}, operation {after}")
+
+
+def after_steps(seed: int, steps: list[int]) -> tuple[State, int]:
+    now: State = {}
+    messages = 0
+    for step in steps:
+        after = apply(now, seed, step)
+        messages += after != now
+        now = after
+    return as_read(now), messages
+
+
+def refused(kind: str, after: int, root: Path, seed: int, steps: int) -> int:
+    marks = os.open(root / "marks", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    logging.disable()
+    workload, now = Workload(root / "store", seed), {}
+    library = recorder()
+    library.watch(str(root / "store").encode())
+    library.refuse(after, *((-1, 1) if kind == "killed" else KINDS[kind]))
+    for step in range(steps):
+        os.write(marks, f"{json.dumps([step, 'begun'])}\n".encode())
+        try:
+            after_it = workload.step(now, step)
+        except SharedContextError as error:
+            mark = "unknown" if "it is not known whether" in str(error) else "refused"
+            os.write(marks, f"{json.dumps([step, mark])}\n".encode())
+            continue
+        # What changes nothing here might change a store that has an unconfirmed step.
+        os.write(marks, f"{json.dumps([step, 'idle' if after_it == now else 'done'])}\n".encode())
+        now = after_it
+    return 0
+
+
+# Damage
+
+
+def damage(tally: Tally, seed: int, steps: int, work: Path, end: float, most: int) -> None:
+    """Change bytes in the files of a store, and see whether it is told."""
+    random = Random(f"damage {seed}")
+    whole = work / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    workload, now = Workload(whole / "store", seed), {}
+    for step in range(steps):
+        now = workload.step(now, step)
+    workload.close()
+    expected = read(whole / "store")
+    for number in range(most):
+        if time.monotonic() > end:
+            return
+        shutil.rmtree(work / "hurt", ignore_errors=True)
+        shutil.copytree(whole, work / "hurt")
+        files = sorted(path for path in (work / "hurt").rglob("*") if path.is_file() and path.stat().st_size)
+        file = random.choice([*files, *[one for one in files if one.name == FILE] * len(files)])
+        content, kind = (
+            bytearray(file.read_bytes()),
+            random.choice(["bit flipped", "sector zeroed", "sector overwritten"]),
+        )
+        at = random.randrange(len(content))
+        if kind == "bit flipped":
+            content[at] ^= 1 << random.randrange(8)
+        else:
+            first = at - at % SECTOR
+            last = min(first + SECTOR, len(content))
+            filled = bytes(last - first) if kind == "sector zeroed" else random.randbytes(last - first)
+            content[first:last] = filled
+        file.write_bytes(content)
+        where = f"seed {seed}, number {number}, byte {at} of {file.name}"
+        try:
+            tally.note(kind, "whole" if read(work / "hurt" / "store") == expected else "silent", where)
+        except StoreFormatError:
+            tally.note(kind, "told", where)
+        except (SharedContextError, AssertionError, Exception) as error:
+            tally.note(kind, f"{type(error).__name__}: {error}", where)
+
+
+def recorder() -> ctypes.CDLL:
+    library = ctypes.CDLL(os.environ[LIBRARY])
+    library.refuse.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_long)
+    return library
+
+
+def run(seconds: float, first_seed: int, most: int | None, syncs: bool = True) -> Tally:
+    """Faults of all kinds for so long, or so many of each kind."""
+    tally, end, seed = Tally(), time.monotonic() + seconds, first_seed
+    logging.disable()
+    with tempfile.TemporaryDirectory() as folder:
+        while time.monotonic() < end and (most is None or seed == first_seed):
+            work = Path(folder) / str(seed)
+            cuts(tally, seed, 8, work, end, most or 1 << 30, syncs)
+            refusals(tally, seed, 8, work, end, most or 100)
+            damage(tally, seed, 12, work, end, most or 100)
+            shutil.rmtree(work, ignore_errors=True)
+            print(f"seed {seed}: {sum(tally.faults.values()):,} faults, {len(tally.wrong)} wrong", file=sys.stderr)
+            seed += 1
+    return tally
+
+
+def with_recorder(arguments: list[str]) -> int:
+    """This program again, with the recording library loaded before libc."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "record.so"
+        source = Path(__file__).with_name("record.c")
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+        environment = os.environ | {"LD_PRELOAD": str(library), LIBRARY: str(library)}
+        return subprocess.run([sys.executable, __file__, *arguments], env=environment).returncode
+
+
+def main() -> int:
+    if LIBRARY not in os.environ:
+        return with_recorder(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--each", type=int, default=None, help="so many operations of each kind, of one seed")
+    parser.add_argument("--no-fsync", action="store_true", help="a control: of such disks wrong stores must be found")
+    given = parser.parse_args()
+    tally = run(given.seconds, given.seed, given.each, not given.no_fsync)
+    print("| fault | times | told as damage | wrong |\n|---|---|---|---|")
+    for kind, times in sorted(tally.faults.items()):
+        wrong = sum(line.startswith(f"{kind}, seed") for line in tally.wrong)
+        print(f"| {kind} | {times:,} | {tally.told[kind]:,} | {wrong} |")
+    print(f"\n{sum(tally.faults.values()):,} faults from seed {given.seed} on")
+    for line in tally.wrong:
+        print(line)
+    return 1 if tally.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
