@@ -205,7 +205,10 @@ class Selector:
         if not len(considered):
             return Choice([], budget, policy)
         if best_first:
-            sought = self._query(text, also) if also else query
+            sought = query
+            if also:
+                texts = (*query.texts, *also)
+                sought = replace(query, text="\n".join(texts), texts=texts)
             cuts, twins = self._best_first(
                 query, sought, considered, policy, tree, floor, recent, budget, introduction, least
             )
@@ -416,7 +419,7 @@ class Selector:
         one_of("policy", policy, Policy)
         return policy
 
-    def _query(self, text: str | None, also: Sequence[str] = ()) -> Query:
+    def _query(self, text: str | None) -> Query:
         if not isinstance(text, str) or not text.strip():
             raise QueryError(f"The query {text!r} is empty; ask something.")
         try:
@@ -432,7 +435,7 @@ class Selector:
                 f"The query has {len(text):,} characters, and no more than {limit:,} tokens are searched for; shorten "
                 "it, or add it as a document."
             )
-        texts = (*((text,) if self._rewrite is None else self._rewritten(text)), *also)
+        texts = (text,) if self._rewrite is None else self._rewritten(text)
         query = Query(
             "\n".join(texts),
             self._model,
