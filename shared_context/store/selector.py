@@ -292,7 +292,8 @@ class Selector:
         opened = behind(opened, late)
         first_of_all = None
         if recent:
-            at_the_end = recent_scores(scored.leaves, scored.last_leaves(recent, tree.leaf_size))
+            count = scored.last_leaves(recent, tree.leaf_size)
+            at_the_end = recent_scores(scored.leaves, self._fitting(scored, count, budget, tree.fine))
             scored = replace(scored, leaves=torch.maximum(scored.leaves, at_the_end))
             opened = torch.maximum(opened, at_the_end)
             first_of_all = by_level(at_the_end)
@@ -380,6 +381,18 @@ class Selector:
             looked_at[best] = True
             opened[~looked_at] = -np.inf
         return torch.from_numpy(opened).to(scored.leaves.device).view_as(scored.leaves), late, twins
+
+    def _fitting(self, scored: _Scored, count: int, budget: int, fine: int) -> int:
+        """How many of the last ``count`` leaves a budget holds, at least one: none is shown behind a gap."""
+        height, fits = self._config.tree.height, 0
+        for chunk in reversed(range(len(scored.trees))):
+            leaves = range(int(scored.leaves[chunk].isfinite().sum()))
+            for leaf in reversed(leaves):
+                budget -= kv_entries(scored.trees[chunk].size(Node(height, leaf)), fine)
+                if fits == count or (budget < 0 and fits):
+                    return fits
+                fits += 1
+        return fits
 
     def _read(self, scored: _Scored, chunk: int, node: Node) -> tuple[int, int, str]:
         """A chunk's document and number, and what one of its nodes says."""
