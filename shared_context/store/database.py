@@ -507,6 +507,11 @@ class Database(StoreFile):
                     "SELECT 1 FROM documents WHERE namespace = ? AND kind = 'conversation' AND id = ?", (namespace, id)
                 ).fetchone():
                     raise ValueError("its messages are missing")
+                # A damaged index would have it that nobody has said anything.
+                if self._connection.execute(
+                    "SELECT 1 FROM conversations NOT INDEXED WHERE namespace = ? AND id = ?", (namespace, id)
+                ).fetchone():
+                    raise ValueError("the index of conversations has lost it")
             return []
         conversation, count, compressed, total = line
         first = compressed + 1 if recent else 1
