@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from shared_context.errors import StoreFormatError, StoreUnavailableError
+from shared_context.errors import DocumentError, StoreFormatError, StoreUnavailableError
 from shared_context.store import format as file_format
 from shared_context.store.shard_folders import is_sharded
 
@@ -171,6 +171,11 @@ def errors(place: str) -> Iterator[None]:
         code = extended & 0xFF  # the low byte of an extended code is the plain one
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise damaged(place, error) from error
+        if code == sqlite3.SQLITE_TOOBIG:
+            raise DocumentError(
+                "A text, metadata or a message is larger than SQLite keeps in one row, a billion bytes unless it was "
+                "built otherwise. Nothing of this change was stored; part it."
+            ) from error
         if code not in _MENDS:
             raise
         mend = _UNCONFIRMED if extended == sqlite3.SQLITE_IOERR_FSYNC else _MENDS[code]

@@ -219,6 +219,21 @@ def test_a_full_disk_is_named_and_nothing_of_the_change_is_stored(unharmed):
     connection.execute("PRAGMA max_page_count = 1000000")
 
 
+def test_what_is_larger_than_a_row_is_named_and_nothing_of_the_change_is_stored(unharmed):
+    connection = unharmed._database._connection
+    limit = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)  # stands for the billion that SQLite has
+    try:
+        for change in (
+            lambda: unharmed.add("A note.", id="i", metadata={"a": "x" * 200_000}),
+            lambda: unharmed.update("lamp", metadata={"a": "x" * 200_000}),
+            lambda: unharmed.conversation("c").append("user", "x" * 200_000),
+        ):
+            with pytest.raises(errors.DocumentError, match="larger than SQLite keeps in one row.*part it"):
+                change()
+    finally:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
+
+
 # Folders
 
 
