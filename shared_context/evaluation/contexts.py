@@ -175,6 +175,11 @@ def shown_contexts(
             yield Shown(WHOLE + suffix, None, document, store.model, is_control=is_control)
 
 
+def text_of_nodes(selection: Selection) -> str:
+    """What is injected, as text: without the headings and the ends of sentences that ``selection.text`` adds."""
+    return "\n\n".join("".join(node.text for node in run) for run in selection.passages)
+
+
 def other_question(question: Question, asked: QuestionSet) -> Question | None:
     """A question about another document, far from this one in the file; None where all are about one document."""
     count = len(asked.questions)

@@ -8,6 +8,7 @@ from statistics import fmean, median
 
 from shared_context import Selection, SharedLLMContextStore, SharedLLMModel
 from shared_context.config import require
+from shared_context.evaluation.contexts import text_of_nodes
 from shared_context.evaluation.indexing import indexers
 from shared_context.evaluation.questions import QuestionSet
 from shared_context.evaluation.report import Lines, Point, Report, Series, Table, model_setting
@@ -60,7 +61,7 @@ def measure(
                 selection = store.select(question, budget=tokens, floor=0.0)
                 contexts: dict[str, Selection | str] = {
                     INJECTED: selection,
-                    PASTED: selection.text,
+                    PASTED: text_of_nodes(selection),
                     **{way: index.context(question, tokens) for way, index in chunked.items()},
                     **dict.fromkeys(stepping, selection),
                 }

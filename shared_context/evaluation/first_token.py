@@ -12,6 +12,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 
 from shared_context import SharedLLMModel, StoreConfig
 from shared_context.evaluation.baselines import CHUNK_OVERLAP, CHUNK_SIZE, ChunkedRAG
+from shared_context.evaluation.contexts import text_of_nodes
 from shared_context.evaluation.decoding import CONTEXT_TOKENS, filled, warm_up_and_counted
 from shared_context.evaluation.questions import QuestionSet
 from shared_context.evaluation.report import (
@@ -78,12 +79,13 @@ def measure(
         for question in with_progress([warm_up, *questions], f"first token, {tokens} tokens"):
             selection, top_k = store.select(question, budget=tokens), rag.most_within(question, tokens)
             store.warm(selection)
+            same_text = text_of_nodes(selection)
             pasting_engine = rag.query_engine(llm, top_k)
             ways: dict[str, Callable[[], Iterable[str]]] = {
                 OURS: lambda q=question, e=engine: _answer(e, q),
                 RAG: lambda q=question, e=pasting_engine: _answer(e, q),
                 BARE: lambda q=question, n=tokens: model.stream(q, context=store.select(q, budget=n), max_new_tokens=1),
-                BARE_PASTED: lambda q=question, s=selection: model.stream(q, context=s.text, max_new_tokens=1),
+                BARE_PASTED: lambda q=question, t=same_text: model.stream(q, context=t, max_new_tokens=1),
             }
             entries = dict.fromkeys(ways, selection.kv_entries)
             entries[RAG] = rag.count_tokens(rag.top(question, top_k))
