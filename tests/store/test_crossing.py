@@ -1,6 +1,7 @@
 """Two tenants of one store: nothing that one of them sees depends on what the other one does."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -155,6 +156,8 @@ class Tenants:
             outcome = repr(method(random, handle, self.folder / tenant))
         except SharedContextError as error:
             outcome = f"{type(error).__name__}: {error}"
+        # What was said bears the minute in which it was said.
+        outcome = re.sub(r"\[\d{4}-\d\d-\d\d \d\d:\d\d\] ", "", outcome)
         self.seen[tenant].append(outcome.replace(str(self.folder), ""))
 
 
