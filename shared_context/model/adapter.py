@@ -114,6 +114,9 @@ class Adapter:
         """
         folder = _find(name_or_folder)
         card = folder / CARD_FILE
+        for path in (folder / CONFIG_FILE, folder / WEIGHTS_FILE, card):
+            if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
+                raise AdapterError(f"{folder} is not an adapter: {path.name} is no regular file.")
         try:
             config = AdapterConfig(**json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
             weights = load_file(folder / WEIGHTS_FILE)

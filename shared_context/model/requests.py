@@ -11,7 +11,7 @@ from shared_context.errors import ConfigError, ModelMismatchError, QueryError, W
 from shared_context.model.context import ContextKV
 from shared_context.model.conversation import Message
 from shared_context.model.prompt import Prompt, PromptFormat
-from shared_context.model.tokenization import TokenizedText, check_text
+from shared_context.model.tokenization import CHARACTERS_OF_TOKEN, TokenizedText, check_text
 
 
 @runtime_checkable
@@ -147,6 +147,8 @@ class RequestReader:
             )
         if isinstance(context, Context) and context.kv_entries == 0:
             context = None
+        pasted_characters = len(context) if isinstance(context, str) else 0
+        self._check_characters(pasted_characters + sum(len(message["content"]) for message in messages))
         if formatted:
             if isinstance(context, str):
                 raise ConfigError("A formatted prompt has no place for pasted text; paste it into the prompt.")
@@ -163,6 +165,14 @@ class RequestReader:
             pasted = tuple(self._tokenize(context).ids.tolist())
             return Request(Prompt((), rendered.prefix + pasted + rendered.suffix), None, True)
         return Request(rendered, context, context is not None)
+
+    def _check_characters(self, characters: int) -> None:
+        """Refuse what is far too long before it is tokenized, which would take long and much memory."""
+        if characters > self._window * CHARACTERS_OF_TOKEN:
+            raise WindowExceededError(
+                f"{self._name} reads {self._window:,} tokens, and prompt and pasted context have {characters:,} "
+                "characters. Shorten them, or add the text to a store and select from it."
+            )
 
     def _messages(self, prompt: str | Sequence[Message]) -> list[Message]:
         """The conversation that was given; assistants' turns without text, bare tool calls, are left out."""

@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from shared_context.errors import QueryError
 
+CHARACTERS_OF_TOKEN = 64
+"""A text of more for each token that is allowed need not be tokenized to know that it is too long."""
+
 SEGMENT_CHARACTERS = 1 << 16
 """Text is tokenized in segments of at most this length, which run in parallel."""
 

@@ -29,6 +29,7 @@ from shared_context.config import (
 from shared_context.errors import BudgetError, ConfigError, QueryError
 from shared_context.kernels import split_and_search as preserved_cuts
 from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.model.tokenization import CHARACTERS_OF_TOKEN
 from shared_context.store.codec import Codec
 from shared_context.store.duplicates import NEARLY, Said
 from shared_context.store.embedder import Embedder
@@ -56,10 +57,6 @@ from shared_context.tree.search import smallest_cut
 
 QUERY_TOKENS = 1 << 15
 """Longer queries are refused, whatever the model's window: they are documents."""
-
-CHARACTERS_OF_TOKEN = 64
-"""A text of more for each token that is allowed need not be tokenized to know that it is too long."""
-
 
 def longest_query(model: SharedLLMModel) -> int:
     """Tokens of the longest query that a model's stores search for."""

@@ -192,6 +192,9 @@ def test_what_does_not_fit_the_window_is_refused_with_the_numbers(model, selecti
         model.generate(QUESTION, context=selection, max_new_tokens=8192)
     with pytest.raises(WindowExceededError, match="of prompt"):
         model.check_window("word " * 9000)
+    for prompt, context in ((QUESTION, "word " * 200_000), ("word " * 200_000, selection)):
+        with pytest.raises(WindowExceededError, match=r"prompt and pasted context have 1,000,0\d\d characters"):
+            model.generate(prompt, context=context)
 
 
 @pytest.mark.parametrize(
