@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shared_context.config import InjectionKind, Rows, one_of, require
-from shared_context.errors import AdapterError, ConfigError, ModelMismatchError
+from shared_context.config import InjectionKind, Rows, one_of, require, require_count
+from shared_context.errors import AdapterError, ModelMismatchError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter.safetensors"
@@ -61,10 +63,11 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         one_of("injection", self.injection, InjectionKind)
         one_of("rows", self.rows, Rows)
-        require(self.injection_layers >= 1, "injection_layers", self.injection_layers, "must be 1 or more")
+        require_count("injection_layers", self.injection_layers, "layers")
         if self.injection == "prefix" or self.rank is not None:
-            require(self.rank is not None and self.rank >= 1, "rank", self.rank, "must be 1 or more")
-            require(self.alpha is not None and self.alpha > 0, "alpha", self.alpha, "must be above 0")
+            require_count("rank", self.rank, "rows")
+            is_scale = isinstance(self.alpha, Real) and 0 < self.alpha < math.inf
+            require(is_scale, "alpha", self.alpha, "must be a number above 0")
         object.__setattr__(self, "ratios", tuple(self.ratios))
 
 
@@ -124,7 +127,7 @@ class Adapter:
         except FileNotFoundError as error:
             missing = Path(error.filename or WEIGHTS_FILE).name  # safetensors names none
             raise AdapterError(f"{folder} is not an adapter: {missing} is missing.") from error
-        except (json.JSONDecodeError, TypeError, ConfigError, SafetensorError, UnicodeDecodeError) as error:
+        except (ValueError, TypeError, RecursionError, SafetensorError) as error:
             raise AdapterError(f"The adapter in {folder} cannot be read ({error}); save or fetch it again.") from error
         return cls(config, weights, card)
 
@@ -153,7 +156,7 @@ class Adapter:
         """Copy the weights into a module.
 
         Raises:
-            AdapterError: where a tensor is missing, unexpected, of another shape, or holds infinities or NaN.
+            AdapterError: where a tensor is missing, unexpected, of another shape, or holds anything but finite numbers.
         """
         expected = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
         found = {name: tuple(weight.shape) for name, weight in self.weights.items()}
@@ -165,6 +168,8 @@ class Adapter:
                 f"is needed ({len(wrong)} tensors differ); save or fetch the adapter again."
             )
         for name, weight in self.weights.items():
+            if not weight.is_floating_point():
+                raise AdapterError(f"The adapter's tensor {name} is of {weight.dtype}; save it in floating point.")
             if not torch.isfinite(weight).all():
                 raise AdapterError(f"The adapter's tensor {name} holds infinities or NaN; save or fetch it again.")
         module.load_state_dict(self.weights)

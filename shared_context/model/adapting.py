@@ -38,6 +38,11 @@ def put_to_work(adapter: Adapter, compressor: Compressor, decoder: InjectingDeco
         AdapterError: where a tensor is missing or reshaped.
     """
     config, model, injection = adapter.config, decoder.hf_model, decoder.injection
+    if (config.rank or 0) > model.config.hidden_size:  # memory is taken by it, so a file's word does not do
+        raise AdapterError(
+            f"The adapter's rank is {config.rank}, and the model is no wider than {model.config.hidden_size}; save or "
+            "fetch the adapter again."
+        )
     if isinstance(injection, CrossAttentionInjection):
         injection.adapt_upper(model, config.rank, config.alpha)
         adapter.load_into(injection)

@@ -1,6 +1,7 @@
 """Adapters of prefix injection: merged into two sets of weights, bound to their base, marked in the identity."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -150,6 +151,11 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(make_model, make_adapt
     broken = {**adapter.weights, "compress.down.0_q_proj": torch.full((4, 64), torch.nan)}
     with pytest.raises(AdapterError, match=r"compress\.down\.0_q_proj holds infinities or NaN"):
         model.load_adapter(replace(adapter, weights=broken))
+    whole = {**adapter.weights, "compress.down.0_q_proj": torch.zeros(4, 64, dtype=torch.int32)}
+    with pytest.raises(AdapterError, match=r"compress\.down\.0_q_proj is of torch\.int32"):
+        model.load_adapter(replace(adapter, weights=whole))
+    with pytest.raises(AdapterError, match="rank is 1000000000, and the model is no wider than 64"):
+        model.load_adapter(replace(adapter, config=replace(adapter.config, rank=10**9)))
     assert model.identity == identity
     assert model.adapter() is None
 
@@ -158,9 +164,21 @@ def test_damaged_files_are_refused(tmp_path, make_adapter):
     make_adapter().save_pretrained(tmp_path)
     config, weights = tmp_path / CONFIG_FILE, tmp_path / WEIGHTS_FILE
     written = json.loads(config.read_text())
-    for wrong in ({"rank": None}, {"rank": 0}, {"injection_layers": 0}, {"injection": "none"}, {"surprise": 1}):
+    for wrong in (
+        {"rank": None},
+        {"rank": 0},
+        {"rank": 4.5},
+        {"alpha": math.inf},
+        {"injection_layers": 0},
+        {"injection": "none"},
+        {"surprise": 1},
+    ):
         config.write_text(json.dumps(written | wrong))
         with pytest.raises(AdapterError, match=f"cannot be read .*{next(iter(wrong))}"):
+            Adapter.from_pretrained(tmp_path)
+    for wrong in ("[" * 100_000, '{"rank": 1' + "0" * 5000 + "}"):
+        config.write_text(wrong)
+        with pytest.raises(AdapterError, match="cannot be read"):
             Adapter.from_pretrained(tmp_path)
     config.write_text(json.dumps(written))
     config.write_text(json.dumps(written | {"alpha": 2 * written["alpha"]}))
