@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from shared_context.errors import AdapterError
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")
 """What is adapted of a layer's self-attention, where it has them (Phi-3 keeps q, k and v in one)."""
 
@@ -76,12 +78,20 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def merged(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
-        """The adapted weights of ``model``, by key, in its dtype; the model keeps its own."""
+        """The adapted weights of ``model``, by key, in its dtype; the model keeps its own.
+
+        Raises:
+            AdapterError: an update is larger than the dtype holds.
+        """
         merged = {}
         for key, down in self.down.items():
             weight = projection_of(model, key).weight
             update = self.scale * (self.up[key].float() @ down.float())
             merged[key] = (weight.float() + update.to(weight.device)).to(weight.dtype)
+            if not torch.isfinite(merged[key]).all():
+                raise AdapterError(
+                    f"The adapter's update of {key} is larger than {weight.dtype} holds; save or fetch it again."
+                )
         return merged
 
 

@@ -151,6 +151,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(make_model, make_adapt
     broken = {**adapter.weights, "compress.down.0_q_proj": torch.full((4, 64), torch.nan)}
     with pytest.raises(AdapterError, match=r"compress\.down\.0_q_proj holds infinities or NaN"):
         model.load_adapter(replace(adapter, weights=broken))
+    huge = {name: torch.full_like(weight, 1e30) for name, weight in adapter.weights.items()}
+    with pytest.raises(AdapterError, match=r"update of \w+ is larger than torch\.float32 holds"):
+        model.load_adapter(replace(adapter, weights=huge))
     whole = {**adapter.weights, "compress.down.0_q_proj": torch.zeros(4, 64, dtype=torch.int32)}
     with pytest.raises(AdapterError, match=r"compress\.down\.0_q_proj is of torch\.int32"):
         model.load_adapter(replace(adapter, weights=whole))
