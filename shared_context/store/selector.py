@@ -283,9 +283,12 @@ class Selector:
         """Best-first expansion under one budget over all chunks considered."""
         scored = self._score(sought, considered, policy, budget * tree.fine)
         # First, for what is repeated also counts once where the floor is laid.
-        opened, late, twins = self._without_duplicates(scored, budget, not any(tree.coarse))
+        opened, compared, late, twins = self._without_duplicates(scored, budget)
         if any(total > budget for total in accumulate(kv_entries(length, tree.fine) for length in scored.lengths)):
             opened = above_floor(opened, floor, scored.stretches())
+        if not any(tree.coarse):
+            # What was not compared may be said already. The floor's mean is of it, too, hence not before.
+            opened = opened.where(compared, -torch.inf)
         opened = behind(opened, late)
         first_of_all = None
         if recent:
@@ -347,18 +350,18 @@ class Selector:
         behind_others = RANK * np.arange(len(of_nodes))
         return (np.minimum.accumulate(of_nodes).astype(float) - behind_others).clip(min=0).tolist()
 
-    def _without_duplicates(self, scored: _Scored, budget: int, alone: bool) -> tuple[torch.Tensor, list[int], Twins]:
+    def _without_duplicates(
+        self, scored: _Scored, budget: int
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int], Twins]:
         """Scores of the leaves in which each text that several leaves have counts once.
 
         The best leaves are taken one after the other. One that repeats what was taken is not opened, one of which a
         part is new keeps that share of its score. As many are looked at as it takes to fill the budget.
 
-        Args:
-            alone: whether nothing but opened leaves is shown; those that were not looked at are not opened then.
-
         Returns:
-            The scores, [chunks, leaves], minus infinity where a leaf repeats another or nearly does; places of those
-            that nearly do, in the flattened scores, best first; and what else says the same as a leaf that is taken.
+            The scores, [chunks, leaves], minus infinity where a leaf repeats another or nearly does; which leaves were
+            looked at, [chunks, leaves]; places of those that nearly repeat another, in the flattened scores, best
+            first; and what else says the same as a leaf that is taken.
         """
         flat, slots = scored.leaves.flatten().numpy(force=True), scored.leaves.shape[1]
         wanted, present = budget // self._config.tree.leaf_size, int(np.isfinite(flat).sum())
@@ -373,11 +376,12 @@ class Selector:
             if np.isfinite(opened[best]).sum() + len(late) >= wanted or compared in (present, COMPARED_AT_MOST):
                 break
             compared = min(2 * compared, present, COMPARED_AT_MOST)
-        if alone:
-            looked_at = np.zeros(len(opened), bool)
-            looked_at[best] = True
-            opened[~looked_at] = -np.inf
-        return torch.from_numpy(opened).to(scored.leaves.device).view_as(scored.leaves), late, twins
+        looked_at = np.zeros(len(flat), bool)
+        looked_at[best] = True
+        scores, looked_at = (
+            torch.from_numpy(of).to(scored.leaves.device).view_as(scored.leaves) for of in (opened, looked_at)
+        )
+        return scores, looked_at, late, twins
 
     def _fitting(self, scored: _Scored, count: int, budget: int, fine: int) -> int:
         """How many of the last ``count`` leaves a budget holds, at least one: none is shown behind a gap."""

@@ -30,6 +30,13 @@ def test_the_default_is_the_configurations(model, handbook_store):
     assert default.kv_entries < handbook_store.select(QUESTION, floor=0.0).kv_entries
 
 
+@pytest.mark.parametrize("question", ["How warm is the drying room kept?", "What is the keeper's dog called?"])
+def test_where_the_floor_lies_does_not_hang_on_the_budget(handbook_store, question):
+    fits = handbook_store.select(question, budget=1024)
+    assert fits.kv_entries < 1024
+    assert handbook_store.select(question, budget=3072).nodes == fits.nodes
+
+
 def test_few_leaves_have_no_floor(handbook_store):
     scores = torch.linspace(0, 1, FLOOR_LEAVES - 1)[None]
     assert above_floor(scores, 0.9, np.zeros(1)) is scores
