@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-newest test-lowest test-vllm faults lint docs release report gpu clean
+.PHONY: help setup demo test test-slow test-newest test-lowest test-vllm faults lint docs release figures gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,17 +106,22 @@ release: $(STAMP)  ## build wheel and sdist, check them, and try the wheel in a 
 
 QUESTIONS := examples/data/handbook-questions.json
 # Running text is measured on books, which do not ship: shared-context eval language-model BOOK BOOK.
-MEASURED := retrieval answers compression needle latency
+MEASURED := retrieval answers compression needle latency grains storage memory cost cost-memory growth
 
-report: $(STAMP)  ## measure on the sample data and make build/report.html, in about forty minutes
+figures: $(STAMP)  ## measure on the sample data and make build/figures.html, in about forty minutes
 	@mkdir -p build
 	@$(BIN)/shared-context eval retrieval $(QUESTIONS) --json build/retrieval.json
 	@$(BIN)/shared-context eval answers $(QUESTIONS) --limit 20 --adapter factoid --json build/answers.json
 	@$(BIN)/shared-context eval compression $(QUESTIONS) --part passages --json build/compression.json
 	@$(BIN)/shared-context eval needle examples/data/handbook.md --length 1024 --length 4096 --trials 1 --json build/needle.json
-	@$(BIN)/shared-context bench latency $(QUESTIONS) --runs 3 --tokens 32768 --length 8192 \
-		--documents 100 --documents 1000 --json build/latency.json
-	@$(BIN)/shared-context report --together $(MEASURED:%=build/%.json) --html build/report.html
+	@$(BIN)/shared-context bench latency $(QUESTIONS) --runs 3 --tokens 32768 --json build/latency.json
+	@$(BIN)/python -m benchmarks grains $(QUESTIONS) --runs 3 --json build/grains.json
+	@$(BIN)/python -m benchmarks storage $(QUESTIONS) --length 8192 --length 32768 --json build/storage.json
+	@$(BIN)/python -m benchmarks memory $(QUESTIONS) --tokens 32768 --json build/memory.json
+	@$(BIN)/python -m benchmarks cost $(QUESTIONS) --runs 3 --length 8192 --json build/cost.json
+	@$(BIN)/python -m benchmarks cost-memory $(QUESTIONS) --length 8192 --json build/cost-memory.json
+	@$(BIN)/python -m benchmarks growth $(QUESTIONS) --runs 3 --documents 100 --documents 1000 --json build/growth.json
+	@$(BIN)/shared-context report --together $(MEASURED:%=build/%.json) --html build/figures.html
 
 # The model's tests run it where `device="auto"` puts it, the kernels' on a GPU where there is one.
 GPU_TESTS := tests/kernels tests/model/test_generation.py
@@ -124,7 +129,7 @@ GPU_TESTS := tests/kernels tests/model/test_generation.py
 gpu: $(STAMP)  ## test and measure on a GPU, in about eight minutes; without one, the same in miniature
 	@mkdir -p build
 	@$(BIN)/python -m pytest -q -m "not slow" $(GPU_TESTS); tested=$$?; \
-	$(BIN)/python -m shared_context.evaluation.device --json build/gpu.json && exit $$tested
+	$(BIN)/python -m benchmarks.device --json build/gpu.json && exit $$tested
 
 clean:  ## remove the environment and everything else that was generated here
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,6 @@
 """Fixtures that every test may use: the embedded default model, loaded once, and the sample handbook."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ if not torch.cuda.is_available():
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context.evaluation.questions import QuestionSet, read_questions
 from shared_context.model.attention import ATTENTION
 
 # How long an example of a property test takes says how busy the machine is, and nothing else.
@@ -23,6 +25,7 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 HANDBOOK = Path(__file__).parent.parent / "examples" / "data" / "handbook.md"
+HANDBOOK_QUESTIONS = HANDBOOK.with_name("handbook-questions.json")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,6 +51,22 @@ def handbook_store(model: SharedLLMModel, handbook: str) -> SharedLLMContextStor
     store = SharedLLMContextStore(model)
     store.add(handbook, id="handbook")
     return store
+
+
+@pytest.fixture(scope="session")
+def handbook_questions() -> QuestionSet:
+    """All of the handbook's questions."""
+    return read_questions(HANDBOOK_QUESTIONS)
+
+
+@pytest.fixture(scope="session")
+def few_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQuAD file of the handbook's first six sections that have questions, each an article, about 2,500 tokens."""
+    (article,) = json.loads(HANDBOOK_QUESTIONS.read_text(encoding="utf-8"))["data"]
+    articles = [{"title": str(n), "paragraphs": [p]} for n, p in enumerate(article["paragraphs"][:6])]
+    path = tmp_path_factory.mktemp("data") / "few.json"
+    path.write_text(json.dumps({"data": articles}), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -119,9 +119,8 @@ def test_every_link_within_the_repository_leads_somewhere(page):
 
 
 def test_every_file_that_a_page_names_is_there():
-    named = {
-        name for page in PAGES for name in re.findall(r"`((?:tests|shared_context|examples)/[\w/.]+)`", PAGES[page])
-    }
+    ours = re.compile(r"`((?:tests|shared_context|benchmarks|examples)/[\w/.]+)`")
+    named = {name for page in PAGES for name in ours.findall(PAGES[page])}
     short = re.findall(r"`((?:store|model|kernels|tree|integrations)/[\w/.]+)`", PAGES["docs/concepts.md"])
     assert named and short
     assert [name for name in named | {f"shared_context/{name}" for name in short} if not (ROOT / name).exists()] == []

@@ -23,7 +23,7 @@ OTHER_PROJECT = re.compile(
 
 def texts() -> list[Path]:
     """Everything here that people read, or that pip does."""
-    folders = ("shared_context", "tests", "examples", "docs", ".ci", ".github")
+    folders = ("shared_context", "benchmarks", "tests", "examples", "docs", ".ci", ".github")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("*"))
     kinds = {".py", ".md", ".toml", ".txt", ".lock", ".yml", ".yaml", ".json", ""}
     return [path for path in found if path.is_file() and path.suffix in kinds and path != Path(__file__)]

@@ -177,12 +177,11 @@ def compression(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     part: Annotated[
-        Literal["passages", "grains", "selections", "presses"] | None,
+        Literal["passages", "grains", "selections"] | None,
         typer.Option(
             "--part",
-            help="One passage at every grain; mixed grains under a budget; what is best shown under several budgets, "
-            "of documents with marked evidence, too; or kvpress's presses at equal KV entries, which take a minute or "
-            "two a question. The first two if left out; grains and presses need an adapter.",
+            help="One passage at every grain; mixed grains under a budget; or what is best shown under several "
+            "budgets, of documents with marked evidence, too. The first two if left out; grains need an adapter.",
         ),
     ] = None,
     limit: LimitOption = None,
@@ -192,7 +191,7 @@ def compression(
         typer.Option(
             "--resume",
             metavar="FILE",
-            help="Of passages, selections or presses: keep results in FILE, and go on from it.",
+            help="Of passages or selections: keep results in FILE, and go on from it.",
             callback=to_be_written,
         ),
     ] = None,
@@ -203,16 +202,15 @@ def compression(
     from functools import partial
 
     from shared_context.evaluation import compression as measurement
-    from shared_context.evaluation import presses, selections
+    from shared_context.evaluation import selections
 
-    if resume is not None and part not in ("passages", "selections", "presses"):
-        raise typer.BadParameter("only --part passages, selections and presses can be resumed.", param_hint="--resume")
+    if resume is not None and part not in ("passages", "selections"):
+        raise typer.BadParameter("only --part passages and selections can be resumed.", param_hint="--resume")
     reader = load(model, adapter, dtype, device)
     measures = {
         "passages": partial(measurement.measure_passages, resume=resume),
         "grains": measurement.measure_grains,
         "selections": partial(selections.measure, resume=resume),
-        "presses": partial(presses.measure, resume=resume),
     }
     wanted = [part] if part else ["passages", "grains"]
     finish((measures[one](reader, data, limit=limit, seed=seed) for one in wanted), data.name, json_file, html_file)

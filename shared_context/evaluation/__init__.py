@@ -1,7 +1,6 @@
-"""The measurements behind docs/figures.md, which ``shared-context eval`` and ``shared-context bench`` run.
+"""The measurements that ``shared-context eval`` and ``shared-context bench`` run, on whatever data they are given.
 
-One module each for retrieval, answers, compression, needle, language_model, first_token, decoding, ingest, storage,
-memory, cost, growth.
-What they are measured against is in baselines and langchain_rag, which need the extra ``eval``; a measurement without
-them says so.
+One module each for retrieval, evidence, answers, compression, selections, needle, language_model, first_token,
+decoding, ingest. What they are measured against is in baselines and langchain_rag, which need the extra ``eval``; a
+measurement without them says so. What only backs the project's own figures is in benchmarks/ of the repository.
 """

@@ -71,7 +71,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_loaded(opt
 @pytest.mark.parametrize("part", [(), ("--part", "grains")])
 def test_what_cannot_be_resumed_is_refused(part, questions, loaded, tmp_path):
     result = run("eval", "compression", questions, *part, "--resume", tmp_path / "state")
-    assert result.exit_code == 2 and "presses" in result.stderr
+    assert result.exit_code == 2 and "selections" in result.stderr
     assert loaded == [] and not (tmp_path / "state").exists()
 
 
@@ -79,26 +79,29 @@ def test_what_was_measured_is_kept_where_a_later_measurement_fails(questions, tm
     def fail(*args, **options):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("shared_context.evaluation.memory.measure", fail)
+    monkeypatch.setattr("shared_context.evaluation.ingest.measure", fail)
     results, page = tmp_path / "b.json", tmp_path / "b.html"
-    only = ["--only", "storage", "--only", "memory", "--tokens", 1024]
+    only = ["--only", "decoding", "--only", "ingest", "--context-tokens", 100_000]  # more than there is: not run
     result = run("bench", "latency", questions, *only, "--json", results, "--html", page)
-    assert result.exit_code == 1 and "## storage" in result.stdout
-    assert [report["name"] for report in json.loads(results.read_text())["reports"]] == ["storage"]
-    assert f"<h1>{questions.name}: storage</h1>" in page.read_text()
+    assert result.exit_code == 1 and "## decoding" in result.stdout
+    assert [report["name"] for report in json.loads(results.read_text())["reports"]] == ["decoding"]
+    assert f"<h1>{questions.name}: decoding</h1>" in page.read_text()
+
+
+INGEST = ["--only", "ingest", "--tokens", 512, "--windows", 1, "--runs", 1]
 
 
 def test_bench_measures_only_what_is_asked_for(questions, tmp_path):
     results = tmp_path / "b.json"
-    result = run("bench", "latency", questions, "--only", "storage", "--tokens", 1024, "--json", results)
+    result = run("bench", "latency", questions, *INGEST, "--json", results)
     assert result.exit_code == 0, result.output
     (report,) = json.loads(results.read_text())["reports"]
-    assert report["name"] == "storage" and report["setting"]["adapter"] == "none"  # the model of these tests has none
+    assert report["name"] == "ingest" and report["setting"]["adapter"] == "none"  # the model of these tests has none
 
 
 @pytest.mark.parametrize(("given", "wanted"), [([], None), (["--adapter", "factoid"], "factoid")])
 def test_bench_measures_the_model_as_it_is_by_default_and_with_an_adapter_by_name(questions, loaded, given, wanted):
-    assert run("bench", "latency", questions, "--only", "storage", "--tokens", 1024, *given).exit_code == 0
+    assert run("bench", "latency", questions, *INGEST, *given).exit_code == 0
     ((_, adapter, *_),) = loaded
     assert adapter == wanted
 

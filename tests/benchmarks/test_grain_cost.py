@@ -1,6 +1,6 @@
 """What coarse grains cost: that each figure stands beside what goes without them, on a small random model."""
 
-from shared_context.evaluation import grain_cost
+from benchmarks import grain_cost
 
 
 def test_times_and_bytes_stand_beside_what_goes_without_coarse_grains(make_small_model):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from benchmarks import cost
 from shared_context import SharedLLMModel
-from shared_context.evaluation import cost
 from shared_context.evaluation.report import Lines
 from shared_context.model.pretrained import DEFAULT_MODEL
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from benchmarks.readers import reading
 from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
 from shared_context.errors import ConfigError
 from shared_context.evaluation.answers import several_documents
@@ -21,7 +22,6 @@ from shared_context.evaluation.compression import TRAINED, UNTRAINED
 from shared_context.evaluation.ledger import Ledger, reader_identity
 from shared_context.evaluation.metrics import paired_difference, verdict
 from shared_context.evaluation.questions import BETWEEN_PARAGRAPHS, Question, QuestionSet
-from shared_context.evaluation.readers import reading
 from shared_context.evaluation.report import Cell, Report, Table, Target, model_setting
 from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.prompt import CONTEXT_FOOTER

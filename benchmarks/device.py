@@ -1,4 +1,4 @@
-"""What a device does: ``python -m shared_context.evaluation.device``, or ``make gpu`` with the tests in front of it.
+"""What a device does: ``python -m benchmarks.device``, or ``make gpu`` with the tests in front of it.
 
 Kernels beside their references, exactness in half precision, then a model of Llama-3-8B's shape with random weights:
 ingest, search, the first token over injected and over pasted text, decoding, memory. Nothing is fetched. On a
@@ -21,10 +21,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from benchmarks.kernels import copy_bandwidth, kv_assembly, leaf_scores
 from shared_context import CacheConfig, Selection, SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.config import GIB
 from shared_context.evaluation.report import Cell, Report, Table, model_setting, write_reports
-from shared_context.kernels.benchmark import copy_bandwidth, kv_assembly, leaf_scores
 from shared_context.kernels.launch import wait_for
 from shared_context.model.attention import ATTENTION
 from shared_context.model.prompt import Prompt

@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import torch
 
-from shared_context.evaluation import device
+from benchmarks import device, kernels
 from shared_context.evaluation.report import read_reports
-from shared_context.kernels import benchmark
 
 LITTLE = replace(device.MINIATURE, contexts=(64, 256), decoded=(64,), stored=1024)
 
 
 def test_every_part_is_measured_and_written(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(benchmark, "ROTATED_BYTES", 1 << 20)
+    monkeypatch.setattr(kernels, "ROTATED_BYTES", 1 << 20)
     monkeypatch.setattr(device, "MINIATURE", LITTLE)
     device.main(["--device", "cpu", "--json", str(tmp_path / "all.json")])
     reports = {report.name: report for report in read_reports(tmp_path / "all.json")}

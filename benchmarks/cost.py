@@ -12,12 +12,12 @@ from statistics import median
 import numpy as np
 import torch
 
+from benchmarks.memory import in_own_process, peak_bytes
+from benchmarks.readers import SINKS, EncoderDecoder, FullAttention, Reader, Stream, kv_shape, reading
 from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.config import MIB, CacheConfig, StoreConfig, TreeConfig
 from shared_context.evaluation.long_text import repeat_to
-from shared_context.evaluation.memory import in_own_process, peak_bytes
 from shared_context.evaluation.questions import QuestionSet
-from shared_context.evaluation.readers import SINKS, EncoderDecoder, FullAttention, Reader, Stream, kv_shape, reading
 from shared_context.evaluation.report import (
     Cell,
     Lines,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from benchmarks.readers import EncoderDecoder, FullAttention, Stream, reading
 from shared_context.errors import ConfigError
-from shared_context.evaluation.readers import EncoderDecoder, FullAttention, Stream, reading
 from shared_context.kernels import rotate_keys
 from shared_context.model.cache import CACHE_ARGUMENT
 

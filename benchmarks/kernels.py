@@ -1,4 +1,4 @@
-"""Times of every kernel: ``python -m shared_context.kernels.benchmark``.
+"""Times of every kernel: ``python -m benchmarks.kernels``.
 
 On a GPU each kernel stands beside eager PyTorch, ``torch.compile`` of the reference, and the bytes it must move at the
 measured bandwidth of a copy; times are medians of CUDA events, and the inputs change from run to run so that the cache

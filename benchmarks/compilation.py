@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of every kernel, for which no GPU is needed.
 
-``python -m shared_context.kernels.compilation`` prints what each kernel takes of each architecture: registers of a
+``python -m benchmarks.compilation`` prints what each kernel takes of each architecture: registers of a
 thread, bytes of shared memory of a program, and bytes (NVIDIA) or registers (AMD) that did not fit and are spilled.
 """
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from benchmarks import presses
+from benchmarks.readers import reading
 from shared_context import SharedLLMModel
-from shared_context.evaluation import presses
-from shared_context.evaluation.readers import reading
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.low_rank import InjectionLoRA

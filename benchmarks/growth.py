@@ -11,10 +11,10 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.memory import in_own_process, peak_bytes
 from shared_context import Document, SharedLLMContextStore, SharedLLMModel
 from shared_context.config import MIB
 from shared_context.evaluation.indexing import RetrievalFrom, retrievals
-from shared_context.evaluation.memory import in_own_process, peak_bytes
 from shared_context.evaluation.report import (
     Lines,
     Point,

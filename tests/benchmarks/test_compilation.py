@@ -14,7 +14,7 @@ def test_kernels_compile_ahead_of_time(target, tmp_path):
     # another process, because what is interpreted in this one cannot be compiled in it
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "shared_context.kernels.compilation", target],
+        [sys.executable, "-m", "benchmarks.compilation", target],
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
