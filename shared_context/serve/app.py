@@ -17,7 +17,7 @@ from shared_context.serve.makes import Makes
 from shared_context.serve.metrics import Metrics
 from shared_context.serve.middleware import BodyLimit, KnownHosts, RequestLine
 from shared_context.serve.room import ByCaller, InRoom, Room
-from shared_context.serve.routes import completions, files, vector_stores
+from shared_context.serve.routes import completions, files, start_page, vector_stores
 from shared_context.serve.settings import ServeConfig
 from shared_context.serve.stores import Stores
 from shared_context.serve.tracing import Tracing
@@ -87,7 +87,7 @@ def create_app(
     app.add_api_route("/health", _health)
     app.add_api_route("/ready", _ready)
     app.add_api_route("/metrics", _metrics)
-    for routes in (completions, files, vector_stores):
+    for routes in (start_page, completions, files, vector_stores):
         app.include_router(routes.router)
     return app
 

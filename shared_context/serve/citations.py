@@ -4,13 +4,47 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared_context.store.selection import Passage, Selection
+from shared_context.store.seen import parts_of
+from shared_context.store.selection import Passage, SelectedNode, Selection
 
 
 def sources(selection: Selection | None) -> list[Passage]:
     """The passages that were shown of documents, best score first."""
     shown = selection.sources if selection is not None else []
     return sorted((p for p in shown if not p.header and p.said is None), key=lambda passage: -passage.score)
+
+
+def seen_parts(selection: Selection | None, fine: int) -> list[dict[str, Any]]:
+    """For each document that something is shown of, the parts of it that are seen, in its order.
+
+    Args:
+        selection: what is injected.
+        fine: the largest ratio that counts as fine.
+    """
+    nodes: dict[str, list[SelectedNode]] = {}
+    for node in selection.nodes if selection is not None else ():
+        if not node.header and node.said is None:
+            nodes.setdefault(node.doc_id, []).append(node)
+    for shown in nodes.values():
+        shown.sort(key=lambda node: node.start)
+    return [
+        {
+            "file_id": id,
+            "filename": str(shown[0].metadata.get("file_name", id)),
+            "parts": [
+                {
+                    "start": part.start,
+                    "end": part.end,
+                    "grain": part.grain,
+                    "ratio": part.node.ratio,
+                    "score": round(part.node.score, 4),
+                }
+                for part in parts_of(max(node.end for node in shown), shown, fine)
+                if part.node is not None
+            ],
+        }
+        for id, shown in nodes.items()
+    ]
 
 
 def annotation(passage: Passage, answer: str) -> dict[str, Any]:

@@ -74,10 +74,11 @@ class RequestLine:
 
 
 class KnownHosts:
-    """Refuses requests under a name that the server was not given.
+    """Refuses requests under a name that the server was not given, and those of pages from elsewhere.
 
     Without keys a server trusts whoever reaches it, and a page in a browser on the same machine can reach it under a
-    name of its own that leads here; what it would read is then none of that page's.
+    name of its own that leads here; what it would read is then none of that page's. A form of such a page may send a
+    file without asking first.
 
     Args:
         app: what answers.
@@ -88,14 +89,26 @@ class KnownHosts:
         self._app, self._hosts = app, frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1")
-        host = re.sub(r":\d*$", "", given).strip("[]").lower()
-        if scope["type"] != "http" or host in self._hosts:
+        headers = dict(scope.get("headers", ()))
+        host, origin = (_host_of(headers.get(name, b"").decode("latin-1")) for name in (b"host", b"origin"))
+        if scope["type"] != "http" or (host in self._hosts and (not origin or origin in self._hosts)):
             await self._app(scope, receive, send)
             return
         known = ", ".join(sorted(self._hosts))
-        refusal = Refusal(421, f"This server is called {known}, and was asked as {host[:64]!r}.", code="unknown_host")
+        if host in self._hosts:
+            refusal = Refusal(
+                403, f"A page of {origin[:64]!r} asks, and only pages of {known} may.", code="unknown_origin"
+            )
+        else:
+            refusal = Refusal(
+                421, f"This server is called {known}, and was asked as {host[:64]!r}.", code="unknown_host"
+            )
         await refusal.response()(scope, receive, send)
+
+
+def _host_of(address: str) -> str:
+    """The name in a Host or an Origin, without scheme and port."""
+    return re.sub(r":\d*$", "", address.rpartition("/")[2]).strip("[]").lower()
 
 
 class BodyLimit:

@@ -32,6 +32,7 @@ class ContextFields(Fields):
         prefilter: only so many documents, the nearest by embedding.
         show_metadata: each document's metadata are shown in front of it.
         context: false answers without the store.
+        seen: the answer tells which parts of documents were seen whole and which coarsely.
     """
 
     budget: Annotated[int, Field(ge=1)] | None = None
@@ -44,6 +45,7 @@ class ContextFields(Fields):
     prefilter: Annotated[int, Field(ge=1)] | None = None
     show_metadata: bool = False
     context: bool = True
+    seen: bool = False
 
     @model_validator(mode="after")
     def one_limit(self) -> ContextFields:

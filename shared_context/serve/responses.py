@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from shared_context.errors import SharedContextError
 from shared_context.serve.answering import Answer
-from shared_context.serve.citations import annotation, sources
+from shared_context.serve.citations import annotation, seen_parts, sources
 from shared_context.serve.faults import Refusal
 from shared_context.serve.protocol import ChatRequest
 
@@ -65,14 +65,14 @@ def chat_completion(answer: Answer) -> dict[str, Any]:
         "annotations": annotations(answer),
     }
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.completion.finish_reason}
-    return {**_head(answer), "choices": [choice], "usage": usage(answer)}
+    return {**_head(answer), **_seen(answer), "choices": [choice], "usage": usage(answer)}
 
 
 def text_completion(answer: Answer) -> dict[str, Any]:
     """A whole text completion."""
     completion = answer.completion
     choice = {"index": 0, "text": completion.text, "logprobs": None, "finish_reason": completion.finish_reason}
-    return {**_head(answer), "choices": [choice], "usage": usage(answer)}
+    return {**_head(answer), **_seen(answer), "choices": [choice], "usage": usage(answer)}
 
 
 async def events(answer: Answer, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -91,6 +91,8 @@ async def events(answer: Answer, pieces: AsyncIterator[str]) -> AsyncIterator[st
     try:
         if chat:
             yield chunk("", role="assistant")
+        if answer.request.seen:
+            yield event({**head, **_seen(answer), "choices": []})
         async for piece in pieces:
             yield chunk(piece)
         last = {"annotations": annotations(answer)} if chat else {}
@@ -104,6 +106,14 @@ async def events(answer: Answer, pieces: AsyncIterator[str]) -> AsyncIterator[st
         yield event(refusal.body())
     finally:
         await pieces.aclose()
+
+
+def _seen(answer: Answer) -> dict[str, Any]:
+    """What was seen of documents, where it was asked for."""
+    if not answer.request.seen:
+        return {}
+    fine = answer.request.fine or answer.served.store.config.tree.fine
+    return {"seen": seen_parts(answer.context, fine)}
 
 
 def _head(answer: Answer, *, chunk: bool = False) -> dict[str, Any]:

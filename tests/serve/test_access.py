@@ -184,3 +184,13 @@ def test_without_keys_a_page_of_another_name_is_told_nothing(coast, serving):
             assert (answer.status_code, answer.json()["error"]["code"]) == (421, "unknown_host")
         for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000"):
             assert httpx.get(f"{running.url}/v1/models", headers={"Host": host}).status_code == 200
+
+
+def test_pages_from_elsewhere_may_not_ask_where_everybody_may(coast, serving):
+    with serving({"coast": coast}, hosts={"127.0.0.1"}) as running:
+        for origin in ("https://evil.example", "http://127.0.0.1.evil.example:8000", "null"):
+            upload = {"headers": {"Origin": origin}, "files": {"file": b"x"}, "data": {"purpose": "assistants"}}
+            answer = httpx.post(f"{running.url}/v1/files", **upload)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "unknown_origin")
+        own = {"headers": {"Origin": running.url}, "files": {"file": b"x"}, "data": {"purpose": "assistants"}}
+        assert httpx.post(f"{running.url}/v1/files", **own).status_code == 200
