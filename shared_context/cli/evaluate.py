@@ -170,6 +170,51 @@ def answers(
 
 
 @app.command(epilog=output.EXIT_CODES)
+def requests(
+    documents: Annotated[
+        Path, typer.Argument(metavar="DOCUMENTS", help="A text file or a folder of them.", show_default=False)
+    ],
+    asked: Annotated[
+        Path,
+        typer.Argument(
+            metavar="REQUESTS",
+            help="JSON lines, each with request, kind (list, summary, e-mail, ...) and, where the documents do not "
+            "hold what is asked for, answered: false.",
+            show_default=False,
+        ),
+    ],
+    model: EvalModelOption = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            help="Measure the model with this adapter as well: a folder, a name on the Hub, or factoid, which ships.",
+        ),
+    ] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    budget: Annotated[int, typer.Option("--budget", help="KV entries of a selection.")] = 1024,
+    seed: SeedOption = 0,
+    resume: ResumeOption = None,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """Are lists, summaries and mails those of the plain model, and is it said what the documents do not hold?"""
+    from shared_context.evaluation import requests as measurement
+
+    report = measurement.measure(
+        load(model, dtype=dtype, device=device),
+        documents,
+        asked,
+        adapter=adapter,
+        budget=budget,
+        seed=seed,
+        resume=resume,
+    )
+    finish([report], documents.name, json_file, html_file)
+
+
+@app.command(epilog=output.EXIT_CODES)
 def compression(
     data: DataArgument,
     model: EvalModelOption = None,

@@ -87,6 +87,30 @@ def _f1(answer: list[str], gold: list[str]) -> float:
     return 2 * common / (len(answer) + len(gold)) if common else 0.0
 
 
+_NOT_THERE = re.compile(
+    r"""\b(?:
+        (?:is|are|was|were|do|does|did|has|have|can|could)(?:\ not|n['’]t)\ (?:\w+ly\ )?(?:been\ )?
+            (?:mention|state|say|specif|provid|contain|includ|list|give|tell|describ|answer|find|found|known|available)
+        | no\ (?:\w+\ )?(?:information|mention|answer|details?|record)
+        | not\ (?:any|enough)\ information
+        | not\ (?:\w+ly\ )?(?:mentioned|stated|specified|provided|given|included|listed|known|available|there)
+        | (?:do|does)(?:\ not|n['’]t)\ (?:know|have)
+        | unable\ to
+        | nothing\ (?:about|on)
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def is_refusal(answer: str) -> bool:
+    """Whether an English answer begins, in its first two sentences, by saying that what was asked for is not there.
+
+    It is told by its words, so that an answer which denies something else in such words counts as well.
+    """
+    beginning = re.split(r"(?<=[.!?])\s+", answer.strip())[:2]
+    return any(_NOT_THERE.search(sentence) for sentence in beginning)
+
+
 # ---- means over questions
 
 

@@ -7,6 +7,7 @@ from shared_context.evaluation.metrics import (
     exact_match,
     f1,
     holds_a_span,
+    is_refusal,
     mean_with_interval,
     paired_difference,
     verdict,
@@ -98,3 +99,21 @@ def test_interval_is_that_of_the_textbook():
 def test_unpaired_results_are_refused(first, second):
     with pytest.raises(ValueError, match="paired"):
         paired_difference(first, second)
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        ("The handbook does not mention a telephone number.", True),
+        ("I'm sorry, but I don't have that information.", True),
+        ("The price is not stated in the text.", True),
+        ("There is no information about the dog.", True),
+        ("It isn't specified. You could ask the office.", True),
+        ("The night shift begins at 21:47.", False),
+        ("Do not prop the red doors.", False),
+        ("It costs £38. It is paid by the Authority. The rent of others is not stated.", False),
+        ("", False),
+    ],
+)
+def test_a_refusal_is_told_by_how_the_answer_begins(answer, refused):
+    assert is_refusal(answer) is refused
