@@ -60,6 +60,7 @@ for name, command in {
     "copy": upkeep.copy,
     "push": publish.push,
     "pull": publish.pull,
+    "prune": publish.prune,
     "check": upkeep.check,
     "models": models.models,
     "serve": serve.serve,

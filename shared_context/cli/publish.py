@@ -1,7 +1,8 @@
-"""`shared-context push` and `pull`: stores in object storage."""
+"""`shared-context push`, `pull` and `prune`: stores in object storage."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,25 @@ def pull(
     with output.messages().status("fetching"):
         snapshot = fetching.pull(address, new, kv=kv)
     _report(snapshot, address, as_json)
+
+
+def prune(
+    address: AddressArgument,
+    keep: Annotated[int, typer.Option("--keep", min=1, metavar="N", help="Snapshots that stay, the last N.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Remove earlier snapshots of an address, and what only they are made of once it is a day old."""
+    from shared_context.remote import pruning
+
+    with output.messages().status("pruning"):
+        pruned = pruning.prune(address, keep=keep)
+    if as_json:
+        output.print_json(dataclasses.asdict(pruned))
+        return
+    print(
+        f"{len(pruned.snapshots)} snapshots and {pruned.objects} objects removed, {decimal(pruned.bytes)}; "
+        f"{len(pruned.kept)} snapshots are left"
+    )
 
 
 def _report(snapshot: Snapshot, address: str, as_json: bool) -> None:

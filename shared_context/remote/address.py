@@ -149,17 +149,32 @@ class Address:
         except FileNotFoundError:
             return None
 
-    def write_missing(self, contents: Iterable[tuple[str, bytes]]) -> int:
-        """Write those of some objects that are not there in their whole size; returns how many bytes that took."""
+    def modified(self, name: str) -> float | None:
+        """When an object was written, by the clock of its file system, in seconds; None where there is none.
 
-        def write(object: tuple[str, bytes]) -> int:
-            name, content = object
-            if self.size(name) == len(content):
-                return 0
-            self.write(name, content)
-            return len(content)
+        Raises:
+            StoreUnavailableError: it cannot be asked now, or the file system does not say.
+        """
+        try:
+            found = self._asked(self._fs.info, self._path(name))
+            when = found["last_modified"] if "last_modified" in found else self._fs.modified(self._path(name))
+            return when.timestamp()
+        except FileNotFoundError:
+            return None
+        except (NotImplementedError, AttributeError) as error:
+            raise StoreUnavailableError(
+                f"{self.url}: {self._protocol} does not say when an object was written, so none can be told from one "
+                "that is being published. Delete the whole address instead, and push the store again."
+            ) from error
 
-        return sum(side_by_side(write, contents))
+    def delete(self, name: str) -> None:
+        """Delete an object, where there is one.
+
+        Raises:
+            StoreUnavailableError: it cannot be deleted.
+        """
+        with suppress(FileNotFoundError):
+            self._asked(self._fs.rm_file, self._path(name))
 
     def _asked(self, ask: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """What a client says; in the library's own error what it refuses, but for what is missing."""

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shared_context.errors import SnapshotConflictError, SnapshotNotFoundError, StoreFormatError
+from shared_context.errors import (
+    SnapshotConflictError,
+    SnapshotNotFoundError,
+    StoreFormatError,
+    StoreUnavailableError,
+)
 from shared_context.remote.address import Address, side_by_side
 from shared_context.remote.fetching import Origin, note_origin, origin
+from shared_context.remote.pruning import GRACE_SECONDS
 from shared_context.remote.snapshot import (
     PIECE_BYTES,
     PublishedStore,
@@ -20,6 +28,7 @@ from shared_context.remote.snapshot import (
     manifest_name,
     numbers,
     object_name,
+    objects_of,
 )
 from shared_context.store.database import DIGEST_BYTES, Database
 from shared_context.store.format import DEFAULT_NAMESPACE
@@ -57,12 +66,16 @@ def push(folder: str | Path, address: str, *, kv: bool = False, replace: bool = 
         raise SnapshotConflictError(
             f"{address} names a snapshot, and those never change; publish at {at}, as the next one."
         )
+    last = _last(at)
+    objects = _Objects(at, last)
     with TemporaryDirectory(prefix="shared-context-") as copies:
         published = [
-            _write(at, store, Path(copies) / str(number), folder / "kv" if kv else None)
+            _write(objects, store, Path(copies) / str(number), folder / "kv" if kv else None)
             for number, store in enumerate(stores)
         ]
-    last = _last(at)
+    if numbers(at)[-1:] != ([] if last is None else [last.number]):
+        # Another one was published meanwhile, and what the one before keeps may be pruned.
+        return push(folder, address, kv=kv, replace=replace)
     snapshot = Snapshot(1 if last is None else last.number + 1, published[0][0], tuple(s for _, s in published))
     base = origin(folder, at)
     if last is not None and base.attempted == hash_of(last.to_bytes()):  # this store's, cut off before it was noted
@@ -97,7 +110,41 @@ def _last(at: Address) -> Snapshot | None:
         return Snapshot(numbers(at)[-1], {}, ())
 
 
-def _write(at: Address, store: Path, copy: Path, kv: Path | None) -> tuple[dict[str, Any], PublishedStore]:
+class _Objects:
+    """Writes the objects that are not at an address, or could be pruned before a manifest names them.
+
+    Args:
+        at: the address.
+        last: its last snapshot, whose objects stay while it is the last.
+    """
+
+    def __init__(self, at: Address, last: Snapshot | None):
+        self._at = at
+        self._kept: set[str] = set()
+        if last is not None:
+            with suppress(StoreFormatError):  # a damaged one keeps nothing
+                self._kept = objects_of(at, last)
+        self._young_since = time.time() - GRACE_SECONDS / 2
+
+    def write(self, contents: Iterable[bytes]) -> list[str]:
+        """Write contents under their hashes, a few at a time; returns these."""
+        return list(side_by_side(self._write, contents))
+
+    def _write(self, content: bytes) -> str:
+        hash = hash_of(content)
+        name = object_name(hash)
+        if self._at.size(name) != len(content) or not (hash in self._kept or self._is_young(name)):
+            self._at.write(name, content)
+        return hash
+
+    def _is_young(self, name: str) -> bool:
+        try:
+            return (self._at.modified(name) or 0) >= self._young_since
+        except StoreUnavailableError:  # where that is not said nothing is pruned either
+            return True
+
+
+def _write(objects: _Objects, store: Path, copy: Path, kv: Path | None) -> tuple[dict[str, Any], PublishedStore]:
     """Write a store's objects; returns what it was made with, and what of a manifest says where they are.
 
     Args:
@@ -117,31 +164,26 @@ def _write(at: Address, store: Path, copy: Path, kv: Path | None) -> tuple[dict[
         with database.snapshot():
             namespace, _ = database.namespace(DEFAULT_NAMESPACE)
             documents = sum(entry.kind == "document" for entry in database.catalogue(namespace).values())
-            listed = {} if kv is None else _write_kv(at, database, kv)
+            listed = {} if kv is None else _write_kv(objects, database, kv)
     finally:
         database.close()
-    pieces: list[str] = []
 
-    def objects() -> Iterator[tuple[str, bytes]]:
+    def pieces() -> Iterator[bytes]:
         with open(copy / FILE, "rb") as read:
             while content := read.read(PIECE_BYTES):
-                pieces.append(hash_of(content))
-                yield object_name(pieces[-1]), content
+                yield content
 
-    at.write_missing(objects())
-    index = json.dumps(listed, sort_keys=True).encode() if listed else None
-    if index is not None:
-        at.write_missing([(object_name(hash_of(index)), index)])
+    index = [json.dumps(listed, sort_keys=True).encode()] if listed else []
     return about, PublishedStore(
         (copy / FILE).stat().st_size,
-        tuple(pieces),
+        tuple(objects.write(pieces())),
         documents,
-        None if index is None else hash_of(index),
+        next(iter(objects.write(index)), None),
         sum(nbytes for _, nbytes in listed.values()),
     )
 
 
-def _write_kv(at: Address, database: Database, folder: Path) -> dict[str, tuple[str, int]]:
+def _write_kv(objects: _Objects, database: Database, folder: Path) -> dict[str, tuple[str, int]]:
     """Write the keys and values of a database's chunks; returns hash and bytes of each by its name."""
 
     def write(path: Path) -> tuple[str, tuple[str, int]] | None:
@@ -149,8 +191,8 @@ def _write_kv(at: Address, database: Database, folder: Path) -> dict[str, tuple[
             content = path.read_bytes()
         except OSError:  # the cache has made room since
             return None
-        at.write_missing([(object_name(hash_of(content)), content)])
-        return path.stem, (hash_of(content), len(content))
+        (hash,) = objects.write([content])
+        return path.stem, (hash, len(content))
 
     files = sorted(folder.glob("??/*.safetensors"))
     digests = {path: path.stem[: 2 * DIGEST_BYTES] for path in files}

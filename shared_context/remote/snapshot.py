@@ -3,6 +3,9 @@
     snapshots/000000007.json    the manifest of the seventh, written last and only where there is none
     objects/<sha256>            everything else, under the hash of its content, never changed
 
+Old snapshots are removed by :mod:`shared_context.remote.pruning`, whose time of grace a publisher counts on: an object
+that no snapshot has yet is left alone while it is young.
+
 A store's file is published in pieces of one size, so that a snapshot shares with the one before it what did not change.
 """
 
@@ -187,6 +190,20 @@ def read_object(address: Address, hash: str) -> bytes:
             f"{_MEND}"
         )
     return content
+
+
+def objects_of(address: Address, snapshot: Snapshot) -> set[str]:
+    """Hashes of all objects that a snapshot is made of.
+
+    Raises:
+        StoreFormatError: one that lists others is missing or damaged.
+        StoreUnavailableError: the address cannot be read now.
+    """
+    hashes = {piece for store in snapshot.stores for piece in store.pieces}
+    for store in snapshot.stores:
+        if store.kv is not None:
+            hashes |= {store.kv, *(hash for hash, _ in json.loads(read_object(address, store.kv)).values())}
+    return hashes
 
 
 _MEND = "Delete what is left of it and push the store again, or open an earlier snapshot, ADDRESS@NUMBER."

@@ -58,6 +58,7 @@ from shared_context.tree.search import smallest_cut
 QUERY_TOKENS = 1 << 15
 """Longer queries are refused, whatever the model's window: they are documents."""
 
+
 def longest_query(model: SharedLLMModel) -> int:
     """Tokens of the longest query that a model's stores search for."""
     return min(QUERY_TOKENS, model.context_window)
@@ -350,9 +351,7 @@ class Selector:
         behind_others = RANK * np.arange(len(of_nodes))
         return (np.minimum.accumulate(of_nodes).astype(float) - behind_others).clip(min=0).tolist()
 
-    def _without_duplicates(
-        self, scored: _Scored, budget: int
-    ) -> tuple[torch.Tensor, torch.Tensor, list[int], Twins]:
+    def _without_duplicates(self, scored: _Scored, budget: int) -> tuple[torch.Tensor, torch.Tensor, list[int], Twins]:
         """Scores of the leaves in which each text that several leaves have counts once.
 
         The best leaves are taken one after the other. One that repeats what was taken is not opened, one of which a

@@ -7,6 +7,7 @@ import pytest
 
 from shared_context import SharedLLMContextStore
 from shared_context.errors import SnapshotConflictError, SnapshotNotFoundError, StoreFormatError, StoreUnavailableError
+from shared_context.remote import pruning
 from shared_context.remote.address import Address
 from shared_context.remote.fetching import pull
 from shared_context.remote.publishing import push
@@ -132,3 +133,16 @@ def test_so_is_a_server_that_does_not_answer_or_credentials_that_are_missing(sma
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StoreUnavailableError, match="credentials"):
         push(folder, "s3://bucket/name")
+
+
+def test_earlier_snapshots_are_pruned(small, folder, monkeypatch):
+    push(folder, "s3://bucket/name")
+    with SharedLLMContextStore(small, folder) as store:
+        store.add("The keeper lives in the tower.", id="keeper")
+    push(folder, "s3://bucket/name")
+    assert pruning.prune("s3://bucket/name", keep=1).objects == 0  # they are young
+    monkeypatch.setattr(pruning, "GRACE_SECONDS", -60)
+    assert pruning.prune("s3://bucket/name", keep=1).objects == 1
+    assert numbers(Address("s3://bucket/name")) == [2]
+    with SharedLLMContextStore(small, "s3://bucket/name") as store:
+        assert store.ids() == ["lighthouse", "keeper"]
