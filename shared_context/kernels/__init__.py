@@ -17,7 +17,6 @@ from shared_context.kernels.late_interaction import late_interaction_scores, nod
 from shared_context.kernels.ragged_attention import (
     attention_by_formula,
     attention_with_lse,
-    causal_attention_with_lse,
     joined,
     ragged_attention,
     ragged_attention_by_formula,
@@ -34,7 +33,6 @@ __all__ = [
     "assemble_reference",
     "attention_by_formula",
     "attention_with_lse",
-    "causal_attention_with_lse",
     "joined",
     "late_interaction_scores",
     "node_scores",

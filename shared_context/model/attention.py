@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from shared_context.kernels import (
     RaggedContext,
     attention_by_formula,
     attention_with_lse,
-    causal_attention_with_lse,
     joined,
     ragged_attention,
     ragged_attention_by_formula,
@@ -71,7 +69,10 @@ def attention(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     if observer is not None:
-        out = _observed(module.layer_idx, query, key, value, attention_mask, scaling, softcap, s_aux, observer)
+        # Only sliding windows hide anything that stands in front, from the last token more than from any other.
+        seen = None if attention_mask is None else attention_mask[0, 0, :, -key.shape[2] :]
+        windowed = seen is not None and bool(seen[-1, : observer.seen].amin() < 0)
+        out = observer.attend(module.layer_idx, query, key, value, seen if windowed else None, scaling, softcap, s_aux)
         return out.transpose(1, 2).contiguous(), None
     if in_place is not None and module.layer_idx >= in_place.layers:
         in_place = None
@@ -130,43 +131,6 @@ def _sinks(logits: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, to
     taken = logits.float().view(1, kv_heads, -1, 1)
     taken = taken.expand(batch, -1, -1, asked // taken.shape[2]).reshape(batch, kv_heads, asked)
     return torch.zeros_like(packed), taken
-
-
-def _observed(
-    layer: int,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-    softcap: float | None,
-    s_aux: torch.Tensor | None,
-    observer: ImportanceObserver,
-) -> torch.Tensor:
-    """Attention of a repetition, [batch, heads, queries, head_dim], which the observer takes in on the way.
-
-    What stands in front and the repetition itself are attended to one by one: the denominator of the first is what
-    importance is a share of.
-    """
-    (batch, _, queries, head_dim), seen, group = query.shape, observer.seen, query.shape[1] // key.shape[1]
-    packed = query.reshape(batch, -1, group * queries, head_dim)
-    in_front = own = None
-    # Only sliding windows hide anything that stands in front, and attention without a mask is faster.
-    if mask is not None and mask[..., -key.shape[2] :][..., :seen].amin() < 0:
-        in_front, own = mask[:1, :, :, -key.shape[2] :].repeat(1, 1, group, 1).tensor_split([seen], dim=-1)
-    attend = attention_with_lse if softcap is None else partial(attention_by_formula, softcap=softcap)
-    front = observer.attend(layer, packed, key[:, :, :seen], value[:, :, :seen], in_front, scaling, softcap)
-    itself = key[:, :, seen:], value[:, :, seen:]
-    if own is None and softcap is None:
-        itself = causal_attention_with_lse(query, *(part.repeat_interleave(group, 1) for part in itself), scaling)
-        itself = [part.reshape(batch, -1, group * queries, *part.shape[3:]) for part in itself]
-    else:
-        if own is None:
-            causal = query.new_full((queries, queries), torch.finfo(query.dtype).min).triu(1)
-            own = causal.repeat(group, 1)[None, None]
-        itself = attend(packed, *itself, own, scaling)
-    parts = [front, itself] if s_aux is None else [front, itself, _sinks(s_aux, packed)]
-    return joined(parts).reshape(query.shape)
 
 
 def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ import math
 import mmap
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from transformers import Cache, GenerationMixin
@@ -98,7 +99,11 @@ def pages(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
         return torch.empty(shape, dtype=dtype, device=device)
     # Private where that can be asked for: by default they would be shared with processes forked from this one.
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **private), dtype=dtype).view(*shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them; pages of 4 KB take five times as long to come by
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
 
 def give_back_freed() -> None:

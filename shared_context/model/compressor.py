@@ -83,20 +83,18 @@ class LowerModel:
         self._model(**settings, **{CACHE_ARGUMENT: Cache(layers=[RoomyLayer(part, 0) for part in room.unbind(1)])})
         return room
 
-    def read_behind(self, kv: torch.Tensor, ids: torch.Tensor, first_position: int, **watched: object) -> None:
+    def read_behind(self, room: torch.Tensor, before: int, ids: torch.Tensor, **watched: object) -> None:
         """Run over tokens that stand behind others whose keys and values are known.
 
         Args:
-            kv: keys and values of the others in every layer, [2, layers, batch, kv_heads, entries, head_dim].
+            room: keys and values of every layer, [2, layers, batch, kv_heads, entries, head_dim]: those of the others,
+                and behind them room for the tokens'.
+            before: how many the others are.
             ids: token ids [batch, tokens].
-            first_position: of the first of them.
             **watched: handed down to attention.
         """
-        before, tokens = kv.shape[4], ids.shape[1]
-        room = pages((*kv.shape[:4], before + tokens, kv.shape[5]), kv.dtype, kv.device)
-        room[..., :before, :] = kv
         cache = Cache(layers=[RoomyLayer(part, before) for part in room.unbind(1)])
-        positions = torch.arange(first_position, first_position + tokens, device=ids.device)[None]
+        positions = torch.arange(before, before + ids.shape[1], device=ids.device)[None]
         with suppress(AllSeenError):
             self._model(input_ids=ids, position_ids=positions, use_cache=True, **{CACHE_ARGUMENT: cache}, **watched)
 
@@ -239,15 +237,15 @@ class Compressor:
         found: dict[int, torch.Tensor] = {}
         for group in of_equal_length(chunks):
             ids = torch.stack([chunks[number].to(self._prefix.device) for number in group])
-            kv = torch.stack([encodings[n].dequantized(self._lower.dtype).data for n in group], dim=2)
-            found |= zip(group, self._importance(ids, kv.to(ids.device), lead_in), strict=True)
+            found |= zip(group, self._importance(ids, [encodings[n] for n in group], lead_in), strict=True)
         return [found[number] for number in range(len(chunks))]
 
-    def _importance(self, ids: torch.Tensor, kv: torch.Tensor, lead_in: int) -> list[torch.Tensor]:
-        """That of chunks [batch, tokens] of one length, from their KV [2, M, batch, kv_heads, tokens, head_dim]."""
+    def _importance(self, ids: torch.Tensor, encodings: Sequence[ChunkKV], lead_in: int) -> list[torch.Tensor]:
+        """That of chunks [batch, tokens] of one length."""
         batch, tokens = ids.shape
-        before = len(self._prefix) + tokens
-        room = tokens + OVERLAP + 1 if self._window is None else self._window - before - len(self._request)
+        sink, asked = len(self._prefix), len(self._request)
+        before, first = sink + tokens, max(0, lead_in - OVERLAP)
+        room = tokens + OVERLAP + 1 if self._window is None else self._window - before - asked
         if room <= OVERLAP:
             raise WindowExceededError(
                 f"A chunk of {tokens} tokens and its repetition do not fit the window of {self._window} tokens: make "
@@ -256,12 +254,19 @@ class Compressor:
         with self._lock:
             if self._prefix_kv is None:
                 self._prefix_kv = self._lower.key_values(self._prefix[None])
-            known = torch.cat([self._prefix_kv.expand(-1, -1, batch, -1, -1, -1), kv], dim=4)
-            observer = ImportanceObserver(self.layers, len(self._prefix) + lead_in, tokens - lead_in)
-            first = max(0, lead_in - OVERLAP)
-            for begin, end in parts_of_a_repetition(tokens - first, room):
+            parts = parts_of_a_repetition(tokens - first, room)
+            longest = max(end - begin for begin, end in parts)
+            shape = self._prefix_kv.shape
+            known = pages(
+                (*shape[:2], batch, shape[3], before + asked + longest, shape[5]), self._lower.dtype, ids.device
+            )
+            known[..., :sink, :] = self._prefix_kv
+            for row, encoding in enumerate(encodings):
+                known[:, :, row, :, sink:before] = encoding.dequantized(self._lower.dtype).data
+            observer = ImportanceObserver(self.layers, sink + lead_in, tokens - lead_in)
+            for begin, end in parts:
                 repeated = torch.cat([self._request.expand(batch, -1), ids[:, first + begin : first + end]], dim=1)
-                self._reader.read_behind(known, repeated, before, observer=observer)
+                self._reader.read_behind(known, before, repeated, observer=observer)
         importance = [nn.functional.pad(scores, (lead_in, 0)) for scores in observer.importance()]
         if not all(torch.isfinite(scores).all() for scores in importance):
             raise SharedContextError(

@@ -19,8 +19,11 @@ REQUEST = "Repeat the text above."
 OVERLAP = 8
 """Tokens before a later part of a repetition that are repeated with it, so that the model knows where it is."""
 
-QUERIES = 96
-"""Queries whose scores are in memory at a time: few enough for a processor's cache."""
+QUERIES = 64
+"""Tokens of a repetition whose scores are in memory at a time: few enough for a processor's cache."""
+
+ALIGNED = 16
+"""Scores of a query are a multiple of this many, which products of matrices are faster with."""
 
 
 class ImportanceScorer(NamedTuple):
@@ -68,60 +71,86 @@ class ImportanceObserver:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float | None,
+        mask: torch.Tensor | None = None,
+        scaling: float | None = None,
         softcap: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One layer's attention over what stands in front of the repetition, of which the shares are taken in.
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One layer's attention of the repetition, whose shares of what stands in front are taken in on the way.
 
         Args:
             layer: its number.
-            query: [batch, kv_heads, queries, head_dim], of the repetition, the query heads that share a KV head one
-                behind the other.
-            key, value: [batch, kv_heads, seen, head_dim], those in front of the chunk and then the chunk's.
-            mask: additive, [1, 1, queries, seen]; None where every query sees all of them.
+            query: [batch, heads, tokens, head_dim], of the repetition.
+            key, value: [batch, kv_heads, seen + tokens, head_dim]: those in front of the chunk, the chunk's and those
+                of the repetition, each token of which sees all in front of it.
+            mask: additive, [tokens, seen + tokens], of layers in which a token sees less; None elsewhere.
             scaling: of the scores; None is ``head_dim ** -0.5``.
             softcap: scores x become ``softcap * tanh(x / softcap)`` before the mask; None leaves them.
+            sinks: a logit for each head [heads], which takes a share of the softmax and gives nothing.
 
         Returns:
-            [batch, kv_heads, queries, head_dim], and the logarithm of each softmax's denominator, float32 [batch,
-            kv_heads, queries].
+            As ``query``.
 
         Raises:
             AllSeenError: this was the last layer of all.
         """
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        keys, values = key.flatten(0, 1).float().transpose(1, 2).contiguous(), value.flatten(0, 1)
+        batch, heads, tokens, head_dim = query.shape
+        kv_heads, seen, last = key.shape[1], self.seen, layer == self._layers - 1
+        group, scale = heads // kv_heads, head_dim**-0.5 if scaling is None else scaling
+        # What the repetition says in the last layer is nobody's concern. Else one column more, for sinks.
+        columns = seen if last else _aligned(seen + tokens + 1)
+        keys = query.new_zeros(batch * kv_heads, head_dim, columns, dtype=torch.float32)
+        values = value.new_zeros(batch * kv_heads, columns, head_dim)
+        there = min(columns, seen + tokens)
+        keys[..., :there], values[:, :there] = key.flatten(0, 1)[:, :there].mT, value.flatten(0, 1)[:, :there]
+        asked = (query.float() * scale).reshape(batch * kv_heads, group, tokens, head_dim)
+        said = torch.empty_like(asked, dtype=query.dtype)
+        largest = keys.new_zeros(batch * kv_heads, self._rows)
         # Memory for one block, which the next one takes over: fresh memory costs a page fault every 4 KB.
-        block = len(keys) * QUERIES * self.seen
-        memory = [keys.new_empty(block, dtype=dtype) for dtype in (torch.float32, torch.float32, value.dtype)]
-        largest = keys.new_zeros(len(keys), 1, self._rows)
-        outputs, logarithms = [], []
-        for asked in query.flatten(0, 1).split(QUERIES, dim=1):
-            shape = (*asked.shape[:2], self.seen)
-            scores, shares, rounded = (part[: math.prod(shape)].view(shape) for part in memory)
-            torch.bmm(asked.float() * scale, keys, out=scores)
-            if softcap is not None:
-                scores.div_(softcap).tanh_().mul_(softcap)
-            if mask is not None:
-                scores += mask[0, :, len(outputs) * QUERIES :][:, : shape[1]]
-            torch.softmax(scores, 2, out=shares)
-            highest = scores.amax(dim=2)
-            logarithms.append(highest - shares.amax(dim=2).log())
-            outputs.append(rounded.copy_(shares) @ values)
-            if mask is not None:  # a query that sees none of the keys pays nothing to any of them
-                shares.masked_fill_((highest < torch.finfo(query.dtype).min / 2)[..., None], 0)
-            largest = torch.maximum(largest, shares[..., self._first :].amax(dim=1, keepdim=True))
-        largest = largest.view(*key.shape[:2], self._rows)
+        together = 1 if keys.device.type == "cpu" else len(keys)
+        block = together * group * min(QUERIES, tokens) * columns
+        memory, rounded = keys.new_empty(block), value.new_empty(block)
+        for begin in range(0, tokens, QUERIES):
+            end = min(begin + QUERIES, tokens)
+            width = columns if last else min(columns, _aligned(seen + end + 1))
+            hidden = None if last else keys.new_full((end - begin, width - seen - begin), -torch.inf).triu(1)
+            for first in range(0, len(keys), together):
+                here = slice(first, first + together)
+                shape = (together, group, end - begin, width)
+                scores = memory[: math.prod(shape)].view(together, -1, width)
+                torch.bmm(asked[here, :, begin:end].flatten(1, 2), keys[here, :, :width], out=scores)
+                by_head = scores.view(shape)
+                if softcap is not None:
+                    scores.div_(softcap).tanh_().mul_(softcap)
+                if mask is not None:
+                    by_head[..., : mask.shape[1]] += mask[begin:end, :width]
+                if hidden is not None:
+                    by_head[..., seen + begin :] += hidden
+                if sinks is not None and not last:
+                    by_head[..., -1] = sinks.float().view(kv_heads, group, 1).repeat(batch, 1, 1)[here]
+                torch.softmax(scores, 2, out=scores)
+                if not last:
+                    by_head[..., -1] = 0
+                    shares = rounded[: math.prod(shape)].view_as(scores).copy_(scores)
+                    said[here, :, begin:end] = (shares @ values[here, :width]).view(*shape[:3], head_dim)
+                # Of a query that sees nothing in front, which only windows make, all shares are none.
+                in_front = scores[..., :seen].sum(dim=2, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+                of_rows = scores[..., self._first : seen].div_(in_front).amax(dim=1)
+                torch.maximum(largest[here], of_rows, out=largest[here])
+        largest = largest.view(batch, kv_heads, self._rows)
         known = self._largest[layer]
         self._largest[layer] = largest if known is None else torch.maximum(known, largest)
-        if layer == self._layers - 1:
+        if last:
             raise AllSeenError
-        return torch.cat(outputs, dim=1).view_as(query), torch.cat(logarithms, dim=1).view(query.shape[:3])
+        return said.view(query.shape)
 
     def importance(self) -> list[torch.Tensor]:
         """Of each chunk's rows, float16 [layers, kv_heads, rows] on the processor, between 0 and 1."""
         return list(torch.stack(self._largest).to("cpu", torch.float16).unbind(1))
+
+
+def _aligned(columns: int) -> int:
+    return -(-columns // ALIGNED) * ALIGNED
 
 
 def parts_of_a_repetition(tokens: int, room: int) -> list[tuple[int, int]]:

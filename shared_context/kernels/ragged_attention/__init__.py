@@ -7,7 +7,6 @@ are read where they lie, and parts of a context are put together by the logarith
 
 from shared_context.kernels.ragged_attention.attention import (
     attention_with_lse,
-    causal_attention_with_lse,
     joined,
     ragged_attention,
 )
@@ -17,7 +16,6 @@ from shared_context.kernels.ragged_attention.naive import ragged_attention_naive
 __all__ = [
     "attention_by_formula",
     "attention_with_lse",
-    "causal_attention_with_lse",
     "joined",
     "ragged_attention",
     "ragged_attention_by_formula",

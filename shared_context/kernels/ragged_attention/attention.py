@@ -92,25 +92,6 @@ def attention_with_lse(
     return (scores.softmax(-1) @ value.float()).to(query.dtype), scores.logsumexp(-1)
 
 
-def causal_attention_with_lse(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of a text over itself, and the logarithm of each softmax's denominator.
-
-    Args:
-        query, key, value: [batch, heads, tokens, head_dim].
-        scaling: of the scores; None is ``head_dim ** -0.5``.
-
-    Returns:
-        [batch, heads, tokens, head_dim] and float32 [batch, heads, tokens].
-    """
-    if query.device.type == "cpu" and query.dtype in FLASH_DTYPES:
-        return _flash_attention(query, key, value, is_causal=True, scale=scaling)
-    tokens = query.shape[2]
-    causal = query.new_full((tokens, tokens), torch.finfo(query.dtype).min).triu(1)[None, None]
-    return attention_with_lse(query, key, value, causal, scaling)
-
-
 def joined(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """One softmax over several parts of a context, each attended to on its own.
 
