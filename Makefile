@@ -83,8 +83,9 @@ $(VLLM)/.installed:
 faults: $(STAMP)  ## twenty minutes of faults at every file operation of a store; needs Linux and a C compiler
 	@$(BIN)/python tests/faults/campaign.py
 
-lint: $(STAMP)  ## ruff: style, imports, likely bugs
+lint: $(STAMP)  ## ruff: style, likely bugs; import-linter: which way arrows run, no circles
 	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 docs: $(STAMP)  ## the site, in build/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

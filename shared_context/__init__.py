@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from shared_context.model.shared_llm import SharedLLMModel
     from shared_context.store.documents import Document
     from shared_context.store.memory import ConversationMemory
-    from shared_context.store.selection import Passage, SelectedNode, Selection
+    from shared_context.store.selected import Passage, SelectedNode
+    from shared_context.store.selection import Selection
     from shared_context.store.store import SharedLLMContextStore
 
 __version__ = "0.1.0"
@@ -32,8 +33,8 @@ _HOMES = {
     "Completion": "model.generation",
     "ConversationMemory": "store.memory",
     "Document": "store.documents",
-    "Passage": "store.selection",
-    "SelectedNode": "store.selection",
+    "Passage": "store.selected",
+    "SelectedNode": "store.selected",
     "Selection": "store.selection",
     "SharedLLMContextStore": "store.store",
     "SharedLLMModel": "model.shared_llm",

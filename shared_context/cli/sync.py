@@ -91,7 +91,7 @@ def _done(store: SharedLLMContextStore, folder: Path, options: dict[str, Any]) -
 def _planned(store: SharedLLMContextStore, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     from shared_context.store.sync import plan_sync
 
-    plan = plan_sync(store, folder, **options)
+    plan = plan_sync(store, folder, max_bytes=store.config.max_document_bytes, **options)
     return {
         "added": [document.id for document in plan.added],
         "replaced": [document.id for document in plan.replaced],

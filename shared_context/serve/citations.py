@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from shared_context.store.seen import parts_of
-from shared_context.store.selection import Passage, SelectedNode, Selection
+from shared_context.store.selected import Passage, SelectedNode
+from shared_context.store.selection import Selection
 
 
 def sources(selection: Selection | None) -> list[Passage]:

@@ -39,7 +39,8 @@ from shared_context.store.filters import compile_filter
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.namespaces import Namespace
-from shared_context.store.selection import Passage, Selection
+from shared_context.store.selected import Passage
+from shared_context.store.selection import Selection
 from shared_context.store.selections import Selections
 from shared_context.store.selector import Rewrite
 from shared_context.store.shard_folders import folders_of, is_sharded, note_shards, shard_folders

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count, groupby
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
-if TYPE_CHECKING:
-    from shared_context.store.selection import SelectedNode
+from shared_context.store.selected import SelectedNode
 
 Grain = Literal["fine", "coarse", "unseen"]
 GRAINS: tuple[Grain, ...] = get_args(Grain)

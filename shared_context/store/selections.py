@@ -19,7 +19,8 @@ from shared_context.store.encoding import ChunkEncoder
 from shared_context.store.filters import compile_filter
 from shared_context.store.header import header
 from shared_context.store.node_index import NodeIndex
-from shared_context.store.selection import Passage, SelectedChunk, SelectedNode, Selection
+from shared_context.store.selected import Passage, SelectedNode
+from shared_context.store.selection import SelectedChunk, Selection
 from shared_context.store.selector import Choice, ChunkCut, Rewrite, Selector, Twins
 from shared_context.store.word_edges import WordEdges
 from shared_context.tree import ContextTree, Grained, Node, kv_entries

@@ -35,7 +35,8 @@ from shared_context.store.encoding import chunk_digest
 from shared_context.store.memory import ConversationMemory
 from shared_context.store.namespaces import Namespace, Namespaces, with_disk_bytes
 from shared_context.store.overview import overview_html
-from shared_context.store.selection import Passage, Selection
+from shared_context.store.selected import Passage
+from shared_context.store.selection import Selection
 from shared_context.store.selector import Rewrite
 from shared_context.store.sqlite_file import is_vacant
 from shared_context.store.sync import SyncReport, plan_sync
@@ -254,7 +255,10 @@ class SharedLLMContextStore:
         Raises:
             DocumentError: it is no folder, or cannot be read; nothing is changed.
         """
-        plan = plan_sync(self, Path(folder), include=include, exclude=exclude, metadata=metadata)
+        max_bytes = self.config.max_document_bytes
+        plan = plan_sync(
+            self, Path(folder), max_bytes=max_bytes, include=include, exclude=exclude, metadata=metadata
+        )
         skipped = dict(plan.skipped)
 
         def skip(id: str, error: DocumentError) -> None:

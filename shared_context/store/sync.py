@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shared_context.errors import DocumentError
 from shared_context.store.documents import Document, load_documents
 from shared_context.store.files import clip, find_files
-
-if TYPE_CHECKING:
-    from shared_context.store.store import SharedLLMContextStore
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,10 @@ class SyncReport:
 
 
 def plan_sync(
-    store: SharedLLMContextStore,
+    documents: Iterable[Document],
     folder: Path,
     *,
+    max_bytes: int,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     metadata: Mapping[str, Any] | None = None,
@@ -62,6 +60,13 @@ def plan_sync(
     A document is of a file where its ``file_path`` leads to it from the working directory. Files that exist and are
     not taken this time, because patterns leave them out or they cannot be read, count as neither new nor gone.
 
+    Args:
+        documents: all that are stored.
+        folder: what they are compared with.
+        max_bytes: a larger file is refused.
+        include, exclude: patterns of the files that are taken.
+        metadata: merged over the metadata of every document.
+
     Raises:
         DocumentError: it is no folder, or cannot be read: nothing is taken for gone then.
     """
@@ -69,17 +74,17 @@ def plan_sync(
         raise DocumentError(f"{clip(folder.as_posix())} is no folder: give the one whose files the store is to hold")
     files, others = find_files(folder, include, exclude)
     skipped = {file.as_posix(): f"file {file.as_posix()!r} {reason}" for file, reason in others.items()}
-    stored = _documents_of(store, folder.resolve())
+    ids, stored = _ids_and_files(documents, folder.resolve())
     added, replaced, unchanged = [], [], []
     for file in files:
         before = stored.get(file.resolve())
         try:
-            (document,) = load_documents(file, metadata=metadata, max_bytes=store.config.max_document_bytes)
+            (document,) = load_documents(file, metadata=metadata, max_bytes=max_bytes)
         except DocumentError as error:
             skipped[file.as_posix()] = str(error)
             continue
         if before is None:
-            (replaced if document.id in store else added).append(document)
+            (replaced if document.id in ids else added).append(document)
             continue
         own = {name: value for name, value in document.metadata.items() if name not in ("file_name", "file_path")}
         document = replace(before, text=document.text, metadata={**before.metadata, **own})
@@ -91,11 +96,12 @@ def plan_sync(
     return SyncPlan(tuple(added), tuple(replaced), tuple(removed), tuple(unchanged), skipped)
 
 
-def _documents_of(store: SharedLLMContextStore, folder: Path) -> dict[Path, Document]:
-    """The documents that were stored from files of a folder, by the files' absolute paths."""
-    documents = {}
-    for document in store:
+def _ids_and_files(documents: Iterable[Document], folder: Path) -> tuple[set[str], dict[Path, Document]]:
+    """All ids, and the documents that were stored from files of a folder, by the files' absolute paths."""
+    ids, files = set(), {}
+    for document in documents:
+        ids.add(document.id)
         given = document.metadata.get("file_path")
         if isinstance(given, str) and (path := Path(given).resolve()).is_relative_to(folder):
-            documents[path] = document
-    return documents
+            files[path] = document
+    return ids, files

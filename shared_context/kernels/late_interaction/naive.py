@@ -24,9 +24,14 @@ def late_interaction_scores_naive(
     if scales is not None:
         tokens = tokens * scales.to(query.dtype)[..., None]
     best = torch.einsum("...qd,lsd->...qls", query, tokens).amax(dim=-1)
+    return weighted(best, weights.to(query.dtype), adjacent)
+
+
+def weighted(best: torch.Tensor, weights: torch.Tensor, adjacent: torch.Tensor | None) -> torch.Tensor:
+    """Scores [..., leaves] from the best similarities [..., words, leaves]."""
     if adjacent is not None:
         best = best + widened(best, adjacent)
-    return torch.einsum("...ql,...q->...l", best, weights.to(query.dtype))
+    return torch.einsum("...wl,...w->...l", best, weights)
 
 
 def widened(best: torch.Tensor, adjacent: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from shared_context.kernels.late_interaction.naive import late_interaction_scores_naive, node_scores_naive, widened
+from shared_context.kernels.late_interaction.naive import late_interaction_scores_naive, node_scores_naive, weighted
 from shared_context.kernels.launch import or_pytorch, triton_serves
 
 BLOCK_TOKENS = 1 << 13
@@ -134,13 +134,6 @@ def _check(
             "query {}, weights {}, codes {}, scales {}, leaves {}, adjacent {}: expected [(queries,) words, size], "
             "[(queries,) words], [all, leaf_size, size], [all, leaf_size], [leaves] and [leaves - 1]".format(*given)
         )
-
-
-def weighted(best: torch.Tensor, weights: torch.Tensor, adjacent: torch.Tensor | None) -> torch.Tensor:
-    """Scores [..., leaves] from the best similarities [..., words, leaves]."""
-    if adjacent is not None:
-        best = best + widened(best, adjacent)
-    return torch.einsum("...wl,...w->...l", best, weights)
 
 
 def _blockwise(

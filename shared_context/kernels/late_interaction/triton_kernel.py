@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shared_context.kernels.late_interaction.scoring import weighted
+from shared_context.kernels.late_interaction.naive import weighted
 from shared_context.kernels.launch import on_device
 
 MAX_WORDS = 64
