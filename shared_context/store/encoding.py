@@ -89,6 +89,10 @@ class ChunkEncoder:
             coarse: whether rows will be chosen by importance, which is then known of what comes back.
         """
         (name,) = self._names([chunk])
+        return self._encode(name, chunk, finest, coarse)
+
+    def _encode(self, name: str, chunk: Chunk | SelectedChunk, finest: int, coarse: bool) -> ChunkKV | RaggedKV:
+        """As :meth:`encode`, of a chunk by its name in the cache."""
         found = self._found(name, chunk)
         if isinstance(found, RaggedKV) and finest >= self._config.cache.finest and coarse:
             return found
@@ -106,9 +110,13 @@ class ChunkEncoder:
             chunk: with its cut.
             rows: which of its rows grains above 1 keep.
         """
+        (name,) = self._names([chunk])
+        return self._encode_for(name, chunk, rows)
+
+    def _encode_for(self, name: str, chunk: SelectedChunk, rows: Rows) -> ChunkKV | RaggedKV:
         spans = chunk.coarse_spans(rows)
         finest = 1 if chunk.rows(rows) else min(ratio for _, _, ratio in spans)
-        return self.encode(chunk, finest=finest, coarse=bool(spans))
+        return self._encode(name, chunk, finest, bool(spans))
 
     def _found(self, name: str, chunk: Chunk | SelectedChunk) -> ChunkKV | RaggedKV | None:
         """What the cache has of a chunk. A file that another program made may have any shape."""
@@ -134,10 +142,14 @@ class ChunkEncoder:
 
     def _put(self, name: str, chunk: Chunk | SelectedChunk, whole: ChunkKV) -> None:
         """Keep what was encoded, if the chunk is still there: a selection outlives its documents."""
+        self._if_there(chunk, lambda: self._cache.put(name, self._kept(chunk, whole)))
+
+    def _if_there(self, chunk: Chunk | SelectedChunk, write: Callable[[], None]) -> None:
+        """Write to the cache what is of a chunk, unless no document has it any more."""
         digest = chunk_digest(self._salt, chunk.token_ids[chunk.lead_in :])
         if not self._is_there(digest):
             return
-        self._cache.put(name, self._kept(chunk, whole))
+        write()
         if not self._is_there(digest):  # deleted between the look and the writing
             self._cache.discard([digest.hex()])
 
@@ -162,25 +174,42 @@ class ChunkEncoder:
     def shown(self, chunks: Sequence[SelectedChunk], rows: Rows) -> list[ShownChunk]:
         """What is shown of chunks.
 
-        Where whole chunks would together take more memory than the cache may, there is nothing but what is shown.
+        Where whole chunks would together take more memory than the cache may, there is nothing but what is shown. What
+        is coarse from end to end stays in memory as it is shown, so that the next question finds it without the rest.
 
         Args:
             chunks: the chunks with their cuts.
             rows: which of their rows grains above 1 keep.
         """
         shown = []
-        self._cache.prefetch(self._names(chunks))
+        names = self._names(chunks)
+        self._cache.prefetch(names)
         tokens = sum(len(chunk.token_ids) for chunk in chunks)
-        for chunk in chunks:
+        for name, chunk in zip(names, chunks, strict=True):
             even, spans = chunk.rows(rows), chunk.coarse_spans(rows)
-            kv = self.encode_for(chunk, rows)
+            if not even:
+                shown.append(
+                    ShownChunk(None, torch.zeros(0, dtype=torch.int64), self._coarse(name, chunk, rows, spans))
+                )
+                continue
+            kv = self._encode_for(name, chunk, rows)
             coarse = kv.ragged(kept_rows(kv, spans)) if spans else None
-            whole, taken = None, torch.tensor(even, dtype=torch.int64)
-            if even:
-                fits = kv.nbytes / kv.tokens * tokens <= self._config.cache.memory_bytes
-                whole, taken = (kv, taken) if fits else (kv.only(taken), torch.arange(len(even)))
+            whole, taken = kv, torch.tensor(even, dtype=torch.int64)
+            if kv.nbytes / kv.tokens * tokens > self._config.cache.memory_bytes:
+                whole, taken = kv.only(taken), torch.arange(len(even))
             shown.append(ShownChunk(whole, taken, coarse))
         return shown
+
+    def _coarse(self, name: str, chunk: SelectedChunk, rows: Rows, spans: Sequence[tuple[int, int, int]]) -> RaggedKV:
+        """What is shown of a chunk of which nothing is whole."""
+        part = hashlib.sha256(repr(spans).encode()).hexdigest()[:16]
+        known = self._cache.part(name, part)
+        if known is not None:
+            return known
+        kv = self._encode_for(name, chunk, rows)
+        coarse = kv.ragged(kept_rows(kv, spans))
+        self._if_there(chunk, lambda: self._cache.keep_part(name, part, coarse))
+        return coarse
 
     def _names(self, chunks: Iterable[Chunk | SelectedChunk]) -> list[str]:
         """Keys of chunks in the KV cache: what they say, and then what else their encodings depend on."""

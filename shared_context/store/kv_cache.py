@@ -151,6 +151,10 @@ class _Memory:
             self.counts.hits += 1
         return chunk_kv
 
+    def part(self, key: str) -> CachedKV | None:
+        """As ``get``, but no one counts it."""
+        return self._shared.get(self, key)
+
     def put(self, key: str, chunk_kv: CachedKV) -> None:
         self._shared.put(self, key, chunk_kv)
 
@@ -230,6 +234,26 @@ class TieredKVCache(KVCache):
             if chunk_kv is not None:
                 self._memory.put(key, chunk_kv)
             return chunk_kv
+
+    def part(self, key: str, name: str) -> RaggedKV | None:
+        """The rows that :meth:`keep_part` kept, or None. Its tensors are shared: read only."""
+        with self._lock:
+            found = self._memory.part(key + name)
+            if found is not None and self._disk is not None:
+                self._disk.touch(key)  # it is of use as long as its part is
+            return found
+
+    def keep_part(self, key: str, name: str, rows: RaggedKV) -> None:
+        """Keep some rows of a chunk in memory alone: they are made of what is under ``key``, and forgotten with it.
+
+        Args:
+            key: the chunk's.
+            name: of the part, hex digits.
+            rows: on the processor, as they are to come back.
+        """
+        _check(key + name)
+        with self._lock:
+            self._memory.put(key + name, rows)
 
     def _fetched(self, key: str) -> CachedKV | None:
         """The chunk under ``key`` from further away, or None; nobody waits for the lock meanwhile."""

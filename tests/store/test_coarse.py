@@ -126,6 +126,21 @@ def test_a_store_kept_at_a_ratio_serves_all_coarser_ones_as_a_whole_one(small, t
     assert kept_bytes < whole_bytes / 2
 
 
+def test_what_is_shown_coarsely_stays_in_memory_without_the_rest(small):
+    """As long as its document is there: a cache too small for whole chunks serves the second question from it."""
+    chunk_bytes = 2 * 4 * 2 * 64 * small.hf_model.config.head_dim * 4
+    store = make(small, cache=CacheConfig(memory_bytes=chunk_bytes))
+    selection = store.select(None, ratio=8)
+    expected = small.score("the lamp", "harbour", context=selection)
+    before = store.stats()["kv_cache"]["memory"]
+    assert 0 < before["bytes"] <= chunk_bytes
+    assert small.score("the lamp", "harbour", context=store.select(None, ratio=8)) == expected
+    assert store.stats()["kv_cache"]["memory"]["misses"] == before["misses"]
+    store.delete("log")
+    assert small.score("the lamp", "harbour", context=selection) == pytest.approx(expected)
+    assert store.stats()["kv_cache"]["memory"]["bytes"] == 0
+
+
 def test_warming_computes_the_importance_that_coarse_nodes_need(small, monkeypatch):
     coarse, chosen = make(small, tree=replace(TREE, fine=4)), make(small)
     coarse.warm()

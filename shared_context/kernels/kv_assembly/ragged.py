@@ -91,12 +91,12 @@ def _turned(keys: torch.Tensor, part: RaggedKV, delta: torch.Tensor, rotary: Rot
         return _turn(keys, cos, sin, rotary)
     by_token = torch.zeros(int(tokens.max()) + 1 if len(tokens) else 0, dtype=torch.int64)
     by_token[tokens.long().cpu()] = delta.cpu().long()
-    cos, sin = rotary.cos_sin(by_token, torch.device("cpu"))
+    angles = torch.cat(rotary.cos_sin(by_token, torch.device("cpu")), dim=-1).flatten(0, 1)
     index = tokens.cpu().long()
     if not rotary.uniform:
         kind = torch.tensor(rotary.by_layer(len(part.counts))).repeat_interleave(part.counts.sum(dim=1).cpu())
         index = kind * len(by_token) + index
-    cos, sin = (angles.flatten(0, 1).to(keys.device)[index.to(keys.device)] for angles in (cos, sin))
+    cos, sin = angles.to(keys.device).index_select(0, index.to(keys.device)).chunk(2, dim=-1)
     return _turn(keys, cos, sin, rotary)
 
 
