@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shared_context.cli import output, session
+from shared_context.cli import output, ray_ingest, session
 from shared_context.cli.options import (
     AdapterOption,
     DeviceOption,
@@ -21,11 +22,12 @@ from shared_context.cli.options import (
     KvLimitOption,
     ModelOption,
     NamespaceOption,
-    StoreArgument,
+    PlaceArgument,
+    folder_of,
     parse_bytes,
     parse_metadata,
 )
-from shared_context.errors import BatchError, DocumentError, DuplicateDocumentError
+from shared_context.errors import BatchError, DocumentError, DuplicateDocumentError, SnapshotNotFoundError
 from shared_context.progress import progress
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def ingest(
-    path: StoreArgument,
+    path: PlaceArgument,
     sources: Annotated[
         list[Path],
         typer.Argument(
@@ -68,6 +70,28 @@ def ingest(
         bool, typer.Option("--no-embedder", help="Make the store without an embedder: smaller, finds a little less.")
     ] = False,
     kv_limit: KvLimitOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Fill a store of shards, in a folder or published at an address, by the actors of a Ray cluster; auto "
+            "takes the one that is there or this machine. What is stored as it is is passed over, what has changed is "
+            "replaced.",
+        ),
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option("--shards", min=1, metavar="N", help="With --ray: of a new store.")
+    ] = None,
+    staging: Annotated[
+        Path | None,
+        typer.Option(
+            "--staging",
+            metavar="FOLDER",
+            help="With --ray and an address: where the store is filled before it is published, for all machines to "
+            "reach.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add documents to a store, which is made where there is none.
@@ -78,21 +102,57 @@ def ingest(
     started = time.perf_counter()
     config, limit = _config(chunk_size), parse_bytes(kv_limit, "--kv-limit")
     patterns = {"include": include or (), "exclude": exclude or ()}
-    documents, failures, skipped = read_files(sources, patterns, parse_metadata(metadata), _largest_document(path))
+    loading = {"adapter": adapter, "dtype": dtype, "device": device}
+    if ray is not None:
+        alone = {"--namespace": namespace, "--strict": strict, "--warm": warm, "--kv-limit": kv_limit}
+        for option in (name for name, value in alone.items() if value):
+            raise typer.BadParameter("not with --ray: leave it out.", param_hint=option)
+        files, failures, skipped = _find_files(sources, patterns)
+        report = ray_ingest.ingest(
+            path,
+            _read_files(files, parse_metadata(metadata), _largest_document(path), failures),
+            total=len(files),
+            ray=ray,
+            shards=shards,
+            staging=staging,
+            model=model,
+            config=config,
+            use_embedder=not no_embedder,
+            loading=loading,
+        )
+        refused = {name: str(error) for name, error in failures.items()} | dict(report.refused)
+        _report_counts(
+            {
+                "store": str(path),
+                "stored": report.stored,
+                "known": report.known,
+                "refused": refused,
+                "skipped": skipped,
+                "seconds": time.perf_counter() - started,
+            },
+            as_json,
+        )
+        if refused:
+            raise typer.Exit(output.SKIPPED if report.stored else output.FAILED)
+        return
+    if shards is not None or staging is not None:
+        raise typer.BadParameter("--shards and --staging are of stores that --ray fills.", param_hint="--ray")
+    folder = folder_of(path)
+    files, failures, skipped = _find_files(sources, patterns)
+    # Before a model is loaded.
+    documents = list(_read_files(files, parse_metadata(metadata), _largest_document(folder), failures))
     stored: list[Document] = []
     known: set[str] = set()
     tokens = 0
     if documents and not (strict and failures):
         with session.open_or_make_store(
-            path,
+            folder,
             model,
             config=config,
             use_embedder=not no_embedder,
             kv_limit=limit,
             namespace=namespace,
-            adapter=adapter,
-            dtype=dtype,
-            device=device,
+            **loading,
         ) as store:
             known = {document.id for document in documents if document.id in store}
             if replace:
@@ -124,12 +184,13 @@ def ingest(
         raise typer.Exit(output.SKIPPED if stored else output.FAILED)
 
 
-def _largest_document(path: Path) -> int:
+def _largest_document(path: Path | str) -> int:
     """Bytes of UTF-8."""
     from shared_context.config import StoreConfig
 
-    if session.is_store(path):
-        return session.made_with(path)["config"]["max_document_bytes"]
+    with suppress(SnapshotNotFoundError):
+        if session.is_store(path):
+            return session.made_with(path)["config"]["max_document_bytes"]
     return StoreConfig().max_document_bytes
 
 
@@ -139,19 +200,13 @@ def _config(chunk_size: int | None) -> StoreConfig | None:
     return None if chunk_size is None else StoreConfig(tree=TreeConfig(chunk_size=chunk_size))
 
 
-def read_files(
-    paths: Sequence[Path],
-    patterns: Mapping[str, Sequence[str]],
-    metadata: Mapping[str, Any] | None,
-    max_bytes: int,
-) -> tuple[list[Document], Failures, dict[str, str]]:
-    """All documents under the paths, why others cannot be read, and what of folders holds no text. Before a model is
-    loaded.
-    """
-    from shared_context.store.documents import load_documents
+def _find_files(
+    paths: Sequence[Path], patterns: Mapping[str, Sequence[str]]
+) -> tuple[list[Path], Failures, dict[str, str]]:
+    """All files under the paths, why paths have none, and what of folders holds no text."""
     from shared_context.store.files import find_files
 
-    documents: dict[str, Document] = {}
+    found: dict[Path, None] = {}  # a file named twice, itself and by its folder, is one document
     failures: Failures = {}
     skipped: dict[str, str] = {}
     for path in paths:
@@ -163,13 +218,21 @@ def read_files(
         skipped |= {file.as_posix(): f"it {reason}" for file, reason in others.items()}
         if not files:
             failures[str(path)] = DocumentError(f"the folder {path} has no file that is read")
-        for file in files:
-            try:
-                (document,) = load_documents(file, metadata=metadata, max_bytes=max_bytes)
-                documents[document.id] = document  # a file named twice, itself and by its folder, is one document
-            except DocumentError as error:
-                failures[file.as_posix()] = error
-    return list(documents.values()), failures, skipped
+        found |= dict.fromkeys(files)
+    return list(found), failures, skipped
+
+
+def _read_files(
+    files: Sequence[Path], metadata: Mapping[str, Any] | None, max_bytes: int, failures: Failures
+) -> Iterator[Document]:
+    """Their documents, read as they are needed; notes in ``failures`` why others cannot be read."""
+    from shared_context.store.documents import load_documents
+
+    for file in files:
+        try:
+            yield from load_documents(file, metadata=metadata, max_bytes=max_bytes)
+        except DocumentError as error:
+            failures[file.as_posix()] = error
 
 
 def _stored_already(id: str) -> DuplicateDocumentError:
@@ -199,6 +262,17 @@ def _add(
         failures[documents[0].id] = error
         return []
     return [document for document in documents if document.id in set(ids)]
+
+
+def _report_counts(report: dict[str, Any], as_json: bool) -> None:
+    output.say_what_is_left_out(report)
+    if as_json:
+        output.print_json(report)
+        return
+    print(
+        f"{report['stored']} stored, {report['known']} there already, {len(report['refused'])} refused, "
+        f"{report['seconds']:.1f} s"
+    )
 
 
 def _report(report: dict[str, Any], as_json: bool) -> None:

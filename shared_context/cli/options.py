@@ -16,12 +16,17 @@ from shared_context.remote.address import is_address
 
 
 def _parse_folder(text: str) -> Path:
-    if is_address(text):
+    return folder_of(_parse_place(text))
+
+
+def folder_of(place: Path | str) -> Path:
+    """The folder of a store that is to be changed, which no published one is."""
+    if is_address(place):
         raise typer.BadParameter(
-            f"{text} is published, so it never changes: `shared-context pull {text} FOLDER`, change the "
-            f"folder, and `shared-context push FOLDER {text}`."
+            f"{place} is published, so it never changes: `shared-context pull {place} FOLDER`, change the "
+            f"folder, and `shared-context push FOLDER {place}`."
         )
-    return Path(text)
+    return Path(place)
 
 
 def _parse_place(text: str) -> Path | str:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from shared_context.config import StoreConfig, require, require_count
-from shared_context.errors import BatchError, ConfigError, DocumentError, ShardUnavailableError
+from shared_context.errors import (
+    BatchError,
+    ConfigError,
+    DocumentError,
+    ShardUnavailableError,
+    SnapshotNotFoundError,
+)
+from shared_context.model.pretrained import cache_folder
 from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.remote.address import Address
+from shared_context.remote.fetching import pull
+from shared_context.remote.publishing import push
+from shared_context.remote.snapshot import Snapshot
 from shared_context.shards.ray_workers import import_ray
 from shared_context.shards.store import ShardedContextStore, shard_for
 from shared_context.store.documents import Document, check_document
@@ -134,6 +148,46 @@ def ingest(
         for actor in pool:
             ray.kill(actor)
     return report
+
+
+def ingest_published(
+    load: Callable[[], SharedLLMModel],
+    address: str,
+    documents: Iterable[Document],
+    *,
+    shards: int,
+    staging: str | Path | None = None,
+    **options: Any,
+) -> tuple[IngestReport, Snapshot]:
+    """:func:`ingest` into the store that is published at an address, or into a new one, and publish that.
+
+    Args:
+        load, documents, shards: as :func:`ingest` takes them.
+        address: ``s3://bucket/name`` or the like.
+        staging: folder in which the store is filled, reachable on every machine, new or left by a run that was cut off,
+            which is gone on with; None takes one of this machine. It is removed once it is published.
+        **options: further ones of :func:`ingest`.
+
+    Raises:
+        SnapshotConflictError: another one has published there meanwhile; the folder stays.
+        StoreUnavailableError, StoreFormatError: the address or the folder cannot be used.
+        ConfigError, ShardUnavailableError: as :func:`ingest`.
+    """
+    at = Address(address)
+    if staging is None:
+        folder = cache_folder() / "staging" / hashlib.sha256(str(at).encode()).hexdigest()[:16]
+        if not is_sharded(folder):  # a store that was not made in full holds no document
+            shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder = Path(staging)
+    if not is_sharded(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(SnapshotNotFoundError):
+            pull(str(at), folder)
+    report = ingest(load, folder, documents, shards=shards, **options)
+    snapshot = push(folder, str(at))
+    shutil.rmtree(folder)
+    return report, snapshot
 
 
 def _first(ray: Any, waiting: list[Any]) -> IngestReport:

@@ -10,8 +10,12 @@ from shared_context.errors import ConfigError, ShardUnavailableError, SharedCont
 from shared_context.shards.shard import Place, Shard
 
 
-def import_ray() -> Any:
-    """The module ray, connected: to the cluster that is named by RAY_ADDRESS, or to one of this machine.
+def import_ray(address: str | None = None) -> Any:
+    """The module ray, connected.
+
+    Args:
+        address: of a cluster; None takes the one that is named by RAY_ADDRESS or that runs on this machine, or else
+            starts one here. Where the program is connected already, that stays.
 
     Raises:
         ConfigError: it is not installed, or the cluster cannot be reached.
@@ -22,9 +26,11 @@ def import_ray() -> Any:
         raise ConfigError(f"Ray is needed for this ({error}): pip install sharedllm[ray]") from error
     if not ray.is_initialized():
         try:
-            ray.init(log_to_driver=False, include_dashboard=False)
+            ray.init(address, log_to_driver=False, include_dashboard=False)
         except Exception as error:  # ray has no class for all that can go wrong there
-            raise ConfigError(f"Ray cannot be started or reached ({error}). Check RAY_ADDRESS.") from error
+            raise ConfigError(
+                f"Ray cannot be started or reached ({error}). Check {address or 'RAY_ADDRESS'}."
+            ) from error
     return ray
 
 
