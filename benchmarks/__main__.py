@@ -32,9 +32,7 @@ app = typer.Typer(
 )
 
 RunsOption = Annotated[int, typer.Option("--runs", help="How often each is timed; medians are over these.")]
-LengthOption = Annotated[
-    list[int] | None, typer.Option("--length", help="Tokens of the text; several. [up to 131072]")
-]
+LengthOption = Annotated[list[int] | None, typer.Option("--length", help="Tokens of the text; several. [up to 131072]")]
 ReadOption = Annotated[
     int,
     typer.Option(

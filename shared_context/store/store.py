@@ -256,9 +256,7 @@ class SharedLLMContextStore:
             DocumentError: it is no folder, or cannot be read; nothing is changed.
         """
         max_bytes = self.config.max_document_bytes
-        plan = plan_sync(
-            self, Path(folder), max_bytes=max_bytes, include=include, exclude=exclude, metadata=metadata
-        )
+        plan = plan_sync(self, Path(folder), max_bytes=max_bytes, include=include, exclude=exclude, metadata=metadata)
         skipped = dict(plan.skipped)
 
         def skip(id: str, error: DocumentError) -> None:

@@ -37,7 +37,7 @@ def test_what_is_published_is_not_changed(run, tmp_path):
     (tmp_path / "note.txt").write_text("A note.")
     assert "is published" in run("ingest", "s3://bucket/name", tmp_path / "note.txt", code=2)
     assert not (tmp_path / "s3:").exists()
-    assert "--ray fills" in run("ingest", tmp_path / "store", tmp_path / "note.txt", "--shards", "2", code=2)
+    assert "--shards and --staging" in run("ingest", tmp_path / "store", tmp_path / "note.txt", "--shards", "2", code=2)
 
 
 def test_reading_commands_take_an_address(run, tmp_path):
