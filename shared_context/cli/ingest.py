@@ -32,6 +32,7 @@ from shared_context.progress import progress
 
 if TYPE_CHECKING:
     from shared_context import Document, SharedLLMContextStore, StoreConfig
+    from shared_context.store.documents import TextFile
 
     Failures = dict[str, DocumentError]
 
@@ -202,11 +203,12 @@ def _config(chunk_size: int | None) -> StoreConfig | None:
 
 def _find_files(
     paths: Sequence[Path], patterns: Mapping[str, Sequence[str]]
-) -> tuple[list[Path], Failures, dict[str, str]]:
+) -> tuple[list[TextFile], Failures, dict[str, str]]:
     """All files under the paths, why paths have none, and what of folders holds no text."""
+    from shared_context.store.documents import TextFile
     from shared_context.store.files import find_files
 
-    found: dict[Path, None] = {}  # a file named twice, itself and by its folder, is one document
+    found: dict[Path, TextFile] = {}  # a file named twice, itself and by its folder, is one document
     failures: Failures = {}
     skipped: dict[str, str] = {}
     for path in paths:
@@ -218,12 +220,13 @@ def _find_files(
         skipped |= {file.as_posix(): f"it {reason}" for file, reason in others.items()}
         if not files:
             failures[str(path)] = DocumentError(f"the folder {path} has no file that is read")
-        found |= dict.fromkeys(files)
-    return list(found), failures, skipped
+        folder = path if path.is_dir() else None
+        found |= {file: TextFile(file, folder=folder) for file in files}
+    return list(found.values()), failures, skipped
 
 
 def _read_files(
-    files: Sequence[Path], metadata: Mapping[str, Any] | None, max_bytes: int, failures: Failures
+    files: Sequence[TextFile], metadata: Mapping[str, Any] | None, max_bytes: int, failures: Failures
 ) -> Iterator[Document]:
     """Their documents, read as they are needed; notes in ``failures`` why others cannot be read."""
     from shared_context.store.documents import load_documents
@@ -232,7 +235,7 @@ def _read_files(
         try:
             yield from load_documents(file, metadata=metadata, max_bytes=max_bytes)
         except DocumentError as error:
-            failures[file.as_posix()] = error
+            failures[file.path.as_posix()] = error
 
 
 def _stored_already(id: str) -> DuplicateDocumentError:

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -101,7 +101,10 @@ class Database(StoreFile):
 
     def namespace(self, name: str) -> tuple[int, bytes] | None:
         """Key and salt of a namespace; None where it is not there."""
-        return self._connection.execute("SELECT key, salt FROM namespaces WHERE name = ?", (name,)).fetchone()
+        row = self._connection.execute("SELECT key, salt FROM namespaces WHERE name = ?", (name,)).fetchone()
+        if row is not None:
+            self._check_types(f"namespace {name!r}", row, (int, bytes))
+        return row
 
     def has_namespace(self, namespace: int) -> bool:
         """Whether a namespace is there, by its key, which no other one ever has."""
@@ -142,7 +145,8 @@ class Database(StoreFile):
         Returns:
             Its key, which no other document ever has.
         """
-        content = file_format.next_key(self._connection)
+        with self.decoding("the numbering of documents"):
+            content = file_format.next_key(self._connection)
         self._put_parts(namespace, content, 0, parts)
         line = Line(namespace, entry.kind, entry.id, content, len(parts), _text_bytes(parts), *_described(entry))
         key = file_format.put_document(self._connection, line)
@@ -162,6 +166,8 @@ class Database(StoreFile):
 
     def _remove_header(self, key: int) -> set[bytes]:
         gone = self._connection.execute("DELETE FROM headers WHERE document = ? RETURNING digest", (key,)).fetchall()
+        for row in gone:
+            self._check_types(f"document number {key}", row, (bytes,))
         return {digest for (digest,) in gone if digest}
 
     def headers(self, keys: Iterable[int], shape: NodeShape) -> dict[int, HeaderData]:
@@ -176,8 +182,10 @@ class Database(StoreFile):
             ).fetchone()
             if row is None:
                 continue
+            name = f"document {self._line(key).id!r}"
+            self._check_types(name, row, (int, bytes, int, bytes, bytes, bytes))
             content, digest, expected, *values = row
-            with self.decoding(f"document {self._line(key).id!r}"):
+            with self.decoding(name):
                 if expected != checksum(content, digest, *values):
                     raise ValueError("the checksum of its header is wrong")
                 if values[0]:
@@ -191,6 +199,8 @@ class Database(StoreFile):
             The document's new key, and the digests of the chunks that are gone.
         """
         line = self._line(key)
+        with self.decoding("the numbering of documents"):
+            file_format.next_key(self._connection)
         (before,) = self._connection.execute(
             "SELECT COALESCE(SUM(LENGTH(CAST(text AS BLOB))), 0) FROM parts WHERE content = ? AND number >= ?",
             (line.content, first),
@@ -226,7 +236,7 @@ class Database(StoreFile):
         """Delete parts of a document with their words; returns their digests."""
         line = self._line(key)
         content = line.content
-        language, leaf_size = self.words.described(content)
+        language, leaf_size = self._words_described(line)
         leaf = self._first_leaf(content, first, leaf_size)
         before = self._before(key, first)
         gone: list[str] = []
@@ -234,10 +244,16 @@ class Database(StoreFile):
             gone += LeafWords.of(part.text, part.tokens, leaf_size, language, before).terms
             before = (before + part.text)[-BEFORE_CHARACTERS:]
         self.words.remove(line.namespace, content, LeafWords(language, leaf_size, gone), leaf)
-        where = "FROM parts WHERE content = ? AND number >= ?", (content, first)
-        digests = {digest for (digest,) in self._connection.execute(f"SELECT digest {where[0]}", where[1])}
-        self._connection.execute(f"DELETE {where[0]}", where[1])
+        digests = {digest for *_, digest in self._parts(key, "digest", first)}
+        self._connection.execute("DELETE FROM parts WHERE content = ? AND number >= ?", (content, first))
         return digests
+
+    def _words_described(self, line: Line) -> tuple[str, int]:
+        """The language that a document's words were taken for, and its tokens per leaf."""
+        described = self.words.described(line.content)
+        if described is None:
+            raise damaged(self._place, f"document {line.id!r}: the index of words does not know it")
+        return described
 
     def _before(self, key: int, number: int) -> str:
         """The last characters of a document before a part."""
@@ -263,6 +279,7 @@ class Database(StoreFile):
         row = self._connection.execute(f"SELECT {_LINE} FROM documents WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise damaged(self._place, f"document {key} is missing")
+        self._check_types(f"document number {key}", row, _LINE_TYPES)
         return Line(*row)
 
     def text_bytes(self, key: int) -> int:
@@ -339,6 +356,7 @@ class Database(StoreFile):
         with self.decoding(f"document {line.id!r}"):
             if expected != checksum(*line):
                 raise ValueError("the checksum of its entry is wrong")
+            self._check_types(f"document {line.id!r}", line, _LINE_TYPES)
             metadata = json.loads(line.metadata)
             if line.kind not in ("document", "conversation") or not isinstance(metadata, dict):
                 raise ValueError("its entry is none")
@@ -356,9 +374,13 @@ class Database(StoreFile):
             f"SELECT content, number, {columns} FROM parts WHERE content = ? AND number >= ? ORDER BY number",
             (line.content, first),
         ).fetchall()
-        if [row[1] for row in rows] != list(range(first, line.parts)) or not line.parts:
-            raise damaged(self._place, f"document {line.id!r}: a part is missing")
-        return [(f"document {line.id!r}", *row) for row in rows]
+        name = f"document {line.id!r}"
+        if len(rows) != line.parts - first or not line.parts or any(row[1] != n for n, row in enumerate(rows, first)):
+            raise damaged(self._place, f"{name}: a part is missing")
+        types = (int, int, *(_PART_TYPES.get(column, bytes) for column in columns.split(", ")))
+        for row in rows:
+            self._check_types(name, row, types)
+        return [(name, *row) for row in rows]
 
     def document(self, key: int) -> StoredText:
         """A document's text with its tokens."""
@@ -405,7 +427,7 @@ class Database(StoreFile):
         """The number of a document's last chunk, and the chunk."""
         last = self._line(key).parts - 1
         (text,), (nodes,) = self._texts(key, last), self._nodes(key, shape, last)[1]
-        language, leaf_size = self.words.described(self._line(key).content)
+        language, leaf_size = self._words_described(self._line(key))
         words = LeafWords(language, leaf_size, ())  # those of the chunk are found anew
         return last, Part(text, replace(nodes, words=words), self._before(key, last))
 
@@ -421,12 +443,15 @@ class Database(StoreFile):
             StoreFormatError: it is damaged, and more is, or the file may not be written.
         """
         with self.snapshot():
-            if self.words.is_whole():
+            if self.words.is_whole(leaf_size):
                 return
+            unchecked = self.words.checksum.is_missing()
         if self.read_only:
+            if unchecked:
+                return
             raise damaged(self._place, "its index of words")
         with self.transaction():
-            if self.words.is_whole():  # another process was faster
+            if self.words.is_whole(leaf_size):  # another process was faster
                 return
             # Where SQLite cannot tell which pages are whose, deleting some might hurt what is whole.
             if damage := self.integrity():
@@ -440,7 +465,9 @@ class Database(StoreFile):
                     self.words.add(namespace, content, words, leaf)
                     leaf += len(words.terms)
                 self.words.move(content, key)
-        logger.warning("%s: the index of words was damaged and has been made anew of the texts.", self._place)
+            self.words.checksum.seal()
+        was = "left without a checksum" if unchecked else "damaged"
+        logger.warning("%s: the index of words was %s and has been made anew of the texts.", self._place, was)
 
     def integrity(self) -> list[str]:
         """What SQLite finds wrong with the file, the index of words left aside."""
@@ -452,8 +479,17 @@ class Database(StoreFile):
 
     def namespace_rows(self) -> dict[int, tuple[str, bytes, int]]:
         """Name, salt and number of documents of every namespace, by its key."""
-        rows = self._connection.execute("SELECT key, name, salt, documents FROM namespaces ORDER BY key")
+        rows = self._connection.execute("SELECT key, name, salt, documents FROM namespaces ORDER BY key").fetchall()
+        for row in rows:
+            self._check_types(f"namespace number {row[0]}", row, (int, str, bytes, int))
         return {key: values for key, *values in rows}
+
+    def _check_types(self, name: str, row: Sequence[Any], types: Sequence[type]) -> None:
+        """That values are of the kinds that belong in their columns, whatever SQLite lets be written there."""
+        for value, wanted in zip(row, types, strict=True):
+            if type(value) is not wanted:
+                reason = f"{name}: a {type(value).__name__} stands where a {wanted.__name__} belongs"
+                raise damaged(self._place, reason)
 
     def restore_namespace(self, key: int, name: str, salt: bytes) -> None:
         """Make a namespace what it was in another file."""
@@ -513,6 +549,7 @@ class Database(StoreFile):
                 ).fetchone():
                     raise ValueError("the index of conversations has lost it")
             return []
+        self._check_types(f"conversation {id!r}", line, (int, int, int, int))
         conversation, count, compressed, total = line
         first = compressed + 1 if recent else 1
         rows = self._connection.execute(
@@ -555,6 +592,9 @@ class Database(StoreFile):
 
 
 _LINE = ", ".join(Line._fields)
+_LINE_TYPES = tuple(get_type_hints(Line).values())
+_PART_TYPES = {"text": str, "text_checksum": int, "node_checksum": int}
+"""Of what is kept of a chunk; all else are bytes."""
 
 
 def _json(value: Any) -> str:

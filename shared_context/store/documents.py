@@ -78,7 +78,7 @@ Source: TypeAlias = str | os.PathLike[str] | Document | Iterable[str | os.PathLi
 
 
 def load_documents(
-    source: Source,
+    source: Source | TextFile,
     *,
     id: str | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -100,6 +100,7 @@ def load_documents(
               :func:`~shared_context.store.files.find_files` finds them.
             * a text (str) together with ``id``. One that names an existing file is that file; a text that comes from
               elsewhere, and must never name a file of this machine, is a Document.
+            * a TextFile, which is read like the file that it names.
             * a Document. Without id it gets one of 32 hex digits, derived from its text and metadata; of several
               without id that have both in common the first is taken.
             * an iterable of paths and Documents, consumed once.
@@ -134,7 +135,7 @@ def load_documents(
             if isinstance(given, _NoText):
                 report_skipped(label, given.error, on_error)
                 continue
-            document = given.read(max_bytes) if isinstance(given, _File) else given
+            document = given.read(max_bytes) if isinstance(given, TextFile) else given
             if isinstance(document, DocumentError):
                 raise document
             if on_error != "raise":
@@ -339,14 +340,23 @@ def _is_unicode(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _File:
+class TextFile:
+    """A file that is read as a document.
+
+    Attributes:
+        path: as it was given.
+        id: the document's; None is the path.
+        folder: where it was found, and has to lie still when it is read; None where it was given by name.
+    """
+
     path: Path
     id: str | None = None
+    folder: Path | None = None
 
     def read(self, max_bytes: int) -> Document:
         given = self.path.as_posix()
         name = f"file {given!r}"
-        text = read_text(self.path, max_bytes, name)
+        text = read_text(self.path, max_bytes, name, self.folder)
         metadata = {"file_name": self.path.name, "file_path": given}
         # The path has the name once more, and says where this machine keeps what.
         return Document(text, self.id or given, metadata, unsearched_keys=("file_path",), hidden_keys=("file_path",))
@@ -364,11 +374,13 @@ class _NoText:
         return UnreadableError(f"file {self.path.as_posix()!r} {self.reason}")
 
 
-_Given: TypeAlias = Document | _File | _NoText | DocumentError
+_Given: TypeAlias = Document | TextFile | _NoText | DocumentError
 _Patterns: TypeAlias = tuple[str, ...]
 
 
-def _given(source: Source, id: str | None, include: _Patterns, exclude: _Patterns) -> Iterator[tuple[int, _Given]]:
+def _given(
+    source: Source | TextFile, id: str | None, include: _Patterns, exclude: _Patterns
+) -> Iterator[tuple[int, _Given]]:
     """Position in ``source`` and document, file or, in the place of what is neither, its error."""
     # Refused as a whole: their items are bytes, keys or lines, and each would be an error of its own.
     refused = isinstance(source, bytes | bytearray | memoryview | Mapping | io.IOBase)
@@ -383,7 +395,7 @@ def _given(source: Source, id: str | None, include: _Patterns, exclude: _Pattern
 
 
 def _one(item: Any, id: str | None, include: _Patterns, exclude: _Patterns) -> list[_Given]:
-    if isinstance(item, Document):
+    if isinstance(item, Document | TextFile):
         return [item if id is None else replace(item, id=id)]
     if isinstance(item, str) and id is not None and not _names_a_file(item):
         return [Document(item, id)]
@@ -413,15 +425,17 @@ def _files(given: str | os.PathLike[str], id: str | None, include: _Patterns, ex
             f"{'with id=, or ' if id is None else ''}as a Document"
         ) from error
     if stat.S_ISREG(mode):
-        return [_File(Path(name), id)]
+        return [TextFile(Path(name), id)]
     if not stat.S_ISDIR(mode):
         raise DocumentError(f"{clip(name)} is neither a regular file nor a folder: read it and pass its text")
     if id is not None:
         raise DocumentError(f"id={id!r} names one document, but {clip(name)} is a folder: leave id out")
-    files, others = find_files(Path(name), include, exclude)
+    folder = Path(name)
+    files, others = find_files(folder, include, exclude)
     if not files:
         raise DocumentError(f"the folder {clip(name)} has no text file, nor another one that is read{_reasons(others)}")
-    return sorted([*map(_File, files), *(_NoText(*other) for other in others.items())], key=lambda given: given.path)
+    found = [TextFile(file, folder=folder) for file in files]
+    return sorted([*found, *(_NoText(*other) for other in others.items())], key=lambda given: given.path)
 
 
 def _reasons(others: Mapping[Path, str]) -> str:
@@ -443,7 +457,7 @@ def _names_a_file(text: str) -> bool:
 
 
 def _label(given: _Given, position: int) -> str:
-    if isinstance(given, _File):
+    if isinstance(given, TextFile):
         return given.id or given.path.as_posix()
     if isinstance(given, _NoText):
         return given.path.as_posix()

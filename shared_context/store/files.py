@@ -31,6 +31,7 @@ _MAGIC = {
     b"\xff\xfe": "UTF-16 or UTF-32: convert it to UTF-8 first",
     b"\xfe\xff": "UTF-16: convert it to UTF-8 first",
 }
+_OUTSIDE = "is a link to a file outside of the folder: pass that file by name"
 _BOM = codecs.BOM_UTF8
 _HEAD = 4096
 """Bytes by which a file of unknown kind is told to be text or not."""
@@ -74,24 +75,32 @@ def find_files(
         if (not include or _matches(file.relative_to(folder), include))
         and not _matches(file.relative_to(folder), exclude)
     )
-    inside = folder.resolve()
+    inside = resolved(folder)
     reasons = {file: reason for file in wanted if (reason := _no_text(file, inside)) is not None}
     return [file for file in wanted if file not in reasons], reasons
 
 
-def read_text(path: Path, max_bytes: int, name: str) -> str:
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """Where a path leads, links followed; of links that lead nowhere or to each other as far as they can be."""
+    return Path(os.path.realpath(path))
+
+
+def read_text(path: Path, max_bytes: int, name: str, folder: Path | None = None) -> str:
     """A file's text: the main text of a page, what markitdown makes of a PDF and its like, or what it holds.
 
     Args:
         path: a file.
         max_bytes: the most that is read of a file that is text itself, and of a page.
         name: what messages call it.
+        folder: where it was found, and has to lie still: whoever fills the folder may have put a link in its place.
 
     Raises:
         UnreadableError: it cannot be read, or is not text.
     """
     try:
         with path.open("rb") as file:
+            if folder is not None and not _lies_in(folder, path, file):
+                raise UnreadableError(f"{name} {_OUTSIDE}")
             head = file.read(len(_PDF))
             file.seek(0)
             suffix = ".pdf" if head == _PDF else path.suffix.lower()
@@ -138,11 +147,17 @@ def _matches(path: Path, patterns: Iterable[str]) -> bool:
     )
 
 
+def _lies_in(folder: Path, path: Path, file: BinaryIO) -> bool:
+    """Whether an open file is what lies at a path of a folder, links followed, and lies in the folder."""
+    place = resolved(path)
+    return place.is_relative_to(resolved(folder)) and os.path.samestat(os.fstat(file.fileno()), os.lstat(place))
+
+
 def _no_text(path: Path, folder: Path) -> str | None:
     """Why a file of a folder is not read; None where it is, or where reading it will say what is wrong."""
     suffix = path.suffix.lower()
-    if path.is_symlink() and not path.resolve().is_relative_to(folder):
-        return "is a link to a file outside of the folder: pass that file by name"
+    if path.is_symlink() and not resolved(path).is_relative_to(folder):
+        return _OUTSIDE
     if not path.is_file():
         return "is no regular file"
     if suffix in TEXT_SUFFIXES or suffix in HTML_SUFFIXES or suffix in CONVERTERS:

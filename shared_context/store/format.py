@@ -23,6 +23,7 @@ from shared_context.model.tokenization import TokenizedText
 from shared_context.store import word_index
 from shared_context.store.checksum import checksum
 from shared_context.store.node_data import COLUMNS, NodeData, NodeShape, StoredText
+from shared_context.store.word_checksum import CHECKSUM_TABLE, WordChecksum
 from shared_context.store.word_index import LeafWords
 
 APPLICATION_ID = 0x5C0471E8
@@ -30,6 +31,9 @@ APPLICATION_ID = 0x5C0471E8
 VERSION = 4
 OLDEST = 2
 """The oldest version that there is a step from."""
+
+LARGEST_KEY = 1 << 62 - word_index.LEAF_BITS
+"""A document's key and the number of a leaf are one integer in the index of words."""
 
 DEFAULT_NAMESPACE = ""
 """The namespace of a store's own documents."""
@@ -161,7 +165,7 @@ def create(connection: sqlite3.Connection) -> None:
     """Make the tables of this version; in a transaction."""
     for statement in SCHEMA:
         connection.execute(statement)
-    word_index.WordIndex(connection).seal()
+    WordChecksum(connection).seal()
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -182,9 +186,16 @@ def add_namespace(connection: sqlite3.Connection, name: str, salt: bytes | None 
 
 
 def next_key(connection: sqlite3.Connection) -> int:
-    """The key of the next document, which no other ever had."""
+    """The key of the next document, which no other ever had.
+
+    Raises:
+        ValueError: what the file says of it is damaged.
+    """
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'documents'").fetchone()
-    return 1 if row is None else row[0] + 1
+    last = 0 if row is None else row[0]
+    if not isinstance(last, int) or not 0 <= last < LARGEST_KEY:
+        raise ValueError(f"the last key is {last!r}")
+    return last + 1
 
 
 def put_document(connection: sqlite3.Connection, line: Line) -> int:
@@ -309,8 +320,8 @@ def _parts_and_checksums(connection: sqlite3.Connection, digest: Callable[[bytes
 def _checksum_of_words(connection: sqlite3.Connection, digest: Callable[[bytes, np.ndarray], bytes]) -> None:
     """From version 3, where the index of words had no checksum."""
     connection.execute("DROP TABLE IF EXISTS word_checksum")  # of the step before, which makes the tables of today
-    connection.execute(word_index.CHECKSUM_TABLE)
-    word_index.WordIndex(connection).seal()
+    connection.execute(CHECKSUM_TABLE)
+    WordChecksum(connection).seal()
 
 
 STEPS = (_parts_and_checksums, _checksum_of_words)

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 import time
 import zlib
 from collections import OrderedDict
@@ -397,14 +398,15 @@ class _Disk:
     def _read(self, key: str) -> CachedKV | None:
         path = self.path(key)
         try:
-            # Read, not mapped: a mapping would pin the bytes of a file that another process removed to make room.
-            content = path.read_bytes()
+            content = _read_file(path, self._limit)
         except FileNotFoundError:
             return None
         except OSError as error:
             self._log_trouble(error)
             return None
         try:
+            if content is None:
+                raise ValueError("it is no regular file, or larger than the cache")
             return _decode(key, content, self._importance_method)
         except ValueError as error:
             logger.warning("removing %s from the KV cache, it will be computed again: %s", path, error)
@@ -527,6 +529,21 @@ def _own(tensor: Tensor) -> Tensor:
     if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _read_file(path: Path, most: int) -> bytes | None:
+    """A file's bytes; None where it is a pipe or a device, where reading never ends, or has more than ``most``."""
+    # No pipe makes us wait for its writer. A link, which is never ours, is refused.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            return None
+        try:
+            # Read, not mapped: a mapping would pin the bytes of a file that another process removed to make room.
+            return file.read()
+        except MemoryError:  # nothing but holes, for example
+            return None
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -169,7 +169,12 @@ class Namespaces:
     def _with_own_limits(self, key: int) -> StoreConfig:
         with self._database.snapshot():
             limit = self._database.find_meta(_limit(key))
-        return self._config if limit is None else with_disk_bytes(self._config, int(limit))
+        with self._database.decoding(_limit(key)):
+            if limit is None:
+                return self._config
+            if not limit.isdigit():
+                raise ValueError("it is no number of bytes")
+            return with_disk_bytes(self._config, int(limit))
 
     def limit_disk(self, namespace: Namespace, disk_bytes: int) -> None:
         """Keep at most so many bytes of keys and values of a namespace on disk, whoever opens it."""
@@ -198,7 +203,8 @@ class Namespaces:
     def sweep(self) -> None:
         """Let go of what is left of namespaces that are gone: in memory, and folders where a drop was cut off."""
         folders: Sequence[Path] = ()
-        if self._beside is not None:
+        # What a link leads to is somebody else's.
+        if self._beside is not None and not (self._beside / FOLDER).is_symlink():
             with suppress(OSError):
                 folders = list((self._beside / FOLDER).iterdir())
         # Read after the folders: a namespace is in the database before it has a folder.

@@ -48,6 +48,7 @@ class Postings:
     def _look_up(self, term: str) -> np.ndarray:
         documents, leaves = self._words.leaves_with(term)
         first = np.searchsorted(self._leaves.document, documents)
-        there = first < len(self._leaves)
-        there[there] = self._leaves.document[first[there]] == documents[there]
-        return (first[there] + leaves[there]).astype(np.int32)
+        rows = first + leaves
+        there = rows < len(self._leaves)
+        there[there] = self._leaves.document[rows[there]] == documents[there]
+        return rows[there].astype(np.int32)

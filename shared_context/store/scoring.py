@@ -170,7 +170,8 @@ def _of_words(
     query: Query, leaves: Leaves, rows: torch.Tensor | slice, terms_of: Callable[[str, str], list[str]]
 ) -> torch.Tensor:
     # Languages that make the same terms of a query are one.
-    several = dict.fromkeys(tuple(terms_of(query.text, language)) for language in query.postings.languages())
+    languages = query.postings.languages() or [DEFAULT_LANGUAGE]
+    several = dict.fromkeys(tuple(terms_of(query.text, language)) for language in languages)
     scores = np.max([bm25(terms, query.postings, leaves) for terms in several], axis=0)
     return torch.from_numpy(scores).to(leaves.codes.device)[rows]
 

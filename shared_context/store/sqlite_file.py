@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -89,6 +90,15 @@ def give_name(unfinished: Path, file: Path) -> None:
         # A file system without links: of two that make a store in the same moment the second one's stays.
         if not file.exists():
             os.rename(unfinished, file)
+
+
+def remove(path: Path) -> None:
+    """Take away what is left of an unfinished file or of a folder with one, where that is possible."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def connect(file: Path | None, creating: bool = False) -> sqlite3.Connection:

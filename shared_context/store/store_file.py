@@ -36,6 +36,7 @@ from shared_context.store.sqlite_file import (
     is_writable,
     make,
     place,
+    remove,
     waiting,
 )
 from shared_context.store.word_index import WordIndex
@@ -108,8 +109,7 @@ class StoreFile:
         else:
             check_files(self._folder)
             for path in self._folder.glob(f"{UNFINISHED}*"):  # whose makers ended, or find that they were second
-                with suppress(OSError):
-                    path.unlink()
+                remove(path)
             lost = lost_changes(self._folder / f"{FILE}-wal")
             self.read_only = self.read_only or not is_writable(self._folder)
             self._connection = connect_reading(self._folder) if self.read_only else connect(self._folder / FILE)
@@ -168,7 +168,12 @@ class StoreFile:
         with self.transaction(), self.decoding():
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if version < VERSION:  # else another process was faster
-                file_format.upgrade(self._connection, version, digest)
+                try:
+                    file_format.upgrade(self._connection, version, digest)
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR:
+                        raise
+                    raise damaged(self._place, f"it is no file of format {version}: {error}") from error
                 self._log_has_deleted = True
 
     def _check_size(self) -> None:
@@ -221,9 +226,11 @@ class StoreFile:
                 yield
                 if self._log_has_deleted:
                     self.words.merge()
+                self.words.checksum.finish()
                 self._connection.execute("COMMIT")
             except BaseException:
                 self._rollback()
+                self.words.checksum.forget()
                 raise
             self._check_identity()
             if self._log_has_deleted:
@@ -317,11 +324,7 @@ class StoreFile:
     def copy_to(self, folder: Path) -> None:
         """Write the whole database into another folder, which :func:`is_vacant`."""
         with errors(place(folder)):
-            make(folder.absolute(), self._copy)
-
-    def _copy(self, connection: sqlite3.Connection) -> None:
-        self._connection.backup(connection)
-        WordIndex(connection).seal()
+            make(folder.absolute(), self._connection.backup)
 
     def close(self) -> None:
         """Close the file."""
@@ -333,17 +336,4 @@ class StoreFile:
                 # Closing would remove the log that lies at this path now, which is another file's.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
                 return
-            if self.words.changed and self._folder is not None and not self._lock.forked():
-                self._seal_words()
             self._connection.close()
-
-    def _seal_words(self) -> None:
-        """Write the checksum of the index of words, unless another process is writing: then that one will."""
-        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * TRUNCATION_SECONDS)}")
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self.words.seal()
-            self._connection.execute("COMMIT")
-        except sqlite3.DatabaseError as error:  # a full disk, for example: the documents are there all the same
-            logger.debug("%s: the index of words has no checksum (%s).", self._place, error)
-            self._rollback()

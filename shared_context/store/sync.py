@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from shared_context.errors import DocumentError
-from shared_context.store.documents import Document, load_documents
-from shared_context.store.files import clip, find_files
+from shared_context.store.documents import Document, TextFile, load_documents
+from shared_context.store.files import clip, find_files, resolved
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,13 @@ def plan_sync(
         raise DocumentError(f"{clip(folder.as_posix())} is no folder: give the one whose files the store is to hold")
     files, others = find_files(folder, include, exclude)
     skipped = {file.as_posix(): f"file {file.as_posix()!r} {reason}" for file, reason in others.items()}
-    ids, stored = _ids_and_files(documents, folder.resolve())
+    ids, stored = _ids_and_files(documents, resolved(folder))
     added, replaced, unchanged = [], [], []
     for file in files:
-        before = stored.get(file.resolve())
+        before = stored.get(_place(file))
         try:
-            (document,) = load_documents(file, metadata=metadata, max_bytes=max_bytes)
+            found = TextFile(file, folder=folder)
+            (document,) = load_documents(found, metadata=metadata, max_bytes=max_bytes)
         except DocumentError as error:
             skipped[file.as_posix()] = str(error)
             continue
@@ -102,6 +103,13 @@ def _ids_and_files(documents: Iterable[Document], folder: Path) -> tuple[set[str
     for document in documents:
         ids.add(document.id)
         given = document.metadata.get("file_path")
-        if isinstance(given, str) and (path := Path(given).resolve()).is_relative_to(folder):
+        # A file's name has no NUL, whatever metadata say.
+        if isinstance(given, str) and "\0" not in given and (path := _place(given)).is_relative_to(folder):
             files[path] = document
     return ids, files
+
+
+def _place(path: str | Path) -> Path:
+    """The one path of a file, whatever folder it is told from; a link is another file than what it leads to."""
+    absolute = Path(path).absolute()
+    return resolved(absolute.parent) / absolute.name

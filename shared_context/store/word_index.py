@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared_context.model.tokenization import TokenizedText
-from shared_context.store.checksum import checksum
-from shared_context.store.words import language_of, words
+from shared_context.store.word_checksum import CHECKSUM_TABLE, FTS5_TABLES, WORDED, WordChecksum
+from shared_context.store.words import LANGUAGES, language_of, words
 
 FIRST_NAMESPACE = 1
 """The key of the namespace of a store's own documents, which is made with the store."""
@@ -25,9 +25,6 @@ _TOKENS = re.compile(r"[0-9A-Za-z\x80-\U0010ffff\-_./:@~\\+&=#,']+")
 
 LEAF_BITS = 24
 """Lowest bits of a row's number, which say which leaf of its document it is; the others are the document's key."""
-
-CHECKSUM_TABLE = "CREATE TABLE word_checksum (total INTEGER)"
-"""One row: the sum of the checksums of all rows that the index is made of; NULL from a change to the next closing."""
 
 # FTS5 only has to part the terms at their blanks: what joins the parts of a name belongs to its term. Where in a row a
 # term stands, and how often, is not kept: it seldom comes twice in a leaf.
@@ -42,10 +39,6 @@ SCHEMA = (
     "CREATE INDEX worded_moved ON worded (key, document) WHERE document <> key",
     CHECKSUM_TABLE,
 )
-
-FTS5_TABLES = {"words_data": "id, block", "words_idx": "segid, term, pgno", "words_config": "k, v"}
-"""Where FTS5 keeps an index, with the columns."""
-SUMMED = {**FTS5_TABLES, "worded": "key, document, language, leaf_size"}
 
 BEFORE_CHARACTERS = 128
 """Of the chunk before, which a word that lies across the edge may begin in. What stands before a chunk never changes,
@@ -146,55 +139,36 @@ class WordIndex:
     see both at once. bm25s takes 193 bytes a leaf and scores in 0.3 ms, but has to be made anew, 1.8 s, after every
     change. tantivy keeps a folder and a lock of its own, which no transaction of SQLite covers.
 
-    A damaged index would find other leaves without a word, so it has a checksum over all of its tables. One of every
-    change would cost as much as there is (FTS5 does not tell which of its blocks it wrote), so a change takes it away,
-    and whoever closes the store writes it anew. What a killed process leaves has none until the next closing.
-
     FTS5's own ranking knows no neighbouring rows; see :func:`shared_context.store.scoring.lexical`.
 
     Args:
         connection: of the database, inside of whose transactions everything is called.
 
     Attributes:
-        changed: whether words came or went by this connection since it was opened or sealed.
+        checksum: over all that it is made of.
     """
 
     def __init__(self, connection: sqlite3.Connection):
-        self._use(connection)
-
-    def _use(self, connection: sqlite3.Connection) -> None:
-        self._connection, self.changed = connection, False
-        connection.create_function("row_checksum", -1, checksum, deterministic=True)
+        self.reconnect(connection)
 
     def reconnect(self, connection: sqlite3.Connection) -> None:
         """Go on with another connection to the same file."""
-        self._use(connection)
+        self._connection, self.checksum = connection, WordChecksum(connection)
 
-    # The checksum
+    def is_whole(self, leaf_size: int) -> bool:
+        """Whether the index is what was written.
 
-    def _unseal(self) -> None:
-        self.changed = True
-        self._connection.execute("UPDATE word_checksum SET total = NULL WHERE total IS NOT NULL")
-
-    def seal(self) -> None:
-        """Take the index for whole as it is; in a transaction that has not changed it."""
-        self._connection.execute("DELETE FROM word_checksum")
-        self._connection.execute("INSERT INTO word_checksum VALUES (?)", (self._total(),))
-        self.changed = False
-
-    def is_whole(self) -> bool:
-        """Whether the index is what it was when it was sealed; true where it is not sealed."""
+        Args:
+            leaf_size: tokens of a leaf.
+        """
         try:
-            sealed = self._connection.execute("SELECT total FROM word_checksum").fetchall()
-            return sealed == [(None,)] or sealed == [(self._total(),)]
+            described = set(self._connection.execute("SELECT DISTINCT language, leaf_size FROM worded"))
+            known = {(language, leaf_size) for language in LANGUAGES}
+            return self.checksum.stored() == self.checksum.total() and described <= known
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGE:
                 return False
             raise
-
-    def _total(self) -> int:
-        sums = (f"SELECT COALESCE(SUM(row_checksum({columns})), 0) FROM {table}" for table, columns in SUMMED.items())
-        return sum(self._connection.execute(statement).fetchone()[0] for statement in sums)
 
     def clear(self) -> None:
         """Forget everything, whatever state it is in."""
@@ -207,8 +181,6 @@ class WordIndex:
                 marks = ", ".join("?" * len(columns.split(", ")))
                 self._connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
         self._connection.execute("DELETE FROM worded")
-        self._connection.execute("DELETE FROM word_checksum")
-        self._connection.execute("INSERT INTO word_checksum VALUES (NULL)")
 
     # Words
 
@@ -219,33 +191,39 @@ class WordIndex:
             namespace: key of the document's namespace.
             key: the document's first one, which does not change when text is added to it.
         """
-        self._unseal()
-        self._connection.execute(
-            "INSERT OR IGNORE INTO worded VALUES (?, ?, ?, ?)", (key, key, words.language, words.leaf_size)
+        self.checksum.begin(sum(map(len, words.terms)))
+        came = self._connection.execute(
+            f"INSERT OR IGNORE INTO worded VALUES (?, ?, ?, ?) RETURNING {WORDED}",
+            (key, key, words.language, words.leaf_size),
         )
+        self.checksum.worded(came.fetchall(), 1)
         rows = _rows(namespace, key, words, first)
         self._connection.executemany("INSERT INTO words (rowid, terms) VALUES (?, ?)", rows)
 
     def move(self, key: int, document: int) -> None:
         """Take in that a document has another key now."""
-        self._unseal()
-        self._connection.execute("UPDATE worded SET document = ? WHERE key = ?", (document, key))
+        self.checksum.begin()
+        moved = self._connection.execute(f"SELECT {WORDED} FROM worded WHERE key = ?", (key,)).fetchall()
+        self.checksum.worded(moved, -1)
+        came = f"UPDATE worded SET document = ? WHERE key = ? RETURNING {WORDED}"
+        self.checksum.worded(self._connection.execute(came, (document, key)).fetchall(), 1)
 
-    def described(self, key: int) -> tuple[str, int]:
-        """The language that a document was taken for, and its tokens per leaf."""
+    def described(self, key: int) -> tuple[str, int] | None:
+        """The language that a document was taken for, and its tokens per leaf; None where it is not known."""
         return self._connection.execute("SELECT language, leaf_size FROM worded WHERE key = ?", (key,)).fetchone()
 
     def remove(self, namespace: int, key: int, words: LeafWords, first: int = 0) -> None:
         """Forget the leaves of a document from leaf ``first`` on, whose words are these."""
-        self._unseal()
+        self.checksum.begin(sum(map(len, words.terms)))
         gone = _rows(namespace, key, words, first)
         self._connection.executemany("INSERT INTO words (words, rowid, terms) VALUES ('delete', ?, ?)", gone)
         if first == 0:
-            self._connection.execute("DELETE FROM worded WHERE key = ?", (key,))
+            rows = self._connection.execute(f"DELETE FROM worded WHERE key = ? RETURNING {WORDED}", (key,))
+            self.checksum.worded(rows.fetchall(), -1)
 
     def merge(self) -> None:
         """Let nothing be left of words that were removed: until then FTS5 only marks them so."""
-        self._unseal()
+        self.checksum.begin()
         self._connection.execute("INSERT INTO words (words) VALUES ('optimize')")
 
     def leaves_with(self, namespace: int, term: str) -> tuple[np.ndarray, np.ndarray]:

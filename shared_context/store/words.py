@@ -93,6 +93,8 @@ _COMMON = {
     "catalan": "el la els les és una que en del per amb no se al com més seva són dels",
     "indonesian": "yang dan di itu dengan untuk tidak ini dari dalam akan pada ke adalah ada juga",
 }
+LANGUAGES = tuple(_COMMON)
+"""Those that a text may be taken for."""
 _LANGUAGE_SAMPLE = 20_000
 """Characters at the beginning of a text that its language is known by, so that it stays when the text grows."""
 

@@ -146,6 +146,16 @@ def test_sync_knows_a_file_whatever_its_path_is_written_like(house):
     assert (len(done["unchanged"]), done["added"], done["removed"]) == (3, [], [])
 
 
+def test_sync_tells_a_link_from_the_file_that_it_leads_to(house):
+    Path("docs/door.md").symlink_to("gate.md")
+    assert run_json("sync", "house.ctx", "docs")["added"] == ["docs/door.md"]
+    write(Path("docs/gate.md"), "The gate opens at eight.")
+    assert run_json("sync", "house.ctx", "docs")["replaced"] == ["docs/door.md", "docs/gate.md"]
+    assert run("show", "house.ctx", "docs/gate.md").stdout == "The gate opens at eight.\n"
+    Path("docs/door.md").unlink()
+    assert run_json("sync", "house.ctx", "docs")["removed"] == ["docs/door.md"]
+
+
 def test_sync_leaves_other_documents_and_what_it_cannot_read(house, small):
     with SharedLLMContextStore(small, "house.ctx") as store:
         store.add("Said on the telephone.", id="call")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared_context.errors import BatchError, ConfigError, DocumentError, DuplicateDocumentError
-from shared_context.store.documents import Document, load_documents
+from shared_context.store.documents import Document, TextFile, load_documents
 
 LIMIT = 1000
 
@@ -243,6 +243,31 @@ def test_a_folder_gives_its_text_files_in_order(folder):
     ]
     assert documents[5].text == "text of sub/deep/c.RST"
     assert documents[5].metadata == {"file_name": "c.RST", "file_path": "docs/sub/deep/c.RST", "team": "x"}
+
+
+def test_links_that_lead_to_each_other_are_left_out(folder):
+    Path("docs").mkdir()
+    Path("docs/fine.md").write_text("text")
+    Path("docs/a.txt").symlink_to("b.txt")
+    Path("docs/b.txt").symlink_to("a.txt")
+    assert [document.id for document in load("docs")] == ["docs/fine.md"]
+
+
+def test_a_file_that_becomes_a_link_while_its_folder_is_read_is_not_followed(folder, monkeypatch):
+    Path("docs").mkdir()
+    Path("secret.txt").write_text("the key of the vault")
+    for name in "abc":
+        Path(f"docs/{name}.txt").write_text(f"text of {name}")
+    read = TextFile.read
+
+    def swap(file, max_bytes):
+        if file.path.name == "a.txt":
+            Path("docs/b.txt").unlink()
+            Path("docs/b.txt").symlink_to("../secret.txt")
+        return read(file, max_bytes)
+
+    monkeypatch.setattr(TextFile, "read", swap)
+    assert [document.text for document in load("docs")] == ["text of a", "text of c"]
 
 
 def test_a_folder_without_text(folder):

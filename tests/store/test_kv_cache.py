@@ -298,6 +298,23 @@ def test_a_damaged_file_is_a_miss_and_goes(tmp_path, damage, quantize, caplog):
     assert cache.get(key_of("a")) is not None
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+@pytest.mark.parametrize(
+    "instead",
+    [os.mkfifo, lambda file: file.symlink_to("/dev/zero"), lambda file: (file.touch(), os.truncate(file, 1 << 40))],
+    ids=["a pipe", "an endless device", "a terabyte of holes"],
+)
+def test_what_is_no_file_of_this_cache_is_a_miss_and_never_waited_for(tmp_path, instead):
+    cache = TieredKVCache(0, tmp_path)
+    put_all(cache, "a")
+    (file,) = files_in(tmp_path)
+    file.unlink()
+    instead(file)
+    assert cache.get(key_of("a")) is None
+    put_all(cache, "a")
+    assert same(cache.get(key_of("a")), chunk("a"))
+
+
 @settings(max_examples=100)
 @given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_no_flipped_bit_goes_unnoticed(tmp_path_factory, at, bit):

@@ -50,6 +50,17 @@ def test_handles_of_one_namespace_see_each_others_changes(open_store, path, othe
     assert store.namespace("one").ids() == []
 
 
+def test_folders_that_a_link_leads_to_are_not_taken_for_those_of_dropped_namespaces(store, path, tmp_path, open_store):
+    store.namespace("one").add("The gate opens at six.", id="gate")
+    store.close()
+    kept = tmp_path / "elsewhere"
+    for name in ("precious", "0" * 32):
+        (kept / name).mkdir(parents=True)
+    (path / "namespaces").symlink_to(kept)
+    open_store(path).gc()
+    assert sorted(folder.name for folder in kept.iterdir()) == ["0" * 32, "precious"]
+
+
 def test_words_and_languages_of_another_namespace_change_no_score(open_store):
     store = open_store()
     alone, beside = store.namespace("alone"), store.namespace("beside")
