@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-newest test-lowest test-vllm faults lint docs release figures gpu clean
+.PHONY: help setup demo test test-slow test-newest test-lowest test-vllm faults soak lint docs release figures gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,12 @@ $(VLLM)/.installed:
 
 faults: $(STAMP)  ## twenty minutes of faults at every file operation of a store; needs Linux and a C compiler
 	@$(BIN)/python tests/faults/campaign.py
+
+SECONDS ?= 3600
+
+soak: export OMP_NUM_THREADS := 1
+soak: $(STAMP)  ## a store under load for an hour (SECONDS=60: a minute): memory, descriptors and disk stay flat
+	@$(BIN)/python tests/faults/soak.py --seconds $(SECONDS)
 
 lint: $(STAMP)  ## ruff: style, likely bugs; import-linter: which way arrows run, no circles
 	@$(BIN)/ruff check .

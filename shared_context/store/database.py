@@ -263,7 +263,9 @@ class Database(StoreFile):
         rows = self._connection.execute(
             "SELECT text FROM parts WHERE content = ? AND number BETWEEN ? AND ? ORDER BY number",
             (content, max(0, number - BEFORE_CHARACTERS), number - 1),
-        )
+        ).fetchall()
+        for row in rows:
+            self._check_types(f"document number {key}", row, (str,))
         return "".join(text for (text,) in rows)[-BEFORE_CHARACTERS:]
 
     def remove(self, key: int) -> set[bytes]:
