@@ -72,16 +72,24 @@ class ShardedLeaves:
     def __len__(self) -> int:
         return len(self.document)
 
-    @cached_property
-    def codes(self) -> torch.Tensor:
-        """None of them, on the device where scores are compared."""
-        return torch.empty(0, dtype=torch.int8, device=self._device)
+    @property
+    def device(self) -> torch.device:
+        """Where scores are compared."""
+        return self.spans.device
+
+    @property
+    def dimension(self) -> int:
+        """Of the embeddings."""
+        return self._embeddings.shape[1]
 
     @cached_property
-    def embeddings(self) -> torch.Tensor:
-        """Of all spans; the prefilter asks for them."""
+    def _embeddings(self) -> np.ndarray:
         answers = self._crew.ask(dict.fromkeys(self._holding(self._first_span), ("embeddings", ())))
-        return torch.from_numpy(np.concatenate(list(answers.values()))).to(self._device)
+        return np.concatenate(list(answers.values()))
+
+    def embeddings_of(self, spans: np.ndarray) -> np.ndarray:
+        """Of some spans, float32 [spans, dimension]; the prefilter asks for them."""
+        return self._embeddings[spans]
 
     def late_interaction(
         self,

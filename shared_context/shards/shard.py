@@ -90,6 +90,7 @@ class Shard:
             NodeShape(about.config.tree, size, about.dimension, vocabulary),
             TieredKVCache(0),  # keys and values are the front's
             lambda entry: None,
+            Path(place),
         )
 
     def made_with(self) -> tuple[bytes, bytes, bytes]:
@@ -118,7 +119,7 @@ class Shard:
                 self._catalogue.words.languages(),
                 len(self._database.conversations(self._catalogue.namespace)),
                 self._database.nbytes(),
-                leaves.codes.nbytes + leaves.scales.nbytes if leaves is not None else 0,
+                leaves.code_bytes if leaves is not None else 0,
             )
 
     # Comparing
@@ -129,7 +130,7 @@ class Shard:
         """Late-interaction scores of leaves, see :meth:`~shared_context.store.node_index.Leaves.late_interaction`."""
         with self._database.locked():
             leaves = self._catalogue.index.leaves()
-            chosen = None if rows is None else torch.from_numpy(rows).to(leaves.codes.device)
+            chosen = None if rows is None else torch.from_numpy(rows).to(leaves.device)
             beside = None if adjacent is None else torch.from_numpy(adjacent)
             found = leaves.late_interaction(torch.from_numpy(codes), torch.from_numpy(weights), chosen, beside)
             return found.numpy(force=True)
@@ -138,7 +139,7 @@ class Shard:
         """Cosines of spans, see :meth:`~shared_context.store.node_index.Leaves.cosines`."""
         with self._database.locked():
             leaves = self._catalogue.index.leaves()
-            chosen = None if spans is None else torch.from_numpy(spans).to(leaves.embeddings.device)
+            chosen = None if spans is None else torch.from_numpy(spans).to(leaves.device)
             return leaves.cosines(torch.from_numpy(embedding), chosen).numpy(force=True)
 
     def embeddings(self) -> np.ndarray:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shared_context.errors import DocumentNotFoundError, SharedContextError, StoreClosedError
+from shared_context.store import leaf_file
 from shared_context.store.database import DIGEST_BYTES, Database, Entry, Header, Kind
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.header import header as header_text
 from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.leaf_file import LeafFile
 from shared_context.store.node_data import HeaderData, NodeData, NodeShape, Part, StoredText, joined_nodes
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.word_index import NamespaceWords
+
+logger = logging.getLogger(__name__)
 
 TEXTS_KEPT = 32
 """Documents whose text and tokens are kept in memory after they were selected from."""
@@ -38,6 +45,7 @@ class Catalogue:
         shape: of the node data.
         cache: forgets the keys and values of chunks that are gone.
         header_ids: token ids of the header that a model is shown of a document; None where there is none.
+        folder: where a copy of what scoring needs of many documents is kept for the next opening; None keeps none.
 
     Attributes:
         index: what scoring needs of the documents, conversations left out.
@@ -56,8 +64,11 @@ class Catalogue:
         shape: NodeShape,
         cache: TieredKVCache,
         header_ids: Callable[[Entry], np.ndarray | None],
+        folder: Path | None = None,
     ):
         self.index, self.namespace, self.shape = index, namespace, shape
+        self._file = None if folder is None else folder / leaf_file.FILE
+        self._file_is_old = False
         self.words = NamespaceWords(database.words, namespace)
         self._name = name
         self._database, self._salt, self._cache, self._header_ids = database, salt, cache, header_ids
@@ -101,6 +112,8 @@ class Catalogue:
                 self._entries[key] = entry
                 self.index.headers.put(key, header, "" if header is None else _told(entry))
             self._data_version, self._version = seen, version or before
+            # Last, for what stays of a document that was extended has been read from there.
+            self._overwrite([*change.removed, *(old for old, *_ in change.extended.values())])
 
     def _check_there(self) -> None:
         """That the namespace was not dropped, by this process or another one."""
@@ -118,10 +131,13 @@ class Catalogue:
             return
         version = self._database.version()
         changes = self._database.changes(self._version) if self._version is not None else None
+        kept: frozenset[int] = frozenset()
         if changes is None:
             entries = self._database.catalogue(self.namespace)
             gone = self._entries.keys() - entries.keys()
             self.sweep()
+            if not self._entries:
+                kept = self._from_file()
         else:
             entries = self._database.entries(self.namespace, changes.documents)
             gone = self._entries.keys() & set(changes.documents) - entries.keys()
@@ -130,15 +146,86 @@ class Catalogue:
         for key in gone:
             self._forget(key)
         for key in sorted(entries.keys() - self._entries.keys()):
-            of_document = entries[key].kind == "document"
-            ids, nodes = self._database.nodes(key, self.shape) if of_document else (None, None)
-            self._know(key, entries[key], ids, nodes, None)
+            if entries[key].kind == "document" and key not in kept:
+                self.index.add(key, *self._database.nodes(key, self.shape))
+            self._keys[entries[key].kind, entries[key].id] = key
         described = [key for key, entry in entries.items() if entry.kind == "document"]
         headers = self._database.headers(described, self.shape)
         for key in described:
             self.index.headers.put(key, headers.get(key), _told(entries[key]) if key in headers else "")
         self._entries |= entries
         self._data_version, self._version = data_version, version
+
+    # The file that is mapped
+
+    def _from_file(self) -> frozenset[int]:
+        """Take in what the file holds of the documents that there are; returns their keys."""
+        kept = None if self._file is None else LeafFile.read(self._file, self.shape)
+        if kept is None:
+            return frozenset()
+        there = kept.there(self._database.node_sums(self.namespace))
+        self._file_is_old = there is None or not there[kept.leaves.keys > 0].all()
+        if there is None or not there.any():
+            return frozenset()
+        self.index.adopt(kept.leaves, there)
+        return frozenset(kept.leaves.keys[there].tolist())
+
+    def keep(self, *, tight: bool = False) -> None:
+        """Bring the file up to date where it pays; nothing is lost where that fails.
+
+        Args:
+            tight: also where little was deleted, to give its space back.
+        """
+        if self._file is None or self._database.read_only:
+            return
+        try:
+            with self._database.locked():
+                if self._version is not None:  # else it is not known what there is
+                    self._keep(tight)
+        except (OSError, SharedContextError) as error:
+            logger.debug("%s cannot be written (%s); the next opening takes longer.", self._file, error)
+
+    def _keep(self, tight: bool) -> None:
+        tokens, (kept, held) = self.index.tokens, self.index.kept_tokens
+        if tokens < leaf_file.LEAST_TOKENS:
+            self._file.unlink(missing_ok=True)
+            return
+        if max(tokens - kept, held - kept) <= (0 if tight else tokens // leaf_file.SHARE):
+            if self._file_is_old:
+                with self._database.transaction():
+                    leaf_file.forget(self._file, self.shape, None, self._entries)
+                self._file_is_old = False
+            return
+        with self.reading():
+            version, ids = self._version, self.index.token_ids()
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            written = leaf_file.write(
+                self._file.parent, self.shape, self.index.leaves(), ids, self._database.node_sums(self.namespace),
+                self.index.frequency,
+            )  # fmt: skip
+        try:
+            with self._database.transaction():
+                # Else what was deleted meanwhile would come back.
+                if self._database.version() == version:
+                    os.replace(written, self._file)
+                    self._file_is_old = False
+                    kept = LeafFile.read(self._file, self.shape)
+                    if kept is not None:
+                        self.index.adopt(kept.leaves, np.ones(len(ids), bool))
+        finally:
+            written.unlink(missing_ok=True)
+
+    def _overwrite(self, keys: Sequence[int]) -> None:
+        """Let nothing be left of documents in the file."""
+        if not keys or self._file is None or not self._file.exists():
+            return
+        try:
+            with self._database.transaction():
+                leaf_file.forget(self._file, self.shape, keys)
+        except (OSError, SharedContextError):
+            self._file.unlink(missing_ok=True)
+
+    # What there is
 
     def sweep(self) -> None:
         """Forget the keys and values of all chunks that no document has."""

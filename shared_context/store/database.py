@@ -425,6 +425,16 @@ class Database(StoreFile):
                 nodes.append(shape.decode(len(tokens), values))
         return all_ids, nodes
 
+    def node_sums(self, namespace: int) -> dict[int, int]:
+        """The sum of the checksums of what scoring needs of each document, by its key."""
+        return dict(
+            self._connection.execute(
+                "SELECT documents.key, SUM(node_checksum & 0xFFFFFFFF) FROM documents JOIN parts USING (content) "
+                "WHERE namespace = ? AND kind = 'document' GROUP BY documents.key",
+                (namespace,),
+            )
+        )
+
     def last_part(self, key: int, shape: NodeShape) -> tuple[int, Part]:
         """The number of a document's last chunk, and the chunk."""
         last = self._line(key).parts - 1

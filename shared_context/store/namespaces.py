@@ -150,7 +150,15 @@ class Namespaces:
         dimension = embedder.dimension if embedder is not None else 0
         shape = NodeShape(config.tree, codec.size, dimension, model.hf_model.config.vocab_size)
         catalogue = Catalogue(
-            self._database, key, name, salt, self._new_index(), shape, cache, partial(header_ids, model, config)
+            self._database,
+            key,
+            name,
+            salt,
+            self._new_index(),
+            shape,
+            cache,
+            partial(header_ids, model, config),
+            folder,
         )
         encoder = ChunkEncoder(model, cache, config, salt, catalogue.has_chunk, self._scorer.score)
         documents = DocumentStore(catalogue, Ingestion(model, codec, embedder, config.tree), config)
@@ -199,6 +207,11 @@ class Namespaces:
         for held in (self._open, self._recent):
             if held.get(namespace.name) is namespace:
                 del held[namespace.name]
+
+    def keep(self) -> None:
+        """Bring up to date what the next opening maps, of all that are open."""
+        for namespace in list(self._open.values()):
+            namespace.catalogue.keep()
 
     def sweep(self) -> None:
         """Let go of what is left of namespaces that are gone: in memory, and folders where a drop was cut off."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +18,99 @@ from shared_context.store.node_data import NodeData
 
 
 @dataclass(frozen=True)
-class Leaves:
-    """The leaves of a store as arrays, one row per leaf, in the order of documents and of their text.
-
-    Tensors are where queries are compared, NumPy's arrays in main memory.
+class Arrays:
+    """What leaves and spans are compared by.
 
     Attributes:
         codes: int8 [leaves, leaf_size, code_size]; a short leaf repeats its last token.
         scales: float16 [leaves, leaf_size].
         embeddings: float32 [spans, dimension], of spans of leaves.
-        spans: rows of ``embeddings`` that surround the leaf, int64 [leaves, 2]: its own span and, of those beside that
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    embeddings: torch.Tensor
+
+    def part(self, leaves: slice | torch.Tensor, spans: slice | torch.Tensor) -> Arrays:
+        """Those of some leaves and spans."""
+        return Arrays(self.codes[leaves], self.scales[leaves], self.embeddings[spans])
+
+    def joined(self, others: Sequence[Arrays]) -> Arrays:
+        """These and others behind them, copied."""
+        parts = ([getattr(part, field.name) for part in (self, *others)] for field in fields(Arrays))
+        return Arrays(*map(torch.cat, parts))
+
+    def to(self, device: torch.device | str) -> Arrays:
+        """The same on a device."""
+        return Arrays(*(getattr(self, field.name).to(device) for field in fields(Arrays)))
+
+
+@dataclass(frozen=True)
+class KeptLeaves:
+    """What a file holds of documents, one after the other in the order of their keys.
+
+    Attributes:
+        keys: of the documents, int64 [documents]; 0 of those that are gone.
+        tokens: of each, int64 [documents].
+        frequency: leaves of those that are not gone that have a token, int64 [vocabulary].
+        ids: token ids of all of them, int32 [tokens].
+        arrays: what their leaves and spans are compared by.
+    """
+
+    keys: np.ndarray
+    tokens: np.ndarray
+    frequency: np.ndarray
+    ids: np.ndarray
+    arrays: Arrays
+
+
+class Piece(NamedTuple):
+    """Some of the leaves of an index, and the spans of the same documents.
+
+    Attributes:
+        arrays: hold them, and others perhaps.
+        leaves: their rows in ``arrays``, int64 [leaves]; None where these are all of it.
+        spans: the same of the spans.
+    """
+
+    arrays: Arrays
+    leaves: torch.Tensor | None = None
+    spans: torch.Tensor | None = None
+
+    def leaf_rows(self, rows: torch.Tensor | None) -> torch.Tensor | None:
+        """Rows in ``arrays`` of leaves of the piece, None for all."""
+        return rows if self.leaves is None else self.leaves if rows is None else self.leaves[rows]
+
+    def span_rows(self, rows: torch.Tensor | None) -> torch.Tensor | None:
+        """Rows in ``arrays`` of spans of the piece, None for all."""
+        return rows if self.spans is None else self.spans if rows is None else self.spans[rows]
+
+    @property
+    def leaf_count(self) -> int:
+        """Leaves of the piece."""
+        return len(self.arrays.codes if self.leaves is None else self.leaves)
+
+    @property
+    def span_count(self) -> int:
+        """Spans of the piece."""
+        return len(self.arrays.embeddings if self.spans is None else self.spans)
+
+    def whole(self) -> Arrays:
+        """The leaves and spans of the piece alone; copied where ``arrays`` hold others."""
+        if self.leaves is None or self.spans is None:
+            return self.arrays
+        return self.arrays.part(self.leaves, self.spans)
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """The leaves of a store, one row per leaf, in the order of documents and of their text.
+
+    Tensors are where queries are compared, NumPy's arrays in main memory.
+
+    Attributes:
+        pieces: what they are compared by: one piece, or that of a file and behind it that of later documents.
+        spans: numbers of the spans that surround the leaf, int64 [leaves, 2]: its own span and, of those beside that
             in the document, the one it is nearer to; twice its own where there is none.
         span_document: key of the span's document, int64 [spans].
         span_chunk: row of the span's chunk in the arrays below, int64 [spans].
@@ -36,9 +121,7 @@ class Leaves:
             its tokens, int64 [chunks].
     """
 
-    codes: torch.Tensor
-    scales: torch.Tensor
-    embeddings: torch.Tensor
+    pieces: tuple[Piece, ...]
     spans: torch.Tensor
     span_document: np.ndarray
     span_chunk: np.ndarray
@@ -52,6 +135,22 @@ class Leaves:
     def __len__(self) -> int:
         return len(self.document)
 
+    @property
+    def device(self) -> torch.device:
+        """Where scores are compared."""
+        return self.spans.device
+
+    @property
+    def dimension(self) -> int:
+        """Of the embeddings."""
+        return self.pieces[0].arrays.embeddings.shape[1]
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the codes and their scales."""
+        codes, scales = self.pieces[0].arrays.codes[:1], self.pieces[0].arrays.scales[:1]
+        return len(self) * (codes.nbytes + scales.nbytes)
+
     def late_interaction(
         self,
         codes: torch.Tensor,
@@ -60,16 +159,66 @@ class Leaves:
         adjacent: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Late-interaction scores of leaves, as :func:`~shared_context.kernels.late_interaction_scores` gives them."""
-        device = self.codes.device
-        beside = None if adjacent is None else adjacent.to(device)
-        return late_interaction_scores(
-            codes.to(device), weights.to(device), self.codes, self.scales, leaves=rows, adjacent=beside
-        )
+        codes, weights = codes.to(self.device), weights.to(self.device)
+        beside = None if adjacent is None else adjacent.to(self.device)
+
+        def of_piece(piece: Piece, own: torch.Tensor | None, places: torch.Tensor) -> torch.Tensor:
+            held, pairs = piece.arrays, None if beside is None else beside[places[:-1]]
+            return late_interaction_scores(
+                codes, weights, held.codes, held.scales, leaves=piece.leaf_rows(own), adjacent=pairs
+            )
+
+        return _scattered(self.pieces, [piece.leaf_count for piece in self.pieces], rows, of_piece, self.device)
 
     def cosines(self, embedding: torch.Tensor, spans: torch.Tensor | None = None) -> torch.Tensor:
         """Of spans, by default all, the cosine with an embedding [dimension]."""
-        embeddings = self.embeddings if spans is None else self.embeddings[spans]
-        return embeddings @ embedding.to(embeddings.device)
+        asked = embedding.to(self.device)
+
+        def of_piece(piece: Piece, own: torch.Tensor | None, places: torch.Tensor) -> torch.Tensor:
+            chosen = piece.span_rows(own)
+            return (piece.arrays.embeddings if chosen is None else piece.arrays.embeddings[chosen]) @ asked
+
+        return _scattered(self.pieces, [piece.span_count for piece in self.pieces], spans, of_piece, self.device)
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """Of all leaves, int8 [leaves, leaf_size, code_size]; joined where they are several pieces."""
+        return torch.cat([piece.whole().codes for piece in self.pieces])
+
+    @property
+    def scales(self) -> torch.Tensor:
+        """Of all leaves, float16 [leaves, leaf_size]; joined where they are several pieces."""
+        return torch.cat([piece.whole().scales for piece in self.pieces])
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Of all spans, float32 [spans, dimension]; joined where they are several pieces."""
+        return torch.cat([piece.whole().embeddings for piece in self.pieces])
+
+    def embeddings_of(self, spans: np.ndarray) -> np.ndarray:
+        """Of some spans, which rise, float32 [spans, dimension]."""
+        found, first = [], 0
+        for piece in self.pieces:
+            own = spans[(spans >= first) & (spans < first + piece.span_count)] - first
+            rows = piece.span_rows(torch.from_numpy(own).to(self.device))
+            found.append(piece.arrays.embeddings[rows].numpy(force=True))
+            first += piece.span_count
+        return np.concatenate(found)
+
+    def rows(self, leaves: slice, spans: slice) -> Arrays:
+        """What some documents, whose leaves and spans these are, are compared by, in main memory."""
+        found, first = [], (0, 0)
+        for piece in self.pieces:
+            counts = piece.leaf_count, piece.span_count
+            own = [
+                slice(max(rows.start - at, 0), max(min(rows.stop - at, count), 0))
+                for rows, at, count in zip((leaves, spans), first, counts, strict=True)
+            ]
+            if own[0].start < own[0].stop:
+                held = (rows if of is None else of[rows] for rows, of in zip(own, piece[1:], strict=True))
+                found.append(piece.arrays.part(*held).to("cpu"))
+            first = first[0] + counts[0], first[1] + counts[1]
+        return found[0].joined(found[1:])
 
     def places(self, chunks: np.ndarray) -> list[tuple[int, int]]:
         """Each chunk's document, by its key, and its number in the document; chunks are given by their rows."""
@@ -86,22 +235,33 @@ class Leaves:
         return rows[behind < tokens]
 
 
-@dataclass(frozen=True)
-class _Arrays:
-    """What leaves and spans are compared by, of one document or of many side by side; see :class:`Leaves`."""
+def _scattered(
+    pieces: Sequence[Piece],
+    counts: Sequence[int],
+    rows: torch.Tensor | None,
+    compare: Callable[[Piece, torch.Tensor | None, torch.Tensor], torch.Tensor],
+    device: torch.device,
+) -> torch.Tensor:
+    """What comparing pieces gives for rows of all of them together, None for all, in the order of the rows.
 
-    codes: torch.Tensor
-    scales: torch.Tensor
-    embeddings: torch.Tensor
-
-    def part(self, leaves: slice | torch.Tensor, spans: slice | torch.Tensor) -> _Arrays:
-        """Those of some leaves and spans."""
-        return _Arrays(self.codes[leaves], self.scales[leaves], self.embeddings[spans])
-
-    def joined(self, others: Sequence[_Arrays]) -> _Arrays:
-        """These and others behind them, copied."""
-        parts = ([getattr(part, field.name) for part in (self, *others)] for field in fields(_Arrays))
-        return _Arrays(*map(torch.cat, parts))
+    Args:
+        counts: rows of each piece.
+        compare: is given a piece, rows of it, and the places that these have among ``rows``.
+    """
+    if len(pieces) == 1:
+        return compare(pieces[0], rows, torch.arange(counts[0] if rows is None else len(rows), device=device))
+    scores = torch.empty(sum(counts) if rows is None else len(rows), device=device)
+    first = 0
+    for piece, count in zip(pieces, counts, strict=True):
+        if rows is None:
+            places, own = torch.arange(first, first + count, device=device), None
+        else:
+            places = ((rows >= first) & (rows < first + count)).nonzero()[:, 0]
+            own = rows[places] - first
+        if len(places):
+            scores[places] = compare(piece, own, places)
+        first += count
+    return scores
 
 
 SPARE = 8
@@ -134,9 +294,14 @@ class NodeIndex:
         self._leaf_count = 0
         self._leaves: Leaves | None = None
         self._changed = False
-        # Rows of the leaves as they were joined last, and behind them room; and what is not among them yet, or no more.
-        self._room: _Arrays | None = None
-        self._waiting: dict[int, _Arrays] = {}
+        # What a file holds of the documents, and which of these are here still.
+        self._kept: KeptLeaves | None = None
+        self._there = np.zeros(0, bool)
+        # Rows of the other leaves as they were joined last, and behind them room; the keys of their documents and of
+        # their spans'; and what is not among them yet, or no more.
+        self._room: Arrays | None = None
+        self._owners = [np.zeros(0, np.int64)] * 2
+        self._waiting: dict[int, Arrays] = {}
         self._gone: set[int] = set()
         self.headers = HeaderIndex()
 
@@ -149,9 +314,34 @@ class NodeIndex:
         """Tokens of all documents."""
         return sum(map(len, self._token_ids.values()))
 
+    @property
+    def kept_tokens(self) -> tuple[int, int]:
+        """Tokens of the documents of the file that was adopted: of those that are here still, and of all."""
+        if self._kept is None:
+            return 0, 0
+        here = [key in self._token_ids for key in self._kept.keys.tolist()]
+        return int(self._kept.tokens[self._there & here].sum()), len(self._kept.ids)
+
     def token_ids(self) -> dict[int, np.ndarray]:
         """Token ids of all documents by their keys."""
         return self._token_ids.copy()
+
+    def adopt(self, kept: KeptLeaves, there: np.ndarray) -> None:
+        """Take in what a file holds, in the place of all that is held now.
+
+        Args:
+            there: which of its documents there are, bool [documents]; at least one.
+        """
+        edges = np.cumsum(kept.tokens) - kept.tokens
+        held = [(key, first, first + n) for key, first, n in zip(kept.keys, edges, kept.tokens, strict=True)]
+        self._kept, self._there = replace(kept, arrays=kept.arrays.to(self.device)), there.copy()
+        self.frequency = kept.frequency.copy()
+        self._leaf_count = int((-(-kept.tokens[kept.keys > 0] // self._tree.leaf_size)).sum())
+        self._token_ids = {int(key): kept.ids[first:end] for key, first, end in compress(held, there)}
+        for _, first, end in compress(held, ~there & (kept.keys > 0)):
+            self._count(kept.ids[first:end], -1)
+        self._room, self._owners, self._waiting, self._gone = None, [np.zeros(0, np.int64)] * 2, {}, set()
+        self._changed = True
 
     def add(self, key: int, token_ids: np.ndarray, nodes: NodeData) -> None:
         """Take in a document; one that a break has let in half is taken in anew."""
@@ -163,38 +353,48 @@ class NodeIndex:
     def extend(self, key: int, new_key: int, first: int, token_ids: np.ndarray, nodes: NodeData) -> None:
         """Take in that a document got other tokens from token ``first`` on, where a chunk begins, and another key."""
         leaf = first // self._tree.leaf_size
-        kept = self._arrays_of(key).part(slice(leaf), slice(leaf // self._tree.embedded_leaves))
-        kept = _Arrays(*(getattr(kept, field.name).cpu() for field in fields(_Arrays)))
+        kept = self._arrays_of(key).part(slice(leaf), slice(leaf // self._tree.embedded_leaves)).to("cpu")
         before = self._take(key)
         if first < len(before):
             self._count(before[first:], -1)
         self._count(token_ids, 1)
         self._put(new_key, np.concatenate([before[:first], token_ids]), kept.joined([self._of(token_ids, nodes)]))
 
-    def _of(self, token_ids: np.ndarray, nodes: NodeData) -> _Arrays:
+    def _of(self, token_ids: np.ndarray, nodes: NodeData) -> Arrays:
         size = self._tree.leaf_size
         tokens = len(token_ids)
         leaves = -(-tokens // size)
         # Repeating the last token fills the last leaf up without touching any maximum over its tokens.
         rows = np.minimum(np.arange(leaves * size), tokens - 1)
-        return _Arrays(
+        return Arrays(
             torch.from_numpy(nodes.codes[rows].reshape(leaves, size, -1)),
             torch.from_numpy(nodes.scales[rows].reshape(leaves, size)),
             torch.from_numpy(nodes.embeddings.copy()),
         )
 
-    def _arrays_of(self, key: int) -> _Arrays:
+    def _arrays_of(self, key: int) -> Arrays:
         """A document's own part."""
         if key in self._waiting:
             return self._waiting[key]
-        edges = (np.searchsorted(of, [key, key + 1]) for of in (self._leaves.document, self._leaves.span_document))
+        if (place := self._place(key)) is not None:
+            edges = document_edges(self._tree, self._kept.tokens)
+            return self._kept.arrays.part(*(slice(*edge[place : place + 2].tolist()) for edge in edges))
+        edges = (np.searchsorted(of, [key, key + 1]) for of in self._owners)
         return self._room.part(*(slice(*edge.tolist()) for edge in edges))
+
+    def _place(self, key: int) -> int | None:
+        """Which document of the adopted file a key is that of; None where of none that is there."""
+        if self._kept is None:
+            return None
+        places = np.flatnonzero(self._there)
+        at = np.searchsorted(self._kept.keys[places], key)
+        return int(places[at]) if at < len(places) and self._kept.keys[places[at]] == key else None
 
     def remove(self, key: int) -> None:
         """Forget a document."""
         self._count(self._take(key), -1)
 
-    def _put(self, key: int, token_ids: np.ndarray, arrays: _Arrays) -> None:
+    def _put(self, key: int, token_ids: np.ndarray, arrays: Arrays) -> None:
         self._token_ids[key], self._waiting[key] = token_ids, arrays
         self._changed = True
 
@@ -205,10 +405,8 @@ class NodeIndex:
         return self._token_ids.pop(key)
 
     def _count(self, token_ids: np.ndarray, sign: int) -> None:
-        leaf = np.arange(len(token_ids)) // self._tree.leaf_size
-        once_per_leaf = np.unique(leaf * len(self.frequency) + token_ids) % len(self.frequency)
-        np.add.at(self.frequency, once_per_leaf, sign)
-        self._leaf_count += sign * (int(leaf[-1]) + 1)
+        leaves = count_leaves(self.frequency, token_ids, self._tree.leaf_size, sign)
+        self._leaf_count += sign * leaves
 
     def weights(self, token_ids: np.ndarray) -> torch.Tensor:
         """Inverse leaf frequency of tokens, ``ln((n + 1) / (n_t + 0.5))``, float32 [tokens]."""
@@ -219,15 +417,39 @@ class NodeIndex:
         if self._leaves is None or self._changed:
             keys = sorted(self._token_ids)
             places = document_leaves(self._tree, keys, [len(self._token_ids[key]) for key in keys])
-            spans, arrays = torch.from_numpy(places.pop("spans")).to(self.device), self._arrays()
-            self._leaves = Leaves(**vars(arrays), spans=spans, **places)
+            spans, pieces = torch.from_numpy(places.pop("spans")).to(self.device), self._pieces()
+            self._leaves = Leaves(**places, spans=spans, pieces=pieces)
             self._changed = False
         return self._leaves
 
-    def _arrays(self) -> _Arrays:
-        """The arrays of all documents in the order of their keys; a document behind all others costs its own rows."""
-        room, old = self._room, self._leaves
-        owners = [np.zeros(0, np.int64)] * 2 if old is None else [old.document, old.span_document]
+    def _pieces(self) -> tuple[Piece, ...]:
+        """What all documents are compared by, in the order of their keys."""
+        if self._kept is not None:
+            there = self._there & ~np.isin(self._kept.keys, list(self._gone))
+            self._gone -= set(self._kept.keys[self._there].tolist())
+            self._there = there
+            # Later documents have higher keys; if one had not, all would have to be put in order.
+            if there.any() and min(self._waiting, default=np.inf) < self._kept.keys[there].max():
+                self._waiting |= {int(key): self._arrays_of(key).to("cpu") for key in self._kept.keys[there]}
+                there = self._there = np.zeros(len(there), bool)
+            if not there.any():
+                self._kept, self._there = None, np.zeros(0, bool)
+        kept = () if self._kept is None else (self._kept_piece(),)
+        if not self._waiting and (self._room is None or not len(self._token_ids) - int(self._there.sum())):
+            self._room, self._owners, self._gone = None, [np.zeros(0, np.int64)] * 2, set()
+            return kept
+        return *kept, Piece(self._arrays())
+
+    def _kept_piece(self) -> Piece:
+        if self._there.all():
+            return Piece(self._kept.arrays)
+        edges = document_edges(self._tree, self._kept.tokens)
+        held = (np.flatnonzero(np.repeat(self._there, np.diff(of))) for of in edges)
+        return Piece(self._kept.arrays, *(torch.from_numpy(rows).to(self.device) for rows in held))
+
+    def _arrays(self) -> Arrays:
+        """Those of documents that no file holds, in the order of their keys; one behind all others costs its rows."""
+        room, owners = self._room, self._owners
         if self._gone:
             stays = [~np.isin(of, list(self._gone)) for of in owners]
             owners = [of[there] for of, there in zip(owners, stays, strict=True)]
@@ -242,17 +464,19 @@ class NodeIndex:
             owners = [np.concatenate([of, np.repeat(keys, more)]) for of, more in zip(owners, counts, strict=True)]
         arrays = room.part(*(slice(len(of)) for of in owners))
         if (np.diff(owners[0]) < 0).any():
-            arrays = room = arrays.part(*(torch.from_numpy(np.argsort(of, kind="stable")) for of in owners))
+            orders = [np.argsort(of, kind="stable") for of in owners]
+            arrays = room = arrays.part(*map(torch.from_numpy, orders))
+            owners = [of[order] for of, order in zip(owners, orders, strict=True)]
         many = len(self._waiting) >= GIVEN_BACK
-        self._room, self._waiting, self._gone = room, {}, set()
+        self._room, self._owners, self._waiting, self._gone = room, owners, {}, set()
         if many:
             give_back_freed()
         return arrays
 
-    def _with_room(self, room: _Arrays | None, leaves: int, spans: int, more: _Arrays) -> _Arrays:
+    def _with_room(self, room: Arrays | None, leaves: int, spans: int, more: Arrays) -> Arrays:
         """The arrays with ``more`` behind the first leaves and spans, in the room that is there or in a larger one."""
         grown = {}
-        for field, count in zip(fields(_Arrays), (leaves, leaves, spans), strict=True):
+        for field, count in zip(fields(Arrays), (leaves, leaves, spans), strict=True):
             rows = getattr(more, field.name).to(self.device)
             held, end = None if room is None else getattr(room, field.name), count + len(rows)
             if held is None:
@@ -264,7 +488,14 @@ class NodeIndex:
             else:
                 held[count:end] = rows
             grown[field.name] = held
-        return _Arrays(**grown)
+        return Arrays(**grown)
+
+
+def document_edges(tree: TreeConfig, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first leaf and the first span of each of several documents, and those behind the last."""
+    leaves = -(-tokens // tree.leaf_size)
+    counts = leaves, -(-leaves // tree.embedded_leaves)
+    return tuple(np.concatenate([[0], np.cumsum(count)]) for count in counts)
 
 
 def document_leaves(tree: TreeConfig, keys: Sequence[int], tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
@@ -295,6 +526,14 @@ def document_leaves(tree: TreeConfig, keys: Sequence[int], tokens: Sequence[int]
         "chunk_number": chunk_number,
         "chunk_length": np.minimum(np.repeat(tokens, chunks) - chunk_number * tree.chunk_size, tree.chunk_size),
     }
+
+
+def count_leaves(frequency: np.ndarray, token_ids: np.ndarray, leaf_size: int, sign: int) -> int:
+    """Add how many leaves of a document have each token to ``frequency``, or take them off; returns its leaves."""
+    leaf = np.arange(len(token_ids)) // leaf_size
+    once_per_leaf = np.unique(leaf * len(frequency) + token_ids) % len(frequency)
+    np.add.at(frequency, once_per_leaf, sign)
+    return int(leaf[-1]) + 1
 
 
 def inverse_leaf_frequency(having: np.ndarray, leaves: int) -> torch.Tensor:

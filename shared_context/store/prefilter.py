@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from shared_context.store.node_index import Leaves
 
@@ -36,7 +35,7 @@ class Prefilter:
     def _make(self, leaves: Leaves) -> None:
         import faiss  # loaded where it is used: most stores never ask for it
 
-        count, dimension = leaves.embeddings.shape
+        count, dimension = len(leaves.span_document), leaves.dimension
         self._lists = 0
         if count <= EXHAUSTIVE_SPANS:
             self._index, self._room = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension)), EXHAUSTIVE_SPANS
@@ -95,5 +94,4 @@ def _ids(leaves: Leaves) -> np.ndarray:
 
 
 def _embeddings(leaves: Leaves, rows: np.ndarray) -> np.ndarray:
-    chosen = leaves.embeddings[torch.from_numpy(rows).to(leaves.embeddings.device)]
-    return np.ascontiguousarray(chosen.numpy(force=True), dtype=np.float32)
+    return np.ascontiguousarray(leaves.embeddings_of(rows), dtype=np.float32)

@@ -173,7 +173,7 @@ def _of_words(
     languages = query.postings.languages() or [DEFAULT_LANGUAGE]
     several = dict.fromkeys(tuple(terms_of(query.text, language)) for language in languages)
     scores = np.max([bm25(terms, query.postings, leaves) for terms in several], axis=0)
-    return torch.from_numpy(scores).to(leaves.codes.device)[rows]
+    return torch.from_numpy(scores).to(leaves.device)[rows]
 
 
 def last_token(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:

@@ -345,7 +345,7 @@ class Selector:
             rows += [int(scored.first[chunk]) + slot for slot in slots]
             sizes.append(len(slots))
         leaves = self._index.leaves()
-        of_leaves = relevance(query, leaves, torch.tensor(rows, device=leaves.codes.device), policy).numpy(force=True)
+        of_leaves = relevance(query, leaves, torch.tensor(rows, device=leaves.device), policy).numpy(force=True)
         of_nodes = np.maximum.reduceat(of_leaves, np.cumsum(sizes) - sizes)
         # A little less for each rank: whoever orders nodes by their scores finds the policy's order.
         behind_others = RANK * np.arange(len(of_nodes))
@@ -512,8 +512,7 @@ class Selector:
         if len(keys) < len(self._index):
             # What filters leave is usually few: their spans are compared one by one.
             spans = np.flatnonzero(np.isin(leaves.span_document, keys))
-            theirs = leaves.embeddings[torch.from_numpy(spans).to(leaves.embeddings.device)]
-            near = (theirs @ embedding.to(theirs.device)).numpy(force=True)
+            near = leaves.cosines(embedding, torch.from_numpy(spans).to(leaves.device)).numpy(force=True)
             return sorted(list(dict.fromkeys(of_span[spans[np.argsort(-near, kind="stable")]].tolist()))[:count])
         if self._prefilter is None:
             self._prefilter = (leaves, Prefilter(leaves))
@@ -532,11 +531,9 @@ class Selector:
         everything = len(considered) == len(leaves.chunk_length)
         rows = np.arange(len(leaves)) if everything else np.flatnonzero(np.isin(leaves.chunk, considered))
         # All rows are taken as they lie; some of them are copied.
-        taken = slice(None) if everything else torch.from_numpy(rows).to(leaves.codes.device)
-        if query is None:
-            scores = torch.zeros(len(rows), device=leaves.codes.device)
-        else:
-            scores = score(query, leaves, taken, policy)
+        taken = slice(None) if everything else torch.from_numpy(rows).to(leaves.device)
+        everywhere_alike = torch.zeros(len(rows), device=leaves.device)
+        scores = everywhere_alike if query is None else score(query, leaves, taken, policy)
         if shown is not None and policy != "last_token":
             touch = touching(leaves, rows)
             reach = section_leaves(shown, tree.leaf_size)

@@ -114,6 +114,7 @@ class SharedLLMContextStore:
             self._namespaces.sweep()
             with self._rooms.catalogue.reading():
                 pass  # takes everything in
+            self._rooms.catalogue.keep()
         except BaseException:
             self._close_files()
             raise
@@ -155,6 +156,7 @@ class SharedLLMContextStore:
         if self.namespace_name:
             self._let_go = True
         else:
+            self._namespaces.keep()
             self._close_files()
 
     def _close_files(self) -> None:
@@ -546,7 +548,7 @@ class SharedLLMContextStore:
                 "database_bytes": self._database.namespace_bytes(self._namespace.key)
                 if self.namespace_name
                 else self._database.nbytes(),
-                "code_bytes": leaves.codes.nbytes + leaves.scales.nbytes if leaves is not None else 0,
+                "code_bytes": leaves.code_bytes if leaves is not None else 0,
                 "kv_cache": self._rooms.cache.stats(),
             }
 
@@ -594,6 +596,7 @@ class SharedLLMContextStore:
             StoreUnavailableError: another process goes on using the store, or the disk is full.
         """
         self._database.compact()
+        self._rooms.catalogue.keep(tight=True)
         with self._rooms.catalogue.reading():
             self._rooms.catalogue.sweep()
 
