@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-_HEADER, _FRAME = 32, 24
+_HEADER, _FRAME, _INDEX = 32, 24, 48
 _MAGIC = {0x377F0682: "<u4", 0x377F0683: ">u4"}
 """How a log's checksums read its words."""
 MAX_PAGE_BYTES = 1 << 16
@@ -25,8 +25,11 @@ SETTLE_SECONDS = 0.05
 def lost_changes(log: Path) -> int:
     """Changes that were committed to a log and that recovery will drop, because of damage in or before them.
 
+    Where the damage hides how many there were, it is one.
+
     Args:
-        log: the file; a missing or empty one has lost nothing.
+        log: the file; a missing or empty one has lost nothing. Beside it lies its index, which tells how far it went
+            before a writer was killed.
     """
     lost = _lost_changes(log)
     if lost:
@@ -36,6 +39,7 @@ def lost_changes(log: Path) -> int:
 
 
 def _lost_changes(log: Path) -> int:
+    index = _index(log.with_name(f"{log.name.removesuffix('-wal')}-shm"))  # before the log, which only gets longer
     try:
         file = log.open("rb")
     except OSError:  # missing, or not ours to read: then SQLite says so
@@ -54,8 +58,9 @@ def _lost_changes(log: Path) -> int:
         if not whole:
             # Nothing of it will be read, and a damaged header does not tell how much there was.
             return int(len(file.read(_FRAME + 512)) == _FRAME + 512)
-        lost = strange = 0
+        lost = strange = number = committed = 0
         while strange < STRANGE_FRAMES and len(frame := file.read(_FRAME + page_size)) == _FRAME + page_size:
+            number += 1
             _, pages, *own, first, second = struct.unpack(">6I", frame[:_FRAME])
             if whole:
                 checks = running_checksum(np.frombuffer(frame[:8] + frame[_FRAME:], words), checks)
@@ -64,7 +69,24 @@ def _lost_changes(log: Path) -> int:
                 strange += 1
             elif not whole and pages:  # a change that was undone has no page count
                 lost += 1
-        return lost
+            elif whole and pages:
+                committed = number
+        further = index is not None and index[0] == header[16:24] and index[1] > committed
+        return max(lost, int(further))
+
+
+def _index(file: Path) -> tuple[bytes, int] | None:
+    """The salts of a log and its last committed frame, as the log's index tells them; None where it is none."""
+    try:
+        with file.open("rb") as opened:
+            first, second = opened.read(_INDEX), opened.read(_INDEX)
+    except OSError:
+        return None
+    if len(first) < _INDEX or first != second:
+        return None
+    if running_checksum(np.frombuffer(first[:40], np.uint32), (0, 0)) != struct.unpack("=2I", first[40:]):
+        return None
+    return first[32:40], struct.unpack("=I", first[16:20])[0]
 
 
 def running_checksum(words: np.ndarray, before: tuple[int, int]) -> tuple[int, int]:

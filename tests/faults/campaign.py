@@ -3,7 +3,9 @@
 What a process does to its files is recorded by a library that is loaded before libc (record.c), so that a store is
 looked at as it would be after a cut at any operation: killed there, or after a power cut, where what no fsync covers is
 there, lost, torn or out of order. Directory entries are taken as written in order. Other processes are really killed,
-refused space and told of errors at each operation, and whole stores get flipped bits, zeroed and overwritten sectors.
+refused space and told of errors at each operation, and whole stores get flipped bits, zeroed and overwritten sectors,
+and so do the logs that killed writers left behind. Clocks jump, and small file systems really fill up, where this
+process may mount one.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -437,19 +440,7 @@ def damage(tally: Tally, seed: int, steps: int, work: Path, end: float, most: in
         shutil.copytree(whole, work / "hurt")
         files = sorted(path for path in (work / "hurt").rglob("*") if path.is_file() and path.stat().st_size)
         file = random.choice([*files, *[one for one in files if one.name == FILE] * len(files)])
-        content, kind = (
-            bytearray(file.read_bytes()),
-            random.choice(["bit flipped", "sector zeroed", "sector overwritten"]),
-        )
-        at = random.randrange(len(content))
-        if kind == "bit flipped":
-            content[at] ^= 1 << random.randrange(8)
-        else:
-            first = at - at % SECTOR
-            last = min(first + SECTOR, len(content))
-            filled = bytes(last - first) if kind == "sector zeroed" else random.randbytes(last - first)
-            content[first:last] = filled
-        file.write_bytes(content)
+        kind, at = hurt(file, random)
         where = f"seed {seed}, number {number}, byte {at} of {file.name}"
         try:
             tally.note(kind, "whole" if read(work / "hurt" / "store") == expected else "silent", where)
@@ -459,9 +450,163 @@ def damage(tally: Tally, seed: int, steps: int, work: Path, end: float, most: in
             tally.note(kind, f"{type(error).__name__}: {error}", where)
 
 
+def hurt(file: Path, random: Random) -> tuple[str, int]:
+    """Change bytes of a file; returns how, and where."""
+    content = bytearray(file.read_bytes())
+    kind, at = random.choice(["bit flipped", "sector zeroed", "sector overwritten"]), random.randrange(len(content))
+    if kind == "bit flipped":
+        content[at] ^= 1 << random.randrange(8)
+    else:
+        first = at - at % SECTOR
+        last = min(first + SECTOR, len(content))
+        filled = bytes(last - first) if kind == "sector zeroed" else random.randbytes(last - first)
+        content[first:last] = filled
+    file.write_bytes(content)
+    return kind, at
+
+
+class Warnings(logging.Handler):
+    """What the store's file said in the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def live_logs(tally: Tally, seed: int, steps: int, work: Path, end: float, most: int) -> None:
+    """Change bytes in what a killed writer left behind: changes that are lost have to be told."""
+    random = Random(f"logs {seed}")
+    root = work / "live"
+    shutil.rmtree(root, ignore_errors=True)
+    if (child := os.fork()) == 0:
+        workload, now = Workload(root / "store", seed), {}
+        for step in range(steps):
+            now = workload.step(now, step)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    earlier = states(seed, steps)
+    for number in range(most):
+        if time.monotonic() > end:
+            return
+        shutil.rmtree(work / "hurt", ignore_errors=True)
+        shutil.copytree(root, work / "hurt")
+        logs = [work / "hurt" / "store" / f"{FILE}-{kind}" for kind in ("wal", "wal", "wal", "shm")]
+        file = random.choice([log for log in logs if log.exists() and log.stat().st_size])
+        kind, at = hurt(file, random)
+        where = f"seed {seed}, number {number}, byte {at} of {file.name}"
+        logging.disable(logging.NOTSET)
+        logger, heard = logging.getLogger("shared_context.store.store_file"), Warnings()
+        logger.addHandler(heard)
+        try:
+            found = read(work / "hurt" / "store")
+            lost = any("lost up to" in line for line in heard.said)
+            outcome = "whole" if found == earlier[-1] else "told" if lost and found in earlier else "silent"
+        except StoreFormatError:
+            outcome = "told"
+        except (SharedContextError, AssertionError, Exception) as error:
+            outcome = f"{type(error).__name__}: {error}"
+        finally:
+            logger.removeHandler(heard)
+            logging.disable()
+        tally.note(f"log of a killed writer, {kind}", outcome, where)
+
+
+# Clocks and small file systems
+
+YEARS = 20 * 366 * 24 * 3600
+HUNG_SECONDS = 120
+RUNS_OF_A_SEED = 10
+
+
+def clocks(tally: Tally, seed: int, steps: int, work: Path, end: float, most: int) -> None:
+    """Let the clock jump before every step: all is done as if it had not."""
+    for number in range(min(most, RUNS_OF_A_SEED)):
+        if time.monotonic() > end:
+            return
+        random = Random(f"clocks {seed} {number}")
+        root = work / "clocks"
+        shutil.rmtree(root, ignore_errors=True)
+        if (child := os.fork()) == 0:
+            signal.alarm(HUNG_SECONDS)
+            library, now = recorder(), {}
+            workload = Workload(root / "store", seed)
+            for step in range(steps):
+                library.jump(random.choice([0, -1, 3600, random.randint(-YEARS, YEARS)]))
+                if step % 3 == 2:
+                    workload.close()
+                    workload = Workload(root / "store", seed)
+                now = workload.step(now, step)
+            os._exit(read(root / "store") != states(seed, steps)[-1])
+        _, status = os.waitpid(child, 0)
+        tally.note("clock jumps", "whole" if status == 0 else f"ended with {status}", f"seed {seed}, run {number}")
+
+
+SMALL_BYTES = 1 << 20
+
+
+def small_disk(tally: Tally, seed: int, steps: int, work: Path, end: float, most: int) -> None:
+    """Let a file system fill up really: what was told is there once there is space again."""
+    random = Random(f"small {seed}")
+    disk = work / "small"
+    for number in range(min(most, RUNS_OF_A_SEED)):
+        if time.monotonic() > end:
+            return
+        disk.mkdir(parents=True, exist_ok=True)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES}", "tmpfs", str(disk)]
+        if subprocess.run(mount, capture_output=True).returncode:
+            return  # not ours to do
+        try:
+            outcome = filled(disk, work / "marks", seed, steps, random)
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+        tally.note("a file system fills up", outcome, f"seed {seed}, run {number}")
+
+
+def filled(disk: Path, marks: Path, seed: int, steps: int, random: Random) -> str:
+    """Take steps while somebody else takes nearly all space, and look at the store when it is free again."""
+    marks.unlink(missing_ok=True)
+    Workload(disk / "store", seed).close()
+    with (disk / "other").open("wb") as other:
+        os.posix_fallocate(other.fileno(), 0, max(1, free_bytes(disk) - random.randrange(SMALL_BYTES // 2)))
+    if (child := os.fork()) == 0:
+        signal.alarm(HUNG_SECONDS)
+        logging.disable()
+        workload, now, taken = Workload(disk / "store", seed), {}, []
+        for step in range(steps):
+            try:
+                after = workload.step(now, step)
+            except SharedContextError:
+                continue
+            if after != now:
+                taken.append(step)
+            now = after
+            marks.write_text(json.dumps(taken))
+        if random.random() < 0.5:
+            workload.close()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        return f"the writer ended with {status}"
+    (disk / "other").unlink()
+    try:
+        expected = after_steps(seed, json.loads(marks.read_text()) if marks.exists() else [])
+        return "whole" if read(disk / "store") == expected else "another state"
+    except (SharedContextError, AssertionError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def free_bytes(folder: Path) -> int:
+    told = os.statvfs(folder)
+    return told.f_bavail * told.f_frsize
+
+
 def recorder() -> ctypes.CDLL:
     library = ctypes.CDLL(os.environ[LIBRARY])
     library.refuse.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_long)
+    library.jump.argtypes = (ctypes.c_long,)
     return library
 
 
@@ -475,6 +620,9 @@ def run(seconds: float, first_seed: int, most: int | None, syncs: bool = True) -
             cuts(tally, seed, 8, work, end, most or 1 << 30, syncs)
             refusals(tally, seed, 8, work, end, most or 100)
             damage(tally, seed, 12, work, end, most or 100)
+            live_logs(tally, seed, 12, work, end, most or 100)
+            clocks(tally, seed, 12, work, end, most or 100)
+            small_disk(tally, seed, 12, work, end, most or 100)
             shutil.rmtree(work, ignore_errors=True)
             print(f"seed {seed}: {sum(tally.faults.values()):,} faults, {len(tally.wrong)} wrong", file=sys.stderr)
             seed += 1

@@ -3,6 +3,7 @@
  * begin(log) writes one record for each operation from now on: "kind path offset length other\n" and then so many bytes.
  * refuse(after, code, times) lets so many operations pass, and fails so many of the next ones with an errno; with the
  * code -1 the process is killed instead.
+ * jump(seconds) puts the clock of the day so far forward, or back, from what it is; the steady one goes on.
  * Operations are counted on regular files below the folder that watch(folder) names. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -15,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 static char folder[PATH_MAX];
@@ -137,4 +140,28 @@ int link(const char *from, const char *to) {
     int done = real(from, to);
     if (!done) note('l', from, 0, 0, to, 0);
     return done;
+}
+
+static long jumped = 0;
+void jump(long seconds) { jumped = seconds; }
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    REAL(clock_gettime, int, clockid_t, struct timespec *);
+    int done = real(clock, now);
+    if (!done && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += jumped;
+    return done;
+}
+
+int gettimeofday(struct timeval *now, void *zone) {
+    REAL(gettimeofday, int, struct timeval *, void *);
+    int done = real(now, zone);
+    if (!done) now->tv_sec += jumped;
+    return done;
+}
+
+time_t time(time_t *to) {
+    REAL(time, time_t, time_t *);
+    time_t now = real(NULL) + jumped;
+    if (to) *to = now;
+    return now;
 }

@@ -406,6 +406,20 @@ def test_what_recovery_of_a_damaged_log_drops_is_said(folder, tmp_path, caplog, 
     store.close()
 
 
+def test_a_last_change_whose_mark_in_the_log_is_damaged_is_said_to_be_lost(folder, tmp_path, caplog):
+    store = Database(folder)
+    for number in range(3):
+        insert(store, f"new {number}", 300)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    log, page = bytearray((copy / f"{FILE}-wal").read_bytes()), 4096
+    frames = range(32, len(log), 24 + page)
+    log[frames[-1] : frames[-1] + 24] = bytes(24)
+    (copy / f"{FILE}-wal").write_bytes(log)
+    assert len(read_everything(copy)) < 5
+    assert "lost up to 1 change" in caplog.text
+    store.close()
+
+
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=40), st.tuples(*[st.integers(0, 2**32 - 1)] * 2))
 def test_the_log_s_checksum_is_the_one_of_its_definition(words, before):
     words = words[: len(words) // 2 * 2]

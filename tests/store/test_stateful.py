@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
+from dataclasses import replace as replace_in
 from itertools import count
 from pathlib import Path
 
@@ -111,7 +112,7 @@ class StoreMachine(RuleBasedStateMachine):
                 store.update(id, text, metadata)
             return
         store.update(id, text, metadata)
-        self.put(name, Document(text or before.text, id, metadata or before.metadata))
+        self.put(name, replace_in(before, text=text or before.text, metadata=metadata or before.metadata))
 
     @rule(handle=st.integers(0, 1), name=names, id=ids, words=nouns)
     def append(self, handle, name, id, words):
@@ -122,7 +123,7 @@ class StoreMachine(RuleBasedStateMachine):
                 store.append(id, more)
             return
         store.append(id, more)
-        self.put(name, Document(before.text + more, id, before.metadata))
+        self.put(name, replace_in(before, text=before.text + more))
 
     @rule(handle=st.integers(0, 1), name=names, gone=st.lists(ids, min_size=1, max_size=3))
     def delete(self, handle, name, gone):
@@ -152,7 +153,9 @@ class StoreMachine(RuleBasedStateMachine):
         for id in [id for id in kept if id.startswith(files.as_posix()) and id not in there]:
             del kept[id]
         for path, text in texts.items():
-            self.put("", Document(text, path.as_posix(), {"file_name": path.name, "file_path": path.as_posix()}))
+            metadata = {"file_name": path.name, "file_path": path.as_posix()}
+            keys = ("file_path",)
+            self.put("", Document(text, path.as_posix(), metadata, unsearched_keys=keys, hidden_keys=keys))
 
     # Queries
 
@@ -205,7 +208,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.selections:
             selection = self.selections[number % len(self.selections)]
             try:
-                assert self.model.score("Where?", " Here.", context=selection if selection.nodes else None) < 0
+                assert self.model.score("Where?", " Here.", context=selection if selection.nodes else None) > 0
             except SharedContextError:
                 current = [d for kept in self.documents.values() for d in kept.values()]
                 texts = [one.text for one in current]
