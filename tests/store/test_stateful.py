@@ -147,15 +147,18 @@ class StoreMachine(RuleBasedStateMachine):
             texts[files / f"{number}.md"] = self.text(each)
         for path, text in texts.items():
             path.write_text(text)
-        self.of(handle, "").sync(files)
+        report = self.of(handle, "").sync(files)
         kept = self.documents[""]
         there = {path.as_posix() for path in files.iterdir()}
-        for id in [id for id in kept if id.startswith(files.as_posix()) and id not in there]:
+        gone = [id for id in kept if id.startswith(files.as_posix()) and id not in there]
+        new = [path.as_posix() for path in texts if path.as_posix() not in kept]
+        changed = [path.as_posix() for path in texts if path.as_posix() in kept]
+        assert (list(report.added), list(report.replaced), list(report.removed)) == (new, changed, gone)
+        for id in gone:
             del kept[id]
-        for path, text in texts.items():
-            metadata = {"file_name": path.name, "file_path": path.as_posix()}
-            keys = ("file_path",)
-            self.put("", Document(text, path.as_posix(), metadata, unsearched_keys=keys, hidden_keys=keys))
+        for id in (*new, *changed):
+            metadata, keys = {"file_name": Path(id).name, "file_path": id}, ("file_path",)
+            self.put("", Document(texts[Path(id)], id, metadata, unsearched_keys=keys, hidden_keys=keys))
 
     # Queries
 
