@@ -98,6 +98,47 @@ def latency(
     )
 
 
+@app.command("load", epilog=output.EXIT_CODES)
+def under_load(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of a shared-context serve that runs.", show_default=False)],
+    data: DataArgument,
+    store: Annotated[str | None, typer.Option("--store", help="Which of its stores. [the first]")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", envvar="SHARED_CONTEXT_API_KEY", help="API key; a soak's may write.")
+    ] = None,
+    clients: Annotated[
+        list[int] | None, typer.Option("--clients", min=1, help="At a time; several. [1, 4 and 16]", show_default=False)
+    ] = None,
+    budget: Annotated[int, typer.Option("--budget", help="KV entries of each selection.")] = 1024,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens of an answer at most.")] = 24,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N questions.")] = None,
+    soak: Annotated[
+        float,
+        typer.Option(
+            "--soak", metavar="MINUTES", help="Then ask for so long with the most clients, with changes between."
+        ),
+    ] = 0.0,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """First tokens and answers a minute of a server that several clients ask at once."""
+    from shared_context.evaluation import load as measurement
+    from shared_context.evaluation.questions import read_questions
+
+    asked = [question.text for question in read_questions(data).questions][:limit]
+    report = measurement.measure(
+        url,
+        asked,
+        store=store,
+        key=key,
+        clients=tuple(sorted(clients)) if clients else measurement.CLIENTS,
+        budget=budget,
+        max_tokens=max_tokens,
+        minutes=soak,
+    )
+    finish([report], data.name, json_file, html_file)
+
+
 def _first_token(model: SharedLLMModel, asked: QuestionSet, context_tokens: Sequence[int], runs: int) -> Report:
     """The measurement, or a report that says why it cannot run: it is nothing without what it is measured against."""
     from shared_context.evaluation.report import Report

@@ -215,6 +215,31 @@ def requests(
 
 
 @app.command(epilog=output.EXIT_CODES)
+def citations(
+    data: DataArgument,
+    model: EvalModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    unit: Annotated[
+        Literal["file", "article", "paragraph"],
+        typer.Option("--unit", help="What of SQuAD or JSONL becomes one document."),
+    ] = "file",
+    budget: Annotated[int, typer.Option("--budget", help="KV entries shown.")] = 1024,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """Is the passage that holds the answer among those that a right answer is said to rest on?"""
+    from shared_context.evaluation import citations as measurement
+
+    reader = load(model, adapter, dtype, device)
+    report = measurement.measure(reader, data, unit=unit, limit=limit, seed=seed, budget=budget)
+    finish([report], data.name, json_file, html_file)
+
+
+@app.command(epilog=output.EXIT_CODES)
 def compression(
     data: DataArgument,
     model: EvalModelOption = None,

@@ -17,6 +17,7 @@ from shared_context.cli import (
     chat,
     documents,
     evaluate,
+    export_lora,
     grains,
     ingest,
     inspect,
@@ -66,6 +67,7 @@ for name, command in {
     "serve": serve.serve,
     "grains": grains.grains,
     "probe": probe.probe,
+    "export-lora": export_lora.export_lora,
     "report": report.report,
     "train": train.train,
 }.items():

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 KeysArgument = Annotated[Path, typer.Argument(metavar="FILE", help="File of the keys.", show_default=False)]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the key.", show_default=False)]
 
+IN_PROCESS, BY_VLLM = 4, 32
+"""Answers at a time where nothing is said."""
+
 keys_app = typer.Typer(help="API keys of `shared-context serve`.", no_args_is_help=True)
 
 
@@ -55,7 +58,12 @@ def serve(
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", help="Tokens of an answer where a request names no limit.")
     ] = 256,
-    parallel: Annotated[int, typer.Option("--parallel", help="Answers that are written at a time.")] = 4,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            "--parallel", help="Answers that are written at a time. [4, with --engine 32]", show_default=False
+        ),
+    ] = None,
     queue: Annotated[int, typer.Option("--queue", help="Requests that may wait; others are refused with 429.")] = 64,
     data: Annotated[
         Path | None,
@@ -67,6 +75,21 @@ def serve(
         ),
     ] = None,
     kv_limit: KvLimitOption = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="URL|COMMAND",
+            help="Have vLLM write the answers: the address of one that runs with the connector, or the command to "
+            'start one with, such as vllm or "/path/to/vllm --gpu-memory-utilization 0.5".',
+        ),
+    ] = None,
+    selections: Annotated[
+        Path | None,
+        typer.Option(
+            "--selections", metavar="FOLDER", help="Through which a vLLM that runs is handed what is injected."
+        ),
+    ] = None,
 ) -> None:
     """Answer over HTTP as OpenAI does: one model for each store.
 
@@ -78,6 +101,8 @@ def serve(
         from shared_context.serve import ServeConfig, create_app
         from shared_context.serve.access import Keys
         from shared_context.serve.logs import LOGGING
+        from shared_context.serve.vllm import VLLM
+        from shared_context.serve.vllm_process import vllm_server
     except ImportError as error:
         output.complain(str(error))
         raise typer.Exit(output.FAILED) from error
@@ -87,6 +112,13 @@ def serve(
             "127.0.0.1.",
             param_hint="--host",
         )
+    by_address = engine is not None and engine.startswith(("http://", "https://"))
+    if by_address is not (selections is not None):
+        raise typer.BadParameter(
+            "give the folder that vLLM's connector reads together with the address of a vLLM that runs.",
+            param_hint="--selections",
+        )
+    parallel = parallel or (IN_PROCESS if engine is None else BY_VLLM)
     config = ServeConfig(parallel=parallel, queue=queue, budget=budget, max_tokens=max_tokens)
     limit = parse_bytes(kv_limit, "--kv-limit")
     known = Keys(keys) if keys is not None else None
@@ -95,8 +127,27 @@ def serve(
         served = _open_all(_named(stores), model, limit, opened, loading)
         # Whoever has a key may call the server as he likes.
         hosts = None if known is not None else {"localhost", "127.0.0.1", "::1", host}
-        app = create_app(served, config=config, keys=known, data=data, hosts=hosts)
+        vllm = None
+        if engine is not None:
+            model_of_all = _only_model(served)
+            address, folder = (
+                (engine, selections) if by_address else opened.enter_context(vllm_server(engine, model_of_all))
+            )
+            vllm = VLLM(address, folder, config.engine_timeout)
+        app = create_app(served, config=config, keys=known, data=data, hosts=hosts, vllm=vllm)
         uvicorn.run(app, host=host, port=port, log_config=LOGGING, access_log=False, server_header=False)
+
+
+def _only_model(served: dict[str, SharedLLMContextStore]) -> SharedLLMModel:
+    """The model of all stores, for an engine serves one."""
+    models = {id(store.model): store.model for store in served.values()}
+    if len(models) > 1:
+        names = " and ".join(sorted(model.name for model in models.values()))
+        raise ConfigError(f"The stores are of the models {names}, and an engine serves one: serve them apart.")
+    (model,) = models.values()
+    if model.has_adapter:
+        raise ConfigError("An engine writes without an adapter: leave out --adapter, or --engine.")
+    return model
 
 
 def _named(given: list[str]) -> dict[str, Path]:
@@ -152,6 +203,10 @@ def add(
         list[str] | None, typer.Option("--store", help="Only this store. Several; by default all of them.")
     ] = None,
     filters: FilterOption = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", help="Of each store the key has this namespace only, a store of its own in it."),
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="May add and remove documents.")] = False,
     operate: Annotated[
         bool, typer.Option("--operate", help="May make and delete stores and see the server's figures.")
@@ -160,7 +215,8 @@ def add(
     """Make a key and print it; the file keeps its hash only."""
     from shared_context.serve.access import add_key
 
-    print(add_key(file, name, stores=store, filters=parse_filters(filters), writes=write, operates=operate))
+    bound = {"stores": store, "filters": parse_filters(filters), "namespace": namespace}
+    print(add_key(file, name, **bound, writes=write, operates=operate))
 
 
 @keys_app.command("revoke", epilog=output.EXIT_CODES)

@@ -18,6 +18,7 @@ from shared_context.errors import ConfigError, QueryError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.adapting import check_injection, put_to_work
 from shared_context.model.assembled import AssembledPrompt, assembled
+from shared_context.model.attribution import attention_paid
 from shared_context.model.batching import batches
 from shared_context.model.compressor import Compressor
 from shared_context.model.constraints import Constraint, ConstraintCompiler
@@ -534,6 +535,45 @@ class SharedLLMModel:
         single, (request, *_) = self._requests.read(prompt, context, formatted, max_new_tokens, self.identity, None)
         require(single, "prompt", type(prompt).__name__, "must be one prompt, no batch")
         return assembled(self._decoder, request)
+
+    def attribute(
+        self,
+        prompt: str | Sequence[Message],
+        answer: str,
+        *,
+        context: Context,
+        formatted: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[float]:
+        """How much an answer leans on each node of its context, by the attention that its tokens pay to it.
+
+        The answer is read once more behind the context, all of its tokens together, which costs about what its first
+        token did.
+
+        Args:
+            prompt: what was answered, one question or conversation.
+            answer: the text of the answer.
+            context: the Selection that was injected.
+            formatted, chat_template_kwargs: as in :meth:`complete`.
+
+        Returns:
+            For each of ``context.nodes`` the share of its attention, between 0 and 1, that the head most interested in
+            it pays to its most interesting row, on average over the answer's tokens; 0 for all where the answer is
+            empty. Compare them within one answer only.
+
+        Raises:
+            ConfigError: the attention is not watched: of cross-attention injection, of models with sliding windows, of
+                grains coarser than 1.
+            WindowExceededError, QueryError: as :meth:`complete`.
+        """
+        ids = self.tokenize(answer).ids.tolist()
+        single, (request, *_) = self._requests.read(
+            prompt, context, formatted, max(1, len(ids)), self.identity, chat_template_kwargs
+        )
+        require(single, "prompt", type(prompt).__name__, "must be one prompt, no batch")
+        if not ids:
+            return [0.0] * len(context.nodes)
+        return attention_paid(self._decoder, request, [node.kv_entries for node in context.nodes], ids)
 
     def check_window(
         self,

@@ -1,4 +1,4 @@
-"""Who may ask: API keys, kept as hashes in a file, each bound to stores and to filters of metadata."""
+"""Who may ask: API keys, kept as hashes in a file, each bound to stores, to a namespace and to filters of metadata."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import Any
 from filelock import FileLock
 
 from shared_context.config import require
-from shared_context.errors import ConfigError, FilterError
+from shared_context.errors import ConfigError, DocumentError, FilterError
 from shared_context.serve.faults import Refusal
+from shared_context.store.documents import check_id
 from shared_context.store.filters import compile_filter
 
 KEY_BYTES = 32
@@ -31,6 +32,7 @@ class Caller:
         name: of the key; None where no keys are asked for.
         stores: names of the stores; None is all of them.
         filters: of metadata, which hold for every call beside its own.
+        namespace: of each store, which is all of the store for this caller; None is the store's own documents.
         writes: may add and remove documents.
         operates: may make and delete stores, and see the figures of the whole server.
     """
@@ -38,6 +40,7 @@ class Caller:
     name: str | None = None
     stores: frozenset[str] | None = None
     filters: Mapping[str, Any] | None = field(default=None, hash=False)
+    namespace: str | None = None
     writes: bool = True
     operates: bool = True
 
@@ -76,8 +79,8 @@ ANYONE = Caller()
 class Keys:
     """The file of the keys. It is read again when it has changed, so a key can be revoked while the server runs.
 
-    The file is JSON, ``{"keys": [{"name", "sha256", "stores", "filters", "writes", "operates"}]}``. Keys are 32 random
-    bytes, which nobody guesses from a hash, however fast it is.
+    The file is JSON, ``{"keys": [{"name", "sha256", "stores", "filters", "namespace", "writes", "operates"}]}``. Keys
+    are 32 random bytes, which nobody guesses from a hash, however fast it is.
 
     Args:
         path: of the file.
@@ -158,15 +161,22 @@ def add_key(
     *,
     stores: list[str] | None = None,
     filters: Mapping[str, Any] | None = None,
+    namespace: str | None = None,
     writes: bool = False,
     operates: bool = False,
 ) -> str:
     """Make a key and keep its hash in the file, which is made where there is none; the key itself is kept nowhere.
 
     Raises:
-        ConfigError: the name is taken, the filters are none, or the file is something else.
+        ConfigError: the name is taken, the filters are none, a key of a namespace is to operate the server, or the
+            file is something else.
     """
     require(bool(name.strip()) and "/" not in name, "name", name, "must be a text without a slash")
+    _check_namespace(namespace)
+    if namespace is not None:
+        require(
+            not operates, "operates", operates, "a key of a namespace is for that alone; make another one to operate"
+        )
     try:
         compile_filter(filters)
     except FilterError as error:
@@ -182,6 +192,7 @@ def add_key(
                 "sha256": digest(key),
                 "stores": stores,
                 "filters": dict(filters) if filters else None,
+                "namespace": namespace,
                 "writes": writes,
                 "operates": operates,
             }
@@ -217,12 +228,22 @@ def _write(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def _caller(record: Mapping[str, Any]) -> Caller:
-    stores = record.get("stores")
+    stores, namespace = record.get("stores"), record.get("namespace")
     compile_filter(record.get("filters"))
+    _check_namespace(namespace)
     return Caller(
         name=str(record["name"]),
         stores=None if stores is None else frozenset(map(str, stores)),
         filters=record.get("filters"),
+        namespace=namespace,
         writes=record.get("writes") is True,
-        operates=record.get("operates") is True,
+        operates=record.get("operates") is True and namespace is None,
     )
+
+
+def _check_namespace(name: str | None) -> None:
+    try:
+        if name is not None:
+            check_id(name, "the namespace")
+    except DocumentError as error:
+        raise ConfigError(f"namespace of a key: {error}") from error

@@ -22,6 +22,7 @@ from shared_context.serve.settings import ServeConfig
 from shared_context.serve.stores import Stores
 from shared_context.serve.tracing import Tracing
 from shared_context.serve.uploads import Files
+from shared_context.serve.vllm import VLLM
 from shared_context.store.store import SharedLLMContextStore
 
 
@@ -32,6 +33,7 @@ def create_app(
     keys: Keys | None = None,
     data: Path | None = None,
     hosts: Collection[str] | None = None,
+    vllm: VLLM | None = None,
     tracer_provider: TracerProvider | None = None,
 ) -> FastAPI:
     """An application that answers from stores; whoever runs it opens and closes them.
@@ -43,6 +45,7 @@ def create_app(
         data: folder of uploaded files and of stores that requests make, which are served again the next time; None
             makes no stores, and forgets files at the end.
         hosts: names under which it is asked; None asks for none.
+        vllm: writes the answers; closed with the application. None has them written in the process.
         tracer_provider: of OpenTelemetry; None is the process's own.
 
     Raises:
@@ -63,6 +66,8 @@ def create_app(
         engine.start()
         yield
         await asyncio.to_thread(engine.close)
+        if vllm is not None:
+            await vllm.close()
         makes.close()
         if passing is not None:
             passing.cleanup()
@@ -78,6 +83,7 @@ def create_app(
         files=uploaded,
         ingestion=Ingestion(engine, uploaded),
         makes=makes,
+        vllm=vllm,
     )
     add_handlers(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes, upload_limit=config.max_upload_bytes)
@@ -101,6 +107,9 @@ async def _ready(room: InRoom) -> dict[str, str]:
     """Whether a request would be taken now."""
     if room.engine.admitted >= room.engine.limit:
         raise Refusal(503, "The queue is full.", code="queue_full")
+    if room.vllm is not None:
+        for model in {id(served.store.model): served.store.model for served in room.stores}.values():
+            await room.vllm.check(model)
     return {"status": "ready"}
 
 

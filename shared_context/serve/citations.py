@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared_context.store.citing import Citation
 from shared_context.store.seen import parts_of
-from shared_context.store.selected import Passage, SelectedNode
+from shared_context.store.selected import SelectedNode
 from shared_context.store.selection import Selection
 
 
-def sources(selection: Selection | None) -> list[Passage]:
-    """The passages that were shown of documents, best score first."""
-    shown = selection.sources if selection is not None else []
-    return sorted((p for p in shown if not p.header and p.said is None), key=lambda passage: -passage.score)
+def shown(selection: Selection | None) -> list[Citation]:
+    """All passages that were shown of documents, best score first."""
+    passages = selection.sources if selection is not None else []
+    found = [Citation(passage) for passage in passages if not passage.header and passage.said is None]
+    return sorted(found, key=lambda citation: -citation.passage.score)
 
 
 def seen_parts(selection: Selection | None, fine: int) -> list[dict[str, Any]]:
@@ -48,12 +50,13 @@ def seen_parts(selection: Selection | None, fine: int) -> list[dict[str, Any]]:
     ]
 
 
-def annotation(passage: Passage, answer: str) -> dict[str, Any]:
-    """A passage as an annotation of the whole answer.
+def annotation(citation: Citation, answer: str) -> dict[str, Any]:
+    """A citation as an annotation of the whole answer.
 
     ``start_index`` and ``end_index`` count in the answer, as in OpenAI's; ``start`` and ``end`` count the document's
     characters, and ``quote`` is exactly what stands there.
     """
+    passage, attention = citation
     return {
         "type": "file_citation",
         "start_index": 0,
@@ -65,5 +68,6 @@ def annotation(passage: Passage, answer: str) -> dict[str, Any]:
             "start": passage.start,
             "end": passage.end,
             "score": round(passage.score, 4),
+            "attention": None if attention is None else round(attention, 4),
         },
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -40,6 +40,7 @@ class Metrics:
             ),
         }
         self._registry.register(_Now(engine, stores))
+        ProcessCollector(registry=self._registry)  # memory and processor time, where the system tells
 
     def request(self, route: str, status: int) -> None:
         """Count a request that was answered, however."""

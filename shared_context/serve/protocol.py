@@ -32,6 +32,7 @@ class ContextFields(Fields):
         prefilter: only so many documents, the nearest by embedding.
         show_metadata: each document's metadata are shown in front of it.
         context: false answers without the store.
+        citations: the passages that the answer leans on ("attention"), or all that were shown ("shown").
         seen: the answer tells which parts of documents were seen whole and which coarsely.
     """
 
@@ -45,6 +46,7 @@ class ContextFields(Fields):
     prefilter: Annotated[int, Field(ge=1)] | None = None
     show_metadata: bool = False
     context: bool = True
+    citations: Literal["attention", "shown"] | None = None
     seen: bool = False
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from shared_context.errors import SharedContextError
 from shared_context.serve.answering import Answer
-from shared_context.serve.citations import annotation, seen_parts, sources
+from shared_context.serve.citations import annotation, seen_parts
 from shared_context.serve.faults import Refusal
 from shared_context.serve.protocol import ChatRequest
 
@@ -53,7 +53,7 @@ def usage(answer: Answer) -> dict[str, Any]:
 
 def annotations(answer: Answer) -> list[dict[str, Any]]:
     """The citations of an answer."""
-    return [annotation(passage, answer.completion.text) for passage in sources(answer.context)]
+    return [annotation(citation, answer.completion.text) for citation in answer.citations]
 
 
 def chat_completion(answer: Answer) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _seen(answer: Answer) -> dict[str, Any]:
     if not answer.request.seen:
         return {}
     fine = answer.request.fine or answer.served.store.config.tree.fine
-    return {"seen": seen_parts(answer.context, fine)}
+    return {"seen": seen_parts(answer.passages, fine)}
 
 
 def _head(answer: Answer, *, chunk: bool = False) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class ServeConfig:
         max_tokens: tokens of an answer where a request names no limit.
         max_body_bytes: of a request's JSON; larger ones are refused with 413.
         max_upload_bytes: of an uploaded file.
+        engine_timeout: seconds for which an engine beside may be silent.
     """
 
     parallel: int = 4
@@ -26,6 +27,7 @@ class ServeConfig:
     max_tokens: int = 256
     max_body_bytes: int = 8 * MIB
     max_upload_bytes: int = 64 * MIB
+    engine_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         require_count("parallel", self.parallel, "answers")
@@ -34,3 +36,4 @@ class ServeConfig:
         require_count("max_tokens", self.max_tokens, "tokens")
         require_count("max_body_bytes", self.max_body_bytes, "bytes")
         require_count("max_upload_bytes", self.max_upload_bytes, "bytes")
+        require(self.engine_timeout > 0, "engine_timeout", self.engine_timeout, "must be seconds above 0")

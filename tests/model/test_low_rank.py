@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from shared_context import SharedLLMModel
 from shared_context.errors import AdapterError, ConfigError, ModelMismatchError
 from shared_context.model.adapter import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, AdapterConfig
 from shared_context.model.low_rank import InjectionLoRA, projection_of
+from shared_context.model.peft_export import export_lora
 
 
 @pytest.fixture
@@ -226,3 +228,33 @@ def test_it_is_pushed_whole(make_adapter, monkeypatch, tmp_path):
     assert adapter.push_to_hub("adapter") == "someone/adapter"
     assert pushed["someone/adapter"].digest == adapter.digest
     assert pushed["someone/adapter"].card == adapter.card
+
+
+def test_the_sets_are_exported_as_peft_adapters_that_give_the_same_weights(make_model, make_adapter, tmp_path):
+    adapter = make_adapter()
+    folders = export_lora(adapter, tmp_path / "lora")
+    model = make_model("llama", injection_layers=3).hf_model
+    lora = InjectionLoRA(model, 3, rank=4, alpha=8.0)
+    adapter.load_into(lora)
+    for folder, own in zip(folders, (lora.decode, lora.compress), strict=True):
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        assert (settings["peft_type"], settings["r"], settings["lora_alpha"]) == ("LORA", 4, 8)
+        weights = load_file(folder / "adapter_model.safetensors")
+        merged = own.merged(model)
+        assert len(weights) == 2 * len(merged)
+        for key, expected in merged.items():
+            index, _, name = key.partition("_")
+            assert name in settings["target_modules"] and int(index) in settings["layers_to_transform"]
+            place = f"base_model.model.model.layers.{index}.self_attn.{name}"
+            a, b = (weights[f"{place}.lora_{side}.weight"] for side in "AB")
+            base = model.get_submodule(place.removeprefix("base_model.model.")).weight
+            torch.testing.assert_close(base + settings["lora_alpha"] / settings["r"] * b @ a, expected)
+
+
+def test_what_is_no_update_of_the_base_model_is_not_exported(make_adapter, tmp_path):
+    adapter = make_adapter()
+    crossing = replace(adapter, config=replace(adapter.config, injection="cross_attention"))
+    with pytest.raises(AdapterError, match="cross_attention"):
+        export_lora(crossing, tmp_path)
+    with pytest.raises(AdapterError, match="is not known"):
+        export_lora(replace(adapter, weights={"decode.up.x_y": torch.zeros(1)}), tmp_path)

@@ -194,3 +194,65 @@ def test_pages_from_elsewhere_may_not_ask_where_everybody_may(coast, serving):
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "unknown_origin")
         own = {"headers": {"Origin": running.url}, "files": {"file": b"x"}, "data": {"purpose": "assistants"}}
         assert httpx.post(f"{running.url}/v1/files", **own).status_code == 200
+
+
+def test_keys_of_namespaces_share_a_store_and_nothing_in_it(make_coast, serving, file, tmp_path):
+    keys = {name: add_key(file, name, namespace=name, writes=True) for name in ("acme", "apex")}
+    keys["owner"] = add_key(file, "owner", writes=True)
+    store = make_coast(tmp_path / "coast.ctx")
+    with serving({"coast": store}, keys=Keys(file), data=tmp_path / "data") as running:
+        client = {name: running.client(key) for name, key in keys.items()}
+
+        def add(name, text):
+            upload = client[name].files.create(file=(f"{name}.txt", text.encode()), purpose="assistants")
+            done = client[name].vector_stores.files.create_and_poll(
+                upload.id, vector_store_id="coast", poll_interval_ms=50
+            )
+            assert done.status == "completed"
+            return done.id
+
+        mine = add("acme", "The acme vault opens with a silver whistle.")
+        add("apex", "The apex vault opens with a copper bell.")
+        found = {}
+        for name in keys:
+            question = {"messages": [{"role": "user", "content": "How does the vault open?"}], "max_tokens": 2}
+            answer = client[name].chat.completions.create(model="coast", **question)
+            cited = " ".join(
+                note.model_dump()["file_citation"]["quote"] for note in answer.choices[0].message.annotations
+            )
+            searched = client[name].vector_stores.search("coast", query="How does the vault open?").data
+            stored = client[name].vector_stores.retrieve("coast")
+            found[name] = cited + " ".join(hit.content[0].text for hit in searched), stored.file_counts.completed
+        assert "silver" in found["acme"][0] and "copper" in found["apex"][0]
+        assert "copper" not in found["acme"][0] and "silver" not in found["apex"][0]
+        assert "ferry" not in found["acme"][0] and "vault" not in found["owner"][0]
+        assert [found[name][1] for name in keys] == [1, 1, 2]
+        for other in ("apex", "owner"):
+            with pytest.raises(openai.NotFoundError):
+                client[other].vector_stores.files.retrieve(mine, vector_store_id="coast")
+            with pytest.raises(openai.NotFoundError):
+                client[other].vector_stores.files.delete(mine, vector_store_id="coast")
+        said = [{"role": "user", "content": "Remember the whistle."}]
+        asked = {"model": "coast", "messages": said, "max_tokens": 2, "extra_body": {"conversation": "one"}}
+        client["acme"].chat.completions.create(**asked)
+        assert store.namespace("acme").conversation("acme/one").messages()
+        assert not store.conversation("acme/one").messages() and not store.conversations()
+        with pytest.raises(openai.PermissionDeniedError):
+            client["acme"].vector_stores.delete("coast")
+    store.close()
+
+
+def test_a_key_of_a_namespace_does_not_operate(file):
+    with pytest.raises(ConfigError, match="a key of a namespace is for that alone"):
+        add_key(file, "acme", namespace="acme", operates=True)
+    with pytest.raises(ConfigError, match="namespace of a key"):
+        add_key(file, "acme", namespace="")
+    key = add_key(file, "acme", namespace="acme")
+    content = json.loads(file.read_text())
+    content["keys"][0]["operates"] = True
+    file.write_text(json.dumps(content))
+    assert not Keys(file).caller(f"Bearer {key}").operates
+    content["keys"][0]["namespace"] = 7
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError):
+        Keys(file)

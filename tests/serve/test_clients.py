@@ -185,3 +185,35 @@ def test_a_conversation_is_remembered_by_its_id(make_coast, serving):
                 model="coast", messages=[*ASKED["messages"], *ASKED["messages"]], extra_body={"conversation": "a/b"}
             )
         assert len(store.conversation("a/b").messages()) == 4
+
+
+def test_a_long_conversation_is_read_beside_the_documents(make_coast, serving):
+    store = make_coast()
+    memory = store.conversation("long")
+    for number in range(60):
+        memory.append("user", f"In the year {number} the captain of the ferry had a dog called Rex the {number}th.")
+        memory.append("assistant", "I will remember the captain, the ferry and the dog.")
+    with serving({"coast": store}) as running:
+        extra = {"conversation": "long", "seen": True, "budget": 256}
+        answer = running.client().chat.completions.create(**{**ASKED, "max_tokens": 4}, extra_body=extra)
+        cited = [note.model_dump()["file_citation"]["file_id"] for note in answer.choices[0].message.annotations]
+        assert "coast/ferry.md" in cited and set(cited) <= {"coast/ferry.md", "coast/lighthouse.md"}
+        assert {one["file_id"] for one in answer.model_dump()["seen"]} >= set(cited)
+
+
+def test_citations_are_what_the_answer_leans_on_or_all_that_was_shown(client, coast):
+    def cited(**extra):
+        answer = client.chat.completions.create(**ASKED, extra_body=extra)
+        return [note["file_citation"] for note in answer.choices[0].message.model_dump()["annotations"]]
+
+    shown, leaned_on = cited(citations="shown"), cited()
+    assert {one["attention"] for one in shown} == {None}
+    paid = [one["attention"] for one in leaned_on]
+    assert paid == sorted(paid, reverse=True) and 0 < paid[-1] <= paid[0] <= 1 and paid[-1] >= paid[0] / 2 - 1e-4
+    assert all(any(one["quote"] in other["quote"] for other in shown) for one in leaned_on)
+    for one in [*shown, *leaned_on]:
+        assert coast.get(one["file_id"]).text[one["start"] : one["end"]] == one["quote"]
+    streamed = client.chat.completions.create(**ASKED, stream=True)
+    assert list(streamed)[-1].choices[0].delta.model_dump()["annotations"][0]["file_citation"] == leaned_on[0]
+    # grains whose attention is not watched
+    assert {one["attention"] for one in cited(ratio=4)} == {None}

@@ -5,9 +5,16 @@ vLLM lives in an environment of its own, whose Python SHARED_CONTEXT_VLLM_PYTHON
 
 import json
 import os
+import signal
 import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
 from shared_context import SharedLLMContextStore, SharedLLMModel
@@ -101,3 +108,56 @@ def test_what_is_wrong_with_a_request_fails_it_alone(exact, store, tmp_path):
     assert said[6]["text"] == exact.generate(question, max_new_tokens=NEW_TOKENS)
     for words in ("There is no selection", "is damaged", "no cache_salt", "of other tokens", "32 hex digits"):
         assert words in log
+
+
+def test_the_command_starts_vllm_and_answers_through_it(exact, tmp_path, handbook):
+    path = tmp_path / "handbook.ctx"
+    with SharedLLMContextStore(exact, path, embedder=None) as store:
+        store.add(handbook, id="handbook")
+        asked = questions(int(os.environ.get("SHARED_CONTEXT_VLLM_QUESTIONS", "8")))
+        expected = [exact.generate(q, context=store.select(q, budget=256), max_new_tokens=NEW_TOKENS) for q in asked]
+    command = [sys.executable, "-m", "shared_context", "serve", str(path), "--port", "0", "--dtype", "float32"]
+    # one of vLLM's own environment, whose executables lie beside its Python
+    engine = f"{Path(PYTHON).parent / 'vllm'} --enforce-eager"
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    with subprocess.Popen(
+        [*command, "--engine", engine], stderr=subprocess.PIPE, text=True, env={**os.environ, **settings}
+    ) as server:
+        log: list[str] = []
+        try:
+            for line in server.stderr:
+                log.append(line)
+                if "running on" in line:
+                    break
+            url = log[-1].split("running on ")[1].split(" ")[0]
+            threading.Thread(target=log.extend, args=(server.stderr,), daemon=True).start()
+            down = httpx.post(f"{url}/v1/chat/completions", json=chat("handbook", asked[0]), timeout=60)
+            assert (down.status_code, down.json()["error"]["code"]) == (503, "engine_down")
+            until = time.monotonic() + 900
+            while (ready := httpx.get(f"{url}/ready", timeout=120)).status_code != 200:
+                assert server.poll() is None and time.monotonic() < until, (ready.text, "".join(log[-50:]))
+                time.sleep(2)
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(partial(answer, url), asked))
+            assert answers == expected
+            plain = chat("handbook", asked[0]) | {"context": False}
+            said = httpx.post(f"{url}/v1/chat/completions", json=plain, timeout=600).json()
+            assert said["choices"][0]["message"]["content"] == exact.generate(asked[0], max_new_tokens=NEW_TOKENS)
+            streamed = chat("handbook", asked[0]) | {"stream": True}
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=streamed, timeout=600) as stream:
+                events = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {")]
+            assert "".join(e["choices"][0]["delta"].get("content") or "" for e in events) == expected[0]
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(120)
+
+
+def chat(model, question):
+    messages = [{"role": "user", "content": question}]
+    return {"model": model, "messages": messages, "max_tokens": NEW_TOKENS, "budget": 256}
+
+
+def answer(url, question):
+    done = httpx.post(f"{url}/v1/chat/completions", json=chat("handbook", question), timeout=600)
+    assert done.status_code == 200, done.text
+    return done.json()["choices"][0]["message"]["content"]

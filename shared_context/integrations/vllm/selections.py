@@ -33,12 +33,21 @@ def write_selection(folder: Path, token_ids: Sequence[int], key_values: torch.Te
 
     Returns:
         The id by which a request names them.
+
+    Raises:
+        SelectionError: the folder does not take them.
     """
     id = uuid4().hex
     about = {"format": FORMAT, "tokens": digest_of(token_ids), "sha256": _checksum(key_values)}
     new = folder / f"{id}.new"
-    save_file({"key_values": key_values.contiguous()}, new, metadata={"about": json.dumps(about)})
-    os.replace(new, _file(folder, id))
+    try:
+        save_file({"key_values": key_values.contiguous()}, new, metadata={"about": json.dumps(about)})
+        os.replace(new, _file(folder, id))
+    except (OSError, SafetensorError) as error:
+        new.unlink(missing_ok=True)
+        raise SelectionError(
+            f"No selection can be written into {folder}: {error}. Make room, or mend the folder."
+        ) from error
     return id
 
 

@@ -6,6 +6,7 @@ const POLL = 500; // milliseconds between two looks at a file that is being read
 const byId = (id) => document.getElementById(id);
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 let asking = null;
+let listing = Promise.resolve();
 
 function made(name, properties = {}, ...children) {
   const element = Object.assign(document.createElement(name), properties);
@@ -50,7 +51,11 @@ async function* events(stream) {
   }
 }
 
-async function listStores() {
+function listStores() {
+  listing = askForStores().catch((error) => say(error.message, true));
+}
+
+async function askForStores() {
   const { data } = await (await call("v1/models")).json();
   byId("store").replaceChildren(...data.map((model) => made("option", { value: model.id, textContent: model.id })));
   say(data.length ? "" : "No store is served to you.");
@@ -63,6 +68,7 @@ const documentPath = (store, id) => `v1/vector_stores/${store}/files/${encodeURI
 async function ask(question) {
   asking?.abort();
   const mine = (asking = new AbortController());
+  await listing; // a key may just have been given
   const store = byId("store").value;
   const answer = byId("answer");
   for (const id of ["answer", "took", "citations", "documents"]) byId(id).replaceChildren();
@@ -171,6 +177,7 @@ function unseen(text, before, after) {
 }
 
 async function add(files) {
+  await listing;
   const store = byId("store").value;
   for (const file of files) {
     try {
@@ -199,7 +206,7 @@ byId("form").addEventListener("submit", (event) => {
   ask(byId("question").value);
 });
 byId("stop").addEventListener("click", () => asking?.abort());
-byId("key").addEventListener("change", () => listStores().catch((error) => say(error.message, true)));
+byId("key").addEventListener("change", listStores);
 byId("file").addEventListener("change", async ({ target }) => {
   await add([...target.files]);
   target.value = "";
@@ -213,4 +220,4 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 
-listStores().catch((error) => say(error.message, true));
+listStores();

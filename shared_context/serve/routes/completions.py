@@ -48,7 +48,7 @@ async def completions(body: CompletionRequest, request: Request, room: InRoom, c
 
 
 async def _answered(body: ChatRequest | CompletionRequest, request: Request, room: Room, caller: Caller) -> Any:
-    served, told = room.stores.get(body.model, caller), getattr(request.state, STATE)
+    served, told = await room.store(body.model, caller), getattr(request.state, STATE)
     told |= {"store": served.name, "key": caller.name}
     answer = Answer(room, served, body, caller, told)
     pieces = answer.pieces()

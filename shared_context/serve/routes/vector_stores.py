@@ -74,21 +74,22 @@ async def all_stores(
     room: InRoom, caller: ByCaller, after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc"
 ) -> dict[str, Any]:
     """The stores that the caller may use."""
-    found = [await _described(room, served, caller) for served in room.stores.seen_by(caller)]
+    mine = [await room.own(served, caller) for served in room.stores.seen_by(caller)]
+    found = [await _described(room, served, caller) for served in mine]
     return page(found[::-1] if order == "desc" else found, after, limit)
 
 
 @router.get("/{name}")
 async def one(name: str, room: InRoom, caller: ByCaller) -> dict[str, Any]:
     """One store."""
-    return await _described(room, _store(room, name, caller), caller)
+    return await _described(room, await _store(room, name, caller), caller)
 
 
 @router.delete("/{name}")
 async def delete(name: str, room: InRoom, caller: ByCaller) -> dict[str, Any]:
     """Delete a store that a request has made."""
     caller.check_operates()
-    served = _store(room, name, caller)
+    served = await _store(room, name, caller)
     if not served.made_here:
         raise Refusal(
             403, f"The store {name!r} was given when the server was started; whoever runs it may delete its folder."
@@ -100,7 +101,7 @@ async def delete(name: str, room: InRoom, caller: ByCaller) -> dict[str, Any]:
 @router.post("/{name}/search")
 async def search(name: str, body: SearchRequest, room: InRoom, caller: ByCaller) -> dict[str, Any]:
     """The passages that answer a query best."""
-    served = _store(room, name, caller)
+    served = await _store(room, name, caller)
     queries = [body.query] if isinstance(body.query, str) else body.query
     threshold = body.ranking_options.score_threshold if body.ranking_options is not None else 0.0
     filters = caller.narrowed(in_words_of_stores(body.filters) if body.filters else None)
@@ -140,7 +141,7 @@ async def search(name: str, body: SearchRequest, room: InRoom, caller: ByCaller)
 async def attach(name: str, body: NewFile, room: InRoom, caller: ByCaller) -> dict[str, Any]:
     """Make a document of an uploaded file; it is done in the background, its status tells how far it is."""
     caller.check_writes()
-    served = _store(room, name, caller)
+    served = await _store(room, name, caller)
     room.files.get(body.file_id, caller)
     metadata = {**(body.attributes or {}), **equalities(caller.filters)}
     if not caller.sees({**metadata, "file_name": room.files.get(body.file_id, caller)["filename"]}):
@@ -159,7 +160,7 @@ async def documents(
     filter: Literal["in_progress", "completed", "failed", "cancelled"] | None = None,
 ) -> dict[str, Any]:
     """The documents of a store, and the files that are about to be."""
-    served = _store(room, name, caller)
+    served = await _store(room, name, caller)
     ids = await room.engine.beside(served.store.ids, caller.filters)
     found = [{"id": id} for id in ids]
     pending = [_attached(served, one) for one in room.ingestion.unfinished(served, caller) if one.id not in ids]
@@ -175,7 +176,7 @@ async def documents(
 @router.get("/{name}/files/{id:path}")
 async def document(name: str, id: str, room: InRoom, caller: ByCaller) -> dict[str, Any]:
     """One document; with ``/content`` behind its id, its text."""
-    served = _store(room, name, caller)
+    served = await _store(room, name, caller)
     try:
         return await _document(room, served, id, caller)
     except Refusal:
@@ -190,15 +191,15 @@ async def document(name: str, id: str, room: InRoom, caller: ByCaller) -> dict[s
 async def detach(name: str, id: str, room: InRoom, caller: ByCaller) -> dict[str, Any]:
     """Delete a document from a store; the file that it was made of stays."""
     caller.check_writes()
-    served = _store(room, name, caller)
+    served = await _store(room, name, caller)
     if not room.ingestion.forget(served, id, caller):
         await _seen(room, served, id, caller)
         await room.engine.change(served.store.delete, id)
     return {"id": id, "object": "vector_store.file.deleted", "deleted": True}
 
 
-def _store(room: Room, name: str, caller: Caller) -> ServedStore:
-    return room.stores.get(name, caller, param="vector_store_id")
+async def _store(room: Room, name: str, caller: Caller) -> ServedStore:
+    return await room.store(name, caller, param="vector_store_id")
 
 
 async def _seen(room: Room, served: ServedStore, id: str, caller: Caller) -> Any:

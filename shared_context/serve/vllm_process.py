@@ -1,0 +1,89 @@
+"""A vLLM server of one's own, started beside with the connector and ended with the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shared_context.errors import ConfigError
+from shared_context.model.pretrained import resolve_model
+from shared_context.model.shared_llm import SharedLLMModel
+
+IN_MEMORY = Path("/dev/shm")
+PACKAGE = Path(__file__).parent.parent.parent
+SECONDS_TO_END = 20
+
+
+@contextmanager
+def vllm_server(command: str, model: SharedLLMModel) -> Iterator[tuple[str, Path]]:
+    """Start vLLM on a free port of this machine; it may take minutes until it answers.
+
+    Args:
+        command: its executable, a name or a path, and further arguments of ``vllm serve`` behind it.
+        model: whose checkpoint, dtype and window it takes.
+
+    Yields:
+        Its address, and the folder through which it is handed selections.
+
+    Raises:
+        ConfigError: there is no such executable.
+    """
+    name, *further = shlex.split(command)
+    executable = shutil.which(name)
+    if executable is None:
+        raise ConfigError(
+            f"There is no command {name!r} to start vLLM with; give its path, or the address of one that runs."
+        )
+    with tempfile.TemporaryDirectory(prefix="selections-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        arguments = _arguments(model, port, Path(folder))
+        path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
+        server = subprocess.Popen(
+            [executable, "serve", *arguments, *further],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=2,  # stdout is for results
+            start_new_session=True,  # Ctrl-C is for this process, which ends the other one when its answers are given
+        )
+        try:
+            yield f"http://127.0.0.1:{port}", Path(folder)
+        finally:
+            _end(server)
+
+
+def _arguments(model: SharedLLMModel, port: int, folder: Path) -> list[str]:
+    transfer = {
+        "kv_connector": "SharedContextConnector",
+        "kv_connector_module_path": "shared_context.integrations.vllm.connector",
+        "kv_role": "kv_consumer",
+        "kv_connector_extra_config": {"selections": str(folder)},
+    }
+    return [
+        str(resolve_model(model.name)),
+        *("--host", "127.0.0.1"),
+        *("--port", str(port)),
+        *("--dtype", str(model.dtype).removeprefix("torch.")),
+        *("--max-model-len", str(model.context_window)),
+        *("--generation-config", "vllm"),  # a checkpoint's own defaults would change what a request asks for
+        *("--kv-transfer-config", json.dumps(transfer)),
+    ]
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End a server and the processes of its own."""
+    if server.poll() is None:
+        server.terminate()
+    try:
+        server.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

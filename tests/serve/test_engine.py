@@ -1,0 +1,158 @@
+"""An engine beside that is down, slow, of another model or without the connector: each has its own status.
+
+The engine of these tests speaks just so much of vLLM's protocol as it takes to go wrong; answers by vLLM itself are
+tested in tests/vllm.
+"""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import openai
+import pytest
+
+from shared_context.errors import ConfigError
+from shared_context.integrations.vllm.selections import PARAMETER
+from shared_context.serve.vllm import VLLM, _probe
+
+MESSAGES = [{"role": "user", "content": "When does the ferry sail?"}]
+ASKED = {"model": "coast", "messages": MESSAGES, "max_tokens": 4}
+
+
+class FaultyEngine(BaseHTTPRequestHandler):
+    """Knows the likelihoods of the probe, and whether a selection lies in the folder; goes wrong as it is told."""
+
+    fault, rows, selections = None, (), None
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.tell({"object": "list", "data": [{"id": "small"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        named = (body.get("kv_transfer_params") or {}).get(PARAMETER)
+        there = named is not None and (self.selections / f"{named['id']}.safetensors").exists()
+        if self.fault == "slow":
+            time.sleep(3)
+        if named and (self.fault == "elsewhere" or (not there and self.fault != "no connector")):
+            return self.tell({"error": {"message": "Internal server error", "code": 500}}, 500)
+        if body.get("prompt_logprobs") is not None:
+            shift = 1.0 if self.fault == "another model" else 0.0
+            rows = [
+                None,
+                *({str(id): {"logprob": p - shift}} for id, p in zip(body["prompt"][1:], self.rows, strict=True)),
+            ]
+            return self.tell({"choices": [{"text": "x", "finish_reason": "length", "prompt_logprobs": rows}]})
+        if not body.get("stream"):
+            return self.tell({"choices": [{"text": "x", "finish_reason": "length"}]})
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        self.say({"choices": [{"text": "At "}]})
+        if self.fault == "breaks off":
+            return None
+        if self.fault == "fails":
+            return self.say({"error": {"message": "Internal server error", "code": 500}})
+        if self.fault == "stalls":
+            time.sleep(3)
+        self.say({"choices": [{"text": "noon."}]})
+        self.say({"choices": [{"text": "", "finish_reason": "stop"}]})
+        return self.say({"choices": [], "usage": {"completion_tokens": 3}})
+
+    def say(self, event):
+        self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+        self.wfile.flush()
+
+    def tell(self, body, status=200):
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def engine(coast, tmp_path):
+    """``engine(fault)`` gives the address and the folder of one that goes wrong in this way."""
+    ids, _, rows = _probe(coast.model)
+    assert len(ids) == len(rows) + 1
+    started = []
+
+    def start(fault):
+        handler = type("Handler", (FaultyEngine,), {"fault": fault, "rows": rows, "selections": tmp_path})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}", tmp_path
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code", "words"),
+    [
+        ("another model", 502, "engine_other_model", "another model than 'small-0'"),
+        ("no connector", 502, "engine_without_connector", "--kv-transfer-config"),
+        ("elsewhere", 502, "engine_selections", "cannot read selections from"),
+        ("slow", 504, "engine_slow", "said nothing for 1 seconds"),
+    ],
+)
+def test_each_fault_has_its_own_status(coast, serving, engine, fault, status, code, words):
+    with serving({"coast": coast}, vllm=VLLM(*engine(fault), timeout=1.0)) as running:
+        for stream in (False, True):
+            with pytest.raises(openai.APIStatusError) as refused:
+                running.client().chat.completions.create(**ASKED, stream=stream)
+            assert (refused.value.status_code, refused.value.code) == (status, code)
+            assert words in refused.value.message
+        ready = httpx.get(f"{running.url}/ready")
+        assert (ready.status_code, ready.json()["error"]["code"]) == (status, code)
+        assert httpx.get(f"{running.url}/health").status_code == 200
+
+
+def test_one_that_is_down_is_told_and_asked_again_when_it_is_up(coast, serving, engine, tmp_path):
+    url, folder = engine(None)
+    vllm = VLLM("http://127.0.0.1:9", folder)
+    with serving({"coast": coast}, vllm=vllm) as running:
+        with pytest.raises(openai.APIStatusError) as refused:
+            running.client().chat.completions.create(**ASKED)
+        assert (refused.value.status_code, refused.value.code) == (503, "engine_down")
+    with serving({"coast": coast}, vllm=VLLM(url, folder)) as running:
+        answer = running.client().chat.completions.create(**ASKED)
+        assert answer.choices[0].message.content == "At noon."
+        assert answer.usage.completion_tokens == 3
+        assert answer.usage.prompt_tokens_details.cached_tokens == coast.select(MESSAGES[0]["content"]).kv_entries
+    assert list(tmp_path.iterdir()) == []  # no selection stays
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [("breaks off", "engine_failed"), ("fails", "engine_failed"), ("stalls", "engine_slow")]
+)
+def test_an_answer_that_breaks_off_says_so(coast, serving, engine, tmp_path, fault, code):
+    with serving({"coast": coast}, vllm=VLLM(*engine(fault), timeout=1.0)) as running:
+        with pytest.raises(openai.APIStatusError) as refused:
+            running.client().chat.completions.create(**ASKED)
+        assert refused.value.code == code
+        with pytest.raises(openai.APIError) as refused:
+            list(running.client().chat.completions.create(**ASKED, stream=True))
+        assert refused.value.code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_engine_cannot_do_is_refused(coast, serving, engine, tmp_path):
+    with serving({"coast": coast}, vllm=VLLM(*engine(None))) as running:
+        client = running.client()
+        with pytest.raises(openai.BadRequestError, match="coarser than 1"):
+            client.chat.completions.create(**ASKED, extra_body={"ratio": 4})
+        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+        with pytest.raises(openai.BadRequestError, match="without --engine"):
+            client.chat.completions.create(**ASKED, response_format=schema)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="There is no folder"):
+        VLLM("http://127.0.0.1:1", tmp_path / "none")
