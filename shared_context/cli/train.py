@@ -12,7 +12,7 @@ import typer
 
 from shared_context.cli import output
 from shared_context.cli.options import JsonOption
-from shared_context.config import InjectionKind
+from shared_context.config import InjectionKind, Rows
 
 
 def train(
@@ -77,6 +77,9 @@ def train(
     ratios: Annotated[
         str | None, typer.Option("--ratios", metavar="RATIO:WEIGHT,...", help="How often each grain is drawn.")
     ] = None,
+    rows: Annotated[
+        Rows, typer.Option("--rows", help="Which rows coarse grains keep, as the adapter is then served.")
+    ] = "importance",
     split_noise: Annotated[
         float | None,
         typer.Option("--split-noise", help="Deviation of the split points of trees, as a share of the span. [0.1]"),
@@ -121,7 +124,7 @@ def train(
         "warmup": warmup,
         "seed": seed,
     }
-    cuts = {} if split_noise is None else {"split_noise": split_noise}
+    cuts: dict[str, Any] = {"rows": rows} | ({} if split_noise is None else {"split_noise": split_noise})
     weights = None if ratios is None else _parse_ratios(ratios)
     tasks = {
         "quotes": quotes,
@@ -156,7 +159,7 @@ def _train(
     settings: dict[str, Any],
     tasks: dict[str, float],
     ratios: dict[int, float] | None,
-    cuts: dict[str, float],
+    cuts: dict[str, Any],
     model: str | None,
     start: str | None,
     device: str,

@@ -36,6 +36,7 @@ def attention(
     in_place: EncodingsInPlace | None = None,
     ragged: RaggedContext | None = None,
     observer: ImportanceObserver | None = None,
+    hidden: torch.Tensor | None = None,
     sliding_window: int | None = None,
     positions: Positions | None = None,
     softcap: float | None = None,
@@ -56,6 +57,8 @@ def attention(
             model hands it down to here.
         ragged: what the bottom layers attend to beside the cache, other rows in every head; handed down, too.
         observer: watches what is asked of the keys; handed down, too.
+        hidden: columns that single heads of the bottom layers do not see, bool [layers, batch, kv_heads, the first
+            columns]; handed down in training.
         sliding_window: tokens that the layer sees back to.
         positions: where the columns stand; handed down where some layers have windows and a context is injected. Else
             the mask knows of them.
@@ -69,10 +72,7 @@ def attention(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     if observer is not None:
-        # Only sliding windows hide anything that stands in front, from the last token more than from any other.
-        seen = None if attention_mask is None else attention_mask[0, 0, :, -key.shape[2] :]
-        windowed = seen is not None and bool(seen[-1, : observer.seen].amin() < 0)
-        out = observer.attend(module.layer_idx, query, key, value, seen if windowed else None, scaling, softcap, s_aux)
+        out = _observed(observer, module.layer_idx, query, key, value, attention_mask, scaling, softcap, s_aux)
         return out.transpose(1, 2).contiguous(), None
     if in_place is not None and module.layer_idx >= in_place.layers:
         in_place = None
@@ -96,6 +96,7 @@ def attention(
         mask = query.new_full((queries, own), torch.finfo(query.dtype).min).triu(1 + own - queries)[None, None]
     if mask is not None:
         mask = mask[..., -own:].expand(-1, 1, queries, own).repeat(1, 1, group, 1)
+    mask = _without(hidden, module.layer_idx, mask, query, own)
     packed = query.reshape(batch, kv_heads, group * queries, head_dim)
     if in_place is None and ragged is None and fused:
         out = nn.functional.scaled_dot_product_attention(
@@ -123,6 +124,36 @@ def attention(
             parts.append(_sinks(s_aux, packed))
         out = joined(parts) if in_place is None else in_place.attend(layer, packed, parts, scaling)
     return out.reshape(batch, heads, queries, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+def _observed(
+    observer: ImportanceObserver,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *settings: Any,
+) -> torch.Tensor:
+    """Attention of a repetition, [batch, heads, queries, head_dim], which the observer computes and takes in."""
+    # Only sliding windows hide anything that stands in front, and from the last token more than from any other.
+    seen = None if mask is None else mask[0, 0, :, -key.shape[2] :]
+    windowed = seen is not None and bool(seen[-1, : observer.seen].amin() < 0)
+    return observer.attend(layer, query, key, value, seen if windowed else None, *settings)
+
+
+def _without(
+    hidden: torch.Tensor | None, layer: int, mask: torch.Tensor | None, query: torch.Tensor, keys: int
+) -> torch.Tensor | None:
+    """The mask of a layer, which hides from each head columns of its own, too; of none above the injection layers."""
+    if hidden is None or layer >= len(hidden):
+        return mask
+    _, batch, kv_heads, columns = hidden.shape
+    rows = query.shape[1] // kv_heads * query.shape[2]
+    mask = query.new_zeros(1, 1, rows, keys) if mask is None else mask
+    mask = mask.repeat(batch // len(mask), kv_heads, 1, 1)
+    mask[..., :columns].masked_fill_(hidden[layer][:, :, None], torch.finfo(query.dtype).min)
+    return mask
 
 
 def _sinks(logits: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

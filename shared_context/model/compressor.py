@@ -147,6 +147,7 @@ class Compressor:
     Attributes:
         layers: M.
         importance_method: how :meth:`importance` computes it; other methods give other numbers.
+        request_ids: as above.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class Compressor:
         )
         self._prefix_kv: torch.Tensor | None = None
         self._window = window
-        self.layers = layers
+        self.layers, self.request_ids = layers, tuple(request_ids)
         self.importance_method = f"{METHOD}/{hashlib.sha256(str(list(request_ids)).encode()).hexdigest()[:8]}"
 
     def adapt(
@@ -214,7 +215,11 @@ class Compressor:
         kv = self.key_values(chunks)
         return [ChunkKV(_on_its_own(kv[:, :, i, :, : len(chunk)])) for i, chunk in enumerate(chunks)]
 
-    @torch.inference_mode()
+    def read_prefix(self) -> None:
+        """Encode the prefix that repetitions stand behind, and keep it: again where the weights have changed."""
+        self._prefix_kv = self._lower.key_values(self._prefix[None])
+
+    @torch.no_grad()
     def importance(
         self, chunks: Sequence[torch.Tensor], encodings: Sequence[ChunkKV], lead_in: int = 0
     ) -> list[torch.Tensor]:
@@ -253,7 +258,7 @@ class Compressor:
             )
         with self._lock:
             if self._prefix_kv is None:
-                self._prefix_kv = self._lower.key_values(self._prefix[None])
+                self.read_prefix()
             parts = parts_of_a_repetition(tokens - first, room)
             longest = max(end - begin for begin, end in parts)
             shape = self._prefix_kv.shape

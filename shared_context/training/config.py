@@ -58,7 +58,7 @@ class TrainingConfig:
     distillation: float = 0.0
     self_distillation: float = 0.0
     tasks: Tasks = field(default_factory=Tasks)
-    cuts: CutConfig = field(default_factory=lambda: CutConfig(RATIOS))
+    cuts: CutConfig = field(default_factory=lambda: CutConfig(RATIOS, rows="importance"))
     max_context: int = 1024
     running_tokens: int = 256
     held_out: int = 200

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
-from shared_context.config import require
+from shared_context.config import Rows, one_of, require
 from shared_context.training.examples import Example
-from shared_context.tree import ContextTree, Grained, cut_rows
+from shared_context.tree import ContextTree, node_rows
+
+Span = tuple[int, int, int]
+"""First row of a chunk, the one behind the last, and the ratio that it is shown at."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class CutConfig:
         split_noise: standard deviation of its split points as a share of the span (arXiv 2603.04759: 1/10).
         packed: share of batches whose contexts stand in one chunk, as the passages of a document do.
         distractors: share of examples that are shown contexts of others in the batch too, at the coarser grains.
+        rows: which rows grains above 1 keep.
     """
 
     ratios: Mapping[int, float]
@@ -32,8 +36,10 @@ class CutConfig:
     split_noise: float = 0.1
     packed: float = 0.4
     distractors: float = 0.4
+    rows: Rows = "stride"
 
     def __post_init__(self) -> None:
+        one_of("rows", self.rows, Rows)
         require(
             bool(self.ratios) and all(r >= 1 and weight > 0 for r, weight in self.ratios.items()),
             "ratios",
@@ -55,11 +61,19 @@ class Layout:
         chunks: token ids of each chunk, each encoded once.
         shown: for each example, in the order in which it reads them, pieces of chunks: number of the chunk and rows.
         own: for each example every row of its own context and no other.
+        coarse: for each of those pieces the spans of which heads are shown the most important rows only; none of any
+            where all heads are shown all rows.
     """
 
     chunks: list[list[int]]
     shown: list[list[tuple[int, list[int]]]]
     own: list[list[tuple[int, list[int]]]]
+    coarse: list[list[list[Span]]] = field(default_factory=list)
+
+    @property
+    def chosen_by_importance(self) -> bool:
+        """Whether any head is shown other rows than another."""
+        return any(spans for pieces in self.coarse for spans in pieces)
 
     @property
     def in_full(self) -> Layout:
@@ -86,11 +100,11 @@ class LayoutMaker:
     def fixed(self, examples: Sequence[Example], ratio: int) -> Layout:
         """Every example is shown its own context and nothing else, all of it at one grain."""
         chunks, places = self._apart([e.context for e in examples])
-        rows = {
-            context: [(chunk, self._rows(start, end, [ratio])) for chunk, start, end in pieces]
+        cuts = {
+            context: [(chunk, self._spans(start, end, [ratio])) for chunk, start, end in pieces]
             for context, pieces in places.items()
         }
-        return Layout(chunks, [rows[e.context] for e in examples], _every_row(examples, places))
+        return self._layout(chunks, [cuts[e.context] for e in examples], _every_row(examples, places))
 
     def draw(self, examples: Sequence[Example], rng: Random) -> Layout:
         """A layout drawn at random."""
@@ -107,11 +121,24 @@ class LayoutMaker:
                 others.sort()
                 for other in rng.sample(others, rng.randint(1, len(others))):
                     ratio = self._ratio(rng, coarsest=True)
-                    pieces += [(chunk, self._rows(start, end, [ratio])) for chunk, start, end in places[other]]
+                    pieces += [(chunk, self._spans(start, end, [ratio])) for chunk, start, end in places[other]]
             # the most promising passage stands last in a selection, and what promises most is not always right
             at = len(pieces) if rng.random() < 0.5 else rng.randint(0, len(pieces))
             shown.append(pieces[:at] + own + pieces[at:])
-        return Layout(chunks, shown, _every_row(examples, places))
+        return self._layout(chunks, shown, _every_row(examples, places))
+
+    def _layout(
+        self,
+        chunks: list[list[int]],
+        cuts: Sequence[Sequence[tuple[int, list[Span]]]],
+        own: list[list[tuple[int, list[int]]]],
+    ) -> Layout:
+        """From the spans that each example is shown of each piece."""
+        if self.config.rows == "stride":
+            shown = [[(n, [row for span in spans for row in node_rows(*span)]) for n, spans in cut] for cut in cuts]
+            return Layout(chunks, shown, own)
+        shown = [[(n, list(range(spans[0][0], spans[-1][1]))) for n, spans in cut] for cut in cuts]
+        return Layout(chunks, shown, own, [[[s for s in spans if s[2] > 1] for _, spans in cut] for cut in cuts])
 
     def _apart(self, contexts: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], Places]:
         chunks: list[list[int]] = []
@@ -134,16 +161,17 @@ class LayoutMaker:
             chunk += context
         return [chunk], places
 
-    def _cut(self, start: int, end: int, rng: Random) -> list[int]:
+    def _cut(self, start: int, end: int, rng: Random) -> list[Span]:
         if rng.random() >= self.config.mixed:
-            return self._rows(start, end, [self._ratio(rng)])
+            return self._spans(start, end, [self._ratio(rng)])
         tree = ContextTree.noisy(end - start, self.config.height, self.config.split_noise, rng)
-        return self._rows(start, end, [self._ratio(rng) for _ in tree.level(tree.height)], tree)
+        return self._spans(start, end, [self._ratio(rng) for _ in tree.level(tree.height)], tree)
 
-    def _rows(self, start: int, end: int, ratios: Sequence[int], tree: ContextTree | None = None) -> list[int]:
+    def _spans(self, start: int, end: int, ratios: Sequence[int], tree: ContextTree | None = None) -> list[Span]:
+        """The leaves of a tree over some rows of a chunk, each with its ratio."""
         tree = tree or ContextTree((0, end - start))
-        cut = [Grained(node, ratio) for node, ratio in zip(tree.level(tree.height), ratios, strict=True)]
-        return [start + row for row in cut_rows(tree, cut)]
+        bounds = (tree.span(node) for node in tree.level(tree.height))
+        return [(start + first, start + last, r) for (first, last), r in zip(bounds, ratios, strict=True)]
 
     def _ratio(self, rng: Random, *, coarsest: bool = False) -> int:
         ratios = sorted(self.config.ratios)

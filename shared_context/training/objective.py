@@ -16,21 +16,24 @@ from shared_context.errors import UnsupportedModelError
 from shared_context.kernels import ChunkKV, rotate_keys
 from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.compressor import Compressor, bottom_layers
-from shared_context.model.context import ContextKV
+from shared_context.model.context import CoarseKV, ContextKV
 from shared_context.model.cross_attention import CrossAttentionInjection
 from shared_context.model.low_rank import InjectionLoRA
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.training.examples import Example
 from shared_context.training.layout import Layout, LayoutMaker
 from shared_context.training.sharding import gathered_in_backward
+from shared_context.tree import important_rows
 
 
 class InjectionObjective(nn.Module):
     """The trained weights of an injection, and the loss they are trained by.
 
     The arithmetic is that of :meth:`SharedLLMModel.score`, with gradients: chunks are encoded behind the shared prefix,
-    rows of their encodings are turned to contiguous positions and stand in the decoder's cache. The base model is no
-    part of this module, so that neither optimizers nor checkpoints see its weights.
+    rows of their encodings are turned to contiguous positions and stand in the decoder's cache. Where rows are chosen
+    by importance, which is what the weights of the moment need, all rows stand there, and a mask hides from each head
+    what it does not keep. The base model is no part of this module, so that neither optimizers nor checkpoints see its
+    weights.
 
     Args:
         model: the untrained model.
@@ -65,7 +68,9 @@ class InjectionObjective(nn.Module):
         self._layouts = layouts
         self._prefix = list(model.prompt_format.prefix)
         self._whole = bottom_layers(hf, hf.config.num_hidden_layers)
-        self._compressor = Compressor(hf, model.injection.layers, self._prefix)
+        self._compressor = Compressor(
+            hf, model.injection.layers, self._prefix, model.compressor.request_ids, model.context_window
+        )
         self.distillation, self.self_distillation = distillation, self_distillation
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
         if isinstance(model.injection, CrossAttentionInjection):
@@ -130,7 +135,7 @@ class InjectionObjective(nn.Module):
         if isinstance(self.trained, CrossAttentionInjection):
             with torch.no_grad():  # not inference mode: sharded layers are gathered for gradients into the same tensors
                 kv = self._compressor.key_values(chunks)
-            return [ChunkKV(kv[:, :, i, :, : len(chunk)]) for i, chunk in enumerate(chunks)]
+            return _by_chunk(kv, layout)
         hf = self.model.hf_model
         with self.trained.compress.installed(hf):
             kv = self._compressor.key_values(chunks)
@@ -141,10 +146,42 @@ class InjectionObjective(nn.Module):
         if isinstance(kv, list):
             return self._logits_with_cross_attention(examples, layout, kv)
         hf = self.model.hf_model
+        if layout.chosen_by_importance:
+            with torch.no_grad(), self.trained.compress.installed(hf):
+                self._compressor.read_prefix()
         with self.trained.decode.installed(hf):
             prefix_kv = self._whole.key_values(torch.tensor([self._prefix], device=hf.device))
             prefix_kv = gathered_in_backward(prefix_kv, hf.base_model.layers[-1])
-            return self._decode(examples, self._cache(layout, kv, prefix_kv), self._context_mask(layout))
+            cache, hidden = self._cache(layout, kv, prefix_kv), self._hidden(layout, kv)
+            return self._decode(examples, cache, self._context_mask(layout), hidden)
+
+    @torch.no_grad()
+    def _important(self, layout: Layout, kv: Sequence[ChunkKV]) -> list[list[torch.Tensor]]:
+        """For each example and piece, which rows of its chunk each head keeps, bool [M, kv_heads, tokens]."""
+        scores = self._compressor.importance([torch.tensor(chunk) for chunk in layout.chunks], kv)
+        return [
+            [
+                torch.from_numpy(important_rows(scores[n].flatten(0, 1).float().numpy(), spans)).view_as(scores[n])
+                for (n, _), spans in zip(pieces, coarse, strict=True)
+            ]
+            for pieces, coarse in zip(layout.shown, layout.coarse, strict=True)
+        ]
+
+    def _hidden(self, layout: Layout, kv: torch.Tensor) -> torch.Tensor | None:
+        """Which columns of the contexts each head does not see, bool [M, examples, kv_heads, columns]."""
+        if not layout.chosen_by_importance:
+            return None
+        width = max(_entries(pieces) for pieces in layout.shown)
+        hidden = torch.zeros(kv.shape[1], len(layout.shown), kv.shape[3], width, dtype=torch.bool)
+        kept = self._important(layout, _by_chunk(kv.detach(), layout))
+        for number, (pieces, coarse) in enumerate(zip(layout.shown, layout.coarse, strict=True)):
+            at = width - _entries(pieces)
+            for (_, rows), spans, mask in zip(pieces, coarse, kept[number], strict=True):
+                for start, end, _ in spans:
+                    first = at + start - rows[0]
+                    hidden[:, number, :, first : first + end - start] = ~mask[:, :, start:end]
+                at += len(rows)
+        return hidden.to(kv.device)
 
     @torch.no_grad()
     def teacher_logits(self, examples: Sequence[Example]) -> torch.Tensor:
@@ -185,8 +222,14 @@ class InjectionObjective(nn.Module):
         context = columns >= (len(columns) - sizes)[:, None]
         return torch.cat([context, torch.ones(len(sizes), len(self._prefix), dtype=torch.bool)], dim=1).long()
 
-    def _decode(self, examples: Sequence[Example], cache: DynamicCache, before: torch.Tensor) -> torch.Tensor:
-        return self._run(examples, [[*e.prompt, *e.answer[:-1]] for e in examples], cache, before)
+    def _decode(
+        self,
+        examples: Sequence[Example],
+        cache: DynamicCache,
+        before: torch.Tensor,
+        hidden: torch.Tensor | None,
+    ) -> torch.Tensor:
+        return self._run(examples, [[*e.prompt, *e.answer[:-1]] for e in examples], cache, before, hidden)
 
     def _run(
         self,
@@ -194,8 +237,13 @@ class InjectionObjective(nn.Module):
         texts: Sequence[Sequence[int]],
         cache: DynamicCache | None,
         before: torch.Tensor,
+        hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The whole model over texts, padded on the left, behind a cache whose columns ``before`` masks."""
+        """The whole model over texts, padded on the left, behind a cache whose columns ``before`` masks.
+
+        Args:
+            hidden: columns of it that single heads do not see, as attention takes them.
+        """
         hf = self.model.hf_model
         longest = max(map(len, texts))
         ids = torch.tensor([[0] * (longest - len(text)) + list(text) for text in texts])
@@ -207,6 +255,7 @@ class InjectionObjective(nn.Module):
             position_ids=(mask.cumsum(-1) - 1)[:, before.shape[1] :].clamp(min=0).to(hf.device),
             use_cache=cache is not None,
             **{CACHE_ARGUMENT: cache},
+            **({} if hidden is None else {"hidden": hidden}),
         )
         # Two dimensions: over three, a batch's slice of states makes torch copy the vocabulary for each of its rows.
         states = out.last_hidden_state[:, -max(len(e.answer) for e in examples) :]
@@ -217,10 +266,21 @@ class InjectionObjective(nn.Module):
     ) -> torch.Tensor:
         model = self.model
         contexts = []
-        for pieces in layout.shown:
+        kept = self._important(layout, kv) if layout.chosen_by_importance else None
+        for number, pieces in enumerate(layout.shown):
+            coarse = None
+            if kept is not None:
+                ragged = [kv[chunk].ragged(mask) for (chunk, _), mask in zip(pieces, kept[number], strict=True)]
+                coarse = [CoarseKV(part, part.tokens.long(), part.tokens.long()) for part in ragged]
+                hidden = [{row for span in spans for row in range(*span[:2])} for spans in layout.coarse[number]]
+                pieces = [
+                    (chunk, [row for row in rows if row not in coarsely])
+                    for (chunk, rows), coarsely in zip(pieces, hidden, strict=True)
+                ]
             ids = [layout.chunks[chunk][row] for chunk, rows in pieces for row in rows]
-            rows = [torch.tensor(rows) for _, rows in pieces]
-            contexts.append(ContextKV([kv[chunk] for chunk, _ in pieces], rows, torch.tensor(ids)))
+            rows = [torch.tensor(rows, dtype=torch.long) for _, rows in pieces]
+            ids = torch.tensor(ids, dtype=torch.long)
+            contexts.append(ContextKV([kv[chunk] for chunk, _ in pieces], rows, ids, coarse=coarse))
         texts = [[*self._prefix, *e.prompt, *e.answer[:-1]] for e in examples]
         with self.trained.installed(model.hf_model, contexts, len(self._prefix), prefix=0):
             return self._run(examples, texts, None, torch.zeros(len(examples), 0, dtype=torch.long))
@@ -241,6 +301,11 @@ def _check_windows(model: SharedLLMModel) -> None:
             f"{model.context_window:,} tokens, and what lies within is not told by the columns of a batch. Train it "
             "with injection='cross_attention', or load it with a context_window that all of its layers see."
         )
+
+
+def _by_chunk(kv: torch.Tensor, layout: Layout) -> list[ChunkKV]:
+    """The encodings of a layout's chunks, from one padded tensor as :meth:`Compressor.key_values` gives it."""
+    return [ChunkKV(kv[:, :, i, :, : len(chunk)]) for i, chunk in enumerate(layout.chunks)]
 
 
 def _entries(pieces: Sequence[tuple[int, list[int]]]) -> int:

@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -146,8 +147,8 @@ def validate(
 ) -> dict[str, float]:
     """The figures of an adapter on the rows that a run with these settings holds out of ``data``.
 
-    Arguments and errors are those of :func:`train`; the adapter is in the place of ``start``, and None stands for the
-    model as it is before the first step.
+    Arguments and errors are those of :func:`train`; the adapter is in the place of ``start``, its contexts are shown by
+    the rows that it is served with, and None stands for the model as it is before the first step.
 
     Returns:
         Nats per answer token: ``eval_right`` with the right context, ``eval_wrong`` with a wrong one of the same
@@ -157,6 +158,7 @@ def validate(
     _check_model(model, config)
     if adapter is not None:
         _check_start(adapter, model, config)
+        config = replace(config, cuts=replace(config.cuts, rows=adapter.config.rows))
     maker = ExampleMaker(model, config.max_context, ended=False)
     examples = _validation(_Rows(_listed(data), skip_broken, config.stage, maker, config.held_out), maker, config)
     return _figures(_objective(model, config, adapter).eval(), examples, other_contexts(examples), config)
@@ -269,6 +271,7 @@ class AdapterTrainer(Trainer):
             chunk_size=config.cuts.chunk_size,
             height=config.cuts.height,
             split_noise=config.cuts.split_noise,
+            rows=config.cuts.rows,
             tokens_seen=seen_before + int(objective.tokens_seen) * self.args.world_size,
         )
         weights = {name: weight.to(torch.bfloat16) for name, weight in objective.trained.state_dict().items()}

@@ -36,6 +36,7 @@ def test_a_run_is_made_refused_a_second_time_and_resumed(tmp_path, rows):
     assert report["eval_gain"] == pytest.approx(report["eval_wrong"] - report["eval_right"])
     config = Adapter.from_pretrained(report["adapter"]).config
     assert (config.rank, config.ratios) == (2, (4, 8))
+    assert config.rows == "importance"
     settings = json.loads((tmp_path / "run" / "training.json").read_text())
     assert settings["texts"] == [str(book)] * 2
     tasks = {"clozes": 1, "quotes": 0.5, "needles": 1, "tracking": 1, "key_values": 0.1}

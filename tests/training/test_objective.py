@@ -1,5 +1,7 @@
 """The objective computes what serving computes."""
 
+from random import Random
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Olmo3Config
@@ -8,11 +10,12 @@ from shared_context import SharedLLMModel
 from shared_context.errors import UnsupportedModelError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.attention import ATTENTION
-from shared_context.model.context import ContextKV
+from shared_context.model.context import CoarseKV, ContextKV
 from shared_context.model.prompt import Prompt
 from shared_context.training.examples import Example
 from shared_context.training.layout import CutConfig, LayoutMaker
 from shared_context.training.objective import InjectionObjective
+from shared_context.tree import important_rows
 
 RATIOS = {1: 1, 4: 1, 8: 1}
 
@@ -30,6 +33,33 @@ class Shown:
     @property
     def kv_entries(self):
         return self._context.columns
+
+    def key_values(self, room=None):
+        return self._context
+
+
+class ShownByImportance:
+    """The same where heads are shown the rows that the serving model finds important."""
+
+    def __init__(self, model, layout, number):
+        chunks = [torch.tensor(chunk) for chunk in layout.chunks]
+        kv = model.compressor.encode(chunks)
+        scores = model.compressor.importance(chunks, kv)
+        even, places, coarse, at = [], [], [], 0
+        for (chunk, rows), spans in zip(layout.shown[number], layout.coarse[number], strict=True):
+            kept = important_rows(scores[chunk].flatten(0, 1).float().numpy(), spans)
+            part = kv[chunk].ragged(torch.from_numpy(kept).view_as(scores[chunk]))
+            stood = part.tokens.long()
+            coarse.append(CoarseKV(part, at + stood - rows[0], stood))
+            coarsely = {row for start, end, _ in spans for row in range(start, end)}
+            even.append(torch.tensor([row for row in rows if row not in coarsely], dtype=torch.long))
+            places.append(at + even[-1] - rows[0])
+            at += len(rows)
+        shown = zip(layout.shown[number], even, strict=True)
+        ids = torch.cat([chunks[chunk][rows] for (chunk, _), rows in shown])
+        encodings = [kv[chunk] for chunk, _ in layout.shown[number]]
+        self._context = ContextKV(encodings, even, ids, places, even, coarse, at)
+        self.kv_entries = at
 
     def key_values(self, room=None):
         return self._context
@@ -96,6 +126,28 @@ def test_its_nll_is_that_of_the_served_model_with_the_adapter_loaded(make_small_
     assert served_nll(served(make_small_model, objective), examples) == pytest.approx(nll, abs=1e-4)
 
 
+@pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
+def test_rows_by_importance_are_those_that_the_served_model_keeps(make_small_model, examples, injection):
+    maker = LayoutMaker(CutConfig(RATIOS, rows="importance", mixed=1.0, packed=0.0, distractors=1.0), [28])
+    objective = trained(make(make_small_model(injection=injection, injection_layers=2)))
+    fresh = served(make_small_model, objective)
+    for layout in (maker.fixed(examples, 4), maker.draw(examples, Random(4))):
+        logits = objective.logits(examples, layout)
+        by_stride = objective.logits(examples, LayoutMaker(CutConfig(RATIOS), [28]).fixed(examples, 4))
+        assert (logits - by_stride).abs().max() > 0.05
+        for number, example in enumerate(examples):
+            whole = Prompt(fresh.prompt_format.prefix, (*example.prompt, *example.answer[:-1]))
+            expected = fresh.logits(whole, ShownByImportance(fresh, layout, number))[-len(example.answer) :]
+            assert (logits[number, -len(example.answer) :] - expected).abs().max() < 1e-3
+
+
+def test_weights_are_trained_behind_rows_by_importance(make_small_model, examples):
+    layouts = LayoutMaker(CutConfig({4: 1}, rows="importance"), [28])
+    objective = trained(InjectionObjective(make_small_model(), layouts, low_rank=(4, 8.0), self_distillation=0.5))
+    objective(examples)["loss"].backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in objective.trained.parameters())
+
+
 def test_the_attention_of_the_layers_above_is_updated_behind_a_context_only(make_small_model, examples):
     model = make_small_model(injection="cross_attention", injection_layers=2)
     without = trained(make(model))
@@ -119,8 +171,6 @@ def test_the_attention_of_the_layers_above_is_updated_behind_a_context_only(make
 
 
 def test_a_drawn_layout_gives_the_served_models_logits_too(make_small_model, examples):
-    from random import Random
-
     objective = trained(make(make_small_model()))
     layout = LayoutMaker(CutConfig(RATIOS, mixed=1.0, packed=1.0, distractors=1.0), [28]).draw(examples, Random(4))
     logits = objective.logits(examples, layout)
