@@ -89,8 +89,9 @@ soak: export OMP_NUM_THREADS := 1
 soak: $(STAMP)  ## a store under load for an hour (SECONDS=60: a minute): memory, descriptors and disk stay flat
 	@$(BIN)/python tests/faults/soak.py --seconds $(SECONDS)
 
-lint: $(STAMP)  ## ruff: style, likely bugs; import-linter: which way arrows run, no circles
+lint: $(STAMP)  ## ruff: style, likely bugs; mypy: types; import-linter: which way arrows run, no circles
 	@$(BIN)/ruff check .
+	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
 
 docs: $(STAMP)  ## the site, in build/docs
@@ -139,5 +140,5 @@ gpu: $(STAMP)  ## test and measure on a GPU, in about eight minutes; without one
 	$(BIN)/python -m benchmarks.device --json build/gpu.json && exit $$tested
 
 clean:  ## remove the environment and everything else that was generated here
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -36,7 +36,7 @@ def require(condition: bool, setting: str, value: object, mend: str) -> None:
 
 def require_count(setting: str, value: object, unit: str, error: type[SharedContextError] = ConfigError) -> None:
     """Raise ``error`` for ``setting`` unless it is a whole number of ``unit``, 1 or more."""
-    if not isinstance(value, Integral) or value < 1:
+    if not isinstance(value, Integral) or int(value) < 1:
         raise error(f"{setting}={value!r}: must be a whole number of {unit}, 1 or more.")
 
 
@@ -72,8 +72,8 @@ class TreeConfig:
     """
 
     chunk_size: int = 1024
-    height: int | None = None
-    coarse: tuple[int | None, ...] | None = None
+    height: int = None  # type: ignore[assignment]  # a number once it is made
+    coarse: tuple[int | None, ...] = None  # type: ignore[assignment]  # likewise, one for each level
     fine: int = 1
     rows: Rows | None = None
 
@@ -124,7 +124,7 @@ def _embedded_level(chunk_size: int, height: int) -> int:
 
 
 def _is_ratio(value: object) -> bool:
-    return isinstance(value, Integral) and value >= 1
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def paper_ratios(height: int) -> tuple[int | None, ...]:

@@ -116,14 +116,14 @@ class Adapter:
             AdapterError: where there is none, or a file is missing, cut off or not what it should be.
         """
         folder = _find(name_or_folder)
-        card = folder / CARD_FILE
-        for path in (folder / CONFIG_FILE, folder / WEIGHTS_FILE, card):
+        written = folder / CARD_FILE
+        for path in (folder / CONFIG_FILE, folder / WEIGHTS_FILE, written):
             if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
                 raise AdapterError(f"{folder} is not an adapter: {path.name} is no regular file.")
         try:
             config = AdapterConfig(**json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
             weights = load_file(folder / WEIGHTS_FILE)
-            card = card.read_text(encoding="utf-8") if card.is_file() else ""
+            card = written.read_text(encoding="utf-8") if written.is_file() else ""
         except FileNotFoundError as error:
             missing = Path(error.filename or WEIGHTS_FILE).name  # safetensors names none
             raise AdapterError(f"{folder} is not an adapter: {missing} is missing.") from error

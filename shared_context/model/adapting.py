@@ -47,6 +47,7 @@ def put_to_work(adapter: Adapter, compressor: Compressor, decoder: InjectingDeco
         injection.adapt_upper(model, config.rank, config.alpha)
         adapter.load_into(injection)
     else:
+        assert config.rank is not None and config.alpha is not None  # what an adapter of prefix injection has
         lora = InjectionLoRA(model, config.injection_layers, config.rank, config.alpha)
         adapter.load_into(lora)
         reading = by_layer(lora.decode.merged(model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -25,8 +25,14 @@ ATTENTION = "shared_context"
 """The name under which this library's attention is registered with transformers."""
 
 
+class AttentionModule(Protocol):
+    """What is known of a model's attention: which layer it is of."""
+
+    layer_idx: int
+
+
 def attention(
-    module: nn.Module,
+    module: AttentionModule,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -90,7 +96,7 @@ def attention(
     if in_place is not None:
         key, value = key[:, :, in_place.columns :], value[:, :, in_place.columns :]
     mask, own = attention_mask, key.shape[2]
-    if positions is not None:
+    if positions is not None and sliding_window is not None:
         mask = positions.mask(sliding_window, own, query.dtype)
     elif mask is None and queries > 1:
         mask = query.new_full((queries, own), torch.finfo(query.dtype).min).triu(1 + own - queries)[None, None]

@@ -84,7 +84,7 @@ class RoomyCache(Cache):
 
     def release(self) -> None:
         """Let others use the memory; the cache is empty from now on."""
-        self.layers = []
+        self.layers: list[RoomyLayer] = []
         self.in_place = self._vacant = None
         self._give_back()
 

@@ -101,10 +101,10 @@ class LowerModel:
 
 def _with_weights(layer: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
     """A decoder layer that shares everything with another but the weights of some projections of its attention."""
-    attention = copy.copy(layer.self_attn)
+    attention = copy.copy(layer.get_submodule("self_attn"))
     attention._modules = dict(attention._modules)
     for name, weight in weights.items():
-        projection = copy.copy(attention._modules[name])
+        projection = copy.copy(attention.get_submodule(name))
         projection._parameters = {**projection._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
         attention._modules[name] = projection
     own = copy.copy(layer)

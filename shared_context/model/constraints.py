@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,15 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from shared_context.errors import ConfigError
 
-JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True}
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+JSON_FORM: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": True,
+}
 """JSON on one line, as models write it: where white space is free, a small model may go on with it for ever."""
 
 

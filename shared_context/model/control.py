@@ -106,7 +106,7 @@ class ControlTokens:
                 token["content"] = self._secret(token["content"])
             names[token["content"]] = token["id"]
         core = Tokenizer.from_str(json.dumps(data))
-        return core, {core.token_to_id(name): id for name, id in names.items()}
+        return core, {number: id for name, id in names.items() if (number := core.token_to_id(name)) is not None}
 
 
 def _parsed(word: str, template: str) -> bool:

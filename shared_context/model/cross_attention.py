@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
+from shared_context.config import InjectionKind
 from shared_context.kernels import (
     RaggedContext,
     RaggedKV,
@@ -88,7 +89,7 @@ class CrossAttentionInjection(nn.Module):
         rotary: of the model's layers.
     """
 
-    kind = "cross_attention"
+    kind: InjectionKind = "cross_attention"
     in_cache = False
 
     def __init__(self, model: PreTrainedModel, layers: int, rotary: Rotary):
@@ -99,11 +100,12 @@ class CrossAttentionInjection(nn.Module):
         self.layers = layers
         self.rotary = rotary
         self.upper: LowRank | None = None
-        self.attentions = nn.ModuleList(
+        attentions = [
             CrossAttention(config.hidden_size, heads, config.num_key_value_heads, head_dim, norm_eps(config))
             for _ in range(layers)
-        ).to(device=model.device, dtype=model.dtype)
-        for cross, layer in zip(self.attentions, model.base_model.layers, strict=False):
+        ]
+        self.attentions = nn.ModuleList(attentions).to(device=model.device, dtype=model.dtype)
+        for cross, layer in zip(attentions, model.base_model.layers, strict=False):
             own = getattr(layer.self_attn, "q_proj", None)
             if own is not None:  # Phi-3 keeps q, k and v in one projection
                 cross.q_proj.weight.data.copy_(own.weight.data)
@@ -118,7 +120,8 @@ class CrossAttentionInjection(nn.Module):
             rank, alpha: updates are scaled by ``alpha / rank``; None for none.
         """
         layers = model.config.num_hidden_layers
-        self.upper = None if rank is None else LowRank(model, layers, rank, alpha / rank, first=self.layers)
+        scale = None if rank is None or alpha is None else alpha / rank
+        self.upper = None if rank is None or scale is None else LowRank(model, layers, rank, scale, first=self.layers)
 
     def installed(
         self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int, prefix: int
@@ -142,7 +145,8 @@ class CrossAttentionInjection(nn.Module):
                 parts[-1].append(kv)
                 deltas[-1].append(number - (sink + positions))
         # In the type of what attends to it.
-        ragged = assemble_ragged(parts, deltas, self.rotary, self.attentions[0].q_proj.weight.dtype, model.device)
+        dtype = self.attentions.get_parameter("0.q_proj.weight").dtype
+        ragged = assemble_ragged(parts, deltas, self.rotary, dtype, model.device)
         position = torch.tensor([len(c.chunks) if c is not None else 0 for c in contexts], device=model.device)
         return nullcontext() if ragged is None else CrossAttentionHooks(self, model, ragged, position)
 
@@ -153,7 +157,7 @@ def _by_chunk(context: ContextKV | None) -> Iterator[tuple[int, RaggedKV, torch.
         return
     stood = context.positions or context.rows
     for number, (chunk, rows, positions) in enumerate(zip(context.chunks, context.rows, stood, strict=True)):
-        if len(rows):
+        if chunk is not None and len(rows):
             kept = torch.zeros(chunk.tokens, dtype=torch.bool)
             kept[rows] = True
             heads = chunk.layers * chunk.data.shape[2]
@@ -199,7 +203,7 @@ class CrossAttentionHooks(AbstractContextManager[None]):
                 _: nn.Module,
                 args: tuple,
                 output: object,
-                cross: CrossAttention = cross,
+                cross: nn.Module = cross,
                 number: int = number,
                 rotary: Rotary = own,
                 residual: dict = residual,
@@ -230,4 +234,4 @@ def attention_output(layer: nn.Module) -> nn.Module:
 
     Most families add the attention's output itself; those that norm behind the attention (OLMo-2) add that norm's.
     """
-    return layer.self_attn if hasattr(layer, "input_layernorm") else layer.post_attention_layernorm
+    return layer.get_submodule("self_attn" if hasattr(layer, "input_layernorm") else "post_attention_layernorm")

@@ -129,7 +129,7 @@ class InjectingDecoder:
             "input_ids": columns.ids.to(self.hf_model.device),
             "attention_mask": columns.mask.to(self.hf_model.device),
         }
-        if prefix or any(c is not None for c in in_cache):
+        if isinstance(self.injection, PrefixInjection) and (prefix or any(c is not None for c in in_cache)):
             inputs[CACHE_ARGUMENT] = self.injection.cache(
                 in_cache,
                 self._prefix_kv(prefix, b"".join(sorted({getattr(r.context, "owner", b"") for r in requests}))),

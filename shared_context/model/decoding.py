@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, SupportsInt
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ LEAST_TEMPERATURE = 1e-6
 """Below it the logits of float32 overflow; at it the likeliest token is as good as certain."""
 
 
-def whole_number(setting: str, value: object, unit: str) -> int:
+def whole_number(setting: str, value: SupportsInt, unit: str) -> int:
     """A count as Python's own number, whatever library it comes from.
 
     Raises:

@@ -24,7 +24,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         # torchao's are tensors of their own kinds, which know how to become plain ones and little else
-        plain = weight.dequantize() if is_traceable_wrapper_subclass(weight) else weight.detach()
+        plain = weight.dequantize() if is_traceable_wrapper_subclass(weight) else weight.detach()  # type: ignore[attr-defined]
         flat = plain.reshape(-1)
         step = max(1, flat.numel() // SAMPLES)
         sample = flat[::step][:SAMPLES].to("cpu", torch.bfloat16).view(torch.int16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -146,7 +146,8 @@ class ImportanceObserver:
 
     def importance(self) -> list[torch.Tensor]:
         """Of each chunk's rows, float16 [layers, kv_heads, rows] on the processor, between 0 and 1."""
-        return list(torch.stack(self._largest).to("cpu", torch.float16).unbind(1))
+        largest = cast("list[torch.Tensor]", self._largest)  # all layers have been seen
+        return list(torch.stack(largest).to("cpu", torch.float16).unbind(1))
 
 
 def _aligned(columns: int) -> int:

@@ -9,9 +9,9 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from shared_context.config import InjectionKind
 from shared_context.kernels import (
     RaggedContext,
     Rotary,
@@ -37,7 +37,7 @@ class PrefixInjection:
 
     attention = ATTENTION
     """What the model has to be loaded with, its ``attn_implementation``."""
-    kind = "prefix"
+    kind: InjectionKind = "prefix"
     in_cache = True
 
     def __init__(self, layers: int, rotary: Rotary, *, windowed: bool = False, fused: bool = True):
@@ -68,7 +68,7 @@ class PrefixInjection:
         if ragged is not None or any(beyond):
             hooks.append(RaggedHook(model, ragged, torch.tensor(beyond, device=model.device)))
         if self.windowed and any(c is not None for c in contexts):
-            places = [torch.arange(0) if c is None else prefix + torch.cat(c.places_in_order()) for c in contexts]
+            places = [torch.arange(0) if c is None else prefix + torch.cat(list(c.places_in_order())) for c in contexts]
             hooks.append(PositionsHook(model, padded(places, prefix, model.device)))
         return InTurn(hooks) if hooks else nullcontext()
 
@@ -108,8 +108,10 @@ class PrefixInjection:
             lower[:, :, row, :, : width - (context.columns if context is not None else 0)] = 0
             if context is not None:
                 deltas = context.turned_by([prefix + place for place in context.places_in_order()], sink)
-                even = [part for part in zip(context.chunks, context.rows, deltas, strict=True) if part[0] is not None]
-                chunks, rows, deltas = ([part[i] for part in even] for i in range(3))
+                parts = zip(context.chunks, context.rows, deltas, strict=True)
+                even = [(chunk, shown, delta) for chunk, shown, delta in parts if chunk is not None]
+                chunks, rows = [chunk for chunk, _, _ in even], [shown for _, shown, _ in even]
+                deltas = [delta for _, _, delta in even]
                 if queries is not None and self._in_place and batch == 1 and device.type == "cpu":
                     # The order of columns is nobody's concern: positions are in the keys.
                     runs, (chunks, rows, deltas) = split_runs(chunks, rows, deltas, dtype, queries)
@@ -172,7 +174,6 @@ class RaggedHook(AbstractContextManager[None]):
 
     def __init__(self, model: PreTrainedModel, ragged: RaggedContext | None, beyond: torch.Tensor):
         self._model, self._ragged, self._beyond = model, ragged, beyond
-        self._handle: RemovableHandle | None = None
 
     def __enter__(self) -> None:
         def show(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -64,7 +65,7 @@ def measured(model: PreTrainedModel, name: str) -> Layers:
     """
     config = model.config
 
-    def refuse(reason: str) -> None:
+    def refuse(reason: str) -> NoReturn:
         raise UnsupportedModelError(f"{name} ({config.model_type}) cannot be served: {reason}.")
 
     declared = _declared(model)
@@ -95,12 +96,12 @@ def measured(model: PreTrainedModel, name: str) -> Layers:
     nearest = torch.where(turned.view(-1, 1, 1, 1, 1), moved[int(interleaved)], here[0])
     for number, (found, expected) in enumerate(zip(nearest, there[0], strict=True)):
         # The first layer tells exactly; further up rounding adds up, and what is nearest must be so by far.
-        error = _distance(found, expected)
+        apart = _distance(found, expected)
         near, far = sorted((at_home[number], stays[number]))
         doubtful = not half_precision and near > far / 2
-        if doubtful or (number == 0 and max(error, drift) > tolerance):
+        if doubtful or (number == 0 and max(apart, drift) > tolerance):
             refuse(
-                f"keys of its layer {number} moved to another position differ from keys computed there by {error:.0%}, "
+                f"keys of its layer {number} moved to another position differ from keys computed there by {apart:.0%}, "
                 f"values by {drift:.0%}, so its positions are not plain rotary ones"
             )
     if turned.all():

@@ -23,7 +23,7 @@ from shared_context.config import require
 from shared_context.errors import ConfigError, ModelNotFoundError, SharedContextError, UnsupportedModelError
 from shared_context.model.attention import ATTENTION
 from shared_context.model.identity import fingerprint
-from shared_context.model.pretrained import as_floating_point, find_gguf, resolve_model
+from shared_context.model.pretrained import HubOptions, as_floating_point, find_gguf, resolve_model
 from shared_context.model.progress import quiet_loading
 from shared_context.model.support import check_config, processor_dtype
 
@@ -43,7 +43,7 @@ def load(
     *,
     device: str,
     dtype: str | torch.dtype,
-    hub: dict[str, Any],
+    hub: HubOptions,
     options: dict[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """A causal language model that can be stacked on itself, its fast tokenizer, and its checkpoint's fingerprint.
@@ -143,7 +143,8 @@ def _pick_dtype(dtype: str | torch.dtype, own: torch.dtype | None, device: torch
         return dtype
     if dtype != "auto":
         picked = getattr(torch, dtype, None)
-        require(isinstance(picked, torch.dtype), "dtype", dtype, "must be 'auto' or the name of a torch dtype")
+        if not isinstance(picked, torch.dtype):
+            raise ConfigError(f"dtype={dtype!r}: must be 'auto' or the name of a torch dtype")
         return picked
     if device.type != "cpu":
         return own or torch.float32

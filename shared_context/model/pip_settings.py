@@ -62,7 +62,11 @@ class PipSettings:
             return True
         try:
             folder = self.cert is not None and Path(self.cert).is_dir()
-            context = ssl.create_default_context(**{"capath" if folder else "cafile": self.cert})
+            context = (
+                ssl.create_default_context(capath=self.cert)
+                if folder
+                else ssl.create_default_context(cafile=self.cert)
+            )
             if self.client_cert is not None:
                 context.load_cert_chain(self.client_cert)
         except OSError as error:

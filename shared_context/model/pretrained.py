@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from shared_context.config import require
 from shared_context.errors import ModelNotFoundError
@@ -26,6 +26,14 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+class HubOptions(TypedDict, total=False):
+    """Where on the Hub, as whom, and into which folder."""
+
+    revision: str | None
+    token: str | None
+    cache_dir: str | Path | None
+
 
 HUB_TIMEOUT = 5.0
 """Seconds within which the Hub must answer a first, small question before anything is fetched from it."""
@@ -95,7 +103,7 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("shared-context", appauthor=False)
 
 
-def resolve_model(name_or_path: str | Path, **hub: str | Path | None) -> str:
+def resolve_model(name_or_path: str | Path, **hub: Unpack[HubOptions]) -> str:
     """Turn a model's name or folder into a local folder that `from_pretrained` loads without a network.
 
     `smollm2-135m-instruct` is the embedded default: from this library's cache, the Hugging Face cache, the Hub, or a
@@ -115,7 +123,7 @@ def resolve_model(name_or_path: str | Path, **hub: str | Path | None) -> str:
     return str(find_weights(name_or_path, **hub))
 
 
-def find_weights(name_or_path: str | Path, *, subfolders: bool = False, **hub: str | Path | None) -> Path:
+def find_weights(name_or_path: str | Path, *, subfolders: bool = False, **hub: Unpack[HubOptions]) -> Path:
     """Folder of the weights named: a folder as it is, else the Hugging Face cache, else the Hub.
 
     Args:
@@ -161,7 +169,7 @@ def as_floating_point() -> dict[str, Any]:
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
-def find_gguf(name_or_path: str | Path, gguf_file: str | None, **hub: str | Path | None) -> Path | None:
+def find_gguf(name_or_path: str | Path, gguf_file: str | None, **hub: Unpack[HubOptions]) -> Path | None:
     """The GGUF file that is named: one of one's own, or one of a folder or a repository; None where none is.
 
     Args:
@@ -187,7 +195,7 @@ def find_gguf(name_or_path: str | Path, gguf_file: str | None, **hub: str | Path
     return path.absolute()
 
 
-def _fetched_gguf(repo: str, gguf_file: str, hub: Mapping[str, str | Path | None]) -> Path:
+def _fetched_gguf(repo: str, gguf_file: str, hub: HubOptions) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
@@ -225,7 +233,7 @@ def what_is_missing(folder: Path) -> str | None:
     return None
 
 
-def local_snapshot(repo: str, *, subfolders: bool = False, **hub: str | Path | None) -> Path | None:
+def local_snapshot(repo: str, *, subfolders: bool = False, **hub: Unpack[HubOptions]) -> Path | None:
     """Folder of `repo` in the local Hugging Face cache, or None where it is absent or incomplete. No network.
 
     `hub` is as in `resolve_model`.
@@ -233,15 +241,20 @@ def local_snapshot(repo: str, *, subfolders: bool = False, **hub: str | Path | N
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    patterns = _patterns(subfolders)
     try:
-        folder = Path(snapshot_download(repo, local_files_only=True, **hub, **patterns))
+        folder = Path(snapshot_download(
+                repo,
+                local_files_only=True,
+                allow_patterns=_FILES,
+                ignore_patterns=_left_out(subfolders),
+                **hub,
+            ))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     return None if what_is_missing(folder) else folder
 
 
-def hub_snapshot(repo: str, *, subfolders: bool = False, **hub: str | Path | None) -> Path:
+def hub_snapshot(repo: str, *, subfolders: bool = False, **hub: Unpack[HubOptions]) -> Path:
     """Fetch `repo` from the Hub into the local Hugging Face cache; return its folder there.
 
     A Hub that cannot be reached is given up after `HUB_TIMEOUT` seconds: downloads have no time limit of their own
@@ -260,7 +273,9 @@ def hub_snapshot(repo: str, *, subfolders: bool = False, **hub: str | Path | Non
     try:
         HfApi(token=hub.get("token")).model_info(repo, revision=hub.get("revision"), timeout=HUB_TIMEOUT)
         notice(f"fetching {repo} from the Hugging Face Hub (once)")
-        folder = Path(snapshot_download(repo, **hub, **_patterns(subfolders)))
+        folder = Path(
+            snapshot_download(repo, allow_patterns=_FILES, ignore_patterns=_left_out(subfolders), **hub)
+        )
     except (OSError, ValueError, *unreachable) as error:  # ValueError: a bad name; a log-in page that is no JSON
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelNotFoundError(f"the Hugging Face Hub ({reason})") from error
@@ -270,9 +285,9 @@ def hub_snapshot(repo: str, *, subfolders: bool = False, **hub: str | Path | Non
     return folder
 
 
-def _patterns(subfolders: bool) -> dict[str, list[str]]:
-    """Which files of a repository are fetched; the weights' copies in other layouts are not."""
-    return {"allow_patterns": _FILES, "ignore_patterns": ["consolidated*"] if subfolders else ["consolidated*", "*/*"]}
+def _left_out(subfolders: bool) -> list[str]:
+    """Which files of a repository are not fetched: the weights' copies in other layouts."""
+    return ["consolidated*"] if subfolders else ["consolidated*", "*/*"]
 
 
 def cached_folder(name: str) -> Path | None:
@@ -321,7 +336,7 @@ def provide_folder(name: str, build: Callable[[Path, Path], None]) -> Path:
         ) from error
 
 
-def _embedded_default(hub: Mapping[str, str | Path | None]) -> Path:
+def _embedded_default(hub: HubOptions) -> Path:
     local = cached_folder(DEFAULT_MODEL) or local_snapshot(DEFAULT_REPO, **hub)
     if local:
         return local

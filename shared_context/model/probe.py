@@ -109,12 +109,15 @@ def fitted(
         fingerprint: of the model.
         ridge: weight of the penalty on large weights, as a share of the features' mean square.
     """
-    products = targets = None
+    products: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
     for chunk in scored:
+        assert chunk.importance is not None
         seen = features(chunk, rotary, sink).double()
         wanted = chunk.importance.double().clamp(min=LEAST).log().transpose(1, 2)
         of_features, of_targets = seen.transpose(1, 2) @ seen, seen.transpose(1, 2) @ wanted
         products = of_features if products is None else products + of_features
         targets = of_targets if targets is None else targets + of_targets
+    assert products is not None and targets is not None, "there is no encoding to fit to"
     penalty = ridge * products.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None] * torch.eye(products.shape[1])
     return ImportanceProbe(torch.linalg.solve(products + penalty, targets).float(), fingerprint)

@@ -115,7 +115,7 @@ class PromptFormat:
         self, messages: Sequence[Message], with_context: bool, opening: str, template_kwargs: Mapping[str, Any]
     ) -> Prompt:
         hidden: list[str] = []
-        messages = self._control.hide([dict(m) for m in messages], hidden)
+        messages = list(self._control.hide([dict(m) for m in messages], hidden))
         if messages[0]["role"] not in SYSTEM_ROLES and self._system_prompt:
             system = self._control.hide(self._system_prompt, hidden)
             messages.insert(0, {"role": "system", "content": system})

@@ -110,7 +110,7 @@ class RequestReader:
         if not prompts:
             raise QueryError("There is no prompt in the list; give at least one.")
         several = isinstance(context, Sequence) and not isinstance(context, str)
-        contexts = list(context) if several else [context] * len(prompts)
+        contexts = list(context) if isinstance(context, Sequence) and several else [context] * len(prompts)
         require(len(contexts) == len(prompts), "context", len(contexts), f"there are {len(prompts)} prompts")
         requests = [
             self._request(p, c, formatted, identity, template_kwargs) for p, c in zip(prompts, contexts, strict=True)

@@ -40,7 +40,7 @@ from shared_context.model.identity import fingerprint as fingerprint_of
 from shared_context.model.importance import REQUEST, ImportanceScorer
 from shared_context.model.injection import PrefixInjection
 from shared_context.model.loading import load
-from shared_context.model.pretrained import DEFAULT_MODEL
+from shared_context.model.pretrained import DEFAULT_MODEL, HubOptions
 from shared_context.model.probe import ImportanceProbe, shipped_probe
 from shared_context.model.prompt import SYSTEM_PROMPT, Prompt, PromptFormat
 from shared_context.model.requests import Context, Request, RequestReader, is_single
@@ -195,7 +195,7 @@ class SharedLLMModel:
                 own = getattr(trained.config, setting)
                 require(value in (None, own), setting, value, f"the adapter in {adapter} was trained with {own!r}")
             injection, injection_layers = trained.config.injection, trained.config.injection_layers
-        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        hub: HubOptions = {"revision": revision, "token": token, "cache_dir": cache_dir}
         model, tokenizer, checkpoint = load(name_or_path, device=device, dtype=dtype, hub=hub, options=model_options)
         shared = cls(
             model,

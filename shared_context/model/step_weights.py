@@ -36,6 +36,7 @@ class StepLinear(nn.Module):
         super().__init__()
         self._linear = linear
         weight = linear.weight.detach().float()
+        self._multiply: Callable[..., torch.Tensor]
         if bits == "int8":
             scale = weight.abs().amax(dim=1).clamp(min=1e-8) / 127
             packed = (weight / scale[:, None]).round().to(torch.int8), scale.bfloat16()

@@ -86,7 +86,7 @@ def usable_window(config: PretrainedConfig) -> int:
     limits = [config.max_position_embeddings]
     windows = windows_of(config)
     if all(windows):
-        limits.append(max(windows))
+        limits.append(max(window for window in windows if window))
     types = getattr(config, "layer_types", None) or ()
     limits += [window for window, of in zip(windows, types, strict=False) if of == "chunked_attention"]
     rope = config.rope_parameters

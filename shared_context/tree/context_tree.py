@@ -13,7 +13,7 @@ class Node(NamedTuple):
     """A place in a context tree: its level (root 0) and its index from the left within that level."""
 
     level: int
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name, which no one calls
 
     @property
     def children(self) -> tuple[Node, Node]:

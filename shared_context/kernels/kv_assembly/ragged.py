@@ -76,10 +76,10 @@ def assemble_ragged(
             data = part.dequantized(dtype).data.to(device)
             keys.index_copy_(0, place, _turned(data[0], part, deltas[row][number], rotary))
             values.index_copy_(0, place, data[1])
-            if positions is not None:
+            if positions is not None and targets is not None:
                 positions.index_copy_(0, place, targets[row][number].to(device))
-    first, count = torch.from_numpy(starts[..., 0].copy()), torch.from_numpy(counts.sum(-1))
-    return RaggedContext(keys, values, first, count, positions)
+    of_heads, numbers = torch.from_numpy(starts[..., 0].copy()), torch.from_numpy(counts.sum(-1))
+    return RaggedContext(keys, values, of_heads, numbers, positions)
 
 
 def _turned(keys: torch.Tensor, part: RaggedKV, delta: torch.Tensor, rotary: Rotary | torch.Tensor) -> torch.Tensor:
@@ -120,7 +120,7 @@ def assemble_ragged_reference(
         By layer and head, [2, rows of the head, head_dim].
     """
     layers, kv_heads = parts[0].counts.shape
-    found = []
+    found: list[list[torch.Tensor]] = []
     for layer in range(layers):
         found.append([])
         for head in range(kv_heads):

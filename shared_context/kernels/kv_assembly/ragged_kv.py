@@ -74,6 +74,7 @@ class RaggedKV:
         Args:
             tokens: how many at least.
         """
+        assert self.importance is not None, "no importance was taken of these rows"
         tokens = max(tokens, int(self.tokens.max()) + 1 if len(self.tokens) else 0)
         dense = torch.full((self.counts.numel(), tokens), -1.0)
         dense[self._heads(), self.tokens.long()] = self.importance.float()

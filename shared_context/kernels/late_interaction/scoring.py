@@ -149,16 +149,19 @@ def _blockwise(
     count = len(codes) if leaves is None else len(leaves)
     block = min(max(1, BLOCK_TOKENS * torch.get_num_threads() // leaf_size), count)
     flat = query.reshape(queries * words, code_size)
-    new = {"dtype": torch.float32, "device": codes.device}
-    tokens = torch.empty((block * leaf_size, code_size), **new)
-    similarity = torch.empty((len(flat) * block * leaf_size), **new)
-    best = torch.empty((len(flat), count), **new)
-    chosen = None if leaves is None else torch.empty((block, *codes.shape[1:]), dtype=codes.dtype, device=codes.device)
+    tokens = codes.new_empty((block * leaf_size, code_size), dtype=torch.float32)
+    similarity = codes.new_empty(len(flat) * block * leaf_size, dtype=torch.float32)
+    best = codes.new_empty((len(flat), count), dtype=torch.float32)
+    chosen = codes.new_empty((0 if leaves is None else block, *codes.shape[1:]))
     for start in range(0, count, block):
         end = min(start + block, count)
         size = end - start
         taken = slice(start, end) if leaves is None else leaves[start:end]
-        packed = codes[taken] if chosen is None else torch.index_select(codes, 0, taken, out=chosen[:size])
+        packed = (
+            codes[taken]
+            if isinstance(taken, slice)
+            else torch.index_select(codes, 0, taken, out=chosen[:size])
+        )
         unpacked = tokens[: size * leaf_size]
         unpacked.view(size, leaf_size, code_size).copy_(packed)
         found = similarity[: len(flat) * size * leaf_size].view(len(flat), size * leaf_size)

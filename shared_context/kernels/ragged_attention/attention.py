@@ -53,9 +53,9 @@ def ragged_attention(
     for row, (firsts, numbers) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
         for head, (first, number) in enumerate(zip(firsts, numbers, strict=True)):
             if number:
-                kv = (part[None, None, first : first + number] for part in (keys, values))
+                key, value = (part[None, None, first : first + number] for part in (keys, values))
                 place = slice(row, row + 1), slice(head, head + 1)
-                out[place], lse[place] = _flash_attention(query[place], *kv, scale=scaling)
+                out[place], lse[place] = _flash_attention(query[place], key, value, scale=scaling)
     return out, lse
 
 

@@ -49,7 +49,7 @@ def ragged_attention_by_formula(
         query, keys, values, starts, counts, scaling: as there.
         softcap: as in :func:`attention_by_formula`.
         positions: where each of ``keys`` stands, [rows]; None where all are seen.
-        asked: where each query stands, [batch, queries].
+        asked: where each query stands, [batch, queries]; needed with ``positions``, and so is ``window``.
         window: a query sees the keys at its own position and at ``window - 1`` positions before.
     """
     place = torch.arange(max(1, int(counts.max())))
@@ -59,6 +59,7 @@ def ragged_attention_by_formula(
         return torch.zeros_like(query), query.new_full(query.shape[:3], -torch.inf, dtype=torch.float32)
     mask = torch.zeros(there.shape, device=query.device).masked_fill_(~there.to(query.device), -torch.inf)[:, :, None]
     if positions is not None:
+        assert asked is not None and window is not None
         places, queries = positions[index][:, :, None], asked[:, None, :, None]
         mask = mask.masked_fill((places > queries) | (places <= queries - window), -torch.inf)
     return attention_by_formula(query, keys[index], values[index], mask, scaling, softcap)
