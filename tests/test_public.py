@@ -46,13 +46,14 @@ def arguments(call: Any) -> str:
 
 
 def lines_of(name: str, thing: Any) -> list[str]:
-    """A function's line, or a class's and those of what it defines itself."""
+    """A function's line, or a class's and those of what it, or a class of this library that it is made of, defines."""
     if not inspect.isclass(thing):
         return [f"{name}{arguments(thing) if callable(thing) else ''}"]
     if issubclass(thing, BaseException):
         return [f"{name}({', '.join(base.__name__ for base in thing.__bases__)})"]
     lines = [f"{name}{arguments(thing)}"]
-    for member, value in sorted(vars(thing).items()):
+    own = [base for base in reversed(thing.__mro__) if base.__module__.startswith("shared_context")]
+    for member, value in sorted({name: value for base in own for name, value in vars(base).items()}.items()):
         if member.startswith("_") or not (callable(value) or isinstance(value, property | classmethod | staticmethod)):
             continue
         call = getattr(value, "__func__", value)

@@ -1,13 +1,19 @@
-"""Adapting: an adapter's weights put to work in the compressor and the decoder."""
+"""Adapting: an adapter's weights put to work in the compressor and the decoder; and what is known of importance."""
 
 from __future__ import annotations
 
-from shared_context.errors import AdapterError
+from dataclasses import replace
+
+from shared_context.config import ImportanceMethod, Rows
+from shared_context.errors import AdapterError, ConfigError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.compressor import Compressor, with_projections
 from shared_context.model.cross_attention import CrossAttentionInjection
 from shared_context.model.decoder import InjectingDecoder
+from shared_context.model.importance import ImportanceScorer
 from shared_context.model.low_rank import InjectionLoRA, by_layer
+from shared_context.model.probe import ImportanceProbe, shipped_probe
+from shared_context.model.stacked import StackedModel
 
 
 def check_injection(config: AdapterConfig, decoder: InjectingDecoder, name: str) -> None:
@@ -53,3 +59,73 @@ def put_to_work(adapter: Adapter, compressor: Compressor, decoder: InjectingDeco
         reading = by_layer(lora.decode.merged(model))
         compressor.adapt(model, by_layer(lora.compress.merged(model)), reading)
         decoder.adapt(with_projections(model, reading))
+
+
+class AdaptingModel(StackedModel):
+    """A model that takes adapters, and probes of importance."""
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Take an adapter's weights.
+
+        Those of prefix injection are merged into copies of the attention's projections, one for the compressor and one
+        for the decoder, so that serving costs no step more and no one has to switch between weights. The model's own
+        stay as they are: they answer prompts without a context, and node codes are made of them.
+
+        Raises:
+            ModelMismatchError: where it was trained on another base model.
+            AdapterError: where the weights are quantised, it is for another injection, or a tensor is missing or
+                reshaped.
+        """
+        check_injection(adapter.config, self._decoder, self.name)
+        adapter.check_base(self.name, self.fingerprint)
+        put_to_work(adapter, self.compressor, self._decoder)
+        self._adapter = adapter
+
+    def adapter(self) -> Adapter | None:
+        """The trained weights on top of the base model, to be saved with ``save_pretrained``; None where it has none.
+
+        Those of cross-attention injection are the weights as they are now, described as the adapter that was loaded.
+        """
+        if not isinstance(self.injection, CrossAttentionInjection):
+            return self._adapter
+        if self._adapter is not None:
+            return replace(self._adapter, weights=self.injection.state_dict())
+        config = AdapterConfig(self.name, self.fingerprint, self.injection.kind, self.injection.layers)
+        return Adapter(config, self.injection.state_dict())
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter was loaded."""
+        return self._adapter is not None
+
+    @property
+    def rows(self) -> Rows:
+        """Which rows coarse grains keep where nothing else is asked for: as the adapter is served."""
+        return "importance" if self._adapter is None else self._adapter.config.rows
+
+    @property
+    def has_probe(self) -> bool:
+        """Whether there is a probe for the model as it was loaded."""
+        return self._usable_probe() is not None
+
+    def _usable_probe(self) -> ImportanceProbe | None:
+        """The probe of one's own, or the one that ships, where it is for these weights and all layers are injected."""
+        probe = self.probe or (shipped_probe(self.fingerprint) if self._adapter is None else None)
+        whole = self.compressor.layers == self.hf_model.config.num_hidden_layers
+        return probe if probe is not None and whole and probe.fingerprint == self.fingerprint else None
+
+    def importance_scorer(self, method: ImportanceMethod) -> ImportanceScorer:
+        """A way to know how much the model needs each row of a chunk.
+
+        Raises:
+            ConfigError: there is no probe for the model as it is.
+        """
+        if method == "repetition":
+            return ImportanceScorer(self.compressor.importance_method, self.compressor.importance)
+        probe = self._usable_probe()
+        if probe is None:
+            raise ConfigError(
+                f"importance={method!r}: there is no probe for all layers of {self.name} as it was loaded; fit one "
+                "with shared-context probe and set model.probe, or use 'repetition'"
+            )
+        return probe.scorer(self.injection.rotary, len(self.prompt_format.prefix))
