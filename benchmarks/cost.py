@@ -213,7 +213,7 @@ def measure_memory(
     """
     source, question = "\n\n".join(asked.documents.values()), asked.questions[0].text
     peaks: dict[tuple[int, str], int] = {}
-    extents: dict[tuple[int, str], str] = {}
+    extents: dict[tuple[int, str], Cell] = {}
     base, setting = in_own_process(_loaded, name, False)
     with_store, _ = in_own_process(_loaded, name, True)
     for length in sorted(lengths):

@@ -170,7 +170,9 @@ def speed(size: Size, device: torch.device, until: float) -> Iterator[Report]:
         ]
         yield Report("store", setting, [Table("Seconds", ("what", "seconds", "tokens per second"), rows)])
 
-        rows, speeds, not_run = [], [], {}
+        answered: list[Sequence[Cell]] = []
+        speeds: list[Sequence[Cell]] = []
+        not_run: dict[str, str] = {}
         for tokens in size.contexts:
             if time.monotonic() > until:
                 not_run[f"{tokens:,} tokens"] = "the time was up"
@@ -178,7 +180,8 @@ def speed(size: Size, device: torch.device, until: float) -> Iterator[Report]:
             try:
                 selection = store.select(questions[0], budget=tokens, floor=0.0)
                 encoding = _seconds(device, partial(store.warm, selection))
-                rows.append((tokens, selection.kv_entries, encoding, *_first_tokens(model, questions[0], selection)))
+                first_tokens = _first_tokens(model, questions[0], selection)
+                answered.append((tokens, selection.kv_entries, encoding, *first_tokens))
                 if tokens in size.decoded:
                     speeds.append((tokens, *(_decoded(model, questions[0], of) for of in (selection, selection.text))))
             except torch.OutOfMemoryError as error:
@@ -189,7 +192,7 @@ def speed(size: Size, device: torch.device, until: float) -> Iterator[Report]:
             "answers",
             setting,
             [
-                Table("Seconds to the first token", first, rows),
+                Table("Seconds to the first token", first, answered),
                 Table("Tokens per second after the first", ("tokens", "injected", "pasted"), speeds),
                 Table("Memory of the device, GB", ("after", "in use", "at its peak until then"), memory),
             ],

@@ -12,6 +12,7 @@ from statistics import median
 import torch
 
 from shared_context import CacheConfig, SharedLLMContextStore, SharedLLMModel, StoreConfig
+from shared_context.config import ImportanceMethod
 from shared_context.evaluation.long_text import repeat_to
 from shared_context.evaluation.report import Report, Table, Target, model_setting
 from shared_context.kernels.launch import wait_for
@@ -98,7 +99,7 @@ def _encoding(model: SharedLLMModel, text: str, runs: int) -> dict[str, list[flo
     config = StoreConfig()
     length = config.lead_in + config.tree.chunk_size
     ids = torch.from_numpy(model.tokenize(repeat_to(model, text, length)).ids[:length].astype("int64"))
-    methods = {REPETITION: "repetition", **({PROBE: "probe"} if model.has_probe else {})}
+    methods: dict[str, ImportanceMethod] = {REPETITION: "repetition", **({PROBE: "probe"} if model.has_probe else {})}
     scorers = {way: model.importance_scorer(method) for way, method in methods.items()}
     seconds: dict[str, list[float]] = {way: [] for way in (KV, *scorers)}
     for number in with_progress(range(runs + 1), "encoding"):

@@ -16,6 +16,7 @@ from shared_context import Document, SharedLLMContextStore, SharedLLMModel
 from shared_context.config import MIB
 from shared_context.evaluation.indexing import RetrievalFrom, retrievals
 from shared_context.evaluation.report import (
+    Cell,
     Lines,
     Point,
     Report,
@@ -154,7 +155,7 @@ def _grow(
     sizes: Sequence[int],
     runs: int,
     frameworks: Mapping[str, RetrievalFrom],
-) -> tuple[dict[tuple[int, str], list[float]], dict[int, int], dict[int, int], dict[str, str | int]]:
+) -> tuple[dict[tuple[int, str], list[float]], dict[int, int], dict[int, int], dict[str, Cell]]:
     """Seconds by size and way, peak bytes by size (at 0 with the models loaded), tokens by size, and the setting."""
     model, embedder = SharedLLMModel.from_pretrained(name), load_default_embedder()
     new, asked = _documents(texts), cycle(questions)

@@ -65,7 +65,7 @@ def milliseconds(calls: Sequence[Call], device: torch.device) -> float:
         return do_bench(call, warmup=50, rep=200, return_mode="median")
     call()
     wait_for(device)
-    times = []
+    times: list[float] = []
     until = time.perf_counter() + 2
     while len(times) < 3 or (len(times) < 25 and time.perf_counter() < until):
         start = time.perf_counter()
@@ -81,7 +81,7 @@ def timed(
     """A kernel and its reference, eager and (on a GPU) compiled, over the same inputs."""
 
     def over(function: Callable) -> float:
-        return milliseconds([lambda given=given: function(*given) for given in inputs], device)
+        return milliseconds([partial(function, *given) for given in inputs], device)
 
     compiled = None
     if device.type == "cuda":
@@ -140,7 +140,7 @@ def kv_assembly(model: str, entries: int, quantize: bool, device: torch.device) 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes read and written per millisecond by a copy of half a gigabyte."""
     pairs = [torch.empty((2, ROTATED_BYTES), dtype=torch.int8, device=device) for _ in range(2)]
-    return 2 * ROTATED_BYTES / milliseconds([lambda pair=pair: pair[0].copy_(pair[1]) for pair in pairs], device)
+    return 2 * ROTATED_BYTES / milliseconds([partial(target.copy_, source) for target, source in pairs], device)
 
 
 def report(rows: Sequence[Timed], bandwidth: float) -> str:

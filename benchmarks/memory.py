@@ -17,7 +17,7 @@ from shared_context import CacheConfig, SharedLLMContextStore, SharedLLMModel, S
 from shared_context.config import MIB
 from shared_context.evaluation.indexing import Indexer, indexers
 from shared_context.evaluation.long_text import repeat_to
-from shared_context.evaluation.report import Report, Table, Target, model_setting
+from shared_context.evaluation.report import Cell, Report, Table, Target, model_setting
 from shared_context.progress import with_progress
 from shared_context.store.embedder import load_default_embedder
 
@@ -55,7 +55,7 @@ def measure(
     not_run: dict[str, str] = {}
     chunked = {
         way: in_own_process(_with_chunks, model, text, tokens, indexer, questions)
-        for way, indexer in with_progress(indexers(not_run).items(), "memory of chunked RAG")
+        for way, indexer in with_progress(list(indexers(not_run).items()), "memory of chunked RAG")
     }
     *_, last = peaks.values()
     return Report(
@@ -122,7 +122,7 @@ def _questions(document: str, count: int) -> Iterator[str]:
         yield f"What is said of this? {document[begin : begin + 100]}"
 
 
-def _plain(name: str, text: str, tokens: int) -> tuple[int, int, dict[str, str | int]]:
+def _plain(name: str, text: str, tokens: int) -> tuple[int, int, dict[str, Cell]]:
     """Peak bytes without the library's part, bytes of the full KV of ``tokens`` tokens, and the setting."""
     model, embedder = SharedLLMModel.from_pretrained(name), load_default_embedder()
     document = repeat_to(model, text, model.context_window)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.readers import reading
 from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
@@ -147,7 +147,7 @@ def prompted(model: SharedLLMModel, question: str, context: str, answer: str) ->
 
 @torch.inference_mode()
 def prefilled(
-    model: nn.Module, ids: Sequence[int], presses: Mapping[Any, Any]
+    model: PreTrainedModel, ids: Sequence[int], presses: Mapping[Any, Any]
 ) -> tuple[dict[Any, DynamicCache], dict[Any, str]]:
     """Prefill once, and let every press work on each layer as soon as it is there, in a cache of its own.
 
@@ -190,7 +190,7 @@ def prefilled(
     return {name: cache for name, cache in caches.items() if name not in failed}, failed
 
 
-def _prefill(model: nn.Module, ids: Sequence[int], cache: DynamicCache) -> None:
+def _prefill(model: PreTrainedModel, ids: Sequence[int], cache: DynamicCache) -> None:
     """Read into a cache, each layer told where in the cache: presses ask, and transformers says it no more."""
     positions = torch.arange(len(ids), device=model.device)
 
@@ -209,7 +209,7 @@ def _prefill(model: nn.Module, ids: Sequence[int], cache: DynamicCache) -> None:
 
 
 @torch.inference_mode()
-def score_behind(model: nn.Module, cache: DynamicCache, at: int, of: Prompted) -> float:
+def score_behind(model: PreTrainedModel, cache: DynamicCache, at: int, of: Prompted) -> float:
     """Mean negative log-likelihood (nats per token) of the answer behind a prefilled context.
 
     Args:
@@ -226,7 +226,9 @@ def score_behind(model: nn.Module, cache: DynamicCache, at: int, of: Prompted) -
     return nn.functional.cross_entropy(logits.float(), torch.tensor(of.answer, device=logits.device)).item()
 
 
-def pressed(model: nn.Module, kvpress: Any, of: Prompted, ratios: Sequence[int]) -> Iterator[tuple[str, Any, str]]:
+def pressed(
+    model: PreTrainedModel, kvpress: Any, of: Prompted, ratios: Sequence[int]
+) -> Iterator[tuple[str, Any, str]]:
     """What every press makes of a context at every ratio.
 
     Entries are counted as for a selection: ``budget`` of the context and all of the prefix, which a press may share
@@ -351,7 +353,7 @@ def measure(
     setting = {
         **model_setting(model),
         "embedder": embedder.name,
-        "kvpress": settings["kvpress"],
+        "kvpress": str(settings["kvpress"]),
         "documents": len(asked.documents),
         "questions": len(questions),
         "left out": asked.left_out_text,
@@ -468,8 +470,8 @@ def _report(
         pairs, controls = [], []
         for ratio in RATIOS:
             ours = [f"{way}|{weights}|{ratio}" for way in (SELECTED, STRIDED) for weights in (TRAINED, UNTRAINED)]
-            if best[ratio] is not None:
-                pairs += [(label, best[ratio]) for label in ours]
+            if (rival := best[ratio]) is not None:
+                pairs += [(label, rival) for label in ours]
                 targets.append(
                     Target(
                         f"{SELECTED}, {TRAINED}, over the {kind} at ratio {ratio}, against the best press",

@@ -75,7 +75,7 @@ class BatchError(DocumentError):
         failures: the error of each refused document, by its id (or its position, ``"#3"``, where it has none).
     """
 
-    def __init__(self, message: str, failures: Mapping[str, SharedContextError]):
+    def __init__(self, message: str, failures: Mapping[str, DocumentError]):
         super().__init__(message)
         self.failures = dict(failures)
 

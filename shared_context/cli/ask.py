@@ -69,7 +69,7 @@ def ask(
     question = read_question(question)
     wanted = parse_filters(filters)
     limit = parse_bytes(kv_limit, "--kv-limit")
-    loading = {"adapter": adapter, "dtype": dtype, "device": device}
+    loading: session.Loading = {"adapter": adapter, "dtype": dtype, "device": device}
     with session.open_store(path, model, limit, namespace=namespace, **loading) as store:
         started = time.perf_counter()
         selection = None
@@ -103,6 +103,7 @@ def print_stream(pieces: CompletionStream) -> Completion:
         for piece in pieces:
             print(output.printable(piece), end="", flush=True)
     print()
+    assert pieces.completion is not None  # it was closed
     return pieces.completion
 
 

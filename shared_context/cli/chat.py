@@ -70,7 +70,7 @@ def chat(
     wanted = parse_filters(filters)
     limit = parse_bytes(kv_limit, "--kv-limit")
     options = {"policy": policy, "fine": fine, "filters": wanted, "prefilter": prefilter}
-    loading = {"adapter": adapter, "dtype": dtype, "device": device}
+    loading: session.Loading = {"adapter": adapter, "dtype": dtype, "device": device}
     failed = False
     with (
         session.open_store(path, model, limit, namespace=namespace, **loading) as store,

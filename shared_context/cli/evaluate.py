@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -11,9 +11,10 @@ from shared_context.cli import output, session
 from shared_context.cli.options import AdapterOption, DeviceOption, DtypeOption, to_be_written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from shared_context import SharedLLMModel
+    from shared_context.evaluation.needle_tasks import Task
     from shared_context.evaluation.report import Report
 
 app = typer.Typer(
@@ -277,7 +278,7 @@ def compression(
     if resume is not None and part not in ("passages", "selections"):
         raise typer.BadParameter("only --part passages and selections can be resumed.", param_hint="--resume")
     reader = load(model, adapter, dtype, device)
-    measures = {
+    measures: dict[str, Callable[..., Report]] = {
         "passages": partial(measurement.measure_passages, resume=resume),
         "grains": measurement.measure_grains,
         "selections": partial(selections.measure, resume=resume),
@@ -335,7 +336,7 @@ def needle(
         "\n\n".join(read_texts(text)),
         lengths=tuple(sorted(length)) if length else measurement.LENGTHS,
         depths=[step / (depths - 1) for step in range(depths)],
-        tasks=tuple(task) if task else measurement.TASKS,
+        tasks=tuple(cast("list[Task]", task)) if task else measurement.TASKS,
         trials=trials,
         budget=budget,
         ratio=ratio,

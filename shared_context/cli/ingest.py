@@ -103,7 +103,7 @@ def ingest(
     started = time.perf_counter()
     config, limit = _config(chunk_size), parse_bytes(kv_limit, "--kv-limit")
     patterns = {"include": include or (), "exclude": exclude or ()}
-    loading = {"adapter": adapter, "dtype": dtype, "device": device}
+    loading: session.Loading = {"adapter": adapter, "dtype": dtype, "device": device}
     if ray is not None:
         alone = {"--namespace": namespace, "--strict": strict, "--warm": warm, "--kv-limit": kv_limit}
         for option in (name for name, value in alone.items() if value):

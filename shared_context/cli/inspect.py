@@ -116,7 +116,12 @@ def _print(selection: Selection, seen: Sequence[tuple[Document, list[Part]]], fu
     console = output.results()
     marks = _marks(console)
     legend = Text("Seen: ")
-    for grain, meaning in ("fine", "finely"), ("coarse", "coarsely, one KV of several"), ("unseen", "not at all"):
+    meanings: dict[Grain, str] = {
+        "fine": "finely",
+        "coarse": "coarsely, one KV of several",
+        "unseen": "not at all",
+    }
+    for grain, meaning in meanings.items():
         legend.append(marks[grain][0] + meaning + marks[grain][1], style=STYLES[grain])
         legend.append("  ")
     legend.append(f"{selection.kv_entries:,} KV entries of {selection.budget:,}, {selection.policy}")
@@ -196,4 +201,4 @@ def _page(selection: Selection, seen: Sequence[tuple[Document, list[Part]]], ful
     """A page of its own: no script, nothing fetched."""
     figures = f"{selection.kv_entries:,} KV entries of {selection.budget:,}, policy {selection.policy}."
     documents = as_html(figures, ((document.id, document.text, parts) for document, parts in seen), full=full)
-    return _PAGE.format(question=html.escape(selection.query), documents=documents)
+    return _PAGE.format(question=html.escape(selection.query or ""), documents=documents)

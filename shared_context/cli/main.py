@@ -6,6 +6,7 @@ Nothing heavy is imported at the top of any module of this folder, so that `--he
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -43,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for name, command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "ingest": ingest.ingest,
     "sync": sync.sync,
     "ask": ask.ask,
@@ -70,7 +71,8 @@ for name, command in {
     "export-lora": export_lora.export_lora,
     "report": report.report,
     "train": train.train,
-}.items():
+}
+for name, command in COMMANDS.items():
     app.command(name, epilog=output.EXIT_CODES)(command)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -17,7 +18,7 @@ def models(as_json: JsonOption = False) -> None:
     """
     from shared_context.model.pretrained import DEFAULT_MODEL, KNOWN_MODELS, cache_folder
 
-    known = []
+    known: list[dict[str, Any]] = []
     for model in KNOWN_MODELS.values():
         folder = _local_folder(model.name)
         known.append(
@@ -36,9 +37,9 @@ def models(as_json: JsonOption = False) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("model", "about", "on this machine"):
         table.add_column(heading, overflow="fold")
-    for model in known:
-        name = f"{model['name']} (default)" if model["default"] else model["name"]
-        table.add_row(name, model["description"], model["folder"] or "not downloaded")
+    for row in known:
+        name = f"{row['name']} (default)" if row["default"] else row["name"]
+        table.add_row(name, row["description"], row["folder"] or "not downloaded")
     output.results().print(table)
 
 

@@ -33,7 +33,7 @@ _CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), *range(12
 class Commands(TyperGroup):
     """The subcommands. What this library or the system refuses ends in one message on stderr, not in a traceback."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (SharedContextError, OSError) as error:

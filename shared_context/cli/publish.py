@@ -80,7 +80,7 @@ def _report(snapshot: Snapshot, address: str, as_json: bool) -> None:
     figures = {
         "snapshot": snapshot.number,
         "documents": snapshot.documents,
-        "bytes": snapshot.bytes,
+        "bytes": snapshot.nbytes,
         "kv_bytes": sum(store.kv_bytes for store in snapshot.stores),
     }
     if as_json:

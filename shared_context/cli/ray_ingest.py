@@ -61,7 +61,7 @@ def ingest(
         def show(report: IngestReport) -> None:
             advance(report.stored + report.known + len(report.refused), total, "documents")
 
-        options = {
+        options: dict[str, Any] = {
             "shards": shards or known,
             "config": config,
             "embedder": "auto" if use_embedder else None,

@@ -35,8 +35,8 @@ def report(
         raise typer.BadParameter("two runs can be compared; to show more, add --together.", param_hint="FILE...")
     runs = [read_reports(file) for file in files]
     if len(runs) == 2 and not together:
-        names = _names(*files)
-        reports, title = compare_runs(*runs, names), f"{names[0]} and {names[1]}"
+        names = _names(files[0], files[1])
+        reports, title = compare_runs(runs[0], runs[1], names), f"{names[0]} and {names[1]}"
     else:
         reports = [one for run in runs for one in run]
         title = ", ".join(dict.fromkeys(one.name for one in reports))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from shared_context.cli import output
 from shared_context.config import require
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
 
 
+class Loading(TypedDict, total=False):
+    """How a model is loaded, beside its name."""
+
+    adapter: str | None
+    dtype: str
+    device: str
+
+
 @contextmanager
 def open_store(
     path: Path | str,
@@ -24,7 +32,7 @@ def open_store(
     kv_limit: int | None = None,
     *,
     namespace: str | None = None,
-    **loading: str | None,
+    **loading: Unpack[Loading],
 ) -> Iterator[SharedLLMContextStore]:
     """The store in a folder, with the model named or, where None, the one that it was made with.
 
@@ -57,7 +65,7 @@ def open_or_make_store(
     use_embedder: bool = True,
     kv_limit: int | None = None,
     namespace: str | None = None,
-    **loading: str | None,
+    **loading: Unpack[Loading],
 ) -> Iterator[SharedLLMContextStore]:
     """Like :func:`open_store`, and a new store, by default of the default model, where there is none."""
     from shared_context.model.pretrained import DEFAULT_MODEL
@@ -94,7 +102,8 @@ def load_model(name: str, adapter: str | None = None, dtype: str = "auto", devic
 
 def is_store(path: Path | str) -> bool:
     """Whether there is something in the folder that has to be opened, not made; always at an address."""
-    return is_address(path) or (path.exists() and not (path.is_dir() and not any(path.iterdir())))
+    folder = Path(path)
+    return is_address(path) or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir())))
 
 
 def made_with(path: Path | str) -> dict[str, Any]:
@@ -107,7 +116,8 @@ def made_with(path: Path | str) -> dict[str, Any]:
     from shared_context.store.database import Database
     from shared_context.store.shard_folders import is_sharded, shard_folders
 
-    database = Database(shard_folders(path)[0] if is_sharded(path) else path)
+    folder = Path(path)
+    database = Database(shard_folders(folder)[0] if is_sharded(folder) else folder)
     try:
         with database.decoding():
             return json.loads(database.get_meta("about"))

@@ -54,7 +54,7 @@ def sync(
     if not folder.is_dir():
         raise typer.BadParameter(f"{folder} is no folder.", param_hint="FOLDER")
     limit = parse_bytes(kv_limit, "--kv-limit")
-    loading = {"dtype": dtype, "device": device}
+    loading: session.Loading = {"dtype": dtype, "device": device}
     opened = (
         session.open_store(path, model, **loading, namespace=namespace)
         if dry_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,7 +140,7 @@ def train(
         )
     if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first one reports
         return
-    last = next((entry for entry in reversed(history) if "eval_gain" in entry), {})
+    last: Mapping[str, float] = next((entry for entry in reversed(history) if "eval_gain" in entry), {})
     report = {"adapter": str(folder / "adapter"), **{name: value for name, value in last.items() if name != "epoch"}}
     if as_json:
         output.print_json(report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 from transformers import GenerationConfig
 
@@ -27,15 +27,60 @@ from shared_context.model.generation import AsyncCompletionStream, Completion, C
 from shared_context.model.requests import Context, is_single
 from shared_context.model.stacked import StackedModel
 
+Batch = Sequence[str] | Sequence[Sequence[Message]]
+"""Several prompts. A single one with ``num_return_sequences`` gives a list, too, which no type says."""
+
 
 class AnsweringModel(StackedModel):
     """A model that answers, over an injected context or none."""
 
+    @overload
+    def generate(self, prompt: str | Sequence[Message], **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: Batch, **options: Any) -> list[str]: ...
     def generate(self, prompt: str | Sequence, **options: Any) -> str | list[str]:
         """Answer, as text. Takes what :meth:`complete` takes; a batch of prompts gives a list."""
         completions = self.complete(prompt, **options)
         return [c.text for c in completions] if isinstance(completions, list) else completions.text
 
+    @overload
+    def complete(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        context: Context | str | None = ...,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_p: float | None = ...,
+        top_k: int | None = ...,
+        stop: str | Sequence[str] | None = ...,
+        seed: int | None = ...,
+        formatted: bool = ...,
+        chat_template_kwargs: Mapping[str, Any] | None = ...,
+        response_schema: Mapping[str, Any] | None = ...,
+        grammar: str | None = ...,
+        batch_size: int = ...,
+        **generation_options: Any,
+    ) -> Completion: ...
+    @overload
+    def complete(
+        self,
+        prompt: Batch,
+        *,
+        context: Context | str | Sequence[Context | str | None] | None = ...,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_p: float | None = ...,
+        top_k: int | None = ...,
+        stop: str | Sequence[str] | None = ...,
+        seed: int | None = ...,
+        formatted: bool = ...,
+        chat_template_kwargs: Mapping[str, Any] | None = ...,
+        response_schema: Mapping[str, Any] | None = ...,
+        grammar: str | None = ...,
+        batch_size: int = ...,
+        **generation_options: Any,
+    ) -> list[Completion]: ...
     def complete(
         self,
         prompt: str | Sequence,
@@ -146,11 +191,19 @@ class AnsweringModel(StackedModel):
             require(given in (None, 1), option, given, "a stream has one answer; use complete()")
         return CompletionStream(partial(answer_pieces, self._decoder, requests[0], settings, stop, seed, constraint))
 
+    @overload
+    async def agenerate(self, prompt: str | Sequence[Message], **options: Any) -> str: ...
+    @overload
+    async def agenerate(self, prompt: Batch, **options: Any) -> list[str]: ...
     async def agenerate(self, prompt: str | Sequence, **options: Any) -> str | list[str]:
         """:meth:`generate`, in a thread; cancelling it is as in :meth:`acomplete`."""
         completions = await self.acomplete(prompt, **options)
         return [c.text for c in completions] if isinstance(completions, list) else completions.text
 
+    @overload
+    async def acomplete(self, prompt: str | Sequence[Message], **options: Any) -> Completion: ...
+    @overload
+    async def acomplete(self, prompt: Batch, **options: Any) -> list[Completion]: ...
     async def acomplete(self, prompt: str | Sequence, **options: Any) -> Completion | list[Completion]:
         """:meth:`complete`, in a thread.
 
@@ -158,7 +211,7 @@ class AnsweringModel(StackedModel):
         prompt, are computed to their end, and dropped.
         """
         if not is_single(prompt) or any(options.get(option) not in (None, 1) for option in SEVERAL_ANSWERS):
-            return await asyncio.to_thread(self.complete, prompt, **options)
+            return await asyncio.to_thread(partial(self.complete, prompt, **options))
         options.pop("batch_size", None)
         stream = self.astream(prompt, **options)
         async for _ in stream:

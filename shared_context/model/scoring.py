@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -41,6 +41,26 @@ def score_batch(
 class ScoringModel(StackedModel):
     """A model that says how likely an answer is, and what it leans on."""
 
+    @overload
+    def score(
+        self,
+        question: str | Sequence[Message],
+        answer: str,
+        *,
+        context: Context | str | None = ...,
+        chat_template_kwargs: Mapping[str, Any] | None = ...,
+        batch_size: int = ...,
+    ) -> float: ...
+    @overload
+    def score(
+        self,
+        question: Sequence,
+        answer: Sequence[str],
+        *,
+        context: Context | str | Sequence[Context | str | None] | None = ...,
+        chat_template_kwargs: Mapping[str, Any] | None = ...,
+        batch_size: int = ...,
+    ) -> list[float]: ...
     @torch.inference_mode()
     def score(
         self,

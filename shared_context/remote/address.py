@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from shared_context.errors import ConfigError, StoreUnavailableError
 
@@ -25,7 +25,7 @@ TOGETHER = 8
 """Objects that are read or written at a time."""
 
 
-def is_address(place: object) -> bool:
+def is_address(place: object) -> TypeGuard[str]:
     """Whether a store's place is an address, such as ``s3://bucket/name``, and no folder."""
     return isinstance(place, str) and _ADDRESS.fullmatch(place) is not None
 

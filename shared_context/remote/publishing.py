@@ -162,7 +162,9 @@ def _write(objects: _Objects, store: Path, copy: Path, kv: Path | None) -> tuple
         with database.decoding():
             about = json.loads(database.get_meta("about"))
         with database.snapshot():
-            namespace, _ = database.namespace(DEFAULT_NAMESPACE)
+            found = database.namespace(DEFAULT_NAMESPACE)
+            assert found is not None  # every store has it
+            namespace, _ = found
             documents = sum(entry.kind == "document" for entry in database.catalogue(namespace).values())
             listed = {} if kv is None else _write_kv(objects, database, kv)
     finally:

@@ -89,7 +89,7 @@ class Snapshot:
     stores: tuple[PublishedStore, ...]
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Of the files of its stores."""
         return sum(store.bytes for store in self.stores)
 

@@ -68,7 +68,7 @@ class Document:
     """
 
     text: str
-    id: str | None = None
+    id: str = None  # type: ignore[assignment]  # it has one where it is stored
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     unsearched_keys: tuple[str, ...] = ()
     hidden_keys: tuple[str, ...] = ()

@@ -49,7 +49,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> str:
             f'<text x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.1f}</text>',
         ]
     step_size = _round_step(last / 8)
-    for step in range(0, last + 1, step_size):
+    for step in range(0, int(last) + 1, step_size):
         parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{step}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">step; nats per answer token</text>')
     at = float(LEFT)

@@ -72,13 +72,16 @@ class InjectionObjective(nn.Module):
             hf, model.injection.layers, self._prefix, model.compressor.request_ids, model.context_window
         )
         self.distillation, self.self_distillation = distillation, self_distillation
+        self.tokens_seen: torch.Tensor
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
         if isinstance(model.injection, CrossAttentionInjection):
             # a copy, so that the model stays as it was given
-            self.trained = deepcopy(model.injection).float()
-            self.trained.adapt_upper(hf, *(low_rank or (None, None)))
+            own = deepcopy(model.injection).float()
+            own.adapt_upper(hf, *(low_rank or (None, None)))
+            self.trained: CrossAttentionInjection | InjectionLoRA = own
         else:
             _check_windows(model)
+            assert low_rank is not None  # as prefix injection is trained
             self.trained = InjectionLoRA(hf, model.injection.layers, *low_rank)
 
     @property
@@ -146,6 +149,7 @@ class InjectionObjective(nn.Module):
         if isinstance(kv, list):
             return self._logits_with_cross_attention(examples, layout, kv)
         hf = self.model.hf_model
+        assert isinstance(self.trained, InjectionLoRA)
         if layout.chosen_by_importance:
             with torch.no_grad(), self.trained.compress.installed(hf):
                 self._compressor.read_prefix()
@@ -282,6 +286,7 @@ class InjectionObjective(nn.Module):
             ids = torch.tensor(ids, dtype=torch.long)
             contexts.append(ContextKV([kv[chunk] for chunk, _ in pieces], rows, ids, coarse=coarse))
         texts = [[*self._prefix, *e.prompt, *e.answer[:-1]] for e in examples]
+        assert isinstance(self.trained, CrossAttentionInjection)
         with self.trained.installed(model.hf_model, contexts, len(self._prefix), prefix=0):
             return self._run(examples, texts, None, torch.zeros(len(examples), 0, dtype=torch.long))
 

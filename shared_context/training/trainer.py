@@ -177,6 +177,8 @@ class AdapterTrainer(Trainer):
         start: the adapter that the weights were before the first step, None where they were untrained.
     """
 
+    control: TrainerControl
+
     def __init__(
         self,
         config: TrainingConfig,
