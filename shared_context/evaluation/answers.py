@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from shared_context import Document, Selection, SharedLLMContextStore, SharedLLMModel
 from shared_context.config import require
@@ -46,6 +44,7 @@ from shared_context.evaluation.report import (
     Answer,
     AskedQuestion,
     Lines,
+    Part,
     Point,
     Report,
     Series,
@@ -161,7 +160,7 @@ def measure(
         "of": len(asked.questions),
         "left out": asked.left_out_text,
         "seed": seed,
-        **({} if adapter is None else {"adapter": readers[ADAPTER].adapter().digest}),
+        **({} if adapter is None else {"adapter": _digest(readers[ADAPTER])}),
     }
     return _report(setting, results, chosen, budgets, not_run, seed)
 
@@ -192,13 +191,17 @@ def _results(asked: Sequence[tuple[Question, Sequence[Shown]]], *, likelihoods: 
         fitting.sort(key=lambda pair: pair[1].tokens)
         names = [_name(number, shown) for number, shown in fitting]
         answered = not way.startswith(CONTROL)
-        for known, compute, wanted in (nlls, _likelihoods, likelihoods), (answers, _answers, answered):
+        work: list[tuple[dict[Hashable, Any], Callable[..., list[Any]], bool]] = [
+            (nlls, _likelihoods, likelihoods),
+            (answers, _answers, answered),
+        ]
+        for known, compute, wanted in work:
             new = {name: pair for name, pair in zip(names, fitting, strict=True) if name not in known}
             if wanted and new:
                 model = fitting[0][1].model
-                contexts = [readers[model].context(shown.context) for _, shown in new.values()]
+                read = [readers[model].context(shown.context) for _, shown in new.values()]
                 some = [questions[number] for number, _ in new.values()]
-                known |= zip(new, compute(model, some, contexts), strict=True)
+                known |= zip(new, compute(model, some, read), strict=True)
         for name, (number, shown) in zip(names, fitting, strict=True):
             results[number][way] = {"tokens": shown.tokens}
             if likelihoods:
@@ -207,6 +210,11 @@ def _results(asked: Sequence[tuple[Question, Sequence[Shown]]], *, likelihoods: 
                 results[number][way]["answer"] = answers[name]
                 results[number][way]["sources"] = [asdict(source) for source in _sources(shown.context)]
     return results
+
+
+def _digest(model: SharedLLMModel) -> str | None:
+    adapter = model.adapter()
+    return None if adapter is None else adapter.digest
 
 
 def _fits(question: Question, shown: Shown) -> bool:
@@ -240,7 +248,7 @@ def _sources(context: Context) -> list[Source]:
         )
         for run in context.passages
     ]
-    return sorted(passages, key=lambda source: -source.score)[:SOURCES_KEPT]
+    return sorted(passages, key=lambda source: -(source.score or 0.0))[:SOURCES_KEPT]
 
 
 def _beginning(text: str) -> str:
@@ -321,7 +329,7 @@ def _report(
         if CONTROL + key in nll
         for gain in [paired_difference(nll[key], nll[CONTROL + key], seed=seed)]
     ]
-    parts = [
+    parts: list[Part] = [
         *(
             Lines(
                 f"Negative log-likelihood of the gold answer, {of}: less is better",
@@ -420,5 +428,5 @@ def _title(key: str) -> str:
 
 
 def _point(x: int, values: Sequence[float], seed: int) -> Point:
-    interval = mean_with_interval(np.asarray(values), seed=seed)
+    interval = mean_with_interval(values, seed=seed)
     return Point(x, interval.mean, interval.low, interval.high)

@@ -10,16 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 from llama_index.core import Document, VectorStoreIndex
+from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.retrievers.fusion_retriever import FUSION_MODES
+from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
 from shared_context import SharedLLMModel
+from shared_context.evaluation.questions import Span
 from shared_context.integrations.llamaindex import SharedLLM
 from shared_context.store.embedder import Embedder
 
@@ -92,7 +94,8 @@ class ChunkedRAG:
     @cached_property
     def _tokens(self) -> dict[str, int]:
         # Counted when first asked for: it is no part of indexing, which is timed.
-        return {id: self._model.count_tokens(node.text) for id, node in self.index.docstore.docs.items()}
+        texts = {id: node.get_content(MetadataMode.NONE) for id, node in self.index.docstore.docs.items()}
+        return {id: self._model.count_tokens(text) for id, text in texts.items()}
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -125,7 +128,7 @@ class ChunkedRAG:
         return QueryFusionRetriever(
             [self.retriever("vector", fused), self.retriever("bm25", fused)],
             llm=MockLLM(),  # never asked: the one query is the question itself
-            mode="reciprocal_rerank" if ranking == "fusion by rank" else "relative_score",
+            mode=FUSION_MODES.RECIPROCAL_RANK if ranking == "fusion by rank" else FUSION_MODES.RELATIVE_SCORE,
             similarity_top_k=2 * depth,
             num_queries=1,
             use_async=False,
@@ -152,11 +155,19 @@ class ChunkedRAG:
         """The best chunks that have no more than so many tokens together, but one at least, as they are pasted."""
         return pasted(self.top(question, self.most_within(question, tokens)))
 
+    @staticmethod
+    def span(chunk: NodeWithScore) -> Span:
+        """Where in its document a chunk stands."""
+        node = chunk.node
+        assert isinstance(node, TextNode) and node.ref_doc_id is not None
+        assert node.start_char_idx is not None and node.end_char_idx is not None
+        return Span(node.ref_doc_id, node.start_char_idx, node.end_char_idx)
+
     def count_tokens(self, chunks: Iterable[NodeWithScore]) -> int:
         """Tokens of chunks; what two of them overlap by is in the prompt twice and counts twice."""
         return sum(self._tokens[chunk.node_id] for chunk in chunks)
 
-    def query_engine(self, llm: SharedLLM, k: int) -> RetrieverQueryEngine:
+    def query_engine(self, llm: SharedLLM, k: int) -> BaseQueryEngine:
         """A streaming query engine that pastes the ``k`` best chunks, in LlamaIndex's default response mode.
 
         That mode, "compact", makes one call as long as the chunks fit the model's window.

@@ -66,7 +66,7 @@ def _compare(first: Report, second: Report, names: tuple[str, str]) -> Report:
 
 
 def _compared(first: Part, second: Part, names: tuple[str, str]) -> Iterator[Part]:
-    if isinstance(first, Lines):
+    if isinstance(first, Lines) and isinstance(second, Lines):
         theirs = {series.name: series for series in second.series}
         for series in first.series:
             if series.name in theirs:
@@ -74,11 +74,11 @@ def _compared(first: Part, second: Part, names: tuple[str, str]) -> Iterator[Par
                 title = f"{first.title}: {series.name}"
                 yield Lines(title, first.x, first.y, pair, first.log_x, first.log_y)
                 yield _line_differences(title, *pair)
-    elif isinstance(first, HeatMap):
+    elif isinstance(first, HeatMap) and isinstance(second, HeatMap):
         for name, part in zip(names, (first, second), strict=True):
             yield HeatMap(f"{part.title}: {name}", part.row, part.column, part.rows, part.columns, part.values)
         yield _differences(first.table(), second.table(), names)
-    else:
+    elif isinstance(first, Table) and isinstance(second, Table):
         yield _differences(first, second, names)
 
 

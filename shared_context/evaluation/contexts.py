@@ -165,8 +165,8 @@ def shown_contexts(
             for suffix, store in stores.items():
                 yield Shown(way + suffix, shown, chunks(question.text, budget), store.model)
                 if other is not None:
-                    wrong = chunks(other.text, budget, question.document)
-                    yield Shown(way + suffix, shown, wrong, store.model, is_control=True)
+                    text = chunks(other.text, budget, question.document)
+                    yield Shown(way + suffix, shown, text, store.model, is_control=True)
     for one, is_control in [(question, False), *([(other, True)] if other is not None else [])]:
         document = asked.documents[one.document]
         for suffix, store in stores.items():

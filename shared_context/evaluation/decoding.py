@@ -129,8 +129,9 @@ def _stepping(model: SharedLLMModel) -> dict[str, SharedLLMModel]:
         for way, bits in STEPS.items()
     }
     adapter = model.adapter()
-    for own in made.values() if adapter is not None else ():
-        own.load_adapter(adapter)
+    if adapter is not None:
+        for own in made.values():
+            own.load_adapter(adapter)
     return made
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from llama_index.core import Document
-from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.response.schema import StreamingResponse
 
-from shared_context import SharedLLMModel, StoreConfig
+from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.evaluation.baselines import CHUNK_OVERLAP, CHUNK_SIZE, ChunkedRAG
 from shared_context.evaluation.contexts import text_of_nodes
 from shared_context.evaluation.decoding import CONTEXT_TOKENS, filled, warm_up_and_counted
@@ -82,16 +84,16 @@ def measure(
             same_text = text_of_nodes(selection)
             pasting_engine = rag.query_engine(llm, top_k)
             ways: dict[str, Callable[[], Iterable[str]]] = {
-                OURS: lambda q=question, e=engine: _answer(e, q),
-                RAG: lambda q=question, e=pasting_engine: _answer(e, q),
-                BARE: lambda q=question, n=tokens: model.stream(q, context=store.select(q, budget=n), max_new_tokens=1),
-                BARE_PASTED: lambda q=question, t=same_text: model.stream(q, context=t, max_new_tokens=1),
+                OURS: partial(_answer, engine, question),
+                RAG: partial(_answer, pasting_engine, question),
+                BARE: partial(_bare, store, question, tokens),
+                BARE_PASTED: partial(model.stream, question, context=same_text, max_new_tokens=1),
             }
             entries = dict.fromkeys(ways, selection.kv_entries)
             entries[RAG] = rag.count_tokens(rag.top(question, top_k))
             if langchain is not None:
                 k, entries[LANGCHAIN] = langchain.most_within(question, tokens)
-                ways[LANGCHAIN] = lambda q=question, n=k: langchain.stream(q, n)
+                ways[LANGCHAIN] = partial(langchain.stream, question, k)
             for way, ask in ways.items():
                 taken = _seconds_to_first(ask)
                 if question is not warm_up:
@@ -156,8 +158,14 @@ def _line(way: str, seconds: Mapping[tuple[int, str], Sequence[float]]) -> Serie
     return Series(way, [Point(n, median(s), min(s), max(s)) for (n, of), s in seconds.items() if of == way])
 
 
-def _answer(engine: RetrieverQueryEngine, question: str) -> Iterable[str]:
-    return engine.query(question).response_gen
+def _answer(engine: BaseQueryEngine, question: str) -> Iterable[str]:
+    answer = engine.query(question)
+    assert isinstance(answer, StreamingResponse) and isinstance(answer.response_gen, Iterable)
+    return answer.response_gen
+
+
+def _bare(store: SharedLLMContextStore, question: str, tokens: int) -> Iterable[str]:
+    return store.model.stream(question, context=store.select(question, budget=tokens), max_new_tokens=1)
 
 
 def _seconds_to_first(ask: Callable[[], Iterable[str]]) -> float:

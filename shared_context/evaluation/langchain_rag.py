@@ -87,7 +87,7 @@ class LangChainRAG:
         chain = (
             {"context": retriever | _pasted, "input": RunnablePassthrough()}
             | ChatPromptTemplate.from_template(PROMPT)
-            | ChatSharedLLM(model=self._model, max_tokens=1)
+            | ChatSharedLLM(model=self._model, max_new_tokens=1)
             | StrOutputParser()
         )
         return chain.stream(question)

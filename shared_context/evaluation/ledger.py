@@ -34,9 +34,9 @@ class Ledger:
             return
         settings = json.loads(json.dumps({**settings, "store": repr(StoreConfig())}))
         if not self._path.exists() or self._path.stat().st_size == 0:
-            self._write({"settings": settings})
+            self._write(self._path, {"settings": settings})
             return
-        self._read(settings)
+        self._read(self._path, settings)
 
     def results(
         self, keys: Sequence[str], compute: Callable[[list[str]], Iterable[Any]], *, together: int = 1, what: str
@@ -58,27 +58,28 @@ class Ledger:
                 # Through JSON, so that a result is the same whether it was just computed or read back.
                 self._results[key] = json.loads(json.dumps(result))
                 if self._path is not None:
-                    self._write({"key": key, "result": self._results[key]})
+                    self._write(self._path, {"key": key, "result": self._results[key]})
         return [self._results[key] for key in keys]
 
-    def _write(self, row: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+    @staticmethod
+    def _write(path: Path, row: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def _read(self, settings: dict[str, Any]) -> None:
-        content = self._path.read_bytes()
+    def _read(self, path: Path, settings: Mapping[str, Any]) -> None:
+        content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         try:
             first, *rows = [json.loads(line) for line in whole.splitlines()]
             known, results = first["settings"], {row["key"]: row["result"] for row in rows}
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"--resume {self._path}: it is no state of a run; name another file") from error
+            raise ConfigError(f"--resume {path}: it is no state of a run; name another file") from error
         differ = sorted(name for name in known.keys() | settings.keys() if known.get(name) != settings.get(name))
         if differ:
             changes = "; ".join(f"{name} was {known.get(name)!r} and is {settings.get(name)!r}" for name in differ)
-            raise ConfigError(f"--resume {self._path}: begun with other settings ({changes}); name another file")
+            raise ConfigError(f"--resume {path}: begun with other settings ({changes}); name another file")
         if len(whole) < len(content):  # the run was stopped while it wrote
-            self._path.write_bytes(whole)
+            path.write_bytes(whole)
         self._results = results
 
 

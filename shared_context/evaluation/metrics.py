@@ -123,7 +123,7 @@ class Mean:
     high: float
 
 
-def mean_with_interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> Mean:
+def mean_with_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95, seed: int = 0) -> Mean:
     """Mean over questions with a percentile bootstrap interval.
 
     Args:
@@ -136,14 +136,16 @@ def mean_with_interval(values: Sequence[float], *, level: float = 0.95, seed: in
     """
     if len(values) == 0:
         raise ValueError("no results; a mean needs at least one")
-    values = np.asarray(values, dtype=np.float64)
+    known = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    means = [rng.choice(values, (100, len(values))).mean(axis=1) for _ in range(RESAMPLES // 100)]
+    means = [rng.choice(known, (100, len(known))).mean(axis=1) for _ in range(RESAMPLES // 100)]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Mean(float(values.mean()), float(low), float(high))
+    return Mean(float(known.mean()), float(low), float(high))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], *, level: float = 0.95, seed: int = 0) -> Mean:
+def paired_difference(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, *, level: float = 0.95, seed: int = 0
+) -> Mean:
     """Mean of ``first - second`` over the same questions, as :func:`mean_with_interval` gives it.
 
     Args:

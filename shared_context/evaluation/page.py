@@ -9,6 +9,7 @@ from html import escape
 from shared_context.evaluation.report import (
     TARGETS,
     AskedQuestion,
+    Cell,
     HeatMap,
     Lines,
     Part,
@@ -152,7 +153,7 @@ def _figure(plot: str, table: Table) -> str:
     return f"<figure>{plot}{body}</figure>"
 
 
-def _cell(cell: object) -> str:
+def _cell(cell: Cell) -> str:
     css = ' class="number"' if isinstance(cell, int | float) or cell is None else ""
     if cell in ("yes", "better"):
         css = ' class="yes"'

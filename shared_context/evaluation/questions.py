@@ -209,7 +209,8 @@ def _evidence(asked: Mapping[str, Any], id: str, text: str) -> tuple[Span, ...]:
 
 
 def _read_squad(path: Path, unit: Unit) -> QuestionSet:
-    builder, left_out, titles = _Builder(), _LeftOut(), set()
+    builder, left_out = _Builder(), _LeftOut()
+    titles: set[str] = set()
     questions = []
     for a, article in enumerate(json.loads(_content(path))["data"], start=1):
         with left_out.unusable(at := f"article {a}"):

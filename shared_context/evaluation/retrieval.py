@@ -49,7 +49,7 @@ BASELINES: dict[str, dict[str, tuple[Ranking, int | None]]] = {
 }
 """Their settings beside the chunks: how chunks are ranked, and how many each side of a fusion brings."""
 
-OURS = "hybrid"
+OURS: Policy = "hybrid"
 DEFAULT = "hybrid, with the default floor"
 LARGE = "hybrid, leaves of twice the size"
 
@@ -165,7 +165,8 @@ def _result(ways: Iterable[Way], question: Question, tokens: Sequence[int]) -> d
 def selections(store: SharedLLMContextStore) -> Iterator[Way]:
     """Every policy without the floor, so that all are shown the same number of tokens; the floor has its own way."""
     least = store.config.tree.leaf_size
-    for policy in get_args(Policy):
+    policies: tuple[Policy, ...] = get_args(Policy)
+    for policy in policies:
         yield Way(policy, "", least, _select(store, policy, 0.0))
     yield Way(DEFAULT, "", least, _select(store, OURS, None))
 
@@ -210,7 +211,7 @@ def _rank(rag: ChunkedRAG, ranking: Ranking, fused: int | None) -> Callable[[str
         chosen = {n: rag.within(ranked, n) for n in tokens}
         return {
             n: (
-                [Span(c.node.ref_doc_id, c.node.start_char_idx, c.node.end_char_idx) for c in chunks],
+                [rag.span(chunk) for chunk in chunks],
                 rag.count_tokens(chunks),
             )
             for n, chunks in chosen.items()

@@ -15,7 +15,7 @@ from shared_context.evaluation.ledger import Ledger, reader_identity
 from shared_context.evaluation.metrics import covered, paired_difference
 from shared_context.evaluation.questions import Question, QuestionSet, Span, read_evidence
 from shared_context.evaluation.remembering import RememberingEmbedder
-from shared_context.evaluation.report import Report, Table, model_setting
+from shared_context.evaluation.report import Cell, Report, Table, model_setting
 from shared_context.store.embedder import load_default_embedder
 
 BUDGETS = (128, 256, 512, 1024)
@@ -90,12 +90,12 @@ def measure(
         for way in [*compared, CONTROL]
         for budget in budgets
     }
-    rows = [
+    rows: list[Sequence[Cell]] = [
         (budget, way, *(fmean(of) for of in zip(*scores[way, budget], strict=True)))
         for budget in budgets
         for way in [*compared, CONTROL]
     ]
-    differences = [
+    differences: list[Sequence[Cell]] = [
         (budget, way, *_difference(scores[way, budget], scores[DEFAULT, budget], what))
         for budget in budgets
         for way in [*compared, CONTROL]
@@ -149,10 +149,11 @@ def _result(
     budgets: Sequence[int],
 ) -> dict[str, dict[str, tuple[float, float, int]]]:
     """For each way and budget the share of the evidence shown, the likelihood and the KV entries."""
-    within = {"doc_ids": [question.document]} if alone else {}
+    within: dict[str, Any] = {"doc_ids": [question.document]} if alone else {}
     others = [q for q in asked.questions if q.document in store and (q.document != question.document) and q.answers]
     other = others[asked.questions.index(question) % len(others)]
-    elsewhere = {"doc_ids": [other.document] if alone else [id for id in asked.documents if id != question.document]}
+    others_ids = [other.document] if alone else [id for id in asked.documents if id != question.document]
+    elsewhere: dict[str, Any] = {"doc_ids": others_ids}
     shown: dict[tuple[str, int], Selection] = {}
     for budget in budgets:
         for way, settings in compared.items():

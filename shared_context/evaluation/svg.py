@@ -186,7 +186,7 @@ def _shape(number: int, x: float, y: float) -> str:
     kind, css = (number + number // COLOURS) % SHAPES, f'class="mark c{number % COLOURS}"'
     if kind == 0:
         return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
-    corners = {
+    shapes: dict[int, list[tuple[float, float]]] = {
         1: [(-4, -4), (4, -4), (4, 4), (-4, 4)],
         2: [(0, -5.5), (5, 4), (-5, 4)],
         3: [(0, -6), (6, 0), (0, 6), (-6, 0)],
@@ -195,8 +195,8 @@ def _shape(number: int, x: float, y: float) -> str:
             (-5, 1.6), (-5, -1.6), (-1.6, -1.6)],
         6: [(0, -6), (5.7, -1.9), (3.5, 4.9), (-3.5, 4.9), (-5.7, -1.9)],
         7: [(-6, 0), (-3, -5), (3, -5), (6, 0), (3, 5), (-3, 5)],
-    }[kind]  # fmt: skip
-    return f'<polygon {css} points="{" ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)}"/>'
+    }  # fmt: skip
+    return f'<polygon {css} points="{" ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in shapes[kind])}"/>'
 
 
 def _dash(number: int) -> str:
