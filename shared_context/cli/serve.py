@@ -130,9 +130,10 @@ def serve(
         vllm = None
         if engine is not None:
             model_of_all = _only_model(served)
-            address, folder = (
-                (engine, selections) if by_address else opened.enter_context(vllm_server(engine, model_of_all))
-            )
+            if selections is not None:  # by address
+                address, folder = engine, selections
+            else:
+                address, folder = opened.enter_context(vllm_server(engine, model_of_all))
             vllm = VLLM(address, folder, config.engine_timeout)
         app = create_app(served, config=config, keys=known, data=data, hosts=hosts, vllm=vllm)
         uvicorn.run(app, host=host, port=port, log_config=LOGGING, access_log=False, server_header=False)
@@ -215,8 +216,8 @@ def add(
     """Make a key and print it; the file keeps its hash only."""
     from shared_context.serve.access import add_key
 
-    bound = {"stores": store, "filters": parse_filters(filters), "namespace": namespace}
-    print(add_key(file, name, **bound, writes=write, operates=operate))
+    wanted = parse_filters(filters)
+    print(add_key(file, name, stores=store, filters=wanted, namespace=namespace, writes=write, operates=operate))
 
 
 @keys_app.command("revoke", epilog=output.EXIT_CODES)

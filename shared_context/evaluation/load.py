@@ -106,7 +106,8 @@ def measure(
             _share_out(client, body, iter(questions), at_once, found)
             rows.append((at_once, *_figures(found, time.perf_counter() - began)))
         columns = ("clients", "first token, median (s)", "95th (s)", "answer, median (s)", "answers a minute", "failed")
-        parts, targets = [Table("Answers under load", columns, rows)], []
+        parts = [Table("Answers under load", columns, rows)]
+        targets: list[Target] = []
         if minutes:
             table, targets = _soak(client, body, questions, max(clients), 60 * minutes)
             parts.append(table)
@@ -260,6 +261,6 @@ def _look_up(client: httpx2.Client, store: str, cited: Sequence[dict[str, Any]],
         if id not in texts:
             answer = client.get(f"/v1/vector_stores/{store}/files/{quote(id, safe='')}/content")
             texts[id] = answer.json()["data"][0]["text"] if answer.status_code == 200 else None
-        if texts[id] is not None:
+        if (text := texts[id]) is not None:
             found.citations += 1
-            found.untrue += texts[id][one["start"] : one["end"]] != one["quote"]
+            found.untrue += text[one["start"] : one["end"]] != one["quote"]

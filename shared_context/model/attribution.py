@@ -95,6 +95,7 @@ def attention_paid(
     suffix = (*request.prompt.suffix, *answer[:-1])
     behind = replace(request, prompt=Prompt(request.prompt.prefix, suffix))
     (context,) = decoder.contexts([behind], 0)
+    assert context is not None  # the request has one
     if context.coarse_parts:
         raise ConfigError("Attention to coarse grains is not watched: every head has other rows of them.")
     prefix = len(request.prompt.prefix)

@@ -261,11 +261,13 @@ class Compressor:
                 self.read_prefix()
             parts = parts_of_a_repetition(tokens - first, room)
             longest = max(end - begin for begin, end in parts)
-            shape = self._prefix_kv.shape
+            prefix_kv = self._prefix_kv
+            assert prefix_kv is not None  # it was read
+            shape = prefix_kv.shape
             known = pages(
                 (*shape[:2], batch, shape[3], before + asked + longest, shape[5]), self._lower.dtype, ids.device
             )
-            known[..., :sink, :] = self._prefix_kv
+            known[..., :sink, :] = prefix_kv
             for row, encoding in enumerate(encodings):
                 known[:, :, row, :, sink:before] = encoding.dequantized(self._lower.dtype).data
             observer = ImportanceObserver(self.layers, sink + lead_in, tokens - lead_in)

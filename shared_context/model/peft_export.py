@@ -37,7 +37,8 @@ def export_lora(adapter: Adapter, folder: Path, *, stack: str = "model") -> list
             f"The adapter is of {config.injection} injection, which adds attention of its own; only the updates of "
             "prefix injection can be exported."
         )
-    written = []
+    written, alpha = [], config.alpha
+    assert alpha is not None  # what an adapter of prefix injection has
     for name in SETS:
         weights, modules, layers = {}, set(), set()
         for key, weight in adapter.weights.items():
@@ -57,7 +58,7 @@ def export_lora(adapter: Adapter, folder: Path, *, stack: str = "model") -> list
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": config.base_model,
             "r": config.rank,
-            "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": False,
@@ -65,9 +66,9 @@ def export_lora(adapter: Adapter, folder: Path, *, stack: str = "model") -> list
             "target_modules": sorted(modules),
             "layers_to_transform": sorted(layers),
         }
-        place = folder / name
-        place.mkdir(parents=True, exist_ok=True)
-        save_file(weights, place / "adapter_model.safetensors", metadata={"format": "pt"})
-        (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        written.append(place)
+        into = folder / name
+        into.mkdir(parents=True, exist_ok=True)
+        save_file(weights, into / "adapter_model.safetensors", metadata={"format": "pt"})
+        (into / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        written.append(into)
     return written

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import torch
 
@@ -36,6 +36,22 @@ def score_batch(
         ).item()
         for row, answer in zip(logits, answers, strict=True)
     ]
+
+
+class ShownNode(Protocol):
+    """A node of a selection."""
+
+    @property
+    def kv_entries(self) -> int:
+        """KV entries that are shown of it."""
+
+
+class ContextOfNodes(Context, Protocol):
+    """A context that says which nodes it shows, as a Selection does."""
+
+    @property
+    def nodes(self) -> Sequence[ShownNode]:
+        """In the order in which they are injected."""
 
 
 class ScoringModel(StackedModel):
@@ -113,7 +129,7 @@ class ScoringModel(StackedModel):
         prompt: str | Sequence[Message],
         answer: str,
         *,
-        context: Context,
+        context: ContextOfNodes,
         formatted: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[float]:

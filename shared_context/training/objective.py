@@ -283,8 +283,8 @@ class InjectionObjective(nn.Module):
                 ]
             ids = [layout.chunks[chunk][row] for chunk, rows in pieces for row in rows]
             rows = [torch.tensor(rows, dtype=torch.long) for _, rows in pieces]
-            ids = torch.tensor(ids, dtype=torch.long)
-            contexts.append(ContextKV([kv[chunk] for chunk, _ in pieces], rows, ids, coarse=coarse))
+            of_rows = torch.tensor(ids, dtype=torch.long)
+            contexts.append(ContextKV([kv[chunk] for chunk, _ in pieces], rows, of_rows, coarse=coarse))
         texts = [[*self._prefix, *e.prompt, *e.answer[:-1]] for e in examples]
         assert isinstance(self.trained, CrossAttentionInjection)
         with self.trained.installed(model.hf_model, contexts, len(self._prefix), prefix=0):
