@@ -22,6 +22,7 @@ from shared_context.errors import (
     SharedContextError,
     StoreClosedError,
 )
+from shared_context.store import leaf_file
 from shared_context.store.check import check
 from shared_context.store.sqlite_file import FILE
 from shared_context.store.word_checksum import WordChecksum
@@ -332,7 +333,7 @@ class StoreMachine(RuleBasedStateMachine):
             digests = connection.execute("SELECT digest FROM parts UNION SELECT digest FROM headers").fetchall()
             words = WordChecksum(connection)
             assert words.stored() == words.total()
-        kept = {path.stem[:DIGEST_DIGITS] for path in self.folder.rglob("*.safetensors")}
+        kept = {path.stem[:DIGEST_DIGITS] for path in self.folder.rglob("kv/*/*.safetensors")}
         assert kept <= {digest.hex() for (digest,) in digests}
         texts = " ".join(
             [d.text for kept in self.documents.values() for d in kept.values()]
@@ -358,10 +359,16 @@ def run(model, examples: int, steps: int) -> None:
     )
 
 
-def test_a_store_holds_what_a_dictionary_holds(make_small_model):
-    run(make_small_model(), examples=4, steps=25)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_store_holds_what_a_dictionary_holds(make_small_model, mapped, monkeypatch):
+    if mapped:  # as in a store of many tokens
+        monkeypatch.setattr(leaf_file, "LEAST_TOKENS", 1)
+    run(make_small_model(), examples=3, steps=25)
 
 
 @pytest.mark.slow
-def test_a_store_holds_what_a_dictionary_holds_over_many_steps(make_small_model):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_store_holds_what_a_dictionary_holds_over_many_steps(make_small_model, mapped, monkeypatch):
+    if mapped:
+        monkeypatch.setattr(leaf_file, "LEAST_TOKENS", 1)
     run(make_small_model(), examples=150, steps=60)
