@@ -166,9 +166,7 @@ class Database(StoreFile):
 
     def _remove_header(self, key: int) -> set[bytes]:
         gone = self._connection.execute("DELETE FROM headers WHERE document = ? RETURNING digest", (key,)).fetchall()
-        for row in gone:
-            self._check_types(f"document number {key}", row, (bytes,))
-        return {digest for (digest,) in gone if digest}
+        return self._checked_digests(f"document number {key}", {digest for (digest,) in gone if digest != b""})
 
     def headers(self, keys: Iterable[int], shape: NodeShape) -> dict[int, HeaderData]:
         """What scoring needs of the headers of documents; of those that have one."""
@@ -244,7 +242,7 @@ class Database(StoreFile):
             gone += LeafWords.of(part.text, part.tokens, leaf_size, language, before).terms
             before = (before + part.text)[-BEFORE_CHARACTERS:]
         self.words.remove(line.namespace, content, LeafWords(language, leaf_size, gone), leaf)
-        digests = {digest for *_, digest in self._parts(key, "digest", first)}
+        digests = self._checked_digests(f"document {line.id!r}", {row[-1] for row in self._parts(key, "digest", first)})
         self._connection.execute("DELETE FROM parts WHERE content = ? AND number >= ?", (content, first))
         return digests
 
@@ -496,6 +494,11 @@ class Database(StoreFile):
             self._check_types(f"namespace number {row[0]}", row, (int, str, bytes, int))
         return {key: values for key, *values in rows}
 
+    def _checked_digests(self, name: str, digests: set[bytes]) -> set[bytes]:
+        if any(type(digest) is not bytes or len(digest) != DIGEST_BYTES for digest in digests):
+            raise damaged(self._place, f"{name}: the digest of a chunk is none")
+        return digests
+
     def _check_types(self, name: str, row: Sequence[Any], types: Sequence[type]) -> None:
         """That values are of the kinds that belong in their columns, whatever SQLite lets be written there."""
         for value, wanted in zip(row, types, strict=True):
@@ -569,6 +572,8 @@ class Database(StoreFile):
             "ORDER BY number",
             (conversation, first),
         ).fetchall()
+        for row in rows:
+            self._check_types(f"conversation {id!r}", row, (int, int, int, str))
         with self.decoding(f"conversation {id!r}"):
             if [row[0] for row in rows] != list(range(first, count + 1)):
                 raise ValueError("a message is missing")
@@ -576,7 +581,7 @@ class Database(StoreFile):
                 raise ValueError("the checksum of a message is wrong")
             if not recent and sum(row[2] for row in rows) != total:
                 raise ValueError("a message is another one")
-            return [Message(number, json.loads(message), tokens) for number, tokens, _, message in rows]
+            return [Message(number, _message(text), tokens) for number, tokens, _, text in rows]
 
     def add_message(self, namespace: int, id: str, message: dict[str, Any], tokens: int) -> None:
         """Append a message to a conversation, which is begun where it is not there."""
@@ -611,6 +616,18 @@ _PART_TYPES = {"text": str, "text_checksum": int, "node_checksum": int}
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _message(text: str) -> dict[str, Any]:
+    """A message as it was kept.
+
+    Raises:
+        ValueError: it is none.
+    """
+    message = json.loads(text)
+    if not isinstance(message, dict) or not all(isinstance(message.get(part), str) for part in ("role", "content")):
+        raise ValueError("a message has no role or no content")
+    return message
 
 
 def _described(entry: Entry) -> tuple[str, str, str]:

@@ -28,6 +28,10 @@ FORGED = {
     "keys of text": "UPDATE sqlite_sequence SET seq = 'x' WHERE name = 'documents'",
     "a salt of text": "UPDATE namespaces SET salt = 'x'",
     "messages compressed up to a text": "UPDATE conversations SET compressed = 'x'",
+    "a message that is a list": "UPDATE messages SET message = '[]'",
+    "a message of nobody": "UPDATE messages SET message = '{}'",
+    "tokens of a message that are a text": "UPDATE messages SET tokens = 'x'",
+    "an empty digest": f"UPDATE parts SET digest = x'' WHERE {OF_LAMP}",
     "a language that there is not": "UPDATE worded SET language = 'klingon'",
     "leaves of no tokens": "UPDATE worded SET leaf_size = 0",
     "no document in the index of words": "DELETE FROM worded",
@@ -53,6 +57,15 @@ def with_right_checksums(connection: sqlite3.Connection) -> None:
         "SELECT document, content, digest, codes, scales, embeddings FROM headers"
     ).fetchall():
         connection.execute("UPDATE headers SET checksum = ? WHERE document = ?", (checksum(*values), document))
+    for conversation, number, *values in connection.execute("SELECT * FROM messages").fetchall():
+        tokens, _, message = values
+        connection.execute(
+            "UPDATE messages SET checksum = ? WHERE conversation = ? AND number = ?",
+            (checksum(conversation, number, tokens, message), conversation, number),
+        )
+    connection.execute(
+        "UPDATE conversations SET total = (SELECT SUM(checksum) FROM messages WHERE conversation = conversations.key)"
+    )
     WordChecksum(connection).seal()
 
 
