@@ -8,8 +8,16 @@ import zlib
 
 def checksum(*values: object) -> int:
     """CRC-32 of values and of where each of them ends."""
-    crc = 0
+    parts: list[bytes | memoryview] = []
     for value in values:
-        data = value if isinstance(value, bytes | memoryview) else str(value).encode(errors="surrogatepass")
-        crc = zlib.crc32(data, zlib.crc32(struct.pack("<Q", len(data)), crc))
-    return crc
+        data = value if type(value) is bytes or isinstance(value, memoryview) else _encoded(value)
+        parts += _LENGTH(len(data)), data
+    # Many rows are checked when a store is opened: one call costs a third of two for each value.
+    return zlib.crc32(b"".join(parts))
+
+
+_LENGTH = struct.Struct("<Q").pack
+
+
+def _encoded(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")

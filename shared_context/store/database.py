@@ -170,25 +170,29 @@ class Database(StoreFile):
 
     def headers(self, keys: Iterable[int], shape: NodeShape) -> dict[int, HeaderData]:
         """What scoring needs of the headers of documents; of those that have one."""
-        found, keys = {}, list(keys)
+        columns, keys = "document, content, digest, checksum, codes, scales, embeddings", set(keys)
         if len(keys) > HEADERS_ONE_BY_ONE:
-            having = {key for (key,) in self._connection.execute("SELECT document FROM headers")}
-            keys = [key for key in keys if key in having]
-        for key in keys:
-            row = self._connection.execute(
-                "SELECT content, digest, checksum, codes, scales, embeddings FROM headers WHERE document = ?", (key,)
-            ).fetchone()
-            if row is None:
-                continue
-            name = f"document {self._line(key).id!r}"
-            self._check_types(name, row, (int, bytes, int, bytes, bytes, bytes))
-            content, digest, expected, *values = row
-            with self.decoding(name):
-                if expected != checksum(content, digest, *values):
-                    raise ValueError("the checksum of its header is wrong")
-                if values[0]:
-                    found[key] = shape.decode_header(values)
-        return found
+            rows = (row for row in self._connection.execute(f"SELECT {columns} FROM headers") if row[0] in keys)
+        else:
+            found = f"SELECT {columns} FROM headers WHERE document = ?"
+            rows = filter(None, (self._connection.execute(found, (key,)).fetchone() for key in sorted(keys)))
+        values = {row[0]: self._header_values(*row) for row in rows}
+        values = {key: of_header for key, of_header in values.items() if of_header[0]}
+        with suppress(ValueError):  # then it is found out whose they are
+            return dict(zip(values, shape.decode_headers(list(values.values())), strict=True))
+        for key, of_header in values.items():
+            with self.decoding(f"document {self._line(key).id!r}"):
+                shape.decode_headers([of_header])
+        return {}
+
+    def _header_values(self, key: int, *row: Any) -> tuple[bytes, ...]:
+        if tuple(map(type, row)) != _HEADER_TYPES:
+            self._check_types(f"document {self._line(key).id!r}", row, _HEADER_TYPES)
+        content, digest, expected, *values = row
+        if expected != checksum(content, digest, *values):
+            with self.decoding(f"document {self._line(key).id!r}"):
+                raise ValueError("the checksum of its header is wrong")
+        return tuple(values)
 
     def extend(self, key: int, entry: Entry, first: int, parts: Sequence[tuple[bytes, Part]]) -> tuple[int, set[bytes]]:
         """Put chunks in the place of those of a document from ``first`` on.
@@ -356,11 +360,13 @@ class Database(StoreFile):
         with self.decoding(f"document {line.id!r}"):
             if expected != checksum(*line):
                 raise ValueError("the checksum of its entry is wrong")
-            self._check_types(f"document {line.id!r}", line, _LINE_TYPES)
+            if tuple(map(type, line)) != _LINE_TYPES:
+                self._check_types(f"document {line.id!r}", line, _LINE_TYPES)
             metadata = json.loads(line.metadata)
             if line.kind not in ("document", "conversation") or not isinstance(metadata, dict):
                 raise ValueError("its entry is none")
-            keys = (tuple(json.loads(names)) for names in (line.unsearched_keys, line.hidden_keys))
+            named = (line.unsearched_keys, line.hidden_keys)
+            keys = (() if names == "[]" else tuple(json.loads(names)) for names in named)
             return Entry(line.kind, line.id, read_only(metadata), *keys)
 
     def _parts(self, key: int, columns: str, first: int = 0) -> list[tuple[Any, ...]]:
@@ -609,6 +615,7 @@ class Database(StoreFile):
 
 
 _LINE = ", ".join(Line._fields)
+_HEADER_TYPES = int, bytes, int, bytes, bytes, bytes
 _LINE_TYPES = tuple(get_type_hints(Line).values())
 _PART_TYPES = {"text": str, "text_checksum": int, "node_checksum": int}
 """Of what is kept of a chunk; all else are bytes."""

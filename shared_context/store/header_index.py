@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from shared_context.store.node_data import HeaderData
-from shared_context.store.words import words
+from shared_context.store.words import LONGEST_WORD, WORD, terms_of
 
 SAME_WORD = 0.6
 """Similarity of two token codes from which on one may say what the other does; below, everything is a little alike."""
@@ -53,6 +53,7 @@ class HeaderIndex:
 
     def __init__(self) -> None:
         self._headers: dict[int, HeaderData] = {}
+        self._texts: dict[int, str] = {}  # whose figures nobody has asked for yet
         self._figures: dict[int, frozenset[str]] = {}
         self._joined: _Joined | None = None
 
@@ -67,8 +68,9 @@ class HeaderIndex:
             text: of the header.
         """
         self._figures.pop(key, None)
-        if header is not None and (found := figures(text)):
-            self._figures[key] = found
+        self._texts.pop(key, None)
+        if header is not None and text:
+            self._texts[key] = text
         if header is not None and len(header.codes):
             self._headers[key] = header
         elif self._headers.pop(key, None) is None:
@@ -77,15 +79,21 @@ class HeaderIndex:
 
     def move(self, key: int, new_key: int) -> None:
         """Take in that a document got another key."""
-        found = self._figures.get(key)
-        self.put(new_key, self._headers.get(key))
+        text, found = self._texts.get(key, ""), self._figures.get(key)
+        self.put(new_key, self._headers.get(key), text)
         self.put(key, None)
         if found:
             self._figures[new_key] = found
 
     def with_figures(self, terms: Iterable[str]) -> HeaderScores | None:
         """How rare the numbers and identifiers of a query are that headers have; see :func:`figure_scores`."""
-        return figure_scores(self._figures, terms, len(self))
+        if not (asked := list(terms)):
+            return None
+        for key, text in self._texts.items():
+            if found := figures(text):
+                self._figures[key] = found
+        self._texts = {}
+        return figure_scores(self._figures, asked, len(self))
 
     def scores(self, codes: torch.Tensor, weights: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
         """Compare a query with every header.
@@ -118,8 +126,14 @@ class HeaderIndex:
 
 def figures(text: str) -> frozenset[str]:
     """The terms of a text that have a digit or join parts, in any language."""
-    found = (term for word in words(text) for term in word.terms)
-    return frozenset(term for term in found if any(map(str.isdigit, term)) or "_" in term)
+    # Most words of a header have none, and most that have one are a number that is its own only term.
+    found: set[str] = set()
+    for word in WORD.findall(text):
+        if word.isdigit() and word.isascii() and len(word) <= LONGEST_WORD:
+            found.add(word)
+        elif "_" in word or any(map(str.isnumeric, word)):
+            found |= {term for term in terms_of(word) if any(map(str.isdigit, term)) or "_" in term}
+    return frozenset(found)
 
 
 def figure_scores(held: Mapping[int, frozenset[str]], terms: Iterable[str], headers: int) -> HeaderScores | None:

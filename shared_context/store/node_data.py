@@ -139,11 +139,33 @@ class NodeShape(NamedTuple):
         """
         return NodeData(*(self._array(name, tokens, value) for name, value in zip(COLUMNS, values, strict=True)))
 
-    def decode_header(self, values: Sequence[bytes]) -> HeaderData:
-        """A header's data from the bytes of its fields; errors as in :meth:`decode`."""
+    def decode_headers(self, values: Sequence[Sequence[bytes]]) -> list[HeaderData]:
+        """The data of headers from the bytes of the fields of each; errors as in :meth:`decode`.
+
+        All at once, for a store has as many as it has documents.
+        """
+        if not values:
+            return []
         names = [field.name for field in fields(HeaderData)]
-        tokens = len(values[names.index("scales")]) // COLUMNS["scales"].dtype().itemsize
-        return HeaderData(*(self._array(name, tokens, value) for name, value in zip(names, values, strict=True)))
+        joined = dict(zip(names, (b"".join(of) for of in zip(*values, strict=True)), strict=True))
+        sizes = np.array([[len(of) for of in header] for header in values])
+        tokens = sizes[:, names.index("scales")] // COLUMNS["scales"].dtype().itemsize
+        arrays, edges = [], []
+        for name, size in zip(names, sizes.T, strict=True):
+            column = COLUMNS[name]
+            width = 1 if column.width is None else getattr(self, column.width)
+            rows = tokens if column.per == "token" else -(-tokens // (self.tree.leaf_size * self.tree.embedded_leaves))
+            if (size != rows * width * column.dtype().itemsize).any():
+                raise ValueError(f"its {name} have another size than its tokens ask for")
+            array = np.frombuffer(joined[name], column.dtype)
+            if np.issubdtype(column.dtype, np.floating) and not np.isfinite(array).all():
+                raise ValueError(f"its {name} hold infinities or NaN")
+            arrays.append(array if column.width is None else array.reshape(int(rows.sum()), width))
+            edges.append([0, *np.cumsum(rows).tolist()])
+        return [
+            HeaderData(*(array[at[i] : at[i + 1]] for array, at in zip(arrays, edges, strict=True)))
+            for i in range(len(values))
+        ]
 
     def _array(self, name: str, tokens: int, value: bytes) -> np.ndarray:
         column = COLUMNS[name]

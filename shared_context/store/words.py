@@ -20,7 +20,7 @@ _UNSPACED = (
 # Marks of vowels and tones are part of a word although \w knows only some of them.
 _MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0dff\u200c\u200d"
 _IN_WORD = rf"(?:[^\W{_UNSPACED}]|[{_MARKS}])"
-_WORD = re.compile(
+WORD = re.compile(
     rf"[{_UNSPACED}\u0e31-\u0e4e\u3099\u309a]+"
     # A comma joins digits only, or a row of a table would be one word.
     rf"|{_IN_WORD}+(?:(?:[-_./:'’@~\\+&=#]|(?<=\d),(?=\d)){_IN_WORD}+)*"
@@ -119,8 +119,8 @@ def words(text: str, language: str = DEFAULT_LANGUAGE) -> Iterator[Word]:
     Args:
         language: what words in Latin letters are stemmed for, as :func:`language_of` names it.
     """
-    for match in _WORD.finditer(text):
-        yield Word(match.start(), match.end(), _terms(match.group(), language))
+    for match in WORD.finditer(text):
+        yield Word(match.start(), match.end(), terms_of(match.group(), language))
 
 
 def literals(text: str, language: str) -> list[str]:
@@ -144,12 +144,12 @@ def other_spellings(text: str, language: str) -> list[str]:
     for day, time in pairwise(names):
         found += [f"{day}T{time}", f"{day}T{time}Z"] if _DAY.fullmatch(day) and _TIME.match(time) else []
     found += _dates(text)
-    found += islice(_joined([match.group() for match in _WORD.finditer(text)], language), MOST_JOINED)
+    found += islice(_joined([match.group() for match in WORD.finditer(text)], language), MOST_JOINED)
     return _terms_of_names(found, language)
 
 
 def _names(text: str) -> list[str]:
-    matches = (unicodedata.normalize("NFKC", match.group()) for match in _WORD.finditer(text))
+    matches = (unicodedata.normalize("NFKC", match.group()) for match in WORD.finditer(text))
     return [name for name in matches if _NAME.search(name)]
 
 
@@ -177,7 +177,7 @@ def _dates(text: str) -> Iterator[str]:
 def _joined(found: Sequence[str], language: str) -> Iterator[str]:
     """Words that stand together as one name, as programs and tables write it."""
     common = _common_terms(language)
-    plain = [word.isalnum() and not (_terms(word, language) <= common) for word in found]
+    plain = [word.isalnum() and not (terms_of(word, language) <= common) for word in found]
     for first in range(len(found)):
         for end in range(first + 2, min(first + LONGEST_JOINED, len(found)) + 1):
             together = found[first:end]
@@ -211,13 +211,14 @@ def language_of(text: str) -> str:
     Arabic, Greek, Hindi, Armenian and Tamil, which are told by their script; words of others are compared as they are
     written (Polish, Czech, Vietnamese, Hebrew) or as another language of their script (Ukrainian, Persian).
     """
-    found = Counter(match.group() for match in _WORD.finditer(text[:_LANGUAGE_SAMPLE].casefold()))
+    found = Counter(match.group() for match in WORD.finditer(text[:_LANGUAGE_SAMPLE].casefold()))
     counts = {language: sum(found[word] for word in common.split()) for language, common in _COMMON.items()}
     return max(counts, key=counts.__getitem__)  # of several with as many the first: English
 
 
 @lru_cache(maxsize=1 << 16)
-def _terms(word: str, language: str) -> frozenset[str]:
+def terms_of(word: str, language: str = DEFAULT_LANGUAGE) -> frozenset[str]:
+    """What a word is found by; see :class:`Word`."""
     word = unicodedata.normalize("NFKC", word)
     if _UNSPACED_WORD.match(word):
         return frozenset(word[at : at + 2] for at in range(max(1, len(word) - 1)))
@@ -255,4 +256,4 @@ def _stem(word: str, language: str) -> str:
 
 @cache
 def _stemmer(language: str) -> Stemmer.Stemmer:
-    return Stemmer.Stemmer(language, 0)  # 0: _terms remembers what it was asked
+    return Stemmer.Stemmer(language, 0)  # 0: terms_of remembers what it was asked
