@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,6 @@ from opentelemetry.trace import Span
 
 from shared_context.errors import ConfigError
 from shared_context.model.generation import Completion, CompletionStream
-from shared_context.model.requests import Context
 from shared_context.serve.access import Caller
 from shared_context.serve.citations import shown
 from shared_context.serve.faults import Refusal
@@ -23,7 +22,7 @@ from shared_context.serve.room import Room
 from shared_context.serve.stores import ServedStore
 from shared_context.serve.vllm import RemoteStream
 from shared_context.store.citing import Citation, leaned_on
-from shared_context.store.selection import Selection
+from shared_context.store.selection import JoinedSelections, Selection
 from shared_context.store.turns import next_turn
 
 Prompt = str | list[dict[str, Any]]
@@ -53,12 +52,12 @@ class Answer:
     told: dict[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
-    context: Context | None = None
+    context: Selection | JoinedSelections | None = None
     passages: Selection | None = None
-    completion: Completion | None = None
+    completion: Completion = None  # type: ignore[assignment]  # it is there once all is written
     citations: list[Citation] = field(default_factory=list)
 
-    async def pieces(self) -> AsyncIterator[str]:
+    async def pieces(self) -> AsyncGenerator[str]:
         """The pieces of the text; an empty one first, as soon as the request is known to be answered.
 
         Raises:
@@ -92,6 +91,7 @@ class Answer:
                                 seconds["first_token"] = time.monotonic() - began
                                 first.close()
                             yield piece
+                assert stream.completion is not None  # it was read to its end
                 self.completion = stream.completion
                 self.citations = await engine.beside(self._cite, prompt)
                 await self._remember()
@@ -117,6 +117,7 @@ class Answer:
     ) -> tuple[RemoteStream, AsyncIterator[str]]:
         model, entries = self.served.store.model, self.context.kv_entries if self.context else 0
         options = self.request.generation(self.room.config.max_tokens)
+        assert self.room.vllm is not None
         stream = RemoteStream(self.room.vllm, model, entries, options)
         ending.push_async_callback(stream.close)
         await self._encode(span)
@@ -139,7 +140,7 @@ class Answer:
     def _cite(self, prompt: Prompt) -> list[Citation]:
         """What the answer rests on. An engine beside spares the model here work, so that it has to be asked for."""
         wanted = self.request.citations or ("attention" if self.room.vllm is None else "shown")
-        if wanted == "shown" or not self.passages or not isinstance(self.request, ChatRequest):
+        if wanted == "shown" or self.context is None or not self.passages or not isinstance(self.request, ChatRequest):
             return shown(self.passages)
         try:
             attention = self.served.store.model.attribute(prompt, self.completion.text, context=self.context)
@@ -154,6 +155,7 @@ class Answer:
 
     @property
     def _memory(self) -> Any:
+        assert isinstance(self.request, ChatRequest) and self.request.conversation is not None
         return self.served.store.conversation(self.caller.own(self.request.conversation))
 
     def _select(self) -> Prompt:

@@ -55,8 +55,12 @@ def create_app(
     engine = Engine(config.parallel, config.queue)
     metrics = Metrics(engine, served)
 
-    passing = TemporaryDirectory(prefix="shared-context-") if data is None else None
-    uploaded = Files(Path(passing.name) if passing is not None else data / "files")
+    passing: TemporaryDirectory[str] | None = None
+    if data is not None:
+        uploaded = Files(data / "files")
+    else:
+        passing = TemporaryDirectory(prefix="shared-context-")
+        uploaded = Files(Path(passing.name))
     like = next((one.store for one in served), None)
     makes = Makes(served, data / "stores" if data is not None else None, like)
 

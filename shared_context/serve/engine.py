@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -113,12 +113,13 @@ class Engine:
         """What changes a store, one change after the other."""
         return await asyncio.get_running_loop().run_in_executor(self._changing, partial(call, *args, **options))
 
-    async def pieces(self, stream: CompletionStream) -> AsyncIterator[str]:
+    async def pieces(self, stream: CompletionStream) -> AsyncGenerator[str]:
         """The pieces of an answer as they are written; not reading on, or closing this, ends it.
 
         A slow reader holds nobody up: pieces wait here, no more than the answer has tokens.
         """
-        loop, ready = asyncio.get_running_loop(), asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
 
         def put(piece: str | BaseException | None) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody is left to read

@@ -12,7 +12,8 @@ class JsonLines(logging.Formatter):
     """Records as lines of JSON. Of an exception its class and places are told; what it says may be somebody's text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {"time": self.formatTime(record), "level": record.levelname, "event": record.getMessage()}
+        when, said = self.formatTime(record), record.getMessage()
+        line: dict[str, Any] = {"time": when, "level": record.levelname, "event": said}
         line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[0] is not None:
             line["failure"] = failure(record.exc_info[1])

@@ -28,10 +28,11 @@ class Makes:
         if self._folder is None or self._like is None or not self._folder.is_dir():
             return
         for path in sorted(self._folder.iterdir()):
-            self._stores.add(ServedStore(path.name, self._open(path), made_here=True))
+            self._stores.add(ServedStore(path.name, self._open(path, self._like), made_here=True))
 
-    def _open(self, path: Path) -> SharedLLMContextStore:
-        return SharedLLMContextStore(self._like.model, path, embedder=self._like.embedder)
+    @staticmethod
+    def _open(path: Path, like: SharedLLMContextStore) -> SharedLLMContextStore:
+        return SharedLLMContextStore(like.model, path, embedder=like.embedder)
 
     def make(self, name: str | None) -> ServedStore:
         """A new store.
@@ -46,7 +47,7 @@ class Makes:
         if name in self._stores:
             raise Refusal(409, f"There is a store {name!r} already; choose another name.", code="taken", param="name")
         self._stores.check_name(name)
-        store = self._open(self._folder / name)
+        store = self._open(self._folder / name, self._like)
         served = ServedStore(name, store, made_here=True)
         self._stores.add(served)
         return served
@@ -55,7 +56,8 @@ class Makes:
         """Delete a store and its folder; who is being answered from it is told that it is closed."""
         self._stores.remove(served.name)
         served.store.close()
-        shutil.rmtree(served.store.path)
+        if served.store.path is not None:
+            shutil.rmtree(served.store.path)
 
     def close(self) -> None:
         """Close the stores that were made or opened here."""

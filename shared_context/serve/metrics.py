@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -25,7 +26,7 @@ class Metrics:
 
     def __init__(self, engine: Engine, stores: Stores):
         self._registry = CollectorRegistry()
-        names = {"registry": self._registry, "namespace": "shared_context"}
+        names: dict[str, Any] = {"registry": self._registry, "namespace": "shared_context"}
         self._requests = Counter("requests", "Requests by route and status.", ["route", "status"], **names)
         self._tokens = Counter(
             "tokens", "Tokens: prompt are read as text, injected come as keys and values.", ["store", "kind"], **names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -21,14 +21,15 @@ DONE = "data: [DONE]\n\n"
 class EventStream(StreamingResponse):
     """Server-sent events. When the client goes away their source is closed at once."""
 
-    def __init__(self, events: AsyncIterator[str]):
+    def __init__(self, events: AsyncGenerator[str]):
+        self._events = events
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self.body_iterator.aclose()
+            await self._events.aclose()
 
 
 def event(value: dict[str, Any]) -> str:
@@ -51,7 +52,7 @@ def usage(answer: Answer) -> dict[str, Any]:
     }
 
 
-def annotations(answer: Answer) -> list[dict[str, Any]]:
+def citations(answer: Answer) -> list[dict[str, Any]]:
     """The citations of an answer."""
     return [annotation(citation, answer.completion.text) for citation in answer.citations]
 
@@ -62,7 +63,7 @@ def chat_completion(answer: Answer) -> dict[str, Any]:
         "role": "assistant",
         "content": answer.completion.text,
         "refusal": None,
-        "annotations": annotations(answer),
+        "annotations": citations(answer),
     }
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.completion.finish_reason}
     return {**_head(answer), **_seen(answer), "choices": [choice], "usage": usage(answer)}
@@ -75,7 +76,7 @@ def text_completion(answer: Answer) -> dict[str, Any]:
     return {**_head(answer), **_seen(answer), "choices": [choice], "usage": usage(answer)}
 
 
-async def events(answer: Answer, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+async def events(answer: Answer, pieces: AsyncGenerator[str]) -> AsyncGenerator[str]:
     """The pieces of an answer as events; what goes wrong meanwhile is the last one."""
     chat = isinstance(answer.request, ChatRequest)
     head = _head(answer, chunk=True)
@@ -95,7 +96,7 @@ async def events(answer: Answer, pieces: AsyncIterator[str]) -> AsyncIterator[st
             yield event({**head, **_seen(answer), "choices": []})
         async for piece in pieces:
             yield chunk(piece)
-        last = {"annotations": annotations(answer)} if chat else {}
+        last = {"annotations": citations(answer)} if chat else {}
         yield chunk(None, answer.completion.finish_reason, **last)
         options = answer.request.stream_options
         if options is not None and options.include_usage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,7 @@ class RemoteStream:
         """
         name = await self._vllm.check(self._model)
         await beside(self._hand_over, assemble)
+        assert self._prompt is not None  # it was handed over
         body: dict[str, Any] = {
             "model": name,
             "prompt": list(self._prompt.token_ids),
@@ -248,7 +249,7 @@ class RemoteStream:
         self._remove()
         await self._opened.aclose()
 
-    async def pieces(self) -> AsyncIterator[str]:
+    async def pieces(self) -> AsyncGenerator[str]:
         """The pieces of the text."""
         began, first, said, finish_reason, tokens = time.perf_counter(), None, [], None, 0
         try:
@@ -271,6 +272,7 @@ class RemoteStream:
         if finish_reason not in ("stop", "length"):
             raise self._vllm.failed(200, f"ended with {finish_reason!r}")
         seconds = time.perf_counter() - began
+        assert self._prompt is not None  # it was handed over
         read = len(self._prompt.token_ids) - self._entries
         self.completion = Completion(
             "".join(said), finish_reason, read, self._entries, tokens, first or seconds, seconds

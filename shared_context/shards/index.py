@@ -203,6 +203,7 @@ class ShardedIndex:
 
     def leaves(self) -> ShardedLeaves:
         """All leaves of at least one document."""
+        assert self._leaves is not None  # there is a document
         return self._leaves
 
     def weights(self, token_ids: np.ndarray) -> torch.Tensor:

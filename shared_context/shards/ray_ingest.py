@@ -27,6 +27,7 @@ from shared_context.remote.snapshot import Snapshot
 from shared_context.shards.ray_workers import import_ray
 from shared_context.shards.store import ShardedContextStore, shard_for
 from shared_context.store.documents import Document, check_document
+from shared_context.store.embedder import Embedder
 from shared_context.store.shard_folders import is_sharded, shard_folders
 from shared_context.store.store import SharedLLMContextStore
 
@@ -66,7 +67,8 @@ class Writer:
     """
 
     def __init__(self, load: Callable[[], SharedLLMModel], folders: Sequence[Path], use_embedder: bool):
-        self._model, self._folders, self._embedder = load(), folders, "auto" if use_embedder else None
+        self._model, self._folders = load(), folders
+        self._embedder: Embedder | Literal["auto"] | None = "auto" if use_embedder else None
         self._stores: dict[int, SharedLLMContextStore] = {}
 
     def add(self, number: int, documents: Sequence[Document]) -> IngestReport:
@@ -74,7 +76,7 @@ class Writer:
         if number not in self._stores:
             self._stores[number] = SharedLLMContextStore(self._model, self._folders[number], embedder=self._embedder)
             self._embedder = self._stores[number].embedder
-        store, refused = self._stores[number], {}
+        store, refused = self._stores[number], dict[str, str]()
         new = [document for document in documents if document.id not in store or store.get(document.id) != document]
         try:
             stored = store.add(new, replace=True, on_error=lambda id, e: refused.setdefault(id, str(e))) if new else []

@@ -177,7 +177,7 @@ class Conversations:
                 return selection.described(lambda node: _said(rows, bisect_right(ends, node.start)))
 
             selection = found()
-            stated = [node for node in selection.nodes if node.said["role"] == "user"]
+            stated = [node for node in selection.nodes if node.said is not None and node.said["role"] == "user"]
             # What corrects a statement is often nearer to that than to the question.
             if stated and query is not None and _searches(options):
                 return found(also=[max(stated, key=lambda node: node.score).text])

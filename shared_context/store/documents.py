@@ -434,8 +434,9 @@ def _files(given: str | os.PathLike[str], id: str | None, include: _Patterns, ex
     files, others = find_files(folder, include, exclude)
     if not files:
         raise DocumentError(f"the folder {clip(name)} has no text file, nor another one that is read{_reasons(others)}")
-    found = [TextFile(file, folder=folder) for file in files]
-    return sorted([*found, *(_NoText(*other) for other in others.items())], key=lambda given: given.path)
+    found: list[TextFile | _NoText] = [TextFile(file, folder=folder) for file in files]
+    found += [_NoText(*other) for other in others.items()]
+    return sorted(found, key=lambda given: given.path)
 
 
 def _reasons(others: Mapping[Path, str]) -> str:

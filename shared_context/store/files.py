@@ -227,7 +227,7 @@ def _converted(file: BinaryIO, suffix: str, name: str) -> str:
     try:
         text = convert(file)
     except ImportError as error:
-        raise _not_installed(name, what, error.name) from error
+        raise _not_installed(name, what, error.name or str(error)) from error
     except Exception as error:  # each format has a library of its own, with errors of its own
         raise UnreadableError(
             f"{name} cannot be read as {what} ({type(error).__name__}: {error}); it may be damaged or protected: open "

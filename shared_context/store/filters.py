@@ -13,7 +13,7 @@ from typing import Any
 
 from shared_context.errors import FilterError
 
-Predicate = Callable[[dict[str, Any]], bool]
+Predicate = Callable[[Mapping[str, Any]], bool]
 
 
 def compile_filter(filters: Mapping[str, Any] | None) -> Predicate:
@@ -84,7 +84,7 @@ def _field(key: str, name: str, operand: Any, here: str) -> Predicate:
     check, matches, missing = _OPERATORS[name]
     operand = check(operand, here)
 
-    def predicate(metadata: dict[str, Any]) -> bool:
+    def predicate(metadata: Mapping[str, Any]) -> bool:
         return matches(metadata[key], operand) if key in metadata else missing(operand)
 
     return predicate

@@ -182,7 +182,9 @@ def add_namespace(connection: sqlite3.Connection, name: str, salt: bytes | None 
         salt: what the digests of its chunks begin with, so that they are no other namespace's.
     """
     salt = secrets.token_bytes(16) if salt is None else salt
-    return connection.execute("INSERT INTO namespaces (name, salt) VALUES (?, ?)", (name, salt)).lastrowid
+    row = connection.execute("INSERT INTO namespaces (name, salt) VALUES (?, ?)", (name, salt)).lastrowid
+    assert row is not None  # one was inserted
+    return row
 
 
 def next_key(connection: sqlite3.Connection) -> int:

@@ -258,7 +258,7 @@ class TieredKVCache(KVCache):
 
     def _fetched(self, key: str) -> CachedKV | None:
         """The chunk under ``key`` from further away, or None; nobody waits for the lock meanwhile."""
-        if key not in self._further or (content := self._further.read(key)) is None:
+        if self._further is None or key not in self._further or (content := self._further.read(key)) is None:
             return None
         try:
             chunk_kv = _decode(key, content, self._importance_method)

@@ -230,6 +230,7 @@ def score(query: Query, leaves: Leaves, rows: torch.Tensor | slice, policy: Poli
     for part, weight in query.parts:
         scores = standardize(POLICIES[policy](part, leaves, rows)) * weight
         best = scores if best is None else torch.maximum(best, scores)
+    assert best is not None  # a query has parts
     return best
 
 

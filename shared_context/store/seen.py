@@ -78,8 +78,8 @@ def summary(text: str, parts: Sequence[Part]) -> str:
 def stretches(parts: Sequence[Part]) -> Iterator[tuple[Grain, int, int]]:
     """Grain, start and end of runs of parts with one grain."""
     for grain, run in groupby(parts, key=lambda part: part.grain):
-        run = list(run)
-        yield grain, run[0].start, run[-1].end
+        together = list(run)
+        yield grain, together[0].start, together[-1].end
 
 
 def surroundings(text: str, before: bool, after: bool) -> tuple[str, int, str]:

@@ -75,7 +75,9 @@ def plan_sync(
     files, others = find_files(folder, include, exclude)
     skipped = {file.as_posix(): f"file {file.as_posix()!r} {reason}" for file, reason in others.items()}
     ids, stored = _ids_and_files(documents, resolved(folder))
-    added, replaced, unchanged = [], [], []
+    added: list[Document] = []
+    replaced: list[Document] = []
+    unchanged: list[str] = []
     for file in files:
         before = stored.get(_place(file))
         try:

@@ -235,8 +235,8 @@ class WordIndex:
         ).fetchone()
         rows = np.fromstring(found or "", dtype=np.int64, sep=",")
         documents, leaves = rows >> LEAF_BITS, rows & (1 << LEAF_BITS) - 1
-        moved = "SELECT key, document FROM worded INDEXED BY worded_moved WHERE document <> key ORDER BY key"
-        if len(moved := np.array(self._connection.execute(moved).fetchall(), np.int64).reshape(-1, 2)):
+        query = "SELECT key, document FROM worded INDEXED BY worded_moved WHERE document <> key ORDER BY key"
+        if len(moved := np.array(self._connection.execute(query).fetchall(), np.int64).reshape(-1, 2)):
             places = np.searchsorted(moved[:, 0], documents).clip(max=len(moved) - 1)
             documents = np.where(moved[places, 0] == documents, moved[places, 1], documents)
         order = np.lexsort((leaves, documents))

@@ -139,7 +139,7 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
         """
         parser = parser_for(schema, method)
         described = convert_to_json_schema(schema)
-        output = {"ls_structured_output_format": {"kwargs": {"method": method}, "schema": described}}
+        output: dict[str, Any] = {"ls_structured_output_format": {"kwargs": {"method": method}, "schema": described}}
         if method == "function_calling":
             name = convert_to_openai_tool(schema)["function"]["name"]
             llm = self.bind_tools([schema], tool_choice=name, **output, **kwargs)
@@ -214,6 +214,7 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
             if chunks or len(answer.text) > given:
                 rest = AIMessageChunk(content=answer.text[given:], tool_call_chunks=chunks)
                 yield ChatGenerationChunk(message=rest)
+        assert pieces.completion is not None  # it was read to its end
         last = AIMessageChunk(
             content="",
             chunk_position="last",

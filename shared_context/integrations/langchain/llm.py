@@ -136,6 +136,7 @@ class SharedLLM(GenerationSettings, LLM):
                 if run_manager:
                     run_manager.on_llm_new_token(piece, chunk=chunk)
                 yield chunk
+        assert pieces.completion is not None  # it was read to its end
         yield GenerationChunk(text="", generation_info=_info(model, pieces.completion))
 
 

@@ -85,7 +85,7 @@ class SharedContextRetriever(BaseRetriever):
             )
         self._store = store
         self._top_k = similarity_top_k
-        self._scope = {
+        self._scope: dict[str, Any] = {
             "policy": policy,
             "filters": to_filters(filters),
             "doc_ids": list(doc_ids) if doc_ids is not None else None,
@@ -93,7 +93,7 @@ class SharedContextRetriever(BaseRetriever):
             "prefilter_chunks": prefilter_chunks,
             "min_score": min_score,
         }
-        self._spending = {
+        self._spending: dict[str, Any] = {
             "budget": DEFAULT_BUDGET if budget is None else budget,
             "floor": floor,
             "recent": recent,
