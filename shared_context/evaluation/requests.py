@@ -121,6 +121,7 @@ def measure(
     finally:
         for store in stores.values():
             store.close()
+    own = readers[ADAPTER].adapter() if adapter is not None else None
     setting = {
         **model_setting(model),
         "embedder": embedder.name,
@@ -128,7 +129,7 @@ def measure(
         "requests": len(asked),
         "not answered by the documents": sum(not request.answered for request in asked),
         "KV entries": budget,
-        **({} if adapter is None else {"adapter": readers[ADAPTER].adapter().digest}),
+        **({} if own is None else {"adapter": own.digest}),
     }
     not_run = {} if adapter is not None else {"the model with an adapter": "none is given (--adapter)"}
     return _report(setting, asked, results, not_run, seed)

@@ -48,4 +48,4 @@ def leaned_on(selection: Selection, attention: Sequence[float]) -> list[Citation
         ]
         if own and not passage.header:
             found.append(Citation(passage, max(own)))
-    return sorted(found, key=lambda citation: -citation.attention)
+    return sorted(found, key=lambda citation: -(citation.attention or 0.0))

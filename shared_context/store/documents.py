@@ -436,7 +436,8 @@ def _files(given: str | os.PathLike[str], id: str | None, include: _Patterns, ex
         raise DocumentError(f"the folder {clip(name)} has no text file, nor another one that is read{_reasons(others)}")
     found: list[TextFile | _NoText] = [TextFile(file, folder=folder) for file in files]
     found += [_NoText(*other) for other in others.items()]
-    return sorted(found, key=lambda given: given.path)
+    found.sort(key=lambda given: given.path)
+    return list(found)
 
 
 def _reasons(others: Mapping[Path, str]) -> str:

@@ -305,6 +305,7 @@ def _parts_and_checksums(connection: sqlite3.Connection, digest: Callable[[bytes
         conversation = connection.execute(
             "INSERT INTO conversations (namespace, id) VALUES (?, ?)", (namespace, id)
         ).lastrowid
+        assert conversation is not None  # one was inserted
         compressed = 0
         for number, (message, tokens, old) in enumerate(
             connection.execute(
