@@ -233,7 +233,9 @@ def _read_files(
 
     for file in files:
         try:
-            yield from load_documents(file, metadata=metadata, max_bytes=max_bytes)
+            # One that was named itself may not be there: a path says so in words of its own.
+            named = file if file.folder is not None else file.path
+            yield from load_documents(named, metadata=metadata, max_bytes=max_bytes)
         except DocumentError as error:
             failures[file.path.as_posix()] = error
 
