@@ -114,7 +114,7 @@ release: $(STAMP)  ## build wheel and sdist, check them, and try the wheel in a 
 
 QUESTIONS := examples/data/handbook-questions.json
 # Running text is measured on books, which do not ship: shared-context eval language-model BOOK BOOK.
-MEASURED := retrieval answers compression needle latency grains storage memory cost cost-memory growth
+MEASURED := retrieval answers compression needle latency grains storage memory cost cost-memory growth opening
 
 figures: $(STAMP)  ## measure on the sample data and make build/figures.html, in about forty minutes
 	@mkdir -p build
@@ -129,6 +129,7 @@ figures: $(STAMP)  ## measure on the sample data and make build/figures.html, in
 	@$(BIN)/python -m benchmarks cost $(QUESTIONS) --runs 3 --length 8192 --json build/cost.json
 	@$(BIN)/python -m benchmarks cost-memory $(QUESTIONS) --length 8192 --json build/cost-memory.json
 	@$(BIN)/python -m benchmarks growth $(QUESTIONS) --runs 3 --documents 100 --documents 1000 --json build/growth.json
+	@$(BIN)/python -m benchmarks opening $(QUESTIONS) --documents 1000 --documents 10000 --json build/opening.json
 	@$(BIN)/shared-context report --together $(MEASURED:%=build/%.json) --html build/figures.html
 
 # The model's tests run it where `device="auto"` puts it, the kernels' on a GPU where there is one.

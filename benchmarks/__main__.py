@@ -186,6 +186,24 @@ def growth(
     finish([report], data.name, json_file, html_file)
 
 
+@app.command(epilog=output.EXIT_CODES)
+def opening(
+    data: DataArgument,
+    model: EvalModelOption = None,
+    documents: Annotated[
+        list[int] | None, typer.Option("--documents", help="Sizes of the store; several. [1000, 10000 and 100000]")
+    ] = None,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """Opening a store of many documents again, and selecting from it; 100,000 take some minutes to make."""
+    from benchmarks import opening as measurement
+
+    text, questions = _text_and_questions(data)
+    report = measurement.measure(_name(model), text, questions, documents=documents or measurement.DOCUMENTS)
+    finish([report], data.name, json_file, html_file)
+
+
 def _text_and_questions(data: Path) -> tuple[str, Sequence[str]]:
     from shared_context.evaluation.questions import read_questions
 

@@ -15,6 +15,9 @@ from shared_context.store.words import LONGEST_WORD, WORD, terms_of
 SAME_WORD = 0.6
 """Similarity of two token codes from which on one may say what the other does; below, everything is a little alike."""
 
+COMPARED_TOGETHER = 1 << 13
+"""Tokens whose codes are unpacked at once, to what about fits a core's cache."""
+
 
 @dataclass(frozen=True)
 class HeaderScores:
@@ -115,7 +118,11 @@ class HeaderIndex:
         if self._joined is None:
             self._joined = _join(self._headers)
         joined = self._joined
-        similar = (joined.codes.astype(np.float32) * joined.scales.astype(np.float32)[:, None]) @ codes.numpy().T
+        similar = np.empty((len(joined.codes), len(codes)), np.float32)
+        for first in range(0, len(similar), COMPARED_TOGETHER):
+            some = slice(first, first + COMPARED_TOGETHER)
+            np.matmul(joined.codes[some].astype(np.float32), codes.numpy().T, out=similar[some])
+        similar *= joined.scales.astype(np.float32)[:, None]
         best = np.maximum.reduceat(similar, joined.first, axis=0)
         said = ((best - SAME_WORD) / (1 - SAME_WORD)).clip(0, 1)
         cosines = np.zeros(len(joined.keys), np.float32)

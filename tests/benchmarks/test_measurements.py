@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import growth, memory, storage
+from benchmarks import growth, memory, opening, storage
 from shared_context.evaluation.indexing import LANGCHAIN, LLAMAINDEX
 from shared_context.evaluation.report import Lines
 from shared_context.model.pretrained import DEFAULT_MODEL
@@ -87,6 +87,14 @@ def test_growth_measures_all_ways_at_each_size_and_fits_slopes(handbook):
 
 
 @pytest.mark.slow
+def test_opening_is_measured_for_each_size_the_first_time_and_again(handbook):
+    questions = ["Who draws up the rosters?", "How warm is the drying room?"]
+    (table,) = opening.measure(DEFAULT_MODEL, handbook, questions, documents=[30, 10]).tables()
+    assert [row[0] for row in table.rows] == [10, 10, 30, 30]
+    assert all(60 * row[0] < row[1] < 200 * row[0] for row in table.rows)  # tokens
+    assert all(figure > 0 for row in table.rows for figure in row[3:8])
+
+
 def test_growth_without_a_framework_measures_the_rest_and_says_what_is_missing(handbook, monkeypatch):
     monkeypatch.setitem(sys.modules, "shared_context.evaluation.baselines", None)
     report = growth.measure(DEFAULT_MODEL, [handbook], ["Who draws up the rosters?"], documents=[20], runs=1)

@@ -1,0 +1,132 @@
+"""Opening: what it costs to open a large store again and to select from it, by the number of its documents."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.memory import in_own_process, peak_bytes
+from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context.config import MIB
+from shared_context.evaluation.report import Cell, Report, Table, model_setting
+from shared_context.progress import with_progress
+from shared_context.store.database import Entry
+from shared_context.store.embedder import load_default_embedder
+from shared_context.store.node_data import HeaderData, NodeData, StoredText
+from shared_context.store.word_index import LeafWords
+
+DOCUMENTS = (1_000, 10_000, 100_000)
+
+WORDS = 70
+"""Of a document, about 100 tokens."""
+
+HEADER_TOKENS = 6
+
+TOGETHER = 5_000
+"""Documents that land together."""
+
+PREFILTER = 32
+BUDGET = 1024
+
+
+def measure(model: str, text: str, questions: Sequence[str], *, documents: Sequence[int] = DOCUMENTS) -> Report:
+    """Seconds of the processor and peak memory of opening a store and selecting from it, in a process of its own each.
+
+    Documents are words of a text in chance order; their codes and embeddings are chance, too, for what is measured does
+    not hang on them, and to compute them for ten million tokens takes hours.
+
+    Args:
+        model: name or folder of the model.
+        text: whose words the documents are made of.
+        questions: what is asked, two at least.
+        documents: sizes of the store.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    setting: dict[str, Cell] = {}
+    for size in sorted(set(documents)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "store"
+            in_own_process(_make, model, text, size, path)
+            for opening in ("first, from the database", "again"):
+                tokens, setting, found = in_own_process(_open, model, questions, path)
+                nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                rows.append((size, tokens, opening, *found, nbytes / tokens))
+    return Report(
+        "opening",
+        {**setting, "budget": BUDGET, "prefilter": PREFILTER},
+        [
+            Table(
+                "Opening a store and selecting from it",
+                (
+                    "documents", "tokens", "opened", "open, s", "first selection, s", "selection, s",
+                    "first with prefilter, s", "with prefilter, s", "MiB beyond the models", "bytes per token on disk",
+                ),
+                rows,
+                keys=3,
+            )
+        ],
+        notes=[
+            "Seconds are those of the processor, all threads together. Peak memory counts what is mapped from the "
+            "store's folder, which the system takes back where others need it."
+        ],
+    )  # fmt: skip
+
+
+def _make(name: str, text: str, size: int, path: Path) -> None:
+    """A store of so many documents of chance words."""
+    model, embedder = SharedLLMModel.from_pretrained(name), load_default_embedder()
+    drawn, chance = random.Random(1), np.random.default_rng(1)
+    words = sorted({word for word in text.split() if word.isalpha()})
+    with SharedLLMContextStore(model, path, embedder=embedder) as store:
+        tree, catalogue = store.config.tree, store._rooms.catalogue
+        shape = catalogue.shape
+        for first in with_progress(range(0, size, TOGETHER), f"{size} documents"):
+            with catalogue.changing() as change:
+                for number in range(first, min(first + TOGETHER, size)):
+                    said = f"Note {number}: {' '.join(drawn.choices(words, k=WORDS))}."
+                    tokens = model.tokenize(said)
+                    rows = {name: shape.rows(name, len(tokens)) for name in ("codes", "embeddings")}
+                    embeddings = chance.standard_normal((rows["embeddings"], shape.dimension)).astype(np.float32)
+                    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+                    codes = [_codes(chance, count, shape.code_size) for count in (rows["codes"], HEADER_TOKENS)]
+                    found = LeafWords.by_chunk(said, tokens, tree.leaf_size, tree.chunk_size)
+                    change.insert(
+                        Entry("document", f"note {number}", {"page": number}),
+                        StoredText(said, tokens),
+                        NodeData(*codes[0], embeddings, found),
+                        HeaderData(*codes[1], embeddings[:1]),
+                    )
+
+
+def _codes(chance: np.random.Generator, tokens: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    codes = np.frombuffer(chance.bytes(tokens * size), np.int8).reshape(tokens, size)
+    return codes, np.full(tokens, 0.01, np.float16)
+
+
+def _open(name: str, questions: Sequence[str], path: Path) -> tuple[int, dict[str, Cell], list[float]]:
+    """Tokens of the store, the setting, and the figures of the table."""
+    model, embedder = SharedLLMModel.from_pretrained(name), load_default_embedder()
+    embedder.encode(list(questions[:1]))
+    before = peak_bytes()
+    seconds: list[float] = []
+
+    def timed(work: Callable[[], object]) -> None:
+        start = time.process_time()
+        work()
+        seconds.append(time.process_time() - start)
+
+    start = time.process_time()
+    store = SharedLLMContextStore(model, path, embedder=embedder)
+    seconds.append(time.process_time() - start)
+    for prefilter in (None, PREFILTER):
+        for question in questions[:2]:
+            timed(partial(store.select, question, budget=BUDGET, prefilter=prefilter))
+    tokens, beyond = store.stats()["tokens"], (peak_bytes() - before) / MIB
+    store.close()
+    return tokens, model_setting(model), [*seconds, beyond]
