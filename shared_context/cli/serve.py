@@ -81,7 +81,7 @@ def serve(
             "--engine",
             metavar="URL|COMMAND",
             help="Have vLLM write the answers: the address of one that runs with the connector, or the command to "
-            'start one with, such as vllm or "/path/to/vllm --gpu-memory-utilization 0.5".',
+            'start one with, such as vllm or "/path/to/its/python --gpu-memory-utilization 0.5".',
         ),
     ] = None,
     selections: Annotated[

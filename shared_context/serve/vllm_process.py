@@ -20,6 +20,7 @@ from shared_context.model.shared_llm import SharedLLMModel
 
 IN_MEMORY = Path("/dev/shm")
 PACKAGE = Path(__file__).parent.parent.parent
+API_SERVER = "vllm.entrypoints.openai.api_server"
 SECONDS_TO_END = 20
 
 
@@ -28,7 +29,8 @@ def vllm_server(command: str, model: SharedLLMModel) -> Iterator[tuple[str, Path
     """Start vLLM on a free port of this machine; it may take minutes until it answers.
 
     Args:
-        command: its executable, a name or a path, and further arguments of ``vllm serve`` behind it.
+        command: vLLM's executable, or the Python of its environment, a name or a path, and further arguments of
+            ``vllm serve`` behind it.
         model: whose checkpoint, dtype and window it takes.
 
     Yields:
@@ -46,10 +48,10 @@ def vllm_server(command: str, model: SharedLLMModel) -> Iterator[tuple[str, Path
     with tempfile.TemporaryDirectory(prefix="selections-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        arguments = _arguments(model, port, Path(folder))
+        begin = ["-m", API_SERVER] if Path(executable).name.startswith("python") else ["serve"]
         path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
         server = subprocess.Popen(
-            [executable, "serve", *arguments, *further],
+            [executable, *begin, *_arguments(model, port, Path(folder)), *further],
             env={**os.environ, "PYTHONPATH": path},
             stdout=2,  # stdout is for results
             start_new_session=True,  # Ctrl-C is for this process, which ends the other one when its answers are given
@@ -68,7 +70,7 @@ def _arguments(model: SharedLLMModel, port: int, folder: Path) -> list[str]:
         "kv_connector_extra_config": {"selections": str(folder)},
     }
     return [
-        str(resolve_model(model.name)),
+        *("--model", str(resolve_model(model.name))),
         *("--host", "127.0.0.1"),
         *("--port", str(port)),
         *("--dtype", str(model.dtype).removeprefix("torch.")),

@@ -117,8 +117,7 @@ def test_the_command_starts_vllm_and_answers_through_it(exact, tmp_path, handboo
         asked = questions(int(os.environ.get("SHARED_CONTEXT_VLLM_QUESTIONS", "8")))
         expected = [exact.generate(q, context=store.select(q, budget=256), max_new_tokens=NEW_TOKENS) for q in asked]
     command = [sys.executable, "-m", "shared_context", "serve", str(path), "--port", "0", "--dtype", "float32"]
-    # one of vLLM's own environment, whose executables lie beside its Python
-    engine = f"{Path(PYTHON).parent / 'vllm'} --enforce-eager"
+    engine = f"{PYTHON} --enforce-eager"
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     with subprocess.Popen(
         [*command, "--engine", engine], stderr=subprocess.PIPE, text=True, env={**os.environ, **settings}
@@ -130,7 +129,8 @@ def test_the_command_starts_vllm_and_answers_through_it(exact, tmp_path, handboo
                 if "running on" in line:
                     break
             url = log[-1].split("running on ")[1].split(" ")[0]
-            threading.Thread(target=log.extend, args=(server.stderr,), daemon=True).start()
+            reading = threading.Thread(target=log.extend, args=(server.stderr,))
+            reading.start()
             down = httpx.post(f"{url}/v1/chat/completions", json=chat("handbook", asked[0]), timeout=60)
             assert (down.status_code, down.json()["error"]["code"]) == (503, "engine_down")
             until = time.monotonic() + 900
@@ -150,6 +150,7 @@ def test_the_command_starts_vllm_and_answers_through_it(exact, tmp_path, handboo
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(120)
+        reading.join()
 
 
 def chat(model, question):
