@@ -175,7 +175,7 @@ def _train(
     from shared_context.training import CutConfig, Tasks, TrainingConfig
     from shared_context.training import train as run
     from shared_context.training.config import RATIOS
-    from shared_context.training.trainer import HISTORY_FILE
+    from shared_context.training.run_folder import HISTORY_FILE
 
     config = TrainingConfig(**settings, cuts=CutConfig(ratios or RATIOS, **cuts), tasks=Tasks(**tasks))
     base = SharedLLMModel.from_pretrained(

@@ -3,55 +3,46 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import sys
 import time
-import zipfile
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from shared_context.config import require
-from shared_context.errors import ModelMismatchError, TrainingDataError, TrainingError
+from shared_context.errors import TrainingError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.training.card import model_card
-from shared_context.training.config import Stage, TrainingConfig
+from shared_context.training.config import TrainingConfig
 from shared_context.training.curves import curves
-from shared_context.training.data import BLOCK, MEND, Row, read_rows
 from shared_context.training.examples import (
-    LONG_TEXT,
-    PASSAGE,
     Example,
     ExampleMaker,
     other_contexts,
-    question_stream,
-    running_stream,
 )
 from shared_context.training.layout import LayoutMaker
 from shared_context.training.objective import InjectionObjective
+from shared_context.training.rows import ExampleStream, Rows, held_out_examples
+from shared_context.training.run_folder import (
+    ADAPTER_FOLDER,
+    CURVES_FILE,
+    HISTORY_FILE,
+    last_checkpoint,
+    prepare,
+    write_whole,
+)
 from shared_context.training.sharding import adapter_held_whole, deepspeed_stage, launched_with_fsdp, shard_layers
 
-logger = logging.getLogger(__name__)
-
-ADAPTER_FOLDER = "adapter"
-SETTINGS_FILE = "training.json"
-HISTORY_FILE = "history.json"
-CURVES_FILE = "curves.svg"
 PACKED_SEPARATOR = "\n\n"
 
 
@@ -107,7 +98,7 @@ def train(
     with arguments.main_process_first(local=False):
         if arguments.should_save:
             launch = {"processes": arguments.world_size, "zero_stage": stage}
-            _prepare(output, model, config, {"data": sources, "texts": long_texts}, start, launch, resume)
+            prepare(output, model, config, {"data": sources, "texts": long_texts}, start, launch, resume)
     if resume and (output / CURVES_FILE).exists():  # what a run writes last
         return Adapter.from_pretrained(output / ADAPTER_FOLDER)
     checkpoint = last_checkpoint(output, arguments.world_size) if resume else None
@@ -116,16 +107,16 @@ def train(
         adapter = Adapter.from_pretrained(checkpoint / ADAPTER_FOLDER)
     else:
         maker = ExampleMaker(model, config.max_context)
-        rows = _Rows(sources, skip_broken, config.stage, maker, config.held_out)
-        books = _Rows(long_texts, skip_broken, "running_text", maker)
+        rows = Rows(sources, skip_broken, config.stage, maker, config.held_out)
+        books = Rows(long_texts, skip_broken, "running_text", maker)
         books.survey()
         # The end of an answer is no part of what it says, so validation leaves it out, as SharedLLMModel.score does.
-        validation = _validation(rows, ExampleMaker(model, config.max_context, ended=False), config)
+        validation = held_out_examples(rows, ExampleMaker(model, config.max_context, ended=False), config)
         torch.manual_seed(config.seed)
         objective = _objective(model, config, start)
         if sharded:
             shard_layers(model.hf_model)
-        stream = _Stream(rows, books, maker, config)
+        stream = ExampleStream(rows, books, maker, config)
         named = [Path(source).name for source in (*sources, *long_texts)]
         with adapter_held_whole():
             trainer = AdapterTrainer(config, objective, stream, validation, arguments, named, start)
@@ -133,7 +124,7 @@ def train(
         adapter, state = trainer.adapter(), trainer.state
     if arguments.should_save:
         adapter.save_pretrained(output / ADAPTER_FOLDER)
-        _write(output / CURVES_FILE, curves(state.log_history, f"{model.name}, {config.injection} injection"))
+        write_whole(output / CURVES_FILE, curves(state.log_history, f"{model.name}, {config.injection} injection"))
     return adapter
 
 
@@ -160,7 +151,7 @@ def validate(
         _check_start(adapter, model, config)
         config = replace(config, cuts=replace(config.cuts, rows=adapter.config.rows))
     maker = ExampleMaker(model, config.max_context, ended=False)
-    examples = _validation(_Rows(_listed(data), skip_broken, config.stage, maker, config.held_out), maker, config)
+    examples = held_out_examples(Rows(_listed(data), skip_broken, config.stage, maker, config.held_out), maker, config)
     return _figures(_objective(model, config, adapter).eval(), examples, other_contexts(examples), config)
 
 
@@ -237,7 +228,7 @@ class AdapterTrainer(Trainer):
         if self.args.should_save:
             # A norm of gradients may be infinite, which JSON has no word for.
             history = [{k: v if math.isfinite(v) else None for k, v in e.items()} for e in self.state.log_history]
-            _write(Path(self.args.output_dir) / HISTORY_FILE, json.dumps(history, indent=1) + "\n")
+            write_whole(Path(self.args.output_dir) / HISTORY_FILE, json.dumps(history, indent=1) + "\n")
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """NLL of the held-out answers with the right context, with a wrong one of the same length, and the gain.
@@ -372,103 +363,6 @@ class _Progress(TrainerCallback):
             print(f"step {state.global_step}/{state.max_steps}  {figures}", file=sys.stderr, flush=True)
 
 
-class _Rows:
-    """The rows of all sources, those at the end kept apart.
-
-    Args:
-        sources: as :func:`~shared_context.training.data.read_rows` takes them.
-        skip_broken: pass over rows that the stage cannot use.
-        stage: that the rows are for.
-        maker: makes examples of them.
-        held_out: rows at the end that are kept apart.
-    """
-
-    def __init__(
-        self, sources: Sequence[str | Path], skip_broken: bool, stage: Stage, maker: ExampleMaker, held_out: int = 0
-    ):
-        self.sources = sources
-        self._skip_broken, self._stage, self._maker, self._held_out = skip_broken, stage, maker, held_out
-        self._kept_apart: set[int] = set()
-
-    def survey(self) -> list[Row]:
-        """Read and check every row; the last ones, whose passages :meth:`training` leaves out from now on."""
-        last: deque[Row] = deque(maxlen=self._held_out)
-        unfounded = []
-        for row, founded in self._all():
-            last.append(row)
-            if not founded:
-                unfounded.append(row.place)
-        if unfounded:
-            logger.warning(
-                "Rows whose answer does not stand in their passage: %d, the first is %s; they are taken as they are.",
-                len(unfounded),
-                unfounded[0],
-            )
-        self._kept_apart = {self._passage(row) for row in last}
-        return list(last)
-
-    def training(self) -> Iterator[Row]:
-        """All but the last and those that share a passage with them; they are read as they are asked for."""
-        waiting: deque[Row] = deque()
-        for row, _ in self._all():
-            waiting.append(row)
-            if len(waiting) > self._held_out and self._passage(first := waiting.popleft()) not in self._kept_apart:
-                yield first
-
-    def _all(self) -> Iterator[tuple[Row, bool]]:
-        """The rows, each with whether its answer stands in its passage."""
-        for row in chain.from_iterable(read_rows(source, skip_broken=self._skip_broken) for source in self.sources):
-            try:
-                founded = self._maker.check(row) if self._stage == "questions" else bool(row.text(*LONG_TEXT))
-            except TrainingDataError as error:
-                if not self._skip_broken:
-                    raise TrainingDataError(f"{error} {MEND}") from error
-                logger.warning("A row is skipped. %s", error)
-            else:
-                yield row, founded
-
-    def _passage(self, row: Row) -> int:
-        return hash(row.text(*PASSAGE if self._stage == "questions" else LONG_TEXT))
-
-
-class _Stream(IterableDataset):
-    """Training examples without end; every process of several takes its own share of them."""
-
-    def __init__(self, rows: _Rows, texts: _Rows, maker: ExampleMaker, config: TrainingConfig):
-        self._rows, self._texts, self._maker, self._config = rows, texts, maker, config
-
-    def __iter__(self) -> Iterator[Example]:
-        config = self._config
-        if config.stage == "questions":
-            texts = self._texts.training if self._texts.sources else None
-            return question_stream(self._rows.training, self._maker, config.tasks, seed=config.seed, texts=texts)
-        return running_stream(self._rows.training, self._maker, seed=config.seed, running_tokens=config.running_tokens)
-
-
-def _validation(rows: _Rows, maker: ExampleMaker, config: TrainingConfig) -> list[Example]:
-    held_out = rows.survey()
-    if next(rows.training(), None) is None:
-        raise TrainingDataError(
-            f"held_out={config.held_out} leaves nothing to train on: the data have {len(held_out)} rows (a plain text "
-            f"has one for each {BLOCK:,} characters), or all share the passages of these. Hold fewer out (--held-out)."
-        )
-    if config.stage == "questions":
-        examples = [maker.answering(row) for row in held_out]
-    else:
-        # one stretch of each row, or a few long books would take all the time there is
-        stretches = (maker.running(row.text(*LONG_TEXT), config.running_tokens) for row in held_out)
-        examples = [example for stretch in stretches for example in _first(stretch)]
-    if len(examples) < 2:
-        raise TrainingDataError(
-            f"{len(examples)} held-out examples: validation needs 2 or more, as one's context is another's control."
-        )
-    return examples[: config.validated]
-
-
-def _first(items: Iterable[Example]) -> list[Example]:
-    return next(([item] for item in items), [])
-
-
 def _check_model(model: SharedLLMModel, config: TrainingConfig) -> None:
     require(config.injection == model.injection.kind, "injection", config.injection, f"{model!r} was given")
     layers = model.hf_model.config.num_hidden_layers if config.injection_layers is None else config.injection_layers
@@ -502,77 +396,6 @@ def _check_start(start: Adapter, model: SharedLLMModel, config: TrainingConfig) 
     for name, value in wanted.items():
         found = getattr(start.config, name)
         require(found == value, name, value, f"is {found} in the adapter that training starts from")
-
-
-def _prepare(
-    output: Path,
-    model: SharedLLMModel,
-    config: TrainingConfig,
-    sources: Mapping[str, Sequence[str | Path]],
-    start: Adapter | None,
-    launch: Mapping[str, int | None],
-    resume: bool,
-) -> None:
-    """Write down the settings of a new run, or see that they are those of the run that is resumed."""
-    settings = {
-        **config.as_json(),
-        **{name: [str(source) for source in several] for name, several in sources.items()},
-        "start": None if start is None else start.digest,
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        **launch,
-    }
-    file = output / SETTINGS_FILE
-    if file.exists() and (_checkpoints(output) or (output / HISTORY_FILE).exists()):
-        require(resume, "output", str(output), "holds a run already; resume it, or name another folder")
-        former = json.loads(file.read_text(encoding="utf-8"))
-        if former.get("fingerprint", model.fingerprint) != model.fingerprint:
-            raise ModelMismatchError(
-                f"The run in {output} trains an adapter for {former['model']} ({former['fingerprint']}), and "
-                f"{model.name} ({model.fingerprint}) was given; resume it with its own base model."
-            )
-        changed = sorted(name for name in settings.keys() | former.keys() if settings.get(name) != former.get(name))
-        require(not changed, "settings", changed, f"are others than those of the run in {output}, which is resumed")
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    _write(file, json.dumps(settings, indent=2) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
-
-
-def last_checkpoint(output: Path, processes: int = 1) -> Path | None:
-    """The last checkpoint in a folder that so many processes wrote to its end; None where there is none."""
-    return next((folder for folder in reversed(_checkpoints(output)) if _is_whole(folder, processes)), None)
-
-
-def _checkpoints(output: Path) -> list[Path]:
-    """The checkpoints of a run in the order of their steps, whole or not."""
-    steps = {folder: folder.name.rpartition("-")[2] for folder in output.glob("checkpoint-*")}
-    return sorted((folder for folder, step in steps.items() if step.isdecimal()), key=lambda f: int(steps[f]))
-
-
-def _is_whole(checkpoint: Path, processes: int) -> bool:
-    """Whether a checkpoint's files can be read, the last written among them."""
-    deepspeed = checkpoint / "latest"
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt") as weights:
-            weights.keys()
-        # DeepSpeed names a folder, with one file or with another one of each process that holds a part.
-        parts = list((checkpoint / deepspeed.read_text()).glob("*.pt")) if deepspeed.exists() else None
-    except (OSError, ValueError, SafetensorError):
-        return False
-    if parts is not None and len(parts) not in (1, 1 + processes):
-        return False
-    optimizer = [checkpoint / "optimizer.pt"] if parts is None else parts
-    random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
-    return all(map(zipfile.is_zipfile, [*optimizer, *(checkpoint / name for name in ("scheduler.pt", *random))]))
 
 
 def _arguments(output: Path, config: TrainingConfig, device: torch.device) -> TrainingArguments:

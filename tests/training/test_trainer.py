@@ -16,13 +16,8 @@ from shared_context.errors import ConfigError, ModelMismatchError, TrainingDataE
 from shared_context.model.adapter import Adapter
 from shared_context.training import CutConfig, Tasks, TrainingConfig, average, train, validate
 from shared_context.training.objective import InjectionObjective
-from shared_context.training.trainer import (
-    ADAPTER_FOLDER,
-    CURVES_FILE,
-    HISTORY_FILE,
-    StopAtBrokenGradients,
-    last_checkpoint,
-)
+from shared_context.training.run_folder import ADAPTER_FOLDER, CURVES_FILE, HISTORY_FILE, last_checkpoint
+from shared_context.training.trainer import StopAtBrokenGradients
 
 SMALL = {
     "steps": 6,
