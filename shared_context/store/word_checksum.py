@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from shared_context.store.checksum import checksum
@@ -18,6 +18,8 @@ WORDED = "key, document, language, leaf_size"
 
 SEGMENT_BITS = 37
 """A block's number behind these lowest bits is that of its segment."""
+LAST_SEGMENT = 1 << 16
+"""Above all numbers of segments."""
 FEW_BLOCKS = 16
 """A segment of no more is read whole after every change."""
 KEPT_SHARE = 0.75
@@ -26,8 +28,13 @@ got the number, of which FTS5 has few."""
 MANY_CHARACTERS = 1 << 16
 """Of the words that came or went: after more of them FTS5 may have given a number several times."""
 
+STRUCTURE = 10
+"""The block that says which segments there are."""
+
 _Blocks = dict[int, tuple[int, int]]
 """Length and checksum of each block of a segment."""
+_Entry = tuple[int, int, int, int]
+"""Level of a segment, its place there, and its first and last page."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +43,20 @@ class _Summed:
 
     Attributes:
         blocks: of each segment.
-        ends: of each segment how many lines its table of contents has, how long they are, and their checksum.
+        ends: the checksum of each segment's table of contents.
         config: checksum of FTS5's settings.
+        still: segments that no merge is at work on, as the structure tells of them; None where it cannot be read.
     """
 
     blocks: Mapping[int, _Blocks]
-    ends: Mapping[int, tuple[int, int, int]]
+    ends: Mapping[int, int]
     config: int
+    still: Mapping[int, _Entry] | None
 
     @property
     def total(self) -> int:
         of_blocks = sum(crc for blocks in self.blocks.values() for _, crc in blocks.values())
-        return of_blocks + sum(crc for *_, crc in self.ends.values()) + self.config
+        return of_blocks + sum(self.ends.values()) + self.config
 
 
 class WordChecksum:
@@ -55,8 +64,9 @@ class WordChecksum:
 
     A damaged index would find other leaves without a word, so it has a checksum over all of its tables. FTS5 does not
     tell which blocks it wrote, and reading all of them after every change would cost as much as there is. But it writes
-    most of them once: which ones came, went or are of another length now is seen without reading them, and only those
-    are read, those at both ends of each segment, and small segments.
+    most of them once: a segment of a higher level that stands where it stood is as it was. Of the others, the blocks
+    that came, went or are of another length now are seen without reading them, and only those are read, those at both
+    ends, and small segments.
 
     Args:
         connection: of the database, inside of whose transactions everything is called.
@@ -81,7 +91,7 @@ class WordChecksum:
         self._changing = True
         stored = self.stored()
         if self._known is None or stored != self._stored:  # another process has changed it
-            self._known = self._read({}, {})
+            self._known = self._read(None)
         self._stored = stored
 
     def worded(self, rows: Iterable[tuple[object, ...]], sign: int) -> None:
@@ -93,8 +103,7 @@ class WordChecksum:
         if not self._changing:
             return
         _flush(self._connection)
-        many = self._characters > MANY_CHARACTERS
-        known = self._read({}, {}) if many else self._read(self._known.blocks, self._known.ends)
+        known = self._read(None if self._characters > MANY_CHARACTERS else self._known)
         if self._stored is not None:  # what was damaged before stays known as that
             self._stored += known.total - self._known.total + self._worded
             self._connection.execute("UPDATE word_checksum SET total = ?", (self._stored,))
@@ -125,21 +134,29 @@ class WordChecksum:
     def total(self) -> int:
         """The checksum of what is there, all of it read."""
         rows = self._connection.execute(f"SELECT {WORDED} FROM worded")
-        return self._read({}, {}).total + sum(checksum(*row) for row in rows)
+        return self._read(None).total + sum(checksum(*row) for row in rows)
 
-    def _read(self, blocks: Mapping[int, _Blocks], ends: Mapping[int, tuple[int, int, int]]) -> _Summed:
+    def _read(self, before: _Summed | None) -> _Summed:
         """What is there now.
 
         Args:
-            blocks: as they were before; empty reads all anew.
-            ends: as they were before.
+            before: what was there before a change; None reads all anew.
         """
-        lengths: dict[int, dict[int, int]] = {}
-        for id, length in self._connection.execute("SELECT id, LENGTH(block) FROM words_data ORDER BY id"):
-            lengths.setdefault(id >> SEGMENT_BITS, {})[id] = length
-        found = {segment: self._blocks(now, blocks.get(segment, {})) for segment, now in lengths.items()}
+        still = self._still()
+        blocks: dict[int, _Blocks] = {}
+        ends: dict[int, int] = {}
+        if before is not None and still is not None and before.still is not None:
+            for segment in still.keys() & before.still.keys():
+                if still[segment] == before.still[segment] and still[segment][0] > 0:
+                    blocks[segment] = before.blocks[segment]
+                    ends[segment] = before.ends[segment]
+        for segment, lengths in self._lengths(blocks).items():
+            blocks[segment] = self._blocks(lengths, {} if before is None else before.blocks.get(segment, {}))
+        for (segment,) in self._connection.execute("SELECT DISTINCT segid FROM words_idx").fetchall():
+            if segment not in ends:
+                ends[segment] = self._ends(segment)
         config = self._connection.execute(f"SELECT {FTS5_TABLES['words_config']} FROM words_config")
-        return _Summed(found, self._ends(found, blocks, ends), sum(checksum(*row) for row in config))
+        return _Summed(blocks, ends, sum(checksum(*row) for row in config), still)
 
     def _blocks(self, lengths: Mapping[int, int], before: _Blocks) -> _Blocks:
         """Those of a segment, of which only those are read that may be other ones than before."""
@@ -152,24 +169,61 @@ class WordChecksum:
             found[id] = len(block), checksum(id, block)
         return found
 
-    def _ends(
-        self,
-        blocks: Mapping[int, _Blocks],
-        before: Mapping[int, _Blocks],
-        ends: Mapping[int, tuple[int, int, int]],
-    ) -> dict[int, tuple[int, int, int]]:
-        """The tables of contents of all segments; read are those of segments whose blocks are other ones."""
-        found = {}
-        counted = "SELECT segid, COUNT(*), SUM(LENGTH(term)) FROM words_idx GROUP BY segid"
-        for segment, count, length in self._connection.execute(counted).fetchall():
-            known = ends.get(segment)
-            if known is None or known[:2] != (count, length) or blocks.get(segment) != before.get(segment):
-                rows = self._connection.execute(
-                    f"SELECT {FTS5_TABLES['words_idx']} FROM words_idx WHERE segid = ?", (segment,)
-                )
-                known = count, length, sum(checksum(*row) for row in rows)
-            found[segment] = known
+    def _lengths(self, kept: Iterable[int]) -> dict[int, dict[int, int]]:
+        """Length of each block, by segment; of all segments but those that are kept."""
+        found: dict[int, dict[int, int]] = {}
+        start = 0
+        for segment in [*sorted(kept), LAST_SEGMENT]:
+            rows = self._connection.execute(
+                "SELECT id, LENGTH(block) FROM words_data WHERE id >= ? AND id < ? ORDER BY id",
+                (start, segment << SEGMENT_BITS),
+            )
+            for id, length in rows:
+                found.setdefault(id >> SEGMENT_BITS, {})[id] = length
+            start = segment + 1 << SEGMENT_BITS
         return found
+
+    def _ends(self, segment: int) -> int:
+        """The checksum of a segment's table of contents."""
+        rows = self._connection.execute(f"SELECT {FTS5_TABLES['words_idx']} FROM words_idx WHERE segid = ?", (segment,))
+        return sum(checksum(*row) for row in rows)
+
+    def _still(self) -> dict[int, _Entry] | None:
+        """Segments that no merge is at work on; None where the structure cannot be read."""
+        row = self._connection.execute("SELECT block FROM words_data WHERE id = ?", (STRUCTURE,)).fetchone()
+        return None if row is None else _still(row[0])
+
+
+def _still(structure: bytes) -> dict[int, _Entry] | None:
+    """What FTS5's structure block says of segments, those left out that a merge is at work on.
+
+    Behind a cookie of four bytes it holds numbers: how many levels and segments there are, a counter, and for each
+    level how many of its segments are being merged, how many it has, and number, first and last page of each.
+    """
+    numbers = iter(_varints(structure[4:]))
+    found: dict[int, _Entry] = {}
+    try:
+        levels, segments, _ = next(numbers), next(numbers), next(numbers)
+        for level in range(levels):
+            merging, count = next(numbers), next(numbers)
+            for place in range(count):
+                segment, first, last = next(numbers), next(numbers), next(numbers)
+                segments -= 1
+                if not merging:
+                    found[segment] = level, place, first, last
+    except StopIteration:
+        return None
+    return found if segments == 0 and next(numbers, None) is None else None
+
+
+def _varints(data: bytes) -> Iterator[int]:
+    """Numbers as SQLite writes them, seven bits a byte, the highest first; none here is so large that it takes nine."""
+    number = 0
+    for byte in data:
+        number = number << 7 | byte & 0x7F
+        if byte < 0x80:
+            yield number
+            number = 0
 
 
 def _flush(connection: sqlite3.Connection) -> None:
