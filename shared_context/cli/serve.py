@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,6 +124,8 @@ def serve(
     limit = parse_bytes(kv_limit, "--kv-limit")
     known = Keys(keys) if keys is not None else None
     loading = {"adapter": adapter, "dtype": dtype, "device": device}
+    # uvicorn hands the signal on when it has finished; by itself that would end the process before stores are closed.
+    signal.signal(signal.SIGTERM, _end)
     with ExitStack() as opened:
         served = _open_all(_named(stores), model, limit, opened, loading)
         # Whoever has a key may call the server as he likes.
@@ -137,6 +140,10 @@ def serve(
             vllm = VLLM(address, folder, config.engine_timeout)
         app = create_app(served, config=config, keys=known, data=data, hosts=hosts, vllm=vllm)
         uvicorn.run(app, host=host, port=port, log_config=LOGGING, access_log=False, server_header=False)
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(0)
 
 
 def _only_model(served: dict[str, SharedLLMContextStore]) -> SharedLLMModel:

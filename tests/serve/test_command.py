@@ -45,4 +45,4 @@ def test_it_answers_and_ends_when_it_is_told_to(model, tmp_path):
         assert httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=120).json()["choices"]
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=60)
-    assert server.returncode in (0, -signal.SIGTERM)
+    assert server.returncode == 0  # and not by the signal: stores were closed

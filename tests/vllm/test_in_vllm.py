@@ -150,7 +150,8 @@ def test_the_command_starts_vllm_and_answers_through_it(exact, tmp_path, handboo
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(120)
-        reading.join()
+        reading.join()  # and so vLLM has ended, which has the same stderr
+    assert server.returncode == 0
 
 
 def chat(model, question):
