@@ -10,6 +10,7 @@ from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlo
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer, Memory
+from llama_index.core.schema import QueryBundle
 from llama_index.core.workflow import Context, JsonSerializer
 
 from shared_context import SharedLLMContextStore
@@ -95,6 +96,22 @@ def test_a_message_longer_than_the_window_still_finds_older_turns(store, long_ag
     memory = SharedContextMemory.from_defaults(store, recent_tokens=100, budget=128, chat_history=long_ago)
     memory.put(ChatMessage(role="user", content="Nothing is said here. " * 3000 + QUESTION))
     assert PARROT in text_of(memory.get())
+
+
+def test_an_answer_whose_question_is_compressed_does_not_stand_first(store):
+    asked = ChatMessage(role="user", content="The parrot of the harbour master is called Ferdinand. " * 12 + "Is it?")
+    answer = ChatMessage(role="assistant", content="It is.")
+    memory = SharedContextMemory.from_defaults(store, recent_tokens=16, chat_history=[asked, answer])
+    for (told,) in memory.get(), memory.get("What is the parrot called?"):
+        assert told.role == "system"
+        assert "Ferdinand" in told.content and "It is." in told.content
+    greeted = SharedContextMemory.from_defaults(store, chat_history=[answer])
+    assert greeted.get() == [answer]
+
+
+def test_a_chat_is_asked_with_a_query_bundle(store, long_ago):
+    memory = SharedContextMemory.from_defaults(store, recent_tokens=100, budget=128, chat_history=long_ago)
+    assert memory.get(QueryBundle(QUESTION)) == memory.get(QUESTION)
 
 
 def test_any_llm_can_use_it(store, model, long_ago):

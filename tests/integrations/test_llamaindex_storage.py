@@ -4,12 +4,12 @@ import asyncio
 import json
 
 import pytest
-from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
+from llama_index.core import StorageContext, SummaryIndex, VectorStoreIndex, load_index_from_storage
 from llama_index.core.extractors import BaseExtractor
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import Document, MetadataMode, TextNode
+from llama_index.core.schema import Document, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters, SimpleVectorStore
 from llama_index.core.vector_stores.types import (
@@ -113,6 +113,14 @@ def test_nodes_of_one_document_are_found_and_deleted_by_it(llm, store):
     found = index.as_retriever().retrieve(QUESTION)
     assert {scored.node.ref_doc_id for scored in found} == {"estate"}
     assert found[0].metadata.keys() == {"year", "level", "ratio", "kv_entries"}
+    assert index.as_retriever(doc_ids=["estate"]).retrieve(QUESTION) == found
+    assert index.as_retriever(doc_ids=[]).retrieve(QUESTION) == []
+    assert index.docstore.get_node(pieces[0].node_id) == TextNode(
+        text=pieces[0].text,
+        id_=pieces[0].node_id,
+        metadata={"year": 1911},
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id="estate")},
+    )
     response = index.as_query_engine().query(QUESTION)
     assert len(response.source_nodes) == len(found)
     index.delete_ref_doc("estate")
@@ -196,6 +204,22 @@ def test_an_index_is_loaded_as_llamaindex_does(index, llm, tmp_path):
     assert set(SharedContextIndex.load(tmp_path / "moved", llm).ref_doc_info) == {*TEXTS, "ferry"}
 
 
+def test_an_index_is_loaded_from_a_storage_context_that_other_indexes_share(llm, tmp_path):
+    context = StorageContext.from_defaults()
+    context.docstore.add_documents(documents())
+    summary = SummaryIndex(documents(), storage_context=context)
+    index = SharedContextIndex(documents(), llm, storage_context=context, embedder=None)
+    for folder in ("once", "again"):
+        context.persist(tmp_path / folder)
+        context = StorageContext.from_defaults(persist_dir=str(tmp_path / folder))
+        loaded = load_index_from_storage(context, index.index_id, llm=llm)
+        assert set(loaded.ref_doc_info) == set(TEXTS)
+        assert loaded.store.path == tmp_path / folder / "context_store"
+        other = load_index_from_storage(context, summary.index_id)
+        assert {scored.node_id for scored in other.as_retriever().retrieve(QUESTION)} == set(TEXTS)
+        assert SharedContextIndex.load(tmp_path / folder, llm).index_id == index.index_id
+
+
 def test_storage_contexts_bring_the_store_or_get_it(llm, store):
     vectors = SharedContextVectorStore(store)
     context = StorageContext.from_defaults(vector_store=vectors)
@@ -258,6 +282,18 @@ def test_the_docstore_has_the_documents_whole(index, store):
     assert ids == {"hives", "bridge"} and bridge.text == TEXTS["bridge"]
 
 
+def test_a_document_beside_its_pieces_is_one_with_them(store):
+    docstore, (whole, *_) = SharedContextDocumentStore(store), documents()
+    piece = TextNode(text="The bridge is closed.", id_="piece")
+    piece.relationships[NodeRelationship.SOURCE] = whole.as_related_node_info()
+    docstore.add_documents([*documents(), piece])
+    assert docstore.get_ref_doc_info("bridge").node_ids == ["bridge", "piece"]
+    assert docstore.get_all_ref_doc_info()["bridge"] == docstore.get_ref_doc_info("bridge")
+    assert docstore.get_document_hash("bridge") == whole.hash
+    docstore.delete_ref_doc("bridge")
+    assert store.ids() == ["kiln", "hives"]
+
+
 # ------------------------------------------------------------------------------------------------------ vector store
 
 
@@ -291,6 +327,7 @@ def test_a_vector_store_keeps_the_contract_of_vector_stores(store):
     assert {node.ref_doc_id for node in result.nodes} <= {"hives", "kiln"}
     assert len(result.nodes) == len(result.similarities) == len(result.ids)
     assert [node.text for node in vectors.get_nodes(["kiln"])] == [TEXTS["kiln"]]
+    assert vectors.query(VectorStoreQuery(query_str=QUESTION, doc_ids=[])).nodes == []
     with pytest.raises(QueryError, match="query_str"):
         vectors.query(VectorStoreQuery(query_embedding=[1.0]))
     with pytest.raises(ConfigError, match="mmr.*default"):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsspec import AbstractFileSystem
 from llama_index.core.schema import BaseNode
-from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.docstore.types import BaseDocumentStore, RefDocInfo
 
 from shared_context.integrations.llamaindex.translate import (
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
 PERSISTED = "context_store"
 """Folder beside LlamaIndex's own files that a persisted store lies in."""
 
-_COLLECTION = "shared_context"
-"""Part of the persisted file that no other docstore has."""
-
 
 class SharedContextDocumentStore(BaseDocumentStore):
     """Reads and changes the documents of a context store: it holds nothing of its own.
@@ -43,11 +38,9 @@ class SharedContextDocumentStore(BaseDocumentStore):
         self._store = store
 
     def persist(self, persist_path: str = "./storage/docstore.json", fs: AbstractFileSystem | None = None) -> None:
-        """Write where the store is, for :func:`persisted_store`: its vector store writes the documents."""
-        folder = Path(persist_path).resolve().parent
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {_COLLECTION: {PERSISTED: {"path": str(folder / PERSISTED)}}}
-        Path(persist_path).write_text(json.dumps(content), encoding="utf-8")
+        """Write the file that LlamaIndex looks for; the documents are what the vector store writes."""
+        Path(persist_path).parent.mkdir(parents=True, exist_ok=True)
+        Path(persist_path).write_text("{}", encoding="utf-8")
 
     @property
     def docs(self) -> dict[str, BaseNode]:
@@ -120,8 +113,8 @@ class SharedContextDocumentStore(BaseDocumentStore):
     def _made_of(self, ref_doc_id: str) -> list[Document]:
         """What is stored of a document that was handed over."""
         ids = self._store.ids({REF_DOC_ID: ref_doc_id})
-        if not ids and ref_doc_id in self._store:
-            ids = [ref_doc_id]
+        if ref_doc_id in self._store and ref_doc_id not in ids:
+            ids = [ref_doc_id, *ids]  # itself first: its hash is the one that it was handed over with
         return [document for document in map(self._store.get, ids) if _ref_doc_id(document) == ref_doc_id]
 
     def delete_ref_doc(self, ref_doc_id: str, raise_error: bool = True) -> None:
@@ -168,14 +161,6 @@ class SharedContextDocumentStore(BaseDocumentStore):
 
     async def adelete_ref_doc(self, ref_doc_id: str, raise_error: bool = True) -> None:
         await asyncio.to_thread(self.delete_ref_doc, ref_doc_id, raise_error)
-
-
-def persisted_store(docstore: BaseDocumentStore) -> Path | None:
-    """The folder of the context store that a docstore was persisted with; None where it is another's."""
-    if not isinstance(docstore, SimpleDocumentStore):
-        return None
-    found = docstore.to_dict().get(_COLLECTION, {}).get(PERSISTED)
-    return Path(found["path"]) if found else None
 
 
 def _ref_doc_id(document: Document) -> str:

@@ -38,12 +38,12 @@ from shared_context import SharedLLMContextStore
 from shared_context.config import StoreConfig
 from shared_context.errors import ConfigError, StoreFormatError
 from shared_context.integrations.llamaindex.chat_engine import SharedContextChatEngine
-from shared_context.integrations.llamaindex.docstore import PERSISTED, SharedContextDocumentStore, persisted_store
+from shared_context.integrations.llamaindex.docstore import PERSISTED, SharedContextDocumentStore
 from shared_context.integrations.llamaindex.llm import SharedLLM
 from shared_context.integrations.llamaindex.retriever import DEFAULT_BUDGET, SharedContextRetriever
 from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer, check_model
 from shared_context.integrations.llamaindex.translate import to_documents
-from shared_context.integrations.llamaindex.vector_store import SharedContextVectorStore
+from shared_context.integrations.llamaindex.vector_store import SharedContextVectorStore, persisted_store
 from shared_context.remote.address import is_address
 from shared_context.shards import open_store
 from shared_context.store.documents import OnError, load_documents, stored_already
@@ -246,7 +246,7 @@ class SharedContextIndex(BaseIndex[IndexDict]):
         folder, index_struct = Path(path), None
         if (folder / PERSISTED).is_dir():
             structs = SimpleIndexStore.from_persist_dir(str(folder)).index_structs()
-            index_struct = next((struct for struct in structs if isinstance(struct, IndexDict)), None)
+            index_struct = next((struct for struct in structs if isinstance(struct, ContextStoreStruct)), None)
             folder = folder / PERSISTED
         if not folder.is_dir() or not any(folder.iterdir()):
             raise StoreFormatError(
@@ -270,6 +270,7 @@ class SharedContextIndex(BaseIndex[IndexDict]):
             return StorageContext.from_defaults(docstore=documents, vector_store=vectors)
         if not isinstance(given.vector_stores.get(DEFAULT_VECTOR_STORE), SharedContextVectorStore):
             given.add_vector_store(vectors, DEFAULT_VECTOR_STORE)
+        given.vector_stores.pop(PERSISTED, None)  # said where the store was, which the vector store knows itself
         if not given.docstore.docs:
             given.docstore = documents
         return given
@@ -654,7 +655,7 @@ def _store_in(storage_context: StorageContext | None) -> SharedLLMContextStore |
 
 def _persisted_with(storage_context: StorageContext) -> Path | None:
     """The folder of the store that a storage context was persisted with; None where it is a new one."""
-    folder = persisted_store(storage_context.docstore)
+    folder = persisted_store(storage_context)
     if folder is not None and not folder.is_dir():
         raise StoreFormatError(
             f"the store that this storage context was persisted with is not in {folder}, perhaps because it "

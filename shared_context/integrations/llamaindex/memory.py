@@ -10,6 +10,7 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.memory import BaseMemory
 from llama_index.core.memory.memory import BaseMemoryBlock
+from llama_index.core.schema import QueryBundle
 
 from shared_context.integrations.llamaindex.conversation import edit, messages_of, put, replace, to_message
 from shared_context.integrations.llamaindex.translate import readable_text
@@ -101,17 +102,19 @@ class SharedContextMemory(BaseMemory):
             memory.set(chat_history)
         return memory
 
-    def get(self, input: str | ChatMessage | None = None, **kwargs: Any) -> list[ChatMessage]:
+    def get(self, input: str | QueryBundle | ChatMessage | None = None, **kwargs: Any) -> list[ChatMessage]:
         """Recent messages, and before them what the older ones say about ``input`` (else about the last question).
 
         The verbatim part begins with a question; many chat templates and APIs take no answer or tool result without
         what it answers, so one that stands alone after the older turns were compressed joins those.
         """
         recent = [to_message(turn) for turn in self._conversation.recent()]
-        query = readable_text(input) if isinstance(input, ChatMessage) else input
-        selection = self.select(query or _last_question(recent))
+        query = readable_text(input) if isinstance(input, ChatMessage) else str(input or "")
         openings = [n for n, message in enumerate(recent) if message.role in (MessageRole.USER, MessageRole.SYSTEM)]
-        begin = openings[0] if openings else 0
+        begin, asked = openings[0] if openings else 0, recent
+        if not openings and len(everything := self.get_all()) > len(recent):  # the question is compressed already
+            begin, asked = len(recent), everything
+        selection = self.select(query or _last_question(asked))
         earlier = [selection.text] if selection else []
         earlier += filter(None, map(readable_text, recent[:begin]))
         if not earlier:

@@ -13,7 +13,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from shared_context.config import DEFAULT_BUDGET
 from shared_context.errors import ConfigError
-from shared_context.integrations.llamaindex.translate import to_filters, to_nodes
+from shared_context.integrations.llamaindex.translate import REF_DOC_ID, to_filters, to_nodes
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
@@ -34,7 +34,7 @@ class SharedContextRetriever(BaseRetriever):
         policy: how passages are scored: "hybrid", "late_interaction", "embedding", "lexical" or "last_token"; None
             leaves it to the store.
         filters: LlamaIndex's MetadataFilters, or the store's own filters as a dict.
-        doc_ids: retrieve only from these documents.
+        doc_ids: retrieve only from these documents, by the ids that they were handed over with; of none, nothing.
         prefilter: score only this many documents, the best by embedding.
         prefilter_chunks: score only this many chunks of these documents, again the best by embedding.
         min_score: score, between 0 and 1, below which nothing is retrieved; None leaves it to the store.
@@ -88,7 +88,6 @@ class SharedContextRetriever(BaseRetriever):
         self._scope: dict[str, Any] = {
             "policy": policy,
             "filters": to_filters(filters),
-            "doc_ids": list(doc_ids) if doc_ids is not None else None,
             "prefilter": prefilter,
             "prefilter_chunks": prefilter_chunks,
             "min_score": min_score,
@@ -101,6 +100,7 @@ class SharedContextRetriever(BaseRetriever):
             "coarse": coarse,
             "show_metadata": show_metadata,
         }
+        self._doc_ids = list(doc_ids) if doc_ids is not None else None
         self._hidden_keys = tuple(hidden_keys)
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
@@ -112,11 +112,19 @@ class SharedContextRetriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         # What a query transform wants to be searched for (HyDE, for instance); otherwise the query itself.
         query = "\n".join(query_bundle.embedding_strs)
+        scope = {**self._scope, "doc_ids": self._stored_ids()}
         if self._top_k is not None:
-            passages = self._store.retrieve(query, k=self._top_k, **self._scope)
+            passages = self._store.retrieve(query, k=self._top_k, **scope)
         else:
-            passages = self._store.select(query, **self._spending, **self._scope).sources
+            passages = self._store.select(query, **self._spending, **scope).sources
         return to_nodes(passages, self._hidden_keys)
+
+    def _stored_ids(self) -> list[str] | None:
+        """Ids of what is stored of the documents to look in; an unknown one stays, for the store to name."""
+        if self._doc_ids is None:
+            return None
+        made = ([id] if id in self._store else self._store.ids({REF_DOC_ID: id}) or [id] for id in self._doc_ids)
+        return [id for ids in made for id in ids]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)

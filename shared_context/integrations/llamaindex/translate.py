@@ -101,10 +101,11 @@ def to_documents(
     return translated
 
 
-def to_llamaindex(document: Document) -> LlamaIndexDocument:
-    """A stored document as LlamaIndex's."""
+def to_llamaindex(document: Document) -> LlamaIndexDocument | TextNode:
+    """A stored document as LlamaIndex's; one that is a piece of another as a node, which is what it was."""
     source = document.metadata.get(REF_DOC_ID)
-    return LlamaIndexDocument(
+    kind = LlamaIndexDocument if source in (None, document.id) else TextNode
+    return kind(
         id_=document.id,
         text=document.text,
         metadata=own_metadata(document.metadata),

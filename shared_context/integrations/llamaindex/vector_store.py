@@ -13,7 +13,9 @@ from fsspec.implementations.local import LocalFileSystem
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.simple import NAMESPACE_SEP, SimpleVectorStore, SimpleVectorStoreData
 from llama_index.core.vector_stores.types import (
+    DEFAULT_PERSIST_FNAME,
     BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
@@ -26,6 +28,8 @@ from shared_context.integrations.llamaindex.docstore import PERSISTED, SharedCon
 from shared_context.integrations.llamaindex.translate import to_documents, to_filters, to_llamaindex, to_nodes
 
 if TYPE_CHECKING:
+    from llama_index.core.storage.storage_context import StorageContext
+
     from shared_context import SharedLLMContextStore
 
 _MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SEMANTIC_HYBRID)
@@ -105,7 +109,7 @@ class SharedContextVectorStore(BasePydanticVectorStore):
 
         Args:
             query: ``query_str``, ``similarity_top_k``, ``filters``, ``doc_ids`` (of documents that were handed over)
-                and ``node_ids`` (of what was added) are read.
+                and ``node_ids`` (of what was added) are read. ``doc_ids=[]`` finds nothing.
             kwargs: further arguments of the store's ``retrieve``.
 
         Raises:
@@ -118,8 +122,9 @@ class SharedContextVectorStore(BasePydanticVectorStore):
             known = ", ".join(mode.value for mode in _MODES)
             raise ConfigError(f"mode={query.mode.value!r}: a context store knows {known}")
         ids = None
-        if query.doc_ids or query.node_ids:
-            ids = self._of_documents(query.doc_ids) if query.doc_ids else self._store.ids()
+        # No document at all may be all that a user may see; no node is what an index over such a store always asks for.
+        if query.doc_ids is not None or query.node_ids:
+            ids = self._store.ids() if query.doc_ids is None else self._of_documents(query.doc_ids)
             ids = [id for id in ids if not query.node_ids or id in set(query.node_ids)]
         passages = self._store.retrieve(
             query.query_str, query.similarity_top_k, filters=to_filters(query.filters), doc_ids=ids, **kwargs
@@ -142,9 +147,12 @@ class SharedContextVectorStore(BasePydanticVectorStore):
         if fs is not None and not isinstance(fs, LocalFileSystem):
             raise ConfigError(f"fs={fs!r}: a context store is written to a folder of this machine; leave fs out")
         folder = Path(persist_path).resolve().parent / PERSISTED
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # LlamaIndex reads such a file into storage_context.vector_stores, which are all it passes on to an index.
+        pointer = SimpleVectorStore(SimpleVectorStoreData(metadata_dict={PERSISTED: {"path": str(folder)}}))
+        pointer.persist(str(folder.with_name(f"{PERSISTED}{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}")))
         if self._store.path is not None and self._store.path.resolve() == folder:
             return
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, prefix=f".{PERSISTED}-") as scratch:
             self._store.persist(Path(scratch) / "new")
             if folder.exists():
@@ -181,6 +189,14 @@ class SharedContextVectorStore(BasePydanticVectorStore):
         documents = SharedContextDocumentStore(self._store)
         infos = map(documents.get_ref_doc_info, dict.fromkeys(ref_doc_ids))
         return [id for info in infos if info is not None for id in info.node_ids]
+
+
+def persisted_store(storage_context: StorageContext) -> Path | None:
+    """The folder of the context store that a storage context was persisted with; None where there was none."""
+    pointer = storage_context.vector_stores.get(PERSISTED)
+    if not isinstance(pointer, SimpleVectorStore) or PERSISTED not in pointer.data.metadata_dict:
+        return None
+    return Path(pointer.data.metadata_dict[PERSISTED]["path"])
 
 
 class SharedContextEmbedding(BaseEmbedding):
