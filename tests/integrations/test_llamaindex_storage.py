@@ -218,6 +218,11 @@ def test_an_index_is_loaded_from_a_storage_context_that_other_indexes_share(llm,
         other = load_index_from_storage(context, summary.index_id)
         assert {scored.node_id for scored in other.as_retriever().retrieve(QUESTION)} == set(TEXTS)
         assert SharedContextIndex.load(tmp_path / folder, llm).index_id == index.index_id
+    (tmp_path / "again" / "context_store__vector_store.json").unlink()
+    with pytest.raises(StoreFormatError, match=r"SharedContextIndex\.load\(persist_dir\)"):
+        load_index_from_storage(
+            StorageContext.from_defaults(persist_dir=str(tmp_path / "again")), index.index_id, llm=llm
+        )
 
 
 def test_storage_contexts_bring_the_store_or_get_it(llm, store):

@@ -135,6 +135,11 @@ class SharedContextIndex(BaseIndex[IndexDict]):
         given = _store_in(storage_context)
         if given is None and store is None and path is None and storage_context is not None:
             path = _persisted_with(storage_context)
+            if path is None and index_struct is not None:
+                raise StoreFormatError(
+                    "the storage context does not say where the store of this index is: use "
+                    "SharedContextIndex.load(persist_dir)"
+                )
         if given is not None and store is not None and store is not given:
             raise ConfigError("store= and storage_context= bring a store each: leave one out")
         given = store if given is None else given
