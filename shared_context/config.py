@@ -36,7 +36,7 @@ def require(condition: bool, setting: str, value: object, mend: str) -> None:
 
 def require_count(setting: str, value: object, unit: str, error: type[SharedContextError] = ConfigError) -> None:
     """Raise ``error`` for ``setting`` unless it is a whole number of ``unit``, 1 or more."""
-    if not isinstance(value, Integral) or int(value) < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
         raise error(f"{setting}={value!r}: must be a whole number of {unit}, 1 or more.")
 
 

@@ -66,7 +66,7 @@ class AdapterConfig:
         require_count("injection_layers", self.injection_layers, "layers")
         if self.injection == "prefix" or self.rank is not None:
             require_count("rank", self.rank, "rows")
-            is_scale = isinstance(self.alpha, Real) and 0 < self.alpha < math.inf
+            is_scale = isinstance(self.alpha, Real) and not isinstance(self.alpha, bool) and 0 < self.alpha < math.inf
             require(is_scale, "alpha", self.alpha, "must be a number above 0")
         object.__setattr__(self, "ratios", tuple(self.ratios))
 
