@@ -214,6 +214,7 @@ def test_the_commands_run_in_this_order(weights, checkout):
     lines = [line for line in block.splitlines() if not left_out & set(line.split())]
     asked = "How warm is the drying room kept?"
     printed = [run("bash", "-euc", line, cwd=checkout, stdin=f"{asked}\n") for line in lines]
-    assert all(text.strip() for line, text in zip(lines, printed, strict=True) if " copy " not in line)
+    silent = {"copy", "namespaces"}  # there are none
+    assert all(text.strip() for line, text in zip(lines, printed, strict=True) if not silent & set(line.split()))
     (answer,) = [text for line, text in zip(lines, printed, strict=True) if " ask " in line]
     assert "41 °C" in answer
