@@ -36,6 +36,13 @@ DataArgument = Annotated[
 EvalModelOption = Annotated[
     str | None, typer.Option("--model", help="Name or folder of the model; the default model if left out.")
 ]
+BesideOption = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        help="Measure the model with this adapter as well: a folder, a name on the Hub, or factoid, which ships.",
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only N questions, drawn at random.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn; the same seed, the same result.")]
 JsonFileOption = Annotated[
@@ -123,13 +130,7 @@ def evidence(
 def answers(
     data: DataArgument,
     model: EvalModelOption = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            "--adapter",
-            help="Measure the model with this adapter as well: a folder, a name on the Hub, or factoid, which ships.",
-        ),
-    ] = None,
+    adapter: BesideOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     budget: Annotated[
@@ -185,13 +186,7 @@ def requests(
         ),
     ],
     model: EvalModelOption = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            "--adapter",
-            help="Measure the model with this adapter as well: a folder, a name on the Hub, or factoid, which ships.",
-        ),
-    ] = None,
+    adapter: BesideOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     budget: Annotated[int, typer.Option("--budget", help="KV entries of a selection.")] = 1024,
