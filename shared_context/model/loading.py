@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_module
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -31,11 +32,17 @@ REFUSED_OPTIONS = {
     "attn_implementation": "the injection brings its own attention; leave it out",
     "trust_remote_code": "code that comes with weights is never run; choose a model that transformers knows itself",
     "device_map": "a model is served whole from one device; leave it out and say which with device=",
+    "tp_plan": "a model is served whole from one device; leave it out and say which with device=",
+    "device_mesh": "a model is served whole from one device; leave it out and say which with device=",
+    "subfolder": "tokenizer and weights are read from one folder; give that folder's path",
     "output_loading_info": "from_pretrained gives the model alone; leave it out",
     "local_files_only": "the Hub is asked only for what is not here; set HF_HUB_OFFLINE=1 to keep it from being asked",
     "force_download": "what is here is taken; delete it from the Hugging Face cache to have it fetched again",
 }
 """Options of transformers' ``from_pretrained`` that cannot be honoured, and what to do instead."""
+
+SET_HERE = {"dtype", "device_map", "gguf_file"}
+"""Options that :func:`load` gives besides those of the caller."""
 
 
 def load(
@@ -58,7 +65,8 @@ def load(
     """
     name = str(name_or_path)
     for option, value in options.items():
-        require(not value or option not in REFUSED_OPTIONS, option, value, REFUSED_OPTIONS.get(option, ""))
+        unset = value is None or value is False  # 0 is a device
+        require(unset or option not in REFUSED_OPTIONS, option, value, REFUSED_OPTIONS.get(option, ""))
     place = _pick_device(device)
     options = dict(options)
     gguf = find_gguf(name_or_path, options.pop("gguf_file", None), **hub)
@@ -106,7 +114,14 @@ def _weights(source: str, name: str, options: dict[str, Any]) -> PreTrainedModel
     """The whole model, on the processor where no ``device_map`` says otherwise."""
     own = {"attn_implementation": ATTENTION, "trust_remote_code": False, "output_loading_info": True}
     damaged = f"The weights of {name} are incomplete or damaged; fetch or save them again"
-    with _said_as(ModelNotFoundError, damaged, (OSError, RuntimeError, SafetensorError)), quiet_loading():
+    given = ", ".join(sorted(options.keys() - SET_HERE)) or "none"
+    untaken = f"{name} cannot be loaded with these model_options ({given}); leave out what transformers does not take"
+    with (
+        # StrictDataclassError: a configuration that transformers' own checks refuse
+        _said_as(ConfigError, untaken, (TypeError, ValueError, StrictDataclassError)),
+        _said_as(ModelNotFoundError, damaged, (OSError, RuntimeError, SafetensorError)),
+        quiet_loading(),
+    ):
         model, loaded = AutoModelForCausalLM.from_pretrained(source, **{**options, **own})
     # Transformers fills what is missing with random numbers.
     missing = sorted(loaded["missing_keys"])

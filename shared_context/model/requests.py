@@ -156,9 +156,8 @@ class RequestReader:
                 raise ConfigError("A formatted prompt is one string, not a conversation.")
             rendered = self._prompt_format.formatted(prompt, with_context=context is not None)
         else:
-            rendered = self._prompt_format.render(
-                messages, with_context=context is not None, template_kwargs=template_kwargs
-            )
+            own = {"template_kwargs": template_kwargs} if template_kwargs else {}
+            rendered = self._prompt_format.render(messages, with_context=context is not None, **own)
         if isinstance(context, str):
             check_text("The context", context)
             # Pasted text is read like any other prompt: one prefill, nothing kept from before.

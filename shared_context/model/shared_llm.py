@@ -25,7 +25,8 @@ class SharedLLMModel(AnsweringModel, ScoringModel, AdaptingModel):
     those injected. Make one with :meth:`from_pretrained`.
 
     Args:
-        model: a causal language model that :func:`check_config` and :func:`check_rotation` let pass.
+        model: a causal language model that :func:`check_config` and :func:`check_rotation` let pass, whole on one
+            device and without hooks of accelerate's. It gets this library's attention.
         tokenizer: its fast tokenizer.
         name: how messages call it.
         injection: "prefix" (works without training) or "cross_attention" (needs an adapter to be of use).

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shared_context.config import InjectionKind, one_of, require
 from shared_context.model.adapter import Adapter
+from shared_context.model.attention import ATTENTION
 from shared_context.model.compressor import Compressor
 from shared_context.model.constraints import ConstraintCompiler
 from shared_context.model.cross_attention import CrossAttentionInjection
@@ -49,8 +51,14 @@ class StackedModel:
         step_weights: StepWeights | None = None,
     ):
         one_of("injection", injection, InjectionKind)
+        answers = isinstance(model, nn.Module) and hasattr(model, "generation_config")
+        require(answers, "model", type(model).__name__, "must be a causal language model of transformers")
+        fast = getattr(tokenizer, "is_fast", False)
+        require(fast, "tokenizer", type(tokenizer).__name__, "must be the model's fast tokenizer")
         check_config(model.config, name, minimum_window=1)
         check_in_one_place(model, name)
+        if model.config._attn_implementation != ATTENTION:  # another one would pass over what is injected
+            model.set_attn_implementation(ATTENTION)
         layers = model.config.num_hidden_layers
         injection_layers = layers if injection_layers is None else injection_layers
         require(

@@ -98,14 +98,14 @@ def usable_window(config: PretrainedConfig) -> int:
 
 
 def check_in_one_place(model: PreTrainedModel, name: str) -> None:
-    """Refuse a loaded model whose layers are on several devices, or fetched there by hooks when they run.
+    """Refuse a loaded model whose layers are on several devices or on none, or fetched there by hooks when they run.
 
     Raises:
         UnsupportedModelError: naming the model and the reason.
     """
     hooked = next((module for module, of in model.named_modules() if hasattr(of, "_hf_hook")), None)
     places = {str(weight.device) for weight in model.parameters()}
-    if hooked is None and len(places) == 1:
+    if hooked is None and len(places) == 1 and "meta" not in places:
         return
     reason = (
         f"accelerate's hooks are on it (on {hooked or 'the whole model'}), as device_map and offloading put them"

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from accelerate import cpu_offload, cpu_offload_with_hook, disk_offload, dispatch_model
+from accelerate.hooks import ModelHook, add_hook_to_module
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -21,7 +23,7 @@ from transformers import (
     T5Config,
 )
 
-from shared_context import SharedLLMModel
+from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
 
 SMALL = {
@@ -113,6 +115,13 @@ def test_a_model_whose_layers_slide_is_served_within_their_window(save):
         ({"trust_remote_code": True}, "trust_remote_code=True"),
         ({"revision": "v2"}, "revision='v2'"),
         ({"device_map": "auto"}, "device_map='auto'"),
+        ({"device_map": {"": 0}}, "device_map={'': 0}"),
+        ({"device_map": 0}, "device_map=0"),
+        ({"device_map": {}}, "device_map={}"),
+        ({"tp_plan": "auto"}, "tp_plan='auto'"),
+        ({"subfolder": "weights"}, "subfolder='weights'"),
+        ({"no_such_option": 3}, "no_such_option"),
+        ({"output_attentions": True}, "output_attentions"),
     ],
 )
 def test_a_setting_out_of_range_is_named(save, options, named):
@@ -185,12 +194,80 @@ def test_tied_weights_that_a_file_holds_once_are_not_missing(save):
     assert SharedLLMModel.from_pretrained(folder).context_window == 2048
 
 
-def test_a_model_with_hooks_or_on_several_devices_is_refused(make_model, tokenizer):
-    base = make_model("llama").hf_model
-    base.model.layers[1]._hf_hook = object()
-    with pytest.raises(UnsupportedModelError, match="hooks are on it .on model.layers.1."):
+def offloaded(base, folder):
+    return cpu_offload(base, execution_device=torch.device("cpu"))
+
+
+def offloaded_to_disk(base, folder):
+    return disk_offload(base, folder / "offloaded", execution_device=torch.device("cpu"))
+
+
+def spread(base, folder):
+    places = dict.fromkeys(["model.embed_tokens", "model.rotary_emb", "model.layers", "model.norm"], "cpu")
+    return dispatch_model(base, places | {"lm_head": "disk"}, offload_dir=folder / "spread")
+
+
+def hooked_to_move(base, folder):
+    return cpu_offload_with_hook(base, torch.device("cpu"))[0]
+
+
+def hooked_in_one_layer(base, folder):
+    add_hook_to_module(base.model.layers[1].self_attn, ModelHook())
+    return base
+
+
+@pytest.mark.parametrize(
+    ("treat", "where"),
+    [
+        (offloaded, "the whole model"),
+        (offloaded_to_disk, "the whole model"),
+        (spread, "the whole model"),
+        (hooked_to_move, "the whole model"),
+        (hooked_in_one_layer, "model.layers.1.self_attn"),
+    ],
+)
+def test_a_model_with_hooks_of_accelerates_is_refused(make_model, tokenizer, tmp_path, treat, where):
+    base = treat(make_model("llama").hf_model, tmp_path)
+    with pytest.raises(UnsupportedModelError, match=f"hooks are on it .on {where}.*without device_map"):
         SharedLLMModel(base, tokenizer, name="hooked")
-    del base.model.layers[1]._hf_hook
+
+
+def test_a_checkpoint_that_transformers_offloads_is_refused(save, tokenizer, tmp_path):
+    folder = save(LlamaConfig(**SMALL, max_position_embeddings=2048))
+    places = dict.fromkeys(["model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.norm", "lm_head"], "cpu")
+    base = AutoModelForCausalLM.from_pretrained(
+        folder, device_map=places | {"model.layers.1": "disk"}, offload_folder=tmp_path / "offloaded"
+    )
+    with pytest.raises(UnsupportedModelError, match="as device_map and offloading put them"):
+        SharedLLMModel(base, tokenizer, name="offloaded")
+
+
+def test_a_model_on_several_devices_or_on_none_is_refused(make_model, tokenizer):
+    base = make_model("llama").hf_model
     base.model.layers[1].to("meta")
     with pytest.raises(UnsupportedModelError, match="weights are on cpu, meta"):
         SharedLLMModel(base, tokenizer, name="apart")
+    with pytest.raises(UnsupportedModelError, match="weights are on meta"):
+        SharedLLMModel(base.to("meta"), tokenizer, name="empty")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_model_that_transformers_loaded_whole_on_one_device_answers_as_one_loaded_here(save, tokenizer, attention):
+    folder = save(LlamaConfig(**SMALL, max_position_embeddings=2048))
+    base = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", attn_implementation=attention)
+    theirs = SharedLLMModel(base, tokenizer, name="theirs")
+    ours = SharedLLMModel.from_pretrained(folder, device="cpu", dtype="float32")
+    with SharedLLMContextStore(ours, embedder=None) as store:
+        store.add("the harbour master keeps the lamp and the log of the harbour " * 40, id="log")
+        coarse = store.select("the lamp", ratio=4)
+        expected, found = (model.score("where", "the lamp", context=coarse) for model in (ours, theirs))
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_is_no_model_is_named(make_model, tokenizer):
+    whole = make_model("llama").hf_model
+    for wrong, named in ((whole.model, "model='LlamaModel'"), (None, "model='NoneType'")):
+        with pytest.raises(ConfigError, match=named):
+            SharedLLMModel(wrong, tokenizer, name="none")
+    with pytest.raises(ConfigError, match="tokenizer='NoneType'"):
+        SharedLLMModel(whole, None, name="mute")
