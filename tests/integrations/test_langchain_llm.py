@@ -126,3 +126,21 @@ def test_a_model_that_is_named_is_loaded_as_one_says(model):
         SharedLLM(adapter="nothing/like-it")
     with pytest.raises(ConfigError, match="adapter.*loaded already"):
         SharedLLM(model, adapter="factoid")
+
+
+def test_what_a_model_is_loaded_with_and_how_it_generates_are_apart(model):
+    brief = SharedLLM("smollm2-135m-instruct", max_tokens=12, model_kwargs={"system_prompt": "Answer in one word."})
+    assert brief.model.system_prompt == "Answer in one word."
+    settings = {"repetition_penalty": 1.8}
+    generating = SharedLLM(model, max_tokens=12, generate_kwargs=settings)
+    assert generating.invoke(QUESTION) == model.generate(QUESTION, max_new_tokens=12, **settings)
+    with pytest.raises(ConfigError, match="system_prompt.*loaded already"):
+        SharedLLM(model, model_kwargs={"system_prompt": "Answer in one word."})
+
+
+def test_settings_of_generation_among_model_kwargs_still_count_with_a_warning(model):
+    settings = {"repetition_penalty": 1.8}
+    with pytest.warns(DeprecationWarning, match=r"generate_kwargs.*0\.3") as warned:
+        llm = SharedLLM(model, max_tokens=12, model_kwargs=settings)
+    assert warned[0].filename == __file__  # whoever has to change it sees where
+    assert llm.invoke(QUESTION) == SharedLLM(model, max_tokens=12, generate_kwargs=settings).invoke(QUESTION)

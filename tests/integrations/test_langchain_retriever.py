@@ -255,6 +255,16 @@ def test_floor_recent_and_prefilter_chunks_reach_the_selection(handbook_store):
         retriever.invoke(question, k=2, recent=64)
 
 
+def test_what_scores_too_little_is_not_retrieved(handbook_store):
+    question = "When does the night shift start?"
+    scores = [
+        passage.metadata["score"] for passage in SharedContextRetriever(store=handbook_store, k=5).invoke(question)
+    ]
+    least = (scores[0] + scores[-1]) / 2
+    kept = SharedContextRetriever(store=handbook_store, k=5, min_score=least).invoke(question)
+    assert [passage.metadata["score"] for passage in kept] == [score for score in scores if score >= least] != scores
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NotRequired, Self
+from typing import Any, Literal, NotRequired, Self, cast
 
 from langchain_core.documents import Document
 from langchain_core.language_models import LanguageModelInput
@@ -100,7 +100,8 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
         of_type("llm", llm, Runnable, "a chat model, such as ChatSharedLLM(model=store.model)")
         of_type("prompt", fields.get("prompt"), BasePromptTemplate | None, "a ChatPromptTemplate")
         of_type("system_prompt", fields.get("system_prompt"), str | None, "a text")
-        super().__init__(store=store, retriever=retriever, llm=llm, **fields)
+        fields |= {"store": store, "retriever": retriever, "llm": llm}
+        super().__init__(**fields)
         ours = _shared_llm(llm)
         if ours is not None and ours.model.identity != store.model.identity:
             raise ModelMismatchError(
@@ -196,62 +197,63 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
 
     def invoke(self, input: ChainInput, config: RunnableConfig | None = None, **kwargs: Any) -> ChainOutput:
         """Answer one question."""
-        return self._call_with_config(self._answer, input, config, **kwargs)
+        # What LangChain calls by the names of its arguments, config among them, its types know in one order alone.
+        return self._call_with_config(self._answer, input, config, **kwargs)  # type: ignore[arg-type]
 
     async def ainvoke(self, input: ChainInput, config: RunnableConfig | None = None, **kwargs: Any) -> ChainOutput:
         """Answer one question in a thread."""
-        return await self._acall_with_config(self._aanswer, input, config, **kwargs)
+        return await self._acall_with_config(self._aanswer, input, config, **kwargs)  # type: ignore[arg-type]
 
-    def stream(
-        self, input: ChainInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Iterator[dict[str, Any]]:
+    def stream(self, input: ChainInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[ChainOutput]:
         """Answer one question piece by piece."""
-        yield from self._transform_stream_with_config(iter([input]), self._pieces, config, **kwargs)
+        # the same as in invoke
+        yield from self._transform_stream_with_config(iter([input]), self._pieces, config, **kwargs)  # type: ignore[arg-type]
 
     async def astream(
         self, input: ChainInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[ChainOutput]:
         """Answer one question piece by piece, in a thread."""
 
         async def inputs() -> AsyncIterator[ChainInput]:
             yield input
 
-        async for piece in self._atransform_stream_with_config(inputs(), self._apieces, config, **kwargs):
+        pieces = self._atransform_stream_with_config(inputs(), self._apieces, config, **kwargs)  # type: ignore[arg-type]
+        async for piece in pieces:
             yield piece
 
     def _answer(self, input: ChainInput, config: RunnableConfig, **kwargs: Any) -> ChainOutput:
         passages = self.retriever.invoke(_question(input), config)
         messages, context = self._prompt(input, passages)
         message = self.llm.invoke(messages, config, **context, **kwargs)
-        return {**_passed_through(input), "context": passages, "answer": answer_text(message)}
+        return _output(**_passed_through(input), context=passages, answer=answer_text(message))
 
     async def _aanswer(self, input: ChainInput, config: RunnableConfig, **kwargs: Any) -> ChainOutput:
         passages = await self.retriever.ainvoke(_question(input), config)
         messages, context = await run_in_executor(config, self._prompt, input, passages)
         message = await self.llm.ainvoke(messages, config, **context, **kwargs)
-        return {**_passed_through(input), "context": passages, "answer": answer_text(message)}
+        return _output(**_passed_through(input), context=passages, answer=answer_text(message))
 
-    def _pieces(self, inputs: Iterator[ChainInput], config: RunnableConfig, **kwargs: Any) -> Iterator[dict[str, Any]]:
+    def _pieces(self, inputs: Iterator[ChainInput], config: RunnableConfig, **kwargs: Any) -> Iterator[ChainOutput]:
         for input in inputs:
             question = _question(input)
-            yield AddableDict(_passed_through(input))
+            yield _output(**_passed_through(input))
             passages = self.retriever.invoke(question, config)
-            yield AddableDict(context=passages)
+            yield _output(context=passages)
             messages, context = self._prompt(input, passages)
             for chunk in self.llm.stream(messages, config, **context, **kwargs):
-                yield AddableDict(answer=answer_text(chunk))
+                yield _output(answer=answer_text(chunk))
 
     async def _apieces(
         self, inputs: AsyncIterator[ChainInput], config: RunnableConfig, **kwargs: Any
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[ChainOutput]:
         async for input in inputs:
             question = _question(input)
-            yield AddableDict(_passed_through(input))
+            yield _output(**_passed_through(input))
             passages = await self.retriever.ainvoke(question, config)
-            yield AddableDict(context=passages)
+            yield _output(context=passages)
             messages, context = await run_in_executor(config, self._prompt, input, passages)
             async for chunk in self.llm.astream(messages, config, **context, **kwargs):
-                yield AddableDict(answer=answer_text(chunk))
+                yield _output(answer=answer_text(chunk))
 
     def _prompt(self, input: ChainInput, passages: list[Document]) -> tuple[list[BaseMessage], dict[str, Any]]:
         """The conversation to be answered, and the keyword argument with what is injected into it, if anything is."""
@@ -298,6 +300,11 @@ def _history(input: ChainInput) -> list[BaseMessage]:
     if isinstance(history, str | BaseMessage):
         raise QueryError(f"chat_history is a {type(history).__name__}: it takes a list of messages, oldest first")
     return convert_to_messages(history)
+
+
+def _output(**some: Any) -> ChainOutput:
+    """Some of an output's keys, or all of them; pieces of one output add up."""
+    return cast("ChainOutput", AddableDict(some))
 
 
 def _passed_through(input: ChainInput) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from langchain_core.documents import Document as LangChainDocument
 
@@ -65,7 +65,13 @@ def to_store(documents: Iterable[LangChainDocument], *, source_key: str | None =
             named = source if read[source] == 1 else f"{source}#{read[source]}"
             id = named if len(named) <= MAX_ID_LENGTH and named.isprintable() else None
         stored.append(
-            Document(document.page_content, id, document.metadata, unsearched_keys=BOOKKEEPING, hidden_keys=BOOKKEEPING)
+            Document(
+                document.page_content,
+                cast("str", id),  # where it is None the store derives one
+                document.metadata,
+                unsearched_keys=BOOKKEEPING,
+                hidden_keys=BOOKKEEPING,
+            )
         )
     return stored
 
@@ -92,8 +98,11 @@ def sync(
     before = len(store)
     ids = {*store.add(given, replace=True, on_error=on_error), *(document.id for document in given)}
     added = len(store) - before
-    sources = {source for document in given if isinstance(source := document.metadata.get(source_key), str)}
-    gone = [id for id in store.ids(filters={source_key: {"$in": sources}}) if id not in ids] if sources else []
+    gone: list[str] = []
+    if source_key is not None:
+        sources = {source for document in given if isinstance(source := document.metadata.get(source_key), str)}
+        held = store.ids(filters={source_key: {"$in": sources}}) if sources else []
+        gone = [id for id in held if id not in ids]
     # Only now: should this be interrupted, too much is stored and not too little.
     store.delete(gone)
     logger.info("of %d documents given %d are new; %d of their sources are gone", len(given), added, len(gone))
@@ -157,19 +166,24 @@ def divide(
     spans: dict[tuple[str, int, int, int], str] = {}
     foreign = []
     for passage in passages:
-        where = passage.metadata
-        doc_id, start, end = where.get("doc_id"), where.get("start"), where.get("end")
-        # Other retrievers name documents by this key too, and say of places nothing or something else.
-        placed = isinstance(doc_id, str) and isinstance(start, int) and isinstance(end, int)
-        if placed and doc_id in store and doc_id not in texts:
+        doc_id, start, end = _place(passage.metadata) or ("", 0, 0)
+        if doc_id in store and doc_id not in texts:
             texts[doc_id] = store.get(doc_id).text
-        if placed and passage.page_content and texts.get(doc_id, "")[start:end] == passage.page_content:
-            first, last = _shown(where.get(SHOWN), start, end)
-            spans[(doc_id, first, last, where.get("ratio", 1))] = texts[doc_id][first:last]
+        if passage.page_content and texts.get(doc_id, "")[start:end] == passage.page_content:
+            first, last = _shown(passage.metadata.get(SHOWN), start, end)
+            spans[(doc_id, first, last, passage.metadata.get("ratio", 1))] = texts[doc_id][first:last]
         else:
             foreign.append(passage)
     # The order is a reranker's last word, where the scores may still be the retriever's.
     return [(*span, -float(rank), text) for rank, (span, text) in enumerate(spans.items())], foreign
+
+
+def _place(metadata: Mapping[str, Any]) -> tuple[str, int, int] | None:
+    """Document, start and end of a passage; None where other retrievers say nothing of them, or something else."""
+    match metadata.get("doc_id"), metadata.get("start"), metadata.get("end"):
+        case str(doc_id), int(start), int(end):
+            return doc_id, start, end
+    return None
 
 
 def _shown(given: Any, start: int, end: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import (
@@ -20,7 +20,10 @@ from langchain_core.runnables import ensure_config
 
 from shared_context import Selection, SharedLLMContextStore
 from shared_context.integrations.langchain.messages import TURN_SEPARATOR, role_of, text_of
-from shared_context.model.requests import Context
+from shared_context.store.selection import JoinedSelections
+
+Shown: TypeAlias = Selection | JoinedSelections | str
+"""What a prompt is shown besides: injected, or pasted where it is a text."""
 
 ANSWERED = "Earlier in this conversation you answered:\n\n"
 """Begins what is left of a turn whose question is among the older ones."""
@@ -80,8 +83,8 @@ class SharedContextChatMessageHistory(BaseChatMessageHistory):
         return self._memory.select(query, **options)
 
     def compressed(
-        self, messages: Sequence[BaseMessage], context: Context | str | None = None
-    ) -> tuple[list[BaseMessage], Context | str | None]:
+        self, messages: Sequence[BaseMessage], context: Shown | None = None
+    ) -> tuple[list[BaseMessage], Shown | None]:
         """A prompt in which the turns before ``recent_messages`` are not read but injected.
 
         Args:

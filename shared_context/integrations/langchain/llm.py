@@ -45,13 +45,21 @@ class SharedLLM(GenerationSettings, LLM):
         return {**super()._identifying_params, "formatted": self.formatted}
 
     def generate(
-        self, prompts: list[str], stop: list[str] | None = None, callbacks: Callbacks = None, **kwargs: Any
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] = None,
+        **kwargs: Any,
     ) -> LLMResult:
         """Answers to ``prompts`` with what they took."""
         return super(SharedLLM, self._for_call(kwargs)).generate(prompts, stop, callbacks, **kwargs)
 
     async def agenerate(
-        self, prompts: list[str], stop: list[str] | None = None, callbacks: Callbacks = None, **kwargs: Any
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] = None,
+        **kwargs: Any,
     ) -> LLMResult:
         """Answers to ``prompts`` with what they took, from a thread."""
         return await super(SharedLLM, self._for_call(kwargs)).agenerate(prompts, stop, callbacks, **kwargs)

@@ -44,6 +44,7 @@ class SharedContextRetriever(DocumentIndex):
         doc_ids: search these documents only.
         prefilter: search only this many documents, those nearest by embedding.
         prefilter_chunks: search only this many chunks of them.
+        min_score: score, between 0 and 1, below which nothing is retrieved; None is the store's.
         floor: share of the best score below which a budget is rather left unspent; None is the store's.
         recent: tokens at the end of the last document that come first whatever they say.
         fine, coarse: tokens for each KV entry of what is opened, and by level of what is not; None is the store's.
@@ -62,6 +63,7 @@ class SharedContextRetriever(DocumentIndex):
     doc_ids: list[str] | None = None
     prefilter: int | None = None
     prefilter_chunks: int | None = None
+    min_score: float | None = None
     floor: float | None = None
     recent: int = 0
     fine: int | None = None
@@ -168,6 +170,7 @@ class SharedContextRetriever(DocumentIndex):
             "doc_ids": self.doc_ids,
             "prefilter": self.prefilter,
             "prefilter_chunks": self.prefilter_chunks,
+            "min_score": self.min_score,
             "floor": self.floor,
             "recent": self.recent,
             "fine": self.fine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from langchain_core.language_models import BaseLanguageModel
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from pydantic import ConfigDict, Field
+from transformers import GenerationConfig
 
 from shared_context import Completion, SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.errors import ConfigError
@@ -61,7 +63,8 @@ class GenerationSettings(BaseLanguageModel):
         top_k: sample from this many tokens.
         stop: generation ends before the first of these strings.
         seed: makes sampling repeatable.
-        model_kwargs: any other field of transformers' GenerationConfig.
+        model_kwargs: further arguments of ``from_pretrained`` where ``model`` is a name (system_prompt, revision, ...).
+        generate_kwargs: further generation settings of transformers, by their names there.
     """
 
     model: SharedLLMModel
@@ -72,6 +75,7 @@ class GenerationSettings(BaseLanguageModel):
     stop: str | list[str] | None = None
     seed: int | None = None
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    generate_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -82,11 +86,18 @@ class GenerationSettings(BaseLanguageModel):
         adapter: str | Path | None = None,
         dtype: str | Any = "auto",
         device: str = "auto",
+        model_kwargs: dict[str, Any] | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
         **settings: Any,
     ):
+        of_type("model_kwargs", model_kwargs, dict | None, "a dict of arguments by their names")
+        of_type("generate_kwargs", generate_kwargs, dict | None, "a dict of settings by their names")
+        loading, misplaced = _divided(model_kwargs or {})
         # not in a validator, where pydantic would wrap the errors of loading in its own
-        model = load_model(model, adapter=adapter, dtype=dtype, device=device)
-        super().__init__(model=model, **settings)
+        options = {"adapter": adapter, "dtype": dtype, "device": device, **loading}
+        settings["model"] = load_model(model, **options)
+        settings |= {"model_kwargs": loading, "generate_kwargs": {**misplaced, **(generate_kwargs or {})}}
+        super().__init__(**settings)
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -101,7 +112,7 @@ class GenerationSettings(BaseLanguageModel):
             # Under "stop" LangChain writes what the call passes, in place of what stands there.
             "own_stop": self.stop,
             "seed": self.seed,
-            **self.model_kwargs,
+            **self.generate_kwargs,
         }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -134,10 +145,24 @@ class GenerationSettings(BaseLanguageModel):
             "top_p": self.top_p,
             "top_k": self.top_k,
             "seed": self.seed,
-            **self.model_kwargs,
+            **self.generate_kwargs,
             **overrides,
             "stop": self._stop_list() if stop is None else stop,
         }
+
+
+def _divided(model_kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments for loading a model, and settings for generation that stand among them as they did in 0.1."""
+    known = vars(GenerationConfig())
+    misplaced = {name: value for name, value in model_kwargs.items() if name in known}
+    if misplaced:
+        warnings.warn(
+            f"model_kwargs={misplaced!r}: settings of generation go into generate_kwargs; from version 0.3 "
+            "model_kwargs has only what a model is loaded with",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    return {name: value for name, value in model_kwargs.items() if name not in misplaced}, misplaced
 
 
 def usage_of(completion: Completion) -> UsageMetadata:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
@@ -12,6 +12,7 @@ from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser,
 from langchain_core.runnables import Runnable, RunnableGenerator
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
 
 from shared_context.config import one_of
 
@@ -25,16 +26,19 @@ def parser_for(schema: dict[str, Any] | type, method: StructuredOutputMethod) ->
         ConfigError: ``method`` is none that there is.
     """
     one_of("method", method, StructuredOutputMethod)
-    is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
     if method == "function_calling":
-        if is_class:
+        if _is_class(schema):
             parser: Runnable = PydanticToolsParser(tools=[schema], first_tool_only=True)
         else:
             name = convert_to_openai_tool(schema)["function"]["name"]
             parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
     else:
-        parser = PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()
+        parser = PydanticOutputParser(pydantic_object=schema) if _is_class(schema) else JsonOutputParser()
     return RunnableGenerator(_whole, _awhole) | parser
+
+
+def _is_class(schema: dict[str, Any] | type) -> TypeGuard[type[BaseModel]]:
+    return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
 def _whole(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:

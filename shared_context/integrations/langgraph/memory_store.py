@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain_core.runnables import run_in_executor
 from langgraph.store.base import (
@@ -30,6 +30,8 @@ ITEM = "langgraph"
 """The key of a document's metadata that holds the item."""
 
 HIDDEN = (ITEM, "value")
+
+SomeItem = TypeVar("SomeItem", bound=Item)
 
 
 class SharedContextMemoryStore(BaseStore):
@@ -65,9 +67,10 @@ class SharedContextMemoryStore(BaseStore):
     def _do(self, op: Op) -> Result:
         if isinstance(op, GetOp):
             id = _id(op.namespace, op.key)
-            return _item(self.store.get(id)) if id in self.store else None
+            return _item(self.store.get(id), Item) if id in self.store else None
         if isinstance(op, PutOp):
-            return self._put(op)
+            self._put(op)
+            return None
         if isinstance(op, SearchOp):
             return self._search(op)
         if isinstance(op, ListNamespacesOp):
@@ -90,7 +93,7 @@ class SharedContextMemoryStore(BaseStore):
             "searched": op.index is not False,
         }
         metadata = {ITEM: about, "value": dict(op.value)}
-        document = Document(_text(op), id, metadata, unsearched_keys=HIDDEN, hidden_keys=HIDDEN)
+        document = Document(_text(op.value, op), id, metadata, unsearched_keys=HIDDEN, hidden_keys=HIDDEN)
         self.store.add(document, replace=True)
 
     def _search(self, op: SearchOp) -> list[SearchItem]:
@@ -126,7 +129,7 @@ def _id(namespace: tuple[str, ...], key: str) -> str:
     return json.dumps([*namespace, key], ensure_ascii=False)
 
 
-def _item(document: Document, kind: type[Item] = Item, **more: Any) -> Item:
+def _item(document: Document, kind: type[SomeItem], **more: Any) -> SomeItem:
     about = document.metadata[ITEM]
     return kind(
         value=dict(document.metadata["value"]),
@@ -138,10 +141,10 @@ def _item(document: Document, kind: type[Item] = Item, **more: Any) -> Item:
     )
 
 
-def _text(op: PutOp) -> str:
+def _text(value: Mapping[str, Any], op: PutOp) -> str:
     """What an item is found by: the texts at the paths that it names, or all of it; never blank."""
-    parts = op.index or list(op.value)
-    texts = [text for path in parts for text in get_text_at_path(op.value, path)]
+    paths = op.index or list(value)
+    texts = [text for path in paths for text in get_text_at_path(value, path)]
     return "\n".join(text for text in texts if text.strip()) or op.key
 
 
