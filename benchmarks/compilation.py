@@ -22,13 +22,13 @@ from triton.compiler import ASTSource
 
 from shared_context.kernels.kv_assembly.triton_kernel import assembly_kernel, entries_of_a_program
 from shared_context.kernels.late_interaction.triton_kernel import LEAVES, leaf_scores_kernel, node_scores_kernel
+from shared_context.kernels.preserved_cuts.triton_kernel import preserved_cuts_kernel
 from shared_context.kernels.ragged_attention.triton_kernel import (
     QUERIES,
     entries_at_a_time,
     padded,
     ragged_attention_kernel,
 )
-from shared_context.kernels.split_and_search.triton_kernel import split_and_search_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -103,7 +103,7 @@ def variants() -> Iterator[Variant]:
     for hidden, channels in ((576, 1024), (4096, 1024)):
         yield Variant(
             f"split-and-search, {hidden} channels",
-            split_and_search_kernel,
+            preserved_cuts_kernel,
             {"query": "*fp32", "states": "*fp16", "first": "*i64", "count": "*i64", "out": "*i64"}
             | {"hidden": "i32:16", "states_leaf": "i32:16"},
             {"HEIGHT": 4, "CHANNELS": channels, "states_channel": 1},

@@ -29,7 +29,7 @@ from shared_context.cli.options import (
     parse_filters,
     read_question,
 )
-from shared_context.store.seen import Grain, Part, as_html, parts_of, stretches, summary, surroundings
+from shared_context.store.seen import Grain, SeenPart, as_html, parts_of, stretches, summary, surroundings
 
 if TYPE_CHECKING:
     from shared_context import Document, Selection
@@ -112,7 +112,7 @@ def _parse_ratios(text: str | None) -> tuple[int | None, ...] | None:
 # ---- terminal
 
 
-def _print(selection: Selection, seen: Sequence[tuple[Document, list[Part]]], full: bool) -> None:
+def _print(selection: Selection, seen: Sequence[tuple[Document, list[SeenPart]]], full: bool) -> None:
     console = output.results()
     marks = _marks(console)
     legend = Text("Seen: ")
@@ -150,8 +150,8 @@ def _marks(console: Console) -> dict[Grain, tuple[str, str]]:
 # ---- programs
 
 
-def _as_dict(selection: Selection, seen: Sequence[tuple[Document, list[Part]]], full: bool) -> dict[str, Any]:
-    def span(document: Document, part: Part) -> dict[str, Any]:
+def _as_dict(selection: Selection, seen: Sequence[tuple[Document, list[SeenPart]]], full: bool) -> dict[str, Any]:
+    def span(document: Document, part: SeenPart) -> dict[str, Any]:
         node = part.node
         return {
             "start": part.start,
@@ -197,7 +197,7 @@ body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem aut
 """
 
 
-def _page(selection: Selection, seen: Sequence[tuple[Document, list[Part]]], full: bool) -> str:
+def _page(selection: Selection, seen: Sequence[tuple[Document, list[SeenPart]]], full: bool) -> str:
     """A page of its own: no script, nothing fetched."""
     figures = f"{selection.kv_entries:,} KV entries of {selection.budget:,}, policy {selection.policy}."
     documents = as_html(figures, ((document.id, document.text, parts) for document, parts in seen), full=full)

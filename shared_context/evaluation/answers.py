@@ -43,8 +43,8 @@ from shared_context.evaluation.reading import TextReader
 from shared_context.evaluation.report import (
     Answer,
     AskedQuestion,
+    Exhibit,
     Lines,
-    Part,
     Point,
     Report,
     Series,
@@ -329,7 +329,7 @@ def _report(
         if CONTROL + key in nll
         for gain in [paired_difference(nll[key], nll[CONTROL + key], seed=seed)]
     ]
-    parts: list[Part] = [
+    parts: list[Exhibit] = [
         *(
             Lines(
                 f"Negative log-likelihood of the gold answer, {of}: less is better",

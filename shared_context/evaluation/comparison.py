@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from shared_context.errors import ConfigError
-from shared_context.evaluation.report import Cell, HeatMap, Lines, Part, Report, Series, Table, text_of
+from shared_context.evaluation.report import Cell, Exhibit, HeatMap, Lines, Report, Series, Table, text_of
 
 NO_INTERVAL = (
     "Differences are the second run's figures minus the first's, without an interval: results do not hold the figures "
@@ -39,7 +39,7 @@ def _compare(first: Report, second: Report, names: tuple[str, str]) -> Report:
         for name in dict.fromkeys([*first.setting, *second.setting])
         if first.setting.get(name) != second.setting.get(name)
     ]
-    parts: list[Part] = [Table("Settings that differ", ("setting", *names), settings)] if settings else []
+    parts: list[Exhibit] = [Table("Settings that differ", ("setting", *names), settings)] if settings else []
     others = {(type(part), part.title): part for part in second.parts}
     left_out = []
     for part in first.parts:
@@ -65,7 +65,7 @@ def _compare(first: Report, second: Report, names: tuple[str, str]) -> Report:
     return Report(f"{first.name}: {names[0]} and {names[1]}", shared, parts, targets, not_run, [*first.notes, *notes])
 
 
-def _compared(first: Part, second: Part, names: tuple[str, str]) -> Iterator[Part]:
+def _compared(first: Exhibit, second: Exhibit, names: tuple[str, str]) -> Iterator[Exhibit]:
     if isinstance(first, Lines) and isinstance(second, Lines):
         theirs = {series.name: series for series in second.series}
         for series in first.series:
@@ -101,7 +101,7 @@ def _differences(first: Table, second: Table, names: tuple[str, str]) -> Table:
     return Table(first.title, ("row", "column", *names, "difference"), rows, keys=2)
 
 
-def _unpaired(first: Part, second: Part) -> list[str]:
+def _unpaired(first: Exhibit, second: Exhibit) -> list[str]:
     """Rows and columns that only one of the tables has."""
     one, other = first.table(), second.table()
     named = [(list(_by_key(table)), list(table.columns[table.keys :])) for table in (one, other)]

@@ -20,7 +20,7 @@ from shared_context.evaluation.metrics import containment, holds_a_span, mean_wi
 from shared_context.evaluation.needle_tasks import AT_A_DEPTH, TASKS, Needles, Task, make_needles
 from shared_context.evaluation.questions import Span
 from shared_context.evaluation.remembering import RememberingEmbedder
-from shared_context.evaluation.report import HeatMap, Part, Report, Table, model_setting
+from shared_context.evaluation.report import Exhibit, HeatMap, Report, Table, model_setting
 from shared_context.store.embedder import load_default_embedder
 
 LENGTHS = (1024, 4096, 16_384)
@@ -159,8 +159,8 @@ def _result(store: SharedLLMContextStore, needles: Needles, budget: int, ratio: 
 
 def _maps(
     by_cell: dict[Cell, dict[str, float]], tasks: Sequence[Task], lengths: Sequence[int], depths: Sequence[float]
-) -> list[Part]:
-    maps: list[Part] = []
+) -> list[Exhibit]:
+    maps: list[Exhibit] = []
     for task, (measured, title) in product(
         tasks, (("shown", "needles shown"), ("named", "values named in the answer"))
     ):

@@ -10,9 +10,9 @@ from shared_context.evaluation.report import (
     TARGETS,
     AskedQuestion,
     Cell,
+    Exhibit,
     HeatMap,
     Lines,
-    Part,
     Report,
     Source,
     Table,
@@ -133,7 +133,7 @@ def _source(source: Source) -> str:
     return f'<li dir="auto">{place}{escape(source.text)}</li>'
 
 
-def _part(part: Part, table: Table) -> str:
+def _part(part: Exhibit, table: Table) -> str:
     if isinstance(part, Lines):
         return _figure(f"<h3>{escape(part.title)}</h3>{lines_svg(part)}{legend(part)}", table)
     if isinstance(part, HeatMap):

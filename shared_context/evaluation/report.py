@@ -100,7 +100,7 @@ class HeatMap:
         return Table(self.title, (f"{self.row} \\ {self.column}", *self.columns), rows)
 
 
-Part = Table | Lines | HeatMap
+Exhibit = Table | Lines | HeatMap
 
 _KINDS: dict[str, type[Table] | type[Lines] | type[HeatMap]] = {"table": Table, "lines": Lines, "heat map": HeatMap}
 
@@ -198,7 +198,7 @@ class Report:
 
     name: str
     setting: Mapping[str, Cell]
-    parts: Sequence[Part]
+    parts: Sequence[Exhibit]
     targets: Sequence[Target] = ()
     not_run: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -268,7 +268,7 @@ def read_reports(path: str | Path) -> list[Report]:
         raise ConfigError(f"{path} holds no results ({error!r}): give what --json of eval or bench wrote") from error
 
 
-def _part(values: dict[str, Any]) -> Part:
+def _part(values: dict[str, Any]) -> Exhibit:
     kind = _KINDS[values.pop("kind")]
     if kind is Lines:
         values["series"] = [Series(s["name"], [Point(**point) for point in s["points"]]) for s in values["series"]]

@@ -14,6 +14,7 @@ from shared_context.kernels.kv_assembly import (
     rotate_keys,
 )
 from shared_context.kernels.late_interaction import late_interaction_scores, node_scores, quantize_codes
+from shared_context.kernels.preserved_cuts import preserved_cuts
 from shared_context.kernels.ragged_attention import (
     attention_by_formula,
     attention_with_lse,
@@ -21,7 +22,6 @@ from shared_context.kernels.ragged_attention import (
     ragged_attention,
     ragged_attention_by_formula,
 )
-from shared_context.kernels.split_and_search import split_and_search
 
 __all__ = [
     "ChunkKV",
@@ -36,9 +36,9 @@ __all__ = [
     "joined",
     "late_interaction_scores",
     "node_scores",
+    "preserved_cuts",
     "quantize_codes",
     "ragged_attention",
     "ragged_attention_by_formula",
     "rotate_keys",
-    "split_and_search",
 ]

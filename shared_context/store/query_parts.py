@@ -52,7 +52,7 @@ _ANNOUNCED = re.compile(r"^[^:：]{1,60}[:：]\s+(?=\S+\s+\S+\s+\S)")
 """What announces a question: ``My question: how ...``."""
 
 
-class Part(NamedTuple):
+class QueryPart(NamedTuple):
     """A part of a query.
 
     Attributes:
@@ -64,7 +64,7 @@ class Part(NamedTuple):
     weight: float = 1.0
 
 
-def parts(text: str, count: Callable[[str], int]) -> list[Part]:
+def parts(text: str, count: Callable[[str], int]) -> list[QueryPart]:
     """What of a query is compared, each part by itself; the best one counts.
 
     A short query is one part. Of a longer one each sentence that asks is a part, together with the one before it where
@@ -76,17 +76,17 @@ def parts(text: str, count: Callable[[str], int]) -> list[Part]:
         count: tokens of a text.
     """
     if count(text) <= WHOLE_TOKENS:
-        return [Part(text)]
+        return [QueryPart(text)]
     turns = list(_TURN.finditer(text))
     last_turn = turns[-1].start() if len(turns) > 1 else 0
-    asked: list[Part] = []
+    asked: list[QueryPart] = []
     told: list[str] = []
     before = ""
     for start, sentence in _sentences(text, count):
         if start >= last_turn and _asks(sentence):
-            asked.append(Part(_ANNOUNCED.sub("", sentence)))
+            asked.append(QueryPart(_ANNOUNCED.sub("", sentence)))
             if before and _REFERS.search(sentence) and count(f"{before} {sentence}") <= PART_TOKENS:
-                asked.append(Part(f"{before} {sentence}"))
+                asked.append(QueryPart(f"{before} {sentence}"))
         elif told and told[-1] == before and count(f"{before} {sentence}") <= PART_TOKENS:
             told[-1] = f"{before} {sentence}"
             before = told[-1]
@@ -95,9 +95,9 @@ def parts(text: str, count: Callable[[str], int]) -> list[Part]:
             told.append(sentence)
         before = sentence
     if asked:
-        return _some(asked, MOST_PARTS) + [Part(each, BESIDE) for each in _some(told, MOST_BESIDE)]
+        return _some(asked, MOST_PARTS) + [QueryPart(each, BESIDE) for each in _some(told, MOST_BESIDE)]
     *others, last = _some(told, MOST_PARTS) or [text]
-    return [*(Part(each, BEFORE) for each in others), Part(last)]
+    return [*(QueryPart(each, BEFORE) for each in others), QueryPart(last)]
 
 
 def _some(found: list[T], most: int) -> list[T]:

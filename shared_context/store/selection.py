@@ -17,7 +17,7 @@ from shared_context.model.context import CoarseKV, ContextKV
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.seen import as_html, parts_of
 from shared_context.store.selected import Passage, SelectedNode
-from shared_context.tree import ContextTree, Grained, cut_rows, node_rows
+from shared_context.tree import ContextTree, GrainedNode, cut_rows, node_rows
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SelectedChunk:
     lead_in: int
     begin: int
     tree: ContextTree
-    cut: tuple[Grained, ...]
+    cut: tuple[GrainedNode, ...]
     nodes: tuple[SelectedNode, ...]
     text: str = field(repr=False)
 

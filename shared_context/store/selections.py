@@ -21,9 +21,9 @@ from shared_context.store.header import header
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.selected import Passage, SelectedNode
 from shared_context.store.selection import SelectedChunk, Selection
-from shared_context.store.selector import Choice, ChunkCut, Rewrite, Selector, Twins
+from shared_context.store.selector import ChosenCuts, ChunkCut, Rewrite, Selector, Twins
 from shared_context.store.word_edges import WordEdges
-from shared_context.tree import ContextTree, Grained, Node, kv_entries
+from shared_context.tree import ContextTree, GrainedNode, Node, kv_entries
 
 
 class Selections:
@@ -155,10 +155,10 @@ class Selections:
                     slots[slot] = min(ratio, before[0]), max(score, before[1])
             cuts = []
             for (key, number), slots in sorted(shown.items()):
-                cut = [Grained(Node(tree.height, slot), ratio) for slot, (ratio, _) in sorted(slots.items())]
+                cut = [GrainedNode(Node(tree.height, slot), ratio) for slot, (ratio, _) in sorted(slots.items())]
                 scores = {tree.height: {slot: score for slot, (_, score) in slots.items()}}
                 cuts.append(ChunkCut(key, number, cut, scores))
-            return self._selection(Choice(cuts, None, None), query, show_metadata)
+            return self._selection(ChosenCuts(cuts, None, None), query, show_metadata)
 
     def warm(self, selection: Selection | None, progress: Progress | None) -> None:
         """Compute keys and values now, and importance where coarse nodes are shown."""
@@ -189,7 +189,7 @@ class Selections:
         return keys if not filters else [key for key in keys if passes(self._catalogue.metadata(key))]
 
     def _selection(
-        self, choice: Choice, query: str | None, show_metadata: bool = False, rows: Rows | None = None
+        self, choice: ChosenCuts, query: str | None, show_metadata: bool = False, rows: Rows | None = None
     ) -> Selection:
         if rows is not None:
             one_of("rows", rows, Rows)
@@ -247,7 +247,7 @@ class Selections:
             hidden_keys=entry.hidden_keys,
         )
         whole = ContextTree((0, count))
-        return [SelectedChunk(*chunk, 0, whole, (Grained(Node(0, 0), 1),), (node,), chunks[0].text)]
+        return [SelectedChunk(*chunk, 0, whole, (GrainedNode(Node(0, 0), 1),), (node,), chunks[0].text)]
 
     def _shown(self, shown: ChunkCut, twins: Twins) -> SelectedChunk:
         """A chunk with its cut, as the user and the decoder see it."""

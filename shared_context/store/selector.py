@@ -27,7 +27,7 @@ from shared_context.config import (
     require_count,
 )
 from shared_context.errors import BudgetError, ConfigError, QueryError
-from shared_context.kernels import split_and_search as preserved_cuts
+from shared_context.kernels import preserved_cuts
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.model.tokenization import CHARACTERS_OF_TOKEN
 from shared_context.store.codec import Codec
@@ -52,7 +52,7 @@ from shared_context.store.scoring import (
 )
 from shared_context.store.word_edges import WordEdges, WordTrees
 from shared_context.store.word_index import WordIndex
-from shared_context.tree import ContextTree, Grained, Node, expand_under_budget, kv_entries, split_and_search
+from shared_context.tree import ContextTree, GrainedNode, Node, expand_under_budget, kv_entries, split_and_search
 from shared_context.tree.search import smallest_cut
 
 QUERY_TOKENS = 1 << 15
@@ -98,11 +98,11 @@ class ChunkCut(NamedTuple):
 
     key: int
     number: int
-    cut: Sequence[Grained]
+    cut: Sequence[GrainedNode]
     scores: Sequence[np.ndarray] | Mapping[int, Mapping[int, float]] | None = None
 
 
-class Choice(NamedTuple):
+class ChosenCuts(NamedTuple):
     """What is shown of all documents.
 
     Attributes:
@@ -169,7 +169,7 @@ class Selector:
         introduction: Callable[[int], int] | None = None,
         min_score: float | None = None,
         also: Sequence[str] = (),
-    ) -> Choice:
+    ) -> ChosenCuts:
         """What a query is shown; settings and errors are those of the store's ``select``.
 
         Args:
@@ -197,11 +197,11 @@ class Selector:
         considered = self._considered(query, keys, prefilter, prefilter_chunks, recent)
         if ratio is not None:
             places = self._index.leaves().places(considered) if len(considered) else []
-            return Choice([ChunkCut(*place, [Grained(Node(0, 0), ratio)]) for place in places], None, None)
+            return ChosenCuts([ChunkCut(*place, [GrainedNode(Node(0, 0), ratio)]) for place in places], None, None)
         if best_first and budget is None:
             budget = DEFAULT_BUDGET
         if not len(considered):
-            return Choice([], budget, policy)
+            return ChosenCuts([], budget, policy)
         if best_first:
             sought = query
             if also:
@@ -210,9 +210,9 @@ class Selector:
             cuts, twins = self._best_first(
                 query, sought, considered, policy, tree, floor, recent, budget, introduction, least
             )
-            return Choice(cuts, budget, policy, twins)
+            return ChosenCuts(cuts, budget, policy, twins)
         cuts = self._split_and_search(query, considered, policy, tree, budget)
-        return Choice(cuts, budget, None if query is None else policy)
+        return ChosenCuts(cuts, budget, None if query is None else policy)
 
     def passages(
         self,
@@ -224,7 +224,7 @@ class Selector:
         prefilter: int | None,
         prefilter_chunks: int | None,
         min_score: float | None = None,
-    ) -> Choice:
+    ) -> ChosenCuts:
         """The ``k`` best spans that are embedded as one, best first, each as good as its best leaf.
 
         One that repeats what a better one says is passed over, one that nearly does comes last.
@@ -234,7 +234,7 @@ class Selector:
         query, policy, min_score = self._query(text), self._policy(policy), self._min_score(min_score)
         considered = self._considered(query, keys, prefilter, prefilter_chunks)
         if not len(considered):
-            return Choice([], None, policy)
+            return ChosenCuts([], None, policy)
         together = self._config.tree.leaf_size * self._config.tree.embedded_leaves
         scored = self._score(query, considered, policy, 2 * together)  # whatever k is, or it would change the order
         level = self._config.tree.embedded_level
@@ -248,7 +248,7 @@ class Selector:
         for chunk, slot in islice((place for place in best if np.isfinite(scores[place])), most):
             node = Node(level, slot)
             key, _, text = self._read(scored, chunk, node)
-            new, passage = said.novelty(text), scored.cut(chunk, [Grained(node, 1)])
+            new, passage = said.novelty(text), scored.cut(chunk, [GrainedNode(node, 1)])
             if new.repeated:
                 same = found[new.twin]
                 leaf = same.cut[0].node.index << (self._config.tree.height - level)
@@ -262,11 +262,11 @@ class Selector:
         ranked = [(chunk_of[passage.key, passage.number], passage.cut[0].node) for passage in [*found, *late][:k]]
         relevances = self._relevances(query, scored, policy, ranked)
         cuts = [
-            scored.graded(chunk, [Grained(node, 1)], {node: found})
+            scored.graded(chunk, [GrainedNode(node, 1)], {node: found})
             for (chunk, node), found in zip(ranked, relevances, strict=True)
             if found >= min_score
         ]
-        return Choice(cuts, None, policy, twins)
+        return ChosenCuts(cuts, None, policy, twins)
 
     def _best_first(
         self,
@@ -410,7 +410,7 @@ class Selector:
         cuts, entries = [], 0
         for chunk, context_tree in enumerate(scored.trees):
             if paths is not None:
-                cut = [Grained(node, ratios[node.level]) for node in sorted(paths[chunk], key=context_tree.span)]
+                cut = [GrainedNode(node, ratios[node.level]) for node in sorted(paths[chunk], key=context_tree.span)]
             else:
                 cut = split_and_search(context_tree, ratios, None if query is None else scored.similarity(chunk))
             if cut := [one for one in cut if one.ratio is not None and context_tree.size(one.node)]:
@@ -638,11 +638,11 @@ class _Scored:
         """Scores of the nodes of every level, root first."""
         return by_level(self.leaves)
 
-    def cut(self, chunk: int, cut: Sequence[Grained]) -> ChunkCut:
+    def cut(self, chunk: int, cut: Sequence[GrainedNode]) -> ChunkCut:
         """A cut of a chunk, with its place and its scores."""
         return ChunkCut(*self.places[chunk], cut, [level[chunk] for level in self.levels])
 
-    def graded(self, chunk: int, cut: Sequence[Grained], scores: Mapping[Node, float]) -> ChunkCut:
+    def graded(self, chunk: int, cut: Sequence[GrainedNode], scores: Mapping[Node, float]) -> ChunkCut:
         """A cut of a chunk, with scores of its nodes that are not the policy's own."""
         levels: dict[int, dict[int, float]] = {}
         for node in scores:

@@ -10,7 +10,7 @@ import numpy as np
 from shared_context.tree.context_tree import ContextTree, Node
 
 
-class Grained(NamedTuple):
+class GrainedNode(NamedTuple):
     """A node of a cut with its grain: one KV of ``ratio`` is kept, or none at all where ``ratio`` is None."""
 
     node: Node
@@ -67,7 +67,7 @@ def important_rows(importance: np.ndarray, spans: Iterable[tuple[int, int, int]]
     return kept.T
 
 
-def cut_rows(tree: ContextTree, cut: Iterable[Grained]) -> list[int]:
+def cut_rows(tree: ContextTree, cut: Iterable[GrainedNode]) -> list[int]:
     """Token positions of a chunk that a cut keeps, from left to right: the rows to take of its one encoding."""
     spans = sorted((*tree.span(node), ratio or 0) for node, ratio in cut if ratio is not None)
     return [row for start, end, ratio in spans for row in node_rows(start, end, ratio)]

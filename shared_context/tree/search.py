@@ -9,12 +9,12 @@ from math import inf
 import numpy as np
 
 from shared_context.tree.context_tree import ContextTree, Node
-from shared_context.tree.cut import Grained, kv_entries
+from shared_context.tree.cut import GrainedNode, kv_entries
 
 
 def split_and_search(
     tree: ContextTree, ratios: Sequence[int | None], similarity: Callable[[Node], float] | None = None
-) -> list[Grained]:
+) -> list[GrainedNode]:
     """The depth-first policy of arXiv 2603.04759, section 3: one path from the root is split, its siblings are kept.
 
     Of two children the one more similar to the query is split further and the other is preserved as it is; at the
@@ -39,7 +39,7 @@ def split_and_search(
         cut.append(sibling)
     cut.append(node)
     cut = [node for node in cut if tree.size(node) > 0]
-    return [Grained(node, ratios[node.level]) for node in sorted(cut, key=tree.span)]
+    return [GrainedNode(node, ratios[node.level]) for node in sorted(cut, key=tree.span)]
 
 
 def smallest_cut(tree: ContextTree, coarse: Sequence[int | None], fine: int) -> int:
@@ -62,7 +62,7 @@ def expand_under_budget(
     fine: int,
     budget: int,
     introduction: Callable[[int], tuple[Hashable, int]] | None = None,
-) -> dict[int, list[Grained]]:
+) -> dict[int, list[GrainedNode]]:
     """Best-first expansion under one KV budget over all chunks of all documents.
 
     Generalises split-and-search: the most promising node anywhere is opened next, at the price of what its children
@@ -130,7 +130,7 @@ def expand_under_budget(
 
     shown = {
         chunk: sorted(
-            (Grained(n, ratio) for n, ratio in cut.items() if kv_entries(trees[chunk].size(n), ratio)),
+            (GrainedNode(n, ratio) for n, ratio in cut.items() if kv_entries(trees[chunk].size(n), ratio)),
             key=lambda grained: trees[chunk].span(grained.node),
         )
         for chunk, cut in cuts.items()

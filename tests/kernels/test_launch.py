@@ -13,16 +13,16 @@ from shared_context.kernels import (
     attention_with_lse,
     late_interaction_scores,
     node_scores,
+    preserved_cuts,
     quantize_codes,
     ragged_attention,
-    split_and_search,
 )
 from shared_context.kernels import launch as where
 from shared_context.kernels.late_interaction import late_interaction_scores_naive, node_scores_naive
+from shared_context.kernels.preserved_cuts.naive import preserved_cuts_naive
 from shared_context.kernels.ragged_attention.naive import ragged_attention_naive
-from shared_context.kernels.split_and_search.naive import split_and_search_naive
 
-KERNELS = ("late_interaction", "ragged_attention", "kv_assembly", "split_and_search")
+KERNELS = ("late_interaction", "ragged_attention", "kv_assembly", "preserved_cuts")
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def all_kernels(device):
     leaves = normal(3, 4)
     yield node_scores(leaves), node_scores_naive(leaves)
     trees = normal(16), normal(7, 16), torch.tensor([0, 4], device=device), torch.tensor([4, 3], device=device), 2
-    yield split_and_search(*trees), split_and_search_naive(*trees)
+    yield preserved_cuts(*trees), preserved_cuts_naive(*trees)
     starts, counts = torch.tensor([[0, 4]]), torch.tensor([[4, 6]])
     ragged = normal(1, 2, 3, 16), normal(10, 16), normal(10, 16), starts, counts
     yield (

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared_context.tree import ContextTree, Grained, Node, cut_rows, important_rows, kv_entries
+from shared_context.tree import ContextTree, GrainedNode, Node, cut_rows, important_rows, kv_entries
 from shared_context.tree.cut import node_rows
 
 ratios = st.integers(1, 40)
@@ -42,7 +42,7 @@ def test_any_cut_at_ratio_1_is_every_row_once(length, height, noise, seed):
         if node.level < height and random.random() < 0.7:
             open_nodes += node.children
         else:
-            cut.append(Grained(node, 1))
+            cut.append(GrainedNode(node, 1))
     random.shuffle(cut)
     assert cut_rows(tree, cut) == list(range(length))
 
@@ -54,16 +54,16 @@ def test_a_coarse_node_and_its_leaves_at_the_same_ratio_show_the_same_rows(level
     ratio = 2**exponent
     node = Node(level, index % 2**level)
     leaves = [Node(3, node.index * 2 ** (3 - level) + i) for i in range(2 ** (3 - level))]
-    whole = cut_rows(tree, [Grained(node, ratio)])
-    assert cut_rows(tree, [Grained(leaf, ratio) for leaf in leaves]) == whole
-    finer = cut_rows(tree, [Grained(leaf, max(1, ratio // 2)) for leaf in leaves])
+    whole = cut_rows(tree, [GrainedNode(node, ratio)])
+    assert cut_rows(tree, [GrainedNode(leaf, ratio) for leaf in leaves]) == whole
+    finer = cut_rows(tree, [GrainedNode(leaf, max(1, ratio // 2)) for leaf in leaves])
     assert set(whole) <= set(finer)
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), ratios), unique_by=lambda pair: pair[0]), st.integers(1, 128))
 def test_rows_of_a_cut_rise_and_number_its_entries(leaves, length):
     tree = ContextTree.regular(length, 128, 3)
-    cut = [Grained(Node(3, index), ratio) for index, ratio in leaves]
+    cut = [GrainedNode(Node(3, index), ratio) for index, ratio in leaves]
     rows = cut_rows(tree, cut)
     assert rows == sorted(set(rows))
     assert len(rows) == sum(kv_entries(tree.size(node), ratio) for node, ratio in cut)

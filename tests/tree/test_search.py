@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared_context.config import paper_ratios
-from shared_context.tree import ContextTree, Grained, Node, cut_rows, expand_under_budget, kv_entries, split_and_search
+from shared_context.tree import (
+    ContextTree,
+    GrainedNode,
+    Node,
+    cut_rows,
+    expand_under_budget,
+    kv_entries,
+    split_and_search,
+)
 from shared_context.tree.search import smallest_cut
 
 HEIGHT = 3
@@ -56,7 +64,7 @@ def entries(trees, cuts) -> int:
     return sum(kv_entries(trees[chunk].size(node), ratio) for chunk, cut in cuts.items() for node, ratio in cut)
 
 
-def tokens_shown(tree: ContextTree, cut: list[Grained]) -> list[int]:
+def tokens_shown(tree: ContextTree, cut: list[GrainedNode]) -> list[int]:
     return [token for node, _ in cut for token in range(*tree.span(node))]
 
 
@@ -66,9 +74,9 @@ def tokens_shown(tree: ContextTree, cut: list[Grained]) -> list[int]:
 def naive_split_and_search(tree, ratios, similarity):
     """The paper's words as a recursion over spans."""
 
-    def search(node: Node) -> list[Grained]:
+    def search(node: Node) -> list[GrainedNode]:
         if node.level == tree.height:
-            return [Grained(node, ratios[node.level])]
+            return [GrainedNode(node, ratios[node.level])]
         left, right = node.children
         if tree.size(right) == 0:
             chosen, kept = left, right
@@ -76,7 +84,7 @@ def naive_split_and_search(tree, ratios, similarity):
             chosen, kept = right, left
         else:
             chosen, kept = left, right
-        return [*search(chosen), Grained(kept, ratios[kept.level])]
+        return [*search(chosen), GrainedNode(kept, ratios[kept.level])]
 
     return sorted((g for g in search(Node(0, 0)) if tree.size(g.node)), key=lambda g: tree.span(g.node))
 
@@ -110,7 +118,7 @@ def test_the_paper_s_ratios_keep_an_eighth_of_a_full_chunk():
 
 def test_the_empty_end_of_a_short_chunk_is_never_entered():
     tree = ContextTree.regular(100, 1024, 3)
-    assert split_and_search(tree, PAPER) == [Grained(Node(3, 0), 4)]
+    assert split_and_search(tree, PAPER) == [GrainedNode(Node(3, 0), 4)]
 
 
 # Expansion
@@ -230,7 +238,7 @@ def test_a_node_that_does_not_fit_is_passed_over_for_the_next_best_that_does():
     trees = [ContextTree.regular(128, 128, HEIGHT), ContextTree.regular(5, 128, HEIGHT)]
     scores = np.full((2, 8), -np.inf)
     scores[0, 0], scores[1, 0] = 2.0, 1.0
-    assert expand_under_budget(trees, node_scores(scores), NOTHING, 1, 15) == {1: [Grained(Node(3, 0), 1)]}
+    assert expand_under_budget(trees, node_scores(scores), NOTHING, 1, 15) == {1: [GrainedNode(Node(3, 0), 1)]}
     assert set(expand_under_budget(trees, node_scores(scores), NOTHING, 1, 16)) == {0}
 
 
@@ -241,10 +249,10 @@ def test_siblings_of_what_is_opened_stay_coarse_and_what_is_left_over_stays_out(
     cuts = expand_under_budget(trees, node_scores(scores), (32, 16, 8, 4), 1, 4 + 4 + 4 + 4 + 12)
     assert cuts == {
         0: [
-            Grained(Node(1, 0), 16),
-            Grained(Node(3, 4), 4),
-            Grained(Node(3, 5), 1),
-            Grained(Node(2, 3), 8),
+            GrainedNode(Node(1, 0), 16),
+            GrainedNode(Node(3, 4), 4),
+            GrainedNode(Node(3, 5), 1),
+            GrainedNode(Node(2, 3), 8),
         ]
     }
 
@@ -254,4 +262,4 @@ def test_a_leaf_of_any_height_is_opened_first(score):
     trees = [ContextTree.regular(128, 128, HEIGHT)] * 3
     scores = np.zeros((3, 8))
     scores[1, 6] = score
-    assert expand_under_budget(trees, node_scores(scores), NOTHING, 1, 16) == {1: [Grained(Node(3, 6), 1)]}
+    assert expand_under_budget(trees, node_scores(scores), NOTHING, 1, 16) == {1: [GrainedNode(Node(3, 6), 1)]}

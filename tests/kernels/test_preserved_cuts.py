@@ -5,20 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared_context.kernels import split_and_search
-from shared_context.kernels.split_and_search import split_and_search_naive
-from shared_context.tree import ContextTree, Node
-from shared_context.tree import split_and_search as of_one_tree
+from shared_context.kernels import preserved_cuts
+from shared_context.kernels.preserved_cuts import preserved_cuts_naive
+from shared_context.tree import ContextTree, Node, split_and_search
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning:triton")
 
 
 def with_triton(*arguments):
-    triton_kernel = pytest.importorskip("shared_context.kernels.split_and_search.triton_kernel")
-    return triton_kernel.split_and_search_triton(*arguments)
+    triton_kernel = pytest.importorskip("shared_context.kernels.preserved_cuts.triton_kernel")
+    return triton_kernel.preserved_cuts_triton(*arguments)
 
 
-PATHS = [split_and_search, with_triton]
+PATHS = [preserved_cuts, with_triton]
 
 
 def example(counts, hidden, seed=0, dtype=torch.float16, device="cpu"):
@@ -41,7 +40,7 @@ def one_by_one(query, states, first, count, height):
             width = 1 << (height - node.level)
             return float(similarity[min((node.index + 1) * width, leaves) - 1])
 
-        cut = of_one_tree(ContextTree.regular(leaves, 1 << height, height), [1] * (height + 1), of_last_leaf)
+        cut = split_and_search(ContextTree.regular(leaves, 1 << height, height), [1] * (height + 1), of_last_leaf)
         cuts.append({2**grained.node.level + grained.node.index for grained in cut})
     return cuts
 
@@ -62,7 +61,7 @@ def test_every_tree_is_cut_as_it_is_alone(height, hidden, seed, data, device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_hidden_states_of_real_sizes(hidden, dtype, device):
     arguments = [*example([8] * 20 + [3], hidden, dtype=dtype, device=device), 3]
-    in_float64 = split_and_search_naive(arguments[0].double(), *arguments[1:])
+    in_float64 = preserved_cuts_naive(arguments[0].double(), *arguments[1:])
     for path in PATHS:
         assert torch.equal(path(*arguments), in_float64)
 
@@ -70,7 +69,7 @@ def test_hidden_states_of_real_sizes(hidden, dtype, device):
 @pytest.mark.parametrize("path", PATHS)
 def test_states_need_not_be_contiguous(path, device):
     query, states, first, count = example([8, 4], 16, device=device)
-    expected = split_and_search_naive(query, states, first, count, 3)
+    expected = preserved_cuts_naive(query, states, first, count, 3)
     assert torch.equal(path(query, states.T.contiguous().T, first, count, 3), expected)
 
 
@@ -85,12 +84,12 @@ def test_equal_and_undefined_similarities_take_the_left_child(path, device):
 
 def test_no_tree_has_no_cut():
     none = torch.empty(0, dtype=torch.long)
-    assert split_and_search(torch.ones(4), torch.empty(0, 4), none, none, 3).shape == (0, 4)
+    assert preserved_cuts(torch.ones(4), torch.empty(0, 4), none, none, 3).shape == (0, 4)
 
 
 def test_inference_mode_and_compile_change_nothing():
     arguments = [*example([8, 5], 16), 3]
-    expected = split_and_search(*arguments)
+    expected = preserved_cuts(*arguments)
     with torch.inference_mode():
-        assert torch.equal(split_and_search(*arguments), expected)
-    assert torch.equal(torch.compile(split_and_search, backend="eager", fullgraph=True)(*arguments), expected)
+        assert torch.equal(preserved_cuts(*arguments), expected)
+    assert torch.equal(torch.compile(preserved_cuts, backend="eager", fullgraph=True)(*arguments), expected)

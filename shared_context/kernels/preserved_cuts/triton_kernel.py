@@ -32,7 +32,7 @@ def _cosine(query, state, state_stride, hidden, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def split_and_search_kernel(
+def preserved_cuts_kernel(
     query,  # float32 [hidden], contiguous
     states,  # [leaves, hidden]
     first,  # int64 [trees], contiguous
@@ -65,13 +65,13 @@ def split_and_search_kernel(
     tl.store(to + HEIGHT, tl.where(held, 2**HEIGHT + node, 0))
 
 
-def split_and_search_triton(
+def preserved_cuts_triton(
     query: torch.Tensor, states: torch.Tensor, first: torch.Tensor, count: torch.Tensor, height: int
 ) -> torch.Tensor:
-    """What :func:`~shared_context.kernels.split_and_search` does, in one launch; at least one tree."""
+    """What :func:`~shared_context.kernels.preserved_cuts` does, in one launch; at least one tree."""
     out = torch.empty((len(first), height + 1), dtype=torch.int64, device=query.device)
     with on_device(query):
-        split_and_search_kernel[(len(first),)](
+        preserved_cuts_kernel[(len(first),)](
             query.float().contiguous(),
             states,
             first.contiguous(),

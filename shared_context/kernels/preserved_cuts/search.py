@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from shared_context.kernels.launch import or_pytorch, triton_serves
-from shared_context.kernels.split_and_search.naive import split_and_search_naive
+from shared_context.kernels.preserved_cuts.naive import preserved_cuts_naive
 
 
-def split_and_search(
+def preserved_cuts(
     query: torch.Tensor, states: torch.Tensor, first: torch.Tensor, count: torch.Tensor, height: int
 ) -> torch.Tensor:
     """The preserved cut of every tree (arXiv 2603.04759, section 3).
@@ -31,7 +31,7 @@ def split_and_search(
     """
     if len(first) and triton_serves(query):
         with or_pytorch():
-            from shared_context.kernels.split_and_search.triton_kernel import split_and_search_triton
+            from shared_context.kernels.preserved_cuts.triton_kernel import preserved_cuts_triton
 
-            return split_and_search_triton(query, states, first, count, height)
-    return split_and_search_naive(query, states, first, count, height)
+            return preserved_cuts_triton(query, states, first, count, height)
+    return preserved_cuts_naive(query, states, first, count, height)

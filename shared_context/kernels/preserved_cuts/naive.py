@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 
-def split_and_search_naive(
+def preserved_cuts_naive(
     query: torch.Tensor, states: torch.Tensor, first: torch.Tensor, count: torch.Tensor, height: int
 ) -> torch.Tensor:
-    """What :func:`~shared_context.kernels.split_and_search` does, all trees one level at a time.
+    """What :func:`~shared_context.kernels.preserved_cuts` does, all trees one level at a time.
 
     The similarity of every leaf is computed, whether the search looks at it or not, in the dtype of ``query``.
     """
