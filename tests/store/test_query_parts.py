@@ -3,7 +3,7 @@
 import pytest
 
 from shared_context.errors import QueryError
-from shared_context.store.query_parts import BESIDE, MOST_PARTS, PART_TOKENS, Part, parts
+from shared_context.store.query_parts import BESIDE, MOST_PARTS, PART_TOKENS, QueryPart, parts
 
 LETTER = (
     "Dear all, the parcel came on Thursday and the children were delighted with the kite. We flew it on the dunes "
@@ -22,7 +22,7 @@ def words(text):
 
 
 def test_a_short_query_is_one_part():
-    assert parts("I came by boat. Where is the ferry?", words) == [Part("I came by boat. Where is the ferry?")]
+    assert parts("I came by boat. Where is the ferry?", words) == [QueryPart("I came by boat. Where is the ferry?")]
 
 
 @pytest.mark.parametrize("message", ["{q} {l}", "{l}\n\n{q}", "{l}{q} {l}", "{l}Now my question: {q}", "{l}\n{q}\n{l}"])
