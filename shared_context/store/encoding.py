@@ -18,7 +18,7 @@ from shared_context.store.database import DIGEST_BYTES, Entry
 from shared_context.store.header import header
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.selection import SelectedChunk, ShownChunk
-from shared_context.tree import important_rows
+from shared_context.tree import important_rows, kv_entries
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class ChunkEncoder:
     def _encode(self, name: str, chunk: Chunk | SelectedChunk, finest: int, coarse: bool) -> ChunkKV | RaggedKV:
         """As :meth:`encode`, of a chunk by its name in the cache."""
         found = self._found(name, chunk)
-        if isinstance(found, RaggedKV) and finest >= self._config.cache.finest and coarse:
+        if isinstance(found, RaggedKV) and coarse and finest > 1 and _holds(found, chunk, finest):
             return found
         known = found if isinstance(found, ChunkKV) else None
         if known is not None and (known.importance is not None or not coarse):
@@ -193,6 +193,7 @@ class ChunkEncoder:
                 )
                 continue
             kv = self._encode_for(name, chunk, rows)
+            assert isinstance(kv, ChunkKV)  # as there are rows that every head is shown
             coarse = kv.ragged(kept_rows(kv, spans)) if spans else None
             whole, taken = kv, torch.tensor(even, dtype=torch.int64)
             if kv.nbytes / kv.tokens * tokens > self._config.cache.memory_bytes:
@@ -220,6 +221,11 @@ class ChunkEncoder:
         ]
 
 
+def _holds(kept: RaggedKV, chunk: Chunk | SelectedChunk, ratio: int) -> bool:
+    """Whether what was kept of a chunk, by whatever setting, has the rows of a ratio."""
+    return kv_entries(len(chunk.token_ids) - chunk.lead_in, ratio) <= kept.entries
+
+
 def kept_rows(kv: ChunkKV | RaggedKV, spans: Iterable[tuple[int, int, int]]) -> torch.Tensor:
     """The rows that coarse spans keep of an encoding whose importance is known, bool [layers, kv_heads, tokens].
 
@@ -229,6 +235,7 @@ def kept_rows(kv: ChunkKV | RaggedKV, spans: Iterable[tuple[int, int, int]]) -> 
     """
     spans = list(spans)
     scores = kv.importance if isinstance(kv, ChunkKV) else kv.scores(max(end for _, end, _ in spans))
+    assert scores is not None  # it was asked for with the encoding
     kept = important_rows(scores.flatten(0, 1).numpy(), spans)
     return torch.from_numpy(np.ascontiguousarray(kept)).view(scores.shape)
 
@@ -236,8 +243,8 @@ def kept_rows(kv: ChunkKV | RaggedKV, spans: Iterable[tuple[int, int, int]]) -> 
 def header_ids(model: SharedLLMModel, config: StoreConfig, entry: Entry) -> np.ndarray | None:
     """Token ids of the part of a document's header that a model may be shown; None where nothing is."""
     text = header(entry.metadata, entry.hidden_keys)
-    ids = model.tokenize(f"{text}\n").ids[: config.tree.chunk_size] if text else ()
-    return ids if len(ids) else None
+    ids = model.tokenize(f"{text}\n").ids[: config.tree.chunk_size] if text else None
+    return ids if ids is not None and len(ids) else None
 
 
 def chunk_digest(salt: bytes, token_ids: np.ndarray) -> bytes:

@@ -126,6 +126,20 @@ def test_a_store_kept_at_a_ratio_serves_all_coarser_ones_as_a_whole_one(small, t
     assert kept_bytes < whole_bytes / 2
 
 
+@pytest.mark.parametrize("finest", [1, 2])
+def test_a_store_kept_coarser_before_computes_what_is_missing_again(small, tmp_path, finest):
+    """Once more rows are to be kept, those of before are not taken for all that there is."""
+    whole, before = make(small), make(small, tmp_path / "store", cache=CacheConfig(finest=4))
+    before.warm()
+    before.close()
+    with SharedLLMContextStore(
+        small, tmp_path / "store", embedder=None, config=replace(before.config, cache=CacheConfig(finest=finest))
+    ) as finer:
+        for ratio in (8, 2, 1):
+            expected = likelihood(small, whole, ratio)
+            assert likelihood(small, finer, ratio) == pytest.approx(expected, abs=1e-5)
+
+
 def test_what_is_shown_coarsely_stays_in_memory_without_the_rest(small):
     """As long as its document is there: a cache too small for whole chunks serves the second question from it."""
     chunk_bytes = 2 * 4 * 2 * 64 * small.hf_model.config.head_dim * 4
