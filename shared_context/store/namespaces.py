@@ -24,7 +24,8 @@ from shared_context.store.embedder import Embedder
 from shared_context.store.encoding import ChunkEncoder, header_ids
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.ingestion import Ingestion
-from shared_context.store.kv_cache import KVMemory, TieredKVCache
+from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.kv_memory import KVMemory
 from shared_context.store.node_data import NodeShape
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.selections import Selections

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from benchmarks import presses
+from benchmarks import presses, pressing
 from benchmarks.readers import reading
 from shared_context import SharedLLMModel
 from shared_context.model.adapter import Adapter, AdapterConfig
@@ -40,14 +40,14 @@ class Broken(Last):
 
 @pytest.fixture(scope="module")
 def of(small):
-    return presses.prompted(small, QUESTION, CONTEXT, ANSWER)
+    return pressing.prompted(small, QUESTION, CONTEXT, ANSWER)
 
 
 def test_a_press_that_keeps_everything_gives_what_pasted_text_gives(small, of):
     ids = [*of.prefix, *of.context]
-    with reading(small, presses.PLAIN_ATTENTION):
-        caches, failed = presses.prefilled(small.hf_model, ids, {"all": Last(len(ids))})
-        found = presses.score_behind(small.hf_model, caches["all"], len(ids), of)
+    with reading(small, pressing.PLAIN_ATTENTION):
+        caches, failed = pressing.prefilled(small.hf_model, ids, {"all": Last(len(ids))})
+        found = pressing.score_behind(small.hf_model, caches["all"], len(ids), of)
     assert failed == {}
     assert found == pytest.approx(small.score(QUESTION, ANSWER, context=CONTEXT), abs=1e-4)
 
@@ -55,10 +55,10 @@ def test_a_press_that_keeps_everything_gives_what_pasted_text_gives(small, of):
 @torch.inference_mode()
 def test_what_a_press_drops_is_not_seen_and_what_it_keeps_stands_where_it_stood(small, of):
     ids, kept = [*of.prefix, *of.context], 30
-    with reading(small, presses.PLAIN_ATTENTION):
-        caches, _ = presses.prefilled(small.hf_model, ids, {"last": Last(kept), "fewer": Last(10)})
+    with reading(small, pressing.PLAIN_ATTENTION):
+        caches, _ = pressing.prefilled(small.hf_model, ids, {"last": Last(kept), "fewer": Last(10)})
         assert [cache.get_seq_length() for cache in caches.values()] == [kept, 10]
-        found = presses.score_behind(small.hf_model, caches["last"], len(ids), of)
+        found = pressing.score_behind(small.hf_model, caches["last"], len(ids), of)
         # the same in one pass over everything, with a mask that hides the dropped entries from what stands behind
         behind = [*of.suffix, *of.answer[:-1]]
         whole = torch.tensor([[*ids, *behind]])
@@ -70,8 +70,8 @@ def test_what_a_press_drops_is_not_seen_and_what_it_keeps_stands_where_it_stood(
 
 
 def test_a_press_that_fails_is_named_with_its_reason_and_stops_no_other(small, of):
-    with reading(small, presses.PLAIN_ATTENTION):
-        caches, failed = presses.prefilled(small.hf_model, of.context, {"last": Last(5), "broken": Broken(5)})
+    with reading(small, pressing.PLAIN_ATTENTION):
+        caches, failed = pressing.prefilled(small.hf_model, of.context, {"last": Last(5), "broken": Broken(5)})
     assert list(caches) == ["last"]
     assert failed == {"broken": "RuntimeError: no such layer"}
 
@@ -79,19 +79,19 @@ def test_a_press_that_fails_is_named_with_its_reason_and_stops_no_other(small, o
 def test_a_press_is_asked_to_keep_exactly_the_budget():
     for count in range(20, 1200, 7):
         for kept in range(1, count + 1, 11):
-            assert int(count * (1 - presses._share(count, kept))) == kept  # as kvpress counts
+            assert int(count * (1 - pressing._share(count, kept))) == kept  # as kvpress counts
 
 
 def test_presses_of_kvpress_do_the_same_for_one_prefill_as_for_one_each(small, of):
     kvpress = pytest.importorskip("kvpress")
     ids = [*of.prefix, *of.context]
-    made = {press: press.make(kvpress, 0.5) for press in presses.AT_ONCE}
-    with reading(small, presses.PLAIN_ATTENTION), torch.inference_mode():
-        together, failed = presses.prefilled(small.hf_model, ids, made)
+    made = {press: press.make(kvpress, 0.5) for press in pressing.AT_ONCE}
+    with reading(small, pressing.PLAIN_ATTENTION), torch.inference_mode():
+        together, failed = pressing.prefilled(small.hf_model, ids, made)
         assert failed == {}
-        for press, pressing in made.items():
+        for press, at_work in made.items():
             alone = DynamicCache()
-            with pressing(small.hf_model):
+            with at_work(small.hf_model):
                 small.hf_model.model(
                     input_ids=torch.tensor([ids]), cache_position=torch.arange(len(ids)), **{CACHE_ARGUMENT: alone}
                 )

@@ -9,7 +9,7 @@ import torch
 from shared_context import CacheConfig, Document, SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
 from shared_context.config import GIB
 from shared_context.kernels import ChunkKV
-from shared_context.store import kv_cache
+from shared_context.store import kv_file
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
 ANSWER = "at 17:30"
@@ -229,8 +229,8 @@ def test_kv_files_that_somebody_else_made_are_computed_again(make_small_model, t
         store.add("The gate opens at six and closes at nine. " * 9, id="gate")
         right = model.score("When does the gate open?", "at six", context=store.select("gate", budget=64))
     (file,) = (tmp_path / "store" / "kv").rglob("*.safetensors")
-    chunk_kv = kv_cache._decode(file.stem, file.read_bytes(), "")
-    file.write_bytes(kv_cache._encode(file.stem, ChunkKV(change(chunk_kv.data).contiguous()), ""))
+    chunk_kv = kv_file.decoded(file.stem, file.read_bytes(), "")
+    file.write_bytes(kv_file.encoded(file.stem, ChunkKV(change(chunk_kv.data).contiguous()), ""))
     with SharedLLMContextStore(model, tmp_path / "store", embedder=None) as store:
         assert model.score("When does the gate open?", "at six", context=store.select("gate", budget=64)) == right
-    assert kv_cache._decode(file.stem, file.read_bytes(), "").data.equal(chunk_kv.data)
+    assert kv_file.decoded(file.stem, file.read_bytes(), "").data.equal(chunk_kv.data)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from shared_context.errors import ConfigError
 from shared_context.kernels import ChunkKV
-from shared_context.store import kv_cache
+from shared_context.store import kv_folder
 from shared_context.store.kv_cache import TieredKVCache
 
 MB = 10**6
@@ -410,7 +410,7 @@ def test_a_full_disk_is_logged_once_and_used_again_later(tmp_path, caplog, monke
     put_all(cache, "c")
     assert files_in(tmp_path) == []
     later = time.monotonic() + 3600
-    monkeypatch.setattr(kv_cache.time, "monotonic", lambda: later)
+    monkeypatch.setattr(kv_folder.time, "monotonic", lambda: later)
     put_all(cache, "d")
     assert held(TieredKVCache(MB, tmp_path), "abcd") == ["d"]
 
