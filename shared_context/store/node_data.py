@@ -119,6 +119,7 @@ class NodeShape(NamedTuple):
             end = min(first + self.tree.chunk_size, len(tokens))
             start, stop = tokens.characters(first, end)
             own = {name: slice(self.rows(name, first), self.rows(name, end)) for name in COLUMNS}
+            assert nodes.words is not None  # what is split has just been made
             words = nodes.words.leaves(first // self.tree.leaf_size, -(-end // self.tree.leaf_size))
             parts.append(
                 Part(
@@ -137,7 +138,8 @@ class NodeShape(NamedTuple):
         Raises:
             ValueError: they have another shape than so many tokens have, or hold infinities or NaN.
         """
-        return NodeData(*(self._array(name, tokens, value) for name, value in zip(COLUMNS, values, strict=True)))
+        arrays = {name: self._array(name, tokens, value) for name, value in zip(COLUMNS, values, strict=True)}
+        return NodeData(**arrays, words=None)
 
     def decode_headers(self, values: Sequence[Sequence[bytes]]) -> list[HeaderData]:
         """The data of headers from the bytes of the fields of each; errors as in :meth:`decode`.
@@ -198,4 +200,5 @@ def joined_nodes(parts: Sequence[NodeData]) -> NodeData:
     """The node data of parts that follow one another."""
     if len(parts) == 1:
         return parts[0]
-    return NodeData(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    return NodeData(**arrays, words=None)

@@ -44,10 +44,13 @@ from shared_context.store.scoring import (
     by_level,
     recent_scores,
     relevance,
+    run_leaves,
+    run_weight,
     score,
     section_leaves,
     touching,
     with_neighbours,
+    with_runs,
     with_section,
 )
 from shared_context.store.word_edges import WordEdges, WordTrees
@@ -282,7 +285,7 @@ class Selector:
         min_score: float,
     ) -> tuple[list[ChunkCut], Twins]:
         """Best-first expansion under one budget over all chunks considered."""
-        scored = self._score(sought, considered, policy, budget * tree.fine)
+        scored = self._score(sought, considered, policy, budget * tree.fine, runs=True)
         # First, for what is repeated also counts once where the floor is laid.
         opened, compared, late, twins = self._without_duplicates(scored, budget)
         if any(total > budget for total in accumulate(kv_entries(length, tree.fine) for length in scored.lengths)):
@@ -521,11 +524,14 @@ class Selector:
             self._prefilter = (leaves, self._prefilter[1])
         return sorted(self._prefilter[1].nearest(embedding.numpy(), of_span, count))
 
-    def _score(self, query: Query | None, considered: np.ndarray, policy: Policy, shown: int | None) -> _Scored:
+    def _score(
+        self, query: Query | None, considered: np.ndarray, policy: Policy, shown: int | None, runs: bool = False
+    ) -> _Scored:
         """Scores of all leaves of the chunks considered, arranged by chunk; zeros where there is no query.
 
         Args:
             shown: tokens that will be shown; None leaves out what surrounds a leaf, as the paper's policy does always.
+            runs: whether leaves that follow one another are shown as one text.
         """
         tree, leaves = self._config.tree, self._index.leaves()
         everything = len(considered) == len(leaves.chunk_length)
@@ -539,6 +545,9 @@ class Selector:
             reach = section_leaves(shown, tree.leaf_size)
             scores = with_section(scores, touch, reach, self._config.section_weight)
             scores = with_neighbours(scores, touch, self._config.neighbour_weight)
+            if runs:
+                weight = run_weight(shown, int(leaves.chunk_length[considered].sum()))
+                scores = with_runs(scores, touch, run_leaves(shown, tree.leaf_size), weight)
         owners = leaves.chunk[rows]
         begins = np.diff(owners, prepend=-1) != 0  # they rise
         first, place = np.flatnonzero(begins), np.cumsum(begins) - 1
