@@ -188,10 +188,11 @@ def ingest(
 def _largest_document(path: Path | str) -> int:
     """Bytes of UTF-8."""
     from shared_context.config import StoreConfig
+    from shared_context.shards.opening import made_with
 
     with suppress(SnapshotNotFoundError):
         if session.is_store(path):
-            return session.made_with(path)["config"]["max_document_bytes"]
+            return made_with(path)["config"]["max_document_bytes"]
     return StoreConfig().max_document_bytes
 
 

@@ -47,6 +47,7 @@ def ingest(
         loading: how the model is loaded besides.
     """
     from shared_context.model.pretrained import DEFAULT_MODEL
+    from shared_context.shards.opening import made_with
     from shared_context.shards.ray_ingest import ingest, ingest_published
     from shared_context.shards.ray_workers import import_ray
 
@@ -54,7 +55,7 @@ def ingest(
     if shards is None and known is None:
         raise typer.BadParameter("says how many shards the new store has.", param_hint="--shards")
     if model is None:
-        model = DEFAULT_MODEL if known is None else session.made_with(place)["model"]
+        model = DEFAULT_MODEL if known is None else made_with(place)["model"]
     import_ray(None if ray == AUTO else ray)
     with progress() as advance:
 

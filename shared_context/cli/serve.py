@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import signal
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,10 +21,6 @@ from shared_context.cli.options import (
     parse_bytes,
     parse_filters,
 )
-from shared_context.errors import ConfigError, StoreFormatError
-
-if TYPE_CHECKING:
-    from shared_context import SharedLLMContextStore, SharedLLMModel
 
 KeysArgument = Annotated[Path, typer.Argument(metavar="FILE", help="File of the keys.", show_default=False)]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the key.", show_default=False)]
@@ -102,6 +99,7 @@ def serve(
         from shared_context.serve import ServeConfig, create_app
         from shared_context.serve.access import Keys
         from shared_context.serve.logs import LOGGING
+        from shared_context.serve.opening import named, only_model, open_stores
         from shared_context.serve.vllm import VLLM
         from shared_context.serve.vllm_process import vllm_server
     except ImportError as error:
@@ -123,16 +121,17 @@ def serve(
     config = ServeConfig(parallel=parallel, queue=queue, budget=budget, max_tokens=max_tokens)
     limit = parse_bytes(kv_limit, "--kv-limit")
     known = Keys(keys) if keys is not None else None
-    loading = {"adapter": adapter, "dtype": dtype, "device": device}
+    load = partial(session.load_model, adapter=adapter, dtype=dtype, device=device)
     # uvicorn hands the signal on when it has finished; by itself that would end the process before stores are closed.
     signal.signal(signal.SIGTERM, _end)
     with ExitStack() as opened:
-        served = _open_all(_named(stores), model, limit, opened, loading)
+        output.silence_libraries()
+        served = open_stores(named(stores), opened, load=load, model=model, kv_limit=limit)
         # Whoever has a key may call the server as he likes.
         hosts = None if known is not None else {"localhost", "127.0.0.1", "::1", host}
         vllm = None
         if engine is not None:
-            model_of_all = _only_model(served)
+            model_of_all = only_model(served)
             if selections is not None:  # by address
                 address, folder = engine, selections
             else:
@@ -144,54 +143,6 @@ def serve(
 
 def _end(number: int, frame: object) -> None:
     raise SystemExit(0)
-
-
-def _only_model(served: dict[str, SharedLLMContextStore]) -> SharedLLMModel:
-    """The model of all stores, for an engine serves one."""
-    models = {id(store.model): store.model for store in served.values()}
-    if len(models) > 1:
-        names = " and ".join(sorted(model.name for model in models.values()))
-        raise ConfigError(f"The stores are of the models {names}, and an engine serves one: serve them apart.")
-    (model,) = models.values()
-    if model.has_adapter:
-        raise ConfigError("An engine writes without an adapter: leave out --adapter, or --engine.")
-    return model
-
-
-def _named(given: list[str]) -> dict[str, Path]:
-    """Folders by the names of their stores."""
-    named: dict[str, Path] = {}
-    for text in given:
-        name, equals, folder = text.partition("=")
-        path = Path(folder if equals else text)
-        name = name if equals else path.absolute().stem
-        if name in named:
-            raise ConfigError(f"{named[name]} and {path} would both be called {name!r}: name one of them, NAME=FOLDER.")
-        named[name] = path
-    return named
-
-
-def _open_all(
-    named: dict[str, Path], model: str | None, kv_limit: int | None, opened: ExitStack, loading: dict[str, Any]
-) -> dict[str, SharedLLMContextStore]:
-    """The stores, each model loaded once."""
-    from shared_context.shards import open_store
-
-    output.silence_libraries()
-    models: dict[str, SharedLLMModel] = {}
-    stores = {}
-    for name, path in named.items():
-        if not session.is_store(path):
-            raise StoreFormatError(
-                f"there is no store in {path}: make one with `shared-context ingest {path} FILE...`, or check the path"
-            )
-        wanted = model or session.made_with(path)["model"]
-        if wanted not in models:
-            models[wanted] = session.load_model(wanted, **loading)
-        stores[name] = opened.enter_context(open_store(models[wanted], path))
-        if kv_limit is not None:
-            stores[name].limit_kv(kv_limit)
-    return stores
 
 
 def _is_loopback(host: str) -> bool:

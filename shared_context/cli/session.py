@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from shared_context.cli import output
 from shared_context.config import require
 from shared_context.errors import StoreFormatError
-from shared_context.remote.address import is_address
+from shared_context.remote.address import is_store
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
@@ -70,11 +69,11 @@ def open_or_make_store(
     """Like :func:`open_store`, and a new store, by default of the default model, where there is none."""
     from shared_context.model.pretrained import DEFAULT_MODEL
 
-    if model is None:
-        model = made_with(path)["model"] if is_store(path) else DEFAULT_MODEL
     with output.messages().status("opening the store"):
-        from shared_context.shards import open_store
+        from shared_context.shards.opening import made_with, open_store
 
+        if model is None:
+            model = made_with(path)["model"] if is_store(path) else DEFAULT_MODEL
         output.silence_libraries()
         embedder = "auto" if use_embedder else None
         store = open_store(load_model(model, **loading), path, config=config, embedder=embedder)
@@ -98,28 +97,3 @@ def load_model(name: str, adapter: str | None = None, dtype: str = "auto", devic
     from shared_context import SharedLLMModel
 
     return SharedLLMModel.from_pretrained(name, adapter=adapter, dtype=dtype, device=device)
-
-
-def is_store(path: Path | str) -> bool:
-    """Whether there is something in the folder that has to be opened, not made; always at an address."""
-    folder = Path(path)
-    return is_address(path) or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir())))
-
-
-def made_with(path: Path | str) -> dict[str, Any]:
-    """What a store was made with: the names of its model and embedder, its config."""
-    if is_address(path):
-        from shared_context.remote.address import Address
-        from shared_context.remote.snapshot import find
-
-        return dict(find(Address(path)).about)
-    from shared_context.store.database import Database
-    from shared_context.store.shard_folders import is_sharded, shard_folders
-
-    folder = Path(path)
-    database = Database(shard_folders(folder)[0] if is_sharded(folder) else folder)
-    try:
-        with database.decoding():
-            return json.loads(database.get_meta("about"))
-    finally:
-        database.close()

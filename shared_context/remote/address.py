@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from shared_context.errors import ConfigError, StoreUnavailableError
@@ -28,6 +29,12 @@ TOGETHER = 8
 def is_address(place: object) -> TypeGuard[str]:
     """Whether a store's place is an address, such as ``s3://bucket/name``, and no folder."""
     return isinstance(place, str) and _ADDRESS.fullmatch(place) is not None
+
+
+def is_store(place: str | Path) -> bool:
+    """Whether there is something that has to be opened as a store, not made; always at an address."""
+    folder = Path(place)
+    return is_address(place) or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir())))
 
 
 class Address:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from shared_context.shards.store import ShardedContextStore, open_store
+from shared_context.shards.opening import open_store
+from shared_context.shards.store import ShardedContextStore
 
 __all__ = ["ShardedContextStore", "open_store"]

@@ -25,7 +25,8 @@ from shared_context.remote.fetching import pull
 from shared_context.remote.publishing import push
 from shared_context.remote.snapshot import Snapshot
 from shared_context.shards.ray_workers import import_ray
-from shared_context.shards.store import ShardedContextStore, shard_for
+from shared_context.shards.store import ShardedContextStore
+from shared_context.shards.writing import shard_for
 from shared_context.store.documents import Document, check_document
 from shared_context.store.embedder import Embedder
 from shared_context.store.shard_folders import is_sharded, shard_folders

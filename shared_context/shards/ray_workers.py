@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from shared_context.config import require
@@ -32,6 +33,24 @@ def import_ray(address: str | None = None) -> Any:
                 f"Ray cannot be started or reached ({error}). Check {address or 'RAY_ADDRESS'}."
             ) from error
     return ray
+
+
+def answered(get: Callable[[], Any]) -> Any:
+    """What a shard elsewhere answers; the exception where it failed, its own where that is one of this library's.
+
+    Args:
+        get: waits for the answer.
+
+    Raises:
+        RayError: it did not answer.
+    """
+    from ray.exceptions import RayTaskError
+
+    try:
+        return get()
+    except RayTaskError as error:
+        cause = error.cause
+        return cause if isinstance(cause, SharedContextError) else error
 
 
 class RayWorkers:
@@ -77,18 +96,15 @@ class RayWorkers:
             for number, (method, arguments) in questions.items()
         }
         ready, _ = self._ray.wait(list(waiting.values()), num_returns=len(waiting), timeout=self._timeout)
-        answered = set(ready)
-        return {number: self._answer(asked) if asked in answered else self._late() for number, asked in waiting.items()}
+        on_time = set(ready)
+        return {number: self._answer(asked) if asked in on_time else self._late() for number, asked in waiting.items()}
 
     def _late(self) -> ShardUnavailableError:
         return ShardUnavailableError(f"no answer for {self._timeout:g} seconds")
 
     def _answer(self, asked: Any) -> Any:
         try:
-            return self._ray.get(asked)
-        except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            return cause if isinstance(cause, SharedContextError) else error
+            return answered(partial(self._ray.get, asked))
         except self._ray.exceptions.RayError as error:
             return ShardUnavailableError(str(error).partition("\n")[0])
 

@@ -92,6 +92,9 @@ class Shard:
             lambda entry: None,
             Path(place),
         )
+        # One that is started again must know what the one before it did, in the middle of a question.
+        with self._catalogue.reading():
+            pass
 
     def made_with(self) -> tuple[bytes, bytes, bytes]:
         """What the store was made with, its codec and the salt of its chunks: the same in all shards of a store."""

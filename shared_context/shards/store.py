@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from shared_context.config import StoreConfig, require, require_count
 from shared_context.errors import (
-    BatchError,
     ConfigError,
-    DocumentError,
     ShardUnavailableError,
     StoreFormatError,
     StoreUnavailableError,
 )
 from shared_context.model.shared_llm import SharedLLMModel
-from shared_context.remote.address import Address, is_address
+from shared_context.remote.address import is_address
 from shared_context.remote.fetching import Checkout, check_out, store_folders
-from shared_context.remote.snapshot import Snapshot, find
+from shared_context.remote.snapshot import Snapshot
 from shared_context.shards.catalogue import ShardedCatalogue
 from shared_context.shards.crew import Crew, LocalWorkers, Missing, Workers
-from shared_context.shards.index import MOST_SHARDS, shard_of
+from shared_context.shards.index import MOST_SHARDS
 from shared_context.shards.shard import Place
+from shared_context.shards.writing import Writers
 from shared_context.store.about import About, check_window
+from shared_context.store.catalogue import Catalogue
 from shared_context.store.codec import Codec
 from shared_context.store.database import DIGEST_BYTES
+from shared_context.store.document_store import Progress
 from shared_context.store.documents import Document, OnError, Source, load_documents
 from shared_context.store.embedder import Embedder
 from shared_context.store.encoding import ChunkEncoder
@@ -43,21 +43,10 @@ from shared_context.store.selected import Passage
 from shared_context.store.selection import Selection
 from shared_context.store.selections import Selections
 from shared_context.store.selector import Rewrite
-from shared_context.store.shard_folders import folders_of, is_sharded, note_shards, shard_folders
+from shared_context.store.shard_folders import folders_of, note_shards, shard_folders
 from shared_context.store.store import SharedLLMContextStore
 
 T = TypeVar("T")
-
-
-def open_store(model: SharedLLMModel, path: str | Path | None, **options: Any) -> SharedLLMContextStore:
-    """The store at a place, of one file or of shards; options are those of the two classes."""
-    sharded = len(find(Address(path)).stores) > 1 if is_address(path) else path is not None and is_sharded(Path(path))
-    return (ShardedContextStore if sharded else SharedLLMContextStore)(model, path, **options)
-
-
-def shard_for(id: str, shards: int) -> int:
-    """The shard that a new document goes to: always the same."""
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") % shards
 
 
 class ShardedContextStore(SharedLLMContextStore):
@@ -98,25 +87,31 @@ class ShardedContextStore(SharedLLMContextStore):
     ):
         require(missing in ("raise", "answer"), "missing", missing, "must be 'raise' or 'answer'")
         self.model, self._rewrite, self._checkout = model, rewrite, None
-        self._crew: Crew | None = None
-        self._writers: dict[int, SharedLLMContextStore] = {}
-        try:
-            if is_address(path):
-                self._checkout = check_out(path, lambda snapshot: self._check(snapshot, path), shards=())
-                self.path = self._checkout.folder
-                self._folders = store_folders(self.path, len(self._checkout.snapshot.stores))
-                places: list[Place] = [(self.place, number) for number in range(len(self._folders))]
-            else:
-                self.path = Path(path).absolute()
-                places = self._folders = shard_folders(self.path)
+        self._opened = ExitStack()
+        with ExitStack() as opened:
+            self.path, places = self._place(path, opened)
             started = (workers or LocalWorkers)(
                 places, model.hf_model.config.vocab_size, self._checkout is not None, str(model.device)
             )
             self._crew = Crew(started, missing)
+            opened.callback(self._crew.close)
             self._set_up_shards(config, embedder)
-        except BaseException:
-            self.close()
-            raise
+            opened.callback(self._writers.close)
+            opened.callback(self._catalogue.close)
+            self._answered(self._look)
+            self._opened = opened.pop_all()
+
+    def _place(self, path: str | Path, opened: ExitStack) -> tuple[Path, Sequence[Place]]:
+        """The folder of the store, and where its shards are."""
+        if not is_address(path):
+            folder = Path(path).absolute()
+            self._folders = shard_folders(folder)
+            return folder, self._folders
+        checkout = self._checkout = check_out(path, lambda snapshot: self._check(snapshot, path), shards=())
+        opened.callback(_release, checkout)
+        self._folders = store_folders(checkout.folder, len(checkout.snapshot.stores))
+        at = f"{checkout.address}@{checkout.snapshot.number}"
+        return checkout.folder, [(at, number) for number in range(len(self._folders))]
 
     def _check(self, snapshot: Snapshot, place: str) -> None:
         About.from_dict(snapshot.about).check_model(self.model, place)
@@ -124,7 +119,8 @@ class ShardedContextStore(SharedLLMContextStore):
             raise StoreFormatError(f"{place} is a store of one file: open it with SharedLLMContextStore.")
 
     def _set_up_shards(self, config: StoreConfig | None, embedder: Embedder | Literal["auto"] | None) -> None:
-        made = self._answered(lambda: self._crew.ask_all("made_with"))
+        assert self.path is not None  # shards lie in a folder
+        made = self._answered(partial(self._crew.ask_all, "made_with"))
         first = next(iter(made.values()))
         apart = [number for number, each in made.items() if not _same(each, first)]
         if apart:
@@ -148,24 +144,26 @@ class ShardedContextStore(SharedLLMContextStore):
             further=None if self._checkout is None else _AllKV(self._checkout),
         )
         self._catalogue = ShardedCatalogue(self._crew, self.config.tree, model.device)
+        self._writers = Writers(self._open_writer, len(self._folders), self._catalogue)
+        # It is asked like the catalogue of one store, as far as selections and what they rest on ask one.
+        catalogue = cast(Catalogue, self._catalogue)
         self._encoder = ChunkEncoder(model, self._cache, self.config, first[2], self._catalogue.has_chunk, scorer.score)
         self._selections = Selections(
             model,
             self.config,
             Codec.from_bytes(first[1]),
             self.embedder,
-            self._catalogue,
+            catalogue,
             self._encoder,
             first[2],
             self._rewrite,
         )
         # Documents are changed, and conversations kept, by the stores that the shards are.
         self._namespace = Namespace(
-            DEFAULT_NAMESPACE, 0, self.path, self.config, self._cache, self._encoder, self._catalogue, None,
+            DEFAULT_NAMESPACE, 0, self.path, self.config, self._cache, self._encoder, catalogue, None,
             self._selections, None,
         )  # fmt: skip
         self._let_go = False
-        self._answered(self._look)
 
     def _look(self) -> None:
         with self._catalogue.reading():
@@ -254,7 +252,7 @@ class ShardedContextStore(SharedLLMContextStore):
         exclude: Iterable[str] = (),
         on_error: OnError = "skip",
         atomic: bool = False,
-        progress: Callable[[int, int, str], object] | None = None,
+        progress: Progress | None = None,
     ) -> list[str]:
         """Store documents whole, each in the shard of its id; arguments as for a store, but that nothing is atomic.
 
@@ -273,59 +271,26 @@ class ShardedContextStore(SharedLLMContextStore):
             exclude=exclude,
             on_error=on_error,
         )
-        of_shard: dict[int, list[Document]] = {}
-        with self._catalogue.reading():
-            for document in documents:
-                key = self._catalogue.find("document", document.id)
-                number = shard_for(document.id, len(self._folders)) if key is None else shard_of(key)[0]
-                of_shard.setdefault(number, []).append(document)
-        stored: set[str] = set()
-        failures: dict[str, DocumentError] = {}
-        for number, own in of_shard.items():
-            try:
-                stored |= set(self._writer(number).add(own, replace=replace, on_error=on_error, progress=progress))
-            except BatchError as error:
-                failures |= error.failures
-            except DocumentError as error:
-                failures[own[0].id] = error
-        if failures and len(failures) == len(documents) == 1:
-            raise next(iter(failures.values()))
-        if failures:
-            raise BatchError(f"{len(failures)} of {len(documents)} documents are not stored.", failures)
-        return [document.id for document in documents if document.id in stored]
+        return self._writers.add(documents, replace=replace, on_error=on_error, progress=progress)
 
-    def _writer(self, number: int) -> SharedLLMContextStore:
+    def _open_writer(self, number: int) -> SharedLLMContextStore:
         if self._checkout is not None:
             raise StoreUnavailableError(
                 f"{self.place} is open for reading only: pull it into a folder, change that, and push it."
             )
-        if number not in self._writers:
-            self._writers[number] = SharedLLMContextStore(
-                self.model, self._folders[number], config=self.config, embedder=self.embedder
-            )
-        return self._writers[number]
-
-    def _writer_of(self, id: str) -> SharedLLMContextStore:
-        with self._catalogue.reading():
-            number, _ = shard_of(self._catalogue.key(id))
-        return self._writer(number)
+        return SharedLLMContextStore(self.model, self._folders[number], config=self.config, embedder=self.embedder)
 
     def update(self, id: str, text: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
         """Replace a document's text, its metadata, or both; as for a store."""
-        self._writer_of(id).update(id, text, metadata)
+        self._writers.of_document(id).update(id, text, metadata)
 
     def append(self, id: str, text: str) -> None:
         """Add text at the end of a document; as for a store."""
-        self._writer_of(id).append(id, text)
+        self._writers.of_document(id).append(id, text)
 
     def delete(self, ids: str | Iterable[str]) -> None:
         """Delete documents; where an id is unknown, none. Shards land one after the other."""
-        of_shard: dict[int, list[str]] = {}
-        with self._catalogue.reading():
-            for id in [ids] if isinstance(ids, str) else list(ids):
-                of_shard.setdefault(shard_of(self._catalogue.key(id))[0], []).append(id)
-        for number, own in of_shard.items():
-            self._writer(number).delete(own)
+        self._writers.delete([ids] if isinstance(ids, str) else ids)
         self.gc()
 
     def get(self, id: str) -> Document:
@@ -406,9 +371,9 @@ class ShardedContextStore(SharedLLMContextStore):
     def limit_kv(self, disk_bytes: int) -> None:
         """Keep at most so many bytes of keys and values, from now on; as for a store."""
         self._cache.limit_disk(disk_bytes)
-        for number in range(len(self._folders)):
-            self._writer(number).limit_kv(disk_bytes)
-        self.config = self._writer(0).config
+        for writer in self._writers.all():
+            writer.limit_kv(disk_bytes)
+        self.config = self._writers.of(0).config
 
     def gc(self, keep: int | None = None) -> None:
         """Drop keys and values that no document has; as for a store."""
@@ -418,32 +383,29 @@ class ShardedContextStore(SharedLLMContextStore):
 
     def compact(self) -> None:
         """Give the space of what was deleted back to the file system, shard by shard."""
-        for number in range(len(self._folders)):
-            self._writer(number).compact()
+        for writer in self._writers.all():
+            writer.compact()
         self.gc()
 
     def persist(self, path: str | Path) -> None:
         """Copy the store, without its KV cache, to a new folder; as for a store."""
         folder = Path(path)
-        if folder.resolve() == self.path.resolve():
+        if self.path is not None and folder.resolve() == self.path.resolve():
             return
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreFormatError(f"{folder} holds something already; give a new folder.")
-        for number, shard in enumerate(self._folders):
-            self._writer(number).persist(folder / shard.name)
+        for writer, shard in zip(self._writers.all(), self._folders, strict=True):
+            writer.persist(folder / shard.name)
         note_shards(folder, len(self._folders))
 
     def close(self) -> None:
         """Close all shards. Everything added is stored already; closing twice does no harm."""
-        if hasattr(self, "_catalogue"):
-            self._catalogue.close()
-        for writer in self._writers.values():
-            writer.close()
-        if self._crew is not None:
-            self._crew.close()
-        if self._checkout is not None:
-            with suppress(FileNotFoundError):
-                self._checkout.release()
+        self._opened.close()
+
+
+def _release(checkout: Checkout) -> None:
+    with suppress(FileNotFoundError):
+        checkout.release()
 
 
 def _same(one: tuple[bytes, bytes, bytes], other: tuple[bytes, bytes, bytes]) -> bool:

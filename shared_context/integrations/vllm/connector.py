@@ -97,9 +97,10 @@ class SharedContextConnector(KVConnectorBase_V1):
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Plan a load, of a request that was preempted as of a new one."""
         start = self._cached.pop(request.request_id, 0)
-        if num_external_tokens == 0:
+        asked = self._asked(request)
+        if num_external_tokens == 0 or asked is None:
             return
-        id, tokens = self._asked(request)
+        id, tokens = asked
         ids = tuple(request.prompt_token_ids[:tokens])
         (block_ids,) = blocks.get_block_ids()
         self._planned.append(Load(id, ids, start, start + num_external_tokens, tuple(block_ids)))

@@ -79,9 +79,14 @@ def asked_for(transfer: Mapping[str, Any] | None, prompt: int, salted: bool) -> 
     if named is None:
         return None
     id, tokens = (named.get("id"), named.get("tokens")) if isinstance(named, Mapping) else (None, None)
-    known = isinstance(id, str) and _ID.fullmatch(id) is not None
-    counted = isinstance(tokens, int) and not isinstance(tokens, bool) and 0 < tokens < prompt
-    if known and counted and salted:
+    if (
+        salted
+        and isinstance(id, str)
+        and _ID.fullmatch(id) is not None
+        and isinstance(tokens, int)
+        and not isinstance(tokens, bool)
+        and 0 < tokens < prompt
+    ):
         return id, tokens
     return ("unsalted" if not salted else "malformed"), prompt - 1
 
@@ -160,7 +165,7 @@ def digest_of(token_ids: Sequence[int]) -> str:
 
 
 def _checksum(key_values: torch.Tensor) -> str:
-    return hashlib.sha256(key_values.contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(key_values.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _file(folder: Path, id: str) -> Path:
