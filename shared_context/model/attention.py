@@ -78,7 +78,8 @@ def attention(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     if observer is not None:
-        out = _observed(observer, module.layer_idx, query, key, value, attention_mask, scaling, softcap, s_aux)
+        settings = scaling, softcap, s_aux, getattr(module, "o_proj", None)
+        out = _observed(observer, module.layer_idx, query, key, value, attention_mask, *settings)
         return out.transpose(1, 2).contiguous(), None
     if in_place is not None and module.layer_idx >= in_place.layers:
         in_place = None

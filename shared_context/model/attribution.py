@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from shared_context.errors import ConfigError
 from shared_context.model.cache import CACHE_ARGUMENT
@@ -43,6 +44,7 @@ class AnswerObserver:
         scaling: float | None = None,
         softcap: float | None = None,
         sinks: torch.Tensor | None = None,
+        output: nn.Module | None = None,
     ) -> torch.Tensor:
         """One layer's attention, as :meth:`ImportanceObserver.attend` takes and gives it; there are no windows."""
         tokens, heads = query.shape[2], query.shape[1]

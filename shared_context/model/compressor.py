@@ -23,6 +23,9 @@ from shared_context.model.importance import (
     parts_of_a_repetition,
 )
 
+NORMS_BEHIND = ("post_feedforward_layernorm", "post_self_attn_layernorm")
+"""Modules that a layer has where norms stand behind its attention and its MLP, and not only in front of them."""
+
 
 class LowerModel:
     """The bottom layers of a model, sharing its weights: the lower half of "stacked from one".
@@ -47,6 +50,11 @@ class LowerModel:
         self._model = lower
         self.layers = layers
         self.dtype = base.dtype
+
+    @property
+    def adds_as_projected(self) -> bool:
+        """Whether attention's output is added to the hidden states as it is, with no norm of its own behind it."""
+        return not any(hasattr(layer, norm) for layer in self._model.layers for norm in NORMS_BEHIND)
 
     def hidden_states(self, ids: torch.Tensor) -> torch.Tensor:
         """States after the last of the layers, without the final norm.
@@ -233,7 +241,7 @@ class Compressor:
             lead_in: tokens at the beginning of each that are no part of it: their importance is 0.
 
         Returns:
-            For each chunk float16 [M, kv_heads, tokens] on the processor, between 0 and 1.
+            For each chunk float16 [M, kv_heads, tokens] on the processor, 1 for the most important row of all.
 
         Raises:
             WindowExceededError: a chunk and a part of its repetition do not fit the model's window.
@@ -270,10 +278,15 @@ class Compressor:
             known[..., :sink, :] = prefix_kv
             for row, encoding in enumerate(encodings):
                 known[:, :, row, :, sink:before] = encoding.dequantized(self._lower.dtype).data
-            observer = ImportanceObserver(self.layers, sink + lead_in, tokens - lead_in)
+            observer = ImportanceObserver(
+                self.layers, sink + lead_in, tokens - lead_in, by_length=self._reader.adds_as_projected
+            )
+            done = 0
             for begin, end in parts:
                 repeated = torch.cat([self._request.expand(batch, -1), ids[:, first + begin : first + end]], dim=1)
+                observer.passed_over = asked + done - begin if done else 0
                 self._reader.read_behind(known, before, repeated, observer=observer)
+                done = end
         importance = [nn.functional.pad(scores, (lead_in, 0)) for scores in observer.importance()]
         if not all(torch.isfinite(scores).all() for scores in importance):
             raise SharedContextError(

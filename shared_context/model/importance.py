@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
+from torch import nn
 
 from shared_context.kernels import ChunkKV
 
-METHOD = "repetition-2"
+METHOD = "repetition-3"
 """Names how importance is computed; another name stands for other numbers."""
 
 REQUEST = "Repeat the text above."
@@ -44,21 +45,28 @@ class AllSeenError(Exception):
 
 
 class ImportanceObserver:
-    """Watches a repetition: a row is as important as the most interested query finds it.
+    """Watches a repetition: a row is important if some queries take much from it, and if what they take is long.
 
-    For each layer and KV head, the largest share of its attention that any query of the repetition pays to a row,
-    where a query's shares of all that stands before the repetition add up to one. The idea is KVzip's (arXiv
-    2505.23416), which is also where asking for a repetition comes from. Hand it to a forward pass as ``observer``.
+    For each layer and KV head, the square root of the sum, over all queries of its heads, of the squared share of its
+    attention that a query pays to the row, times the length of what the row's value adds to the hidden states behind
+    the head's output projection. A query's shares of all that stands before the repetition add up to one. That a
+    repetition is asked for, and its attention looked at, is KVzip's idea (arXiv 2505.23416), that the length counts
+    CriticalKV's (arXiv 2502.03805). Hand it to a forward pass as ``observer``.
 
     Args:
         layers: M.
         first: rows in front that are attended to and are not of the chunks.
         rows: of each chunk.
+        by_length: let the length count; not of models whose layers bring what is added to a length of their own.
+
+    Attributes:
+        passed_over: queries at the beginning of what is repeated next that do not count, for they did before.
     """
 
-    def __init__(self, layers: int, first: int, rows: int):
-        self._layers, self._first, self._rows = layers, first, rows
-        self._largest: list[torch.Tensor | None] = [None] * layers
+    def __init__(self, layers: int, first: int, rows: int, *, by_length: bool = True):
+        self._layers, self._first, self._rows, self._by_length = layers, first, rows, by_length
+        self._squares: list[torch.Tensor | None] = [None] * layers
+        self.passed_over = 0
 
     @property
     def seen(self) -> int:
@@ -75,6 +83,7 @@ class ImportanceObserver:
         scaling: float | None = None,
         softcap: float | None = None,
         sinks: torch.Tensor | None = None,
+        output: nn.Module | None = None,
     ) -> torch.Tensor:
         """One layer's attention of the repetition, whose shares of what stands in front are taken in on the way.
 
@@ -87,6 +96,8 @@ class ImportanceObserver:
             scaling: of the scores; None is ``head_dim ** -0.5``.
             softcap: scores x become ``softcap * tanh(x / softcap)`` before the mask; None leaves them.
             sinks: a logit for each head [heads], which takes a share of the softmax and gives nothing.
+            output: the projection behind attention, of all heads side by side; None where it is not known, and what
+                values add is taken to be as long as they are.
 
         Returns:
             As ``query``.
@@ -105,7 +116,7 @@ class ImportanceObserver:
         keys[..., :there], values[:, :there] = key.flatten(0, 1)[:, :there].mT, value.flatten(0, 1)[:, :there]
         asked = (query.float() * scale).reshape(batch * kv_heads, group, tokens, head_dim)
         said = torch.empty_like(asked, dtype=query.dtype)
-        largest = keys.new_zeros(batch * kv_heads, self._rows)
+        squares = keys.new_zeros(batch * kv_heads, group, self._rows)
         # Memory for one block, which the next one takes over: fresh memory costs a page fault every 4 KB.
         together = 1 if keys.device.type == "cpu" else len(keys)
         block = together * group * min(QUERIES, tokens) * columns
@@ -135,19 +146,59 @@ class ImportanceObserver:
                     said[here, :, begin:end] = (shares @ values[here, :width]).view(*shape[:3], head_dim)
                 # Of a query that sees nothing in front, which only windows make, all shares are none.
                 in_front = scores[..., :seen].sum(dim=2, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
-                of_rows = scores[..., self._first : seen].div_(in_front).amax(dim=1)
-                torch.maximum(largest[here], of_rows, out=largest[here])
-        largest = largest.view(batch, kv_heads, self._rows)
-        known = self._largest[layer]
-        self._largest[layer] = largest if known is None else torch.maximum(known, largest)
+                scores[..., self._first : seen].div_(in_front)
+                counted = by_head[:, :, max(0, self.passed_over - begin) :, self._first : seen]
+                squares[here] += torch.linalg.vector_norm(counted, dim=2).square_()
+        squares = squares.view(batch, kv_heads, group, self._rows)
+        if self._by_length:
+            squares = squares * lengths_added(value[:, :, self._first : seen], heads, output)
+        squares = squares.sum(dim=2)
+        known = self._squares[layer]
+        self._squares[layer] = squares if known is None else known + squares
         if last:
             raise AllSeenError
         return said.view(query.shape)
 
     def importance(self) -> list[torch.Tensor]:
-        """Of each chunk's rows, float16 [layers, kv_heads, rows] on the processor, between 0 and 1."""
-        largest = cast("list[torch.Tensor]", self._largest)  # all layers have been seen
-        return list(torch.stack(largest).to("cpu", torch.float16).unbind(1))
+        """Of each chunk's rows, float16 [layers, kv_heads, rows] on the processor, 1 for the most important."""
+        scores = torch.stack(cast("list[torch.Tensor]", self._squares)).sqrt_()  # all layers have been seen
+        # Against the largest, so that float16 holds it whatever lengths a model deals in.
+        most = scores.amax(dim=(0, 2, 3), keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+        return list((scores / most).to("cpu", torch.float16).unbind(1))
+
+
+def lengths_added(values: torch.Tensor, heads: int, output: nn.Module | None) -> torch.Tensor:
+    """How long the vectors are that heads would add to the hidden states for each of some values alone.
+
+    Args:
+        values: [batch, kv_heads, rows, head_dim].
+        heads: of the queries, several to a KV head.
+        output: the projection behind attention, of all heads side by side; None leaves values as they are.
+
+    Returns:
+        float32 [batch, kv_heads, heads per KV head, rows].
+    """
+    batch, kv_heads, rows, head_dim = values.shape
+    values = values.float()
+    if output is None:
+        return values.norm(dim=-1)[:, :, None].expand(batch, kv_heads, heads // kv_heads, rows)
+    by_head = _weight(output, heads * head_dim).float().unflatten(1, (heads, head_dim)).transpose(0, 1)
+    products = (by_head.mT @ by_head).view(kv_heads, heads // kv_heads, head_dim, head_dim)
+    squares = ((values[:, :, None] @ products) * values[:, :, None]).sum(dim=-1)
+    return squares.clamp_(min=0).sqrt_()
+
+
+def _weight(projection: nn.Module, columns: int) -> torch.Tensor:
+    """The matrix of a projection, [out, columns], as it works: also where it is quantised or something is added."""
+    weight = getattr(projection, "weight", None)
+    if type(projection) is nn.Linear and type(weight) is nn.Parameter and not projection._forward_hooks:
+        return weight
+    dtype = weight.dtype if weight is not None and weight.is_floating_point() else torch.float32
+    device = weight.device if weight is not None else None
+    inputs = torch.eye(columns + 1, columns, dtype=dtype, device=device)
+    # The last input is nothing: what comes of it is a bias.
+    *_, bias = outputs = projection(inputs)
+    return (outputs[:-1] - bias).mT
 
 
 def _aligned(columns: int) -> int:
