@@ -57,7 +57,7 @@ class DuplicateDocumentError(DocumentError):
     """A document id is stored already, or appears twice in one call."""
 
 
-class DocumentNotFoundError(SharedContextError, KeyError):
+class DocumentNotFoundError(SharedContextError, KeyError, ValueError):
     """No document has this id."""
 
     def __str__(self) -> str:  # KeyError would print the repr of the message

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -185,10 +186,17 @@ def test_an_answer_changes_with_the_document(weights, checkout):
     assert "41 " in before and "52 " in after
 
 
+def free_port() -> str:
+    """Instead of the one that a page names, which something else on this machine may have."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return str(bound.getsockname()[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PROGRAMS)
 def test_the_programs_of_a_page_run_one_after_the_other(weights, checkout, page):
-    program = "\n".join(blocks(page, "python"))
+    program = "\n".join(blocks(page, "python")).replace("8765", free_port())
     (checkout / "program.py").write_text(program, encoding="utf-8")
     assert run(sys.executable, "program.py", cwd=checkout).strip()
 

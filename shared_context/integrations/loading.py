@@ -59,6 +59,6 @@ def load_model(model: SharedLLMModel | str | Path, **options: Any) -> SharedLLMM
         return load_model(_load_by_name(str(model), **dict(sorted(options.items()))))
 
 
-def loaded_model(fingerprint: str) -> SharedLLMModel | None:
-    """A model of these weights that :func:`load_model` has given to somebody who still holds it."""
-    return next((model for model in list(_in_use) if model.fingerprint == fingerprint), None)
+def loaded_model(mark: str) -> SharedLLMModel | None:
+    """A model of this fingerprint or identity that :func:`load_model` has given to somebody who still holds it."""
+    return next((model for model in list(_in_use) if mark in (model.fingerprint, model.identity)), None)

@@ -32,7 +32,7 @@ from pydantic import ValidationError
 from shared_context import SharedLLMContextStore
 from shared_context.errors import ConfigError, QueryError, WindowExceededError
 from shared_context.integrations.llamaindex import SharedLLM
-from shared_context.integrations.llamaindex.translate import to_conversation
+from shared_context.integrations.llamaindex.messages import to_conversation
 
 FRANCE = "What is the capital of France?"
 STORY = "Tell me a long story about a fox."

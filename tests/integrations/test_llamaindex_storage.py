@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from llama_index.core import StorageContext, SummaryIndex, VectorStoreIndex, load_index_from_storage
@@ -9,7 +10,19 @@ from llama_index.core.extractors import BaseExtractor
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import Document, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.schema import (
+    Document,
+    ImageDocument,
+    ImageNode,
+    IndexNode,
+    MediaResource,
+    MetadataMode,
+    Node,
+    NodeRelationship,
+    ObjectType,
+    RelatedNodeInfo,
+    TextNode,
+)
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters, SimpleVectorStore
 from llama_index.core.vector_stores.types import (
@@ -115,16 +128,84 @@ def test_nodes_of_one_document_are_found_and_deleted_by_it(llm, store):
     assert found[0].metadata.keys() == {"year", "level", "ratio", "kv_entries"}
     assert index.as_retriever(doc_ids=["estate"]).retrieve(QUESTION) == found
     assert index.as_retriever(doc_ids=[]).retrieve(QUESTION) == []
-    assert index.docstore.get_node(pieces[0].node_id) == TextNode(
-        text=pieces[0].text,
-        id_=pieces[0].node_id,
-        metadata={"year": 1911},
-        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id="estate")},
-    )
+    assert [index.docstore.get_node(piece.node_id) for piece in pieces] == pieces
     response = index.as_query_engine().query(QUESTION)
     assert len(response.source_nodes) == len(found)
     index.delete_ref_doc("estate")
     assert len(store) == 0
+
+
+class Note(TextNode):
+    """A class of somebody's own."""
+
+    by: str = "nobody"
+
+    @classmethod
+    def class_name(cls):
+        return "Note"
+
+
+NODES = {
+    "loose": TextNode(text="Loose.", metadata={"places": ["gorge", {"bank": "left"}]}),
+    "excluding": TextNode(text="Hidden.", metadata={"place": "kiln"}, excluded_llm_metadata_keys=["place"]),
+    "related": TextNode(
+        text="Between.",
+        start_char_idx=3,
+        end_char_idx=11,
+        relationships={
+            NodeRelationship.PREVIOUS: RelatedNodeInfo(node_id="before", metadata={"page": 1}, hash="abc"),
+            NodeRelationship.CHILD: [RelatedNodeInfo(node_id="a", node_type=ObjectType.TEXT)],
+        },
+    ),
+    "of a document": TextNode(
+        text="A piece.", relationships={NodeRelationship.SOURCE: Document(text="Whole.").as_related_node_info()}
+    ),
+    "laid out": TextNode(text="<b>", mimetype="text/html", text_template="{content}", metadata_separator="; "),
+    "index node": IndexNode(text="A summary.", index_id="other"),
+    "node": Node(text_resource=MediaResource(text="Of several media.")),
+    "document": Document(text="Whole.", metadata={"place": "hives"}),
+    "file": Document(text_resource=MediaResource(text="A file.", path=Path("lamp.txt"), mimetype="text/plain")),
+    "derived": Document(text="Later.", relationships={NodeRelationship.PREVIOUS: RelatedNodeInfo(node_id="earlier")}),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_what_goes_in_comes_back_the_same(store, name):
+    node = NODES[name]
+    docstore, vectors = SharedContextDocumentStore(store), SharedContextVectorStore(store)
+    docstore.add_documents([node])
+    (again,) = vectors.get_nodes()
+    assert docstore.get_document(node.node_id) == again == node
+    assert type(again) is type(node) and again.hash == node.hash
+    vectors.add([again])
+    assert vectors.get_nodes() == [node]
+    found = SharedContextIndex.from_store(store).as_retriever(similarity_top_k=1).retrieve(node.get_content())
+    assert found[0].metadata.keys() == {*node.metadata, "level", "ratio", "kv_entries"}
+
+
+def test_a_node_of_a_class_of_ones_own_comes_back_as_what_it_derives_from(store):
+    docstore = SharedContextDocumentStore(store)
+    docstore.add_documents([Note(text="Mind the wind.", id_="note", by="Ann")])
+    assert docstore.get_document("note") == TextNode(text="Mind the wind.", id_="note")
+
+
+def test_a_node_with_a_picture_is_refused_whatever_its_class(store):
+    for node in (ImageNode(text="A kiln.", image="aGk="), ImageDocument(text="A kiln.", image=b"kiln")):
+        with pytest.raises(DocumentError, match="holds image"):
+            SharedContextVectorStore(store).add([node])
+    assert len(store) == 0
+
+
+def test_a_pipeline_leaves_alone_what_has_not_changed_of_loose_nodes(store):
+    nodes = [TextNode(text=text, id_=name, metadata={"place": name}) for name, text in TEXTS.items()]
+    pipeline = IngestionPipeline(
+        transformations=[Lengths(in_place=False)],
+        docstore=SharedContextDocumentStore(store),
+        docstore_strategy=DocstoreStrategy.DUPLICATES_ONLY,
+    )
+    assert len(pipeline.run(nodes=nodes)) == 3
+    nodes[1].set_content("The kiln is cold.")
+    assert [node.node_id for node in pipeline.run(nodes=nodes)] == ["kiln"]
 
 
 def test_what_other_indexes_take_is_refused_by_the_name_of_its_like(llm, store):
@@ -269,8 +350,11 @@ def test_the_docstore_has_the_documents_whole(index, store):
     assert docstore.get_document_hash("none") is None
     assert docstore.get_all_document_hashes() == {d.hash: d.id_ for d in documents()}
     assert docstore.get_document("none", raise_error=False) is None
-    with pytest.raises(DocumentNotFoundError):
-        docstore.get_document("none")
+    for unknown in (docstore.get_document, docstore.get_node, docstore.delete_document, docstore.delete_ref_doc):
+        with pytest.raises(ValueError, match="none"):  # what LlamaIndex's docstores raise, and its callers catch
+            unknown("none")
+        with pytest.raises(DocumentNotFoundError):
+            unknown("none")
     assert [node.node_id for node in docstore.get_nodes(["kiln", "hives"])] == ["kiln", "hives"]
     docstore.add_documents([Document(text="The ferry is late.", id_="ferry")])
     docstore.delete_document("kiln")

@@ -15,9 +15,10 @@ from llama_index.core.memory import BaseMemory
 from llama_index.core.prompts import ChatPromptTemplate
 from llama_index.core.schema import NodeWithScore, QueryType, TextNode
 
+from shared_context.errors import ConfigError
 from shared_context.integrations.llamaindex.llm import SharedLLM
+from shared_context.integrations.llamaindex.messages import message_text
 from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer
-from shared_context.integrations.llamaindex.translate import message_text
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
@@ -37,7 +38,12 @@ class SharedContextChatEngine(CondensePlusContextChatEngine):
         show_metadata: as in :class:`SharedContextSynthesizer`.
         kwargs: as in CondensePlusContextChatEngine: system_prompt, condense_prompt, skip_condense (retrieve for the
             message as it stands instead of having the LLM rewrite it first), node_postprocessors, callback_manager.
+
+    Raises:
+        ConfigError: neither ``store`` nor the retriever's is there.
     """
+
+    _llm: SharedLLM
 
     def __init__(
         self,
@@ -50,10 +56,13 @@ class SharedContextChatEngine(CondensePlusContextChatEngine):
         **kwargs: Any,
     ):
         super().__init__(retriever=retriever, llm=llm, memory=memory, **kwargs)
-        self._store = store if store is not None else retriever.store
+        injected = store if store is not None else getattr(retriever, "store", None)
+        if injected is None:
+            raise ConfigError(f"the {type(retriever).__name__} has no store: give store=, whose KV are injected")
+        self._store: SharedLLMContextStore = injected
         self._show_metadata = show_metadata
 
-    def _get_response_synthesizer(
+    def _get_response_synthesizer(  # type: ignore[override]  # another synthesizer than LlamaIndex's, which pastes
         self, chat_history: list[ChatMessage], streaming: bool = False
     ) -> SharedContextSynthesizer:
         return _ChatSynthesizer(

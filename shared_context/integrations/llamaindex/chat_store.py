@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage
-from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.storage.chat_store.base import BaseChatStore
 
 from shared_context.integrations.llamaindex.conversation import messages_of, put, replace
+from shared_context.integrations.llamaindex.copies import OverStore
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
 
 
-class SharedContextChatStore(BaseChatStore):
+class SharedContextChatStore(OverStore, BaseChatStore):
     """Keeps the messages of each key as the conversation of that id.
 
     ``ChatMemoryBuffer.from_defaults(chat_store=SharedContextChatStore(store), chat_store_key="alice")``; what it holds
@@ -24,8 +24,6 @@ class SharedContextChatStore(BaseChatStore):
     Args:
         store: keeps the conversations.
     """
-
-    _store: Any = PrivateAttr()
 
     def __init__(self, store: SharedLLMContextStore, **fields: Any):
         super().__init__(**fields)

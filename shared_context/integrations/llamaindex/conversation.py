@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage
 
-from shared_context.integrations.llamaindex.translate import readable_text, role_of
+from shared_context.integrations.llamaindex.messages import readable_text, role_of
 
 if TYPE_CHECKING:
     from shared_context.store.memory import ConversationMemory

@@ -11,7 +11,7 @@ from fsspec import AbstractFileSystem
 from llama_index.core.schema import BaseNode
 from llama_index.core.storage.docstore.types import BaseDocumentStore, RefDocInfo
 
-from shared_context.integrations.llamaindex.translate import (
+from shared_context.integrations.llamaindex.documents import (
     REF_DOC_ID,
     SOURCE_HASH,
     own_metadata,

@@ -26,8 +26,10 @@ from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM, default_completion_to_prompt
 
-from shared_context.integrations.llamaindex.translate import to_conversation
-from shared_context.integrations.loading import load_model
+from shared_context.errors import ConfigError, ModelMismatchError
+from shared_context.integrations.llamaindex.copies import Sharing
+from shared_context.integrations.llamaindex.messages import to_conversation
+from shared_context.integrations.loading import load_model, loaded_model
 
 if TYPE_CHECKING:
     from shared_context import Completion, Selection, SharedLLMModel
@@ -62,7 +64,7 @@ def _over_context(call: Callable) -> Callable:
     return bound
 
 
-class SharedLLM(LLM):
+class SharedLLM(Sharing, LLM):
     r"""A :class:`SharedLLMModel` as a LlamaIndex LLM, for pipelines that paste text and for those that inject KV.
 
     ``llm.chat(messages, context=selection)`` answers over a selection of a context store; so do ``complete`` and the
@@ -110,7 +112,7 @@ class SharedLLM(LLM):
         loading = {name: named.get(name) for name in _LOADING if name in fields}
         model = load_model(model, **{**loading, **(fields.get("model_kwargs") or {})})
         fields |= named
-        super().__init__(model=model.name, **fields)
+        super().__init__(**{**fields, "model": model.name})
         self._model = model
 
     @classmethod
@@ -123,6 +125,30 @@ class SharedLLM(LLM):
         if not isinstance(kwargs.get("model", ""), str | Path):
             data = {name: value for name, value in data.items() if name not in _LOADING}
         return super().from_dict(data, **kwargs)
+
+    def _elsewhere(self) -> dict[str, Any]:
+        if not isinstance(self._context, str | None):
+            raise ConfigError(
+                "the LLM is bound to a selection, which stays with its store and cannot be pickled: pickle the LLM "
+                "that it was made of, and select again"
+            )
+        return {"identity": self._model.identity, "context": self._context}
+
+    def _find_again(self, elsewhere: dict[str, Any]) -> None:
+        """Take the model that is loaded already, or load it by its name.
+
+        Raises:
+            ModelNotFoundError: there is none of this name.
+            ModelMismatchError: the model of this name is another one, or another adapter was on it.
+        """
+        loading = {name: getattr(self, name) for name in _LOADING}
+        found = loaded_model(elsewhere["identity"]) or load_model(self.model, **{**loading, **self.model_kwargs})
+        if found.identity != elsewhere["identity"]:
+            raise ModelMismatchError(
+                f"the pickled LLM ran {self.model} ({elsewhere['identity']}), and what is loaded by that name is "
+                f"{found.identity}: name the adapter, SharedLLM({self.model!r}, adapter=...), before it is pickled"
+            )
+        self._model, self._context = found, elsewhere["context"]
 
     @property
     def shared_model(self) -> SharedLLMModel:
@@ -203,14 +229,16 @@ class SharedLLM(LLM):
 
     def _completion(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the model for a prompt: one user message, unless it comes in the model's own format."""
-        if not formatted and self.completion_to_prompt is not default_completion_to_prompt:
-            prompt, formatted = self.completion_to_prompt(prompt), True
+        to_prompt = self.completion_to_prompt
+        if not formatted and to_prompt is not None and to_prompt is not default_completion_to_prompt:
+            prompt, formatted = to_prompt(prompt), True
         return self._call(prompt, formatted, kwargs)
 
     def _conversation(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the model for messages: the model's chat template, unless the user brought another format."""
-        if self.messages_to_prompt is not default_messages_to_prompt:
-            return self._call(self.messages_to_prompt(messages), True, kwargs)
+        to_prompt = self.messages_to_prompt
+        if to_prompt is not None and to_prompt is not default_messages_to_prompt:
+            return self._call(to_prompt(messages), True, kwargs)
         return self._call(to_conversation(messages), False, kwargs)
 
     def _call(self, prompt: str | list[dict[str, str]], formatted: bool, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from llama_index.core.memory.memory import BaseMemoryBlock
 from llama_index.core.schema import QueryBundle
 
 from shared_context.integrations.llamaindex.conversation import edit, messages_of, put, replace, to_message
-from shared_context.integrations.llamaindex.translate import readable_text
+from shared_context.integrations.llamaindex.copies import OverStore
+from shared_context.integrations.llamaindex.messages import readable_text
 from shared_context.integrations.llamaindex.whereabouts import remember, store_again, whereabouts
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ EARLIER = "Earlier in this conversation:\n\n"
 """Begins the system message that brings back old turns."""
 
 
-class SharedContextMemory(BaseMemory):
+class SharedContextMemory(OverStore, BaseMemory):
     """A conversation that a store keeps, for chat engines and agents with any LLM.
 
     :meth:`get` returns the recent messages as they were, behind one system message with the passages of older turns
@@ -41,11 +42,10 @@ class SharedContextMemory(BaseMemory):
     recent_tokens: int = Field(default=1024, gt=0, description="Tokens of the last messages that stay verbatim.")
     budget: int = Field(default=512, ge=0, description="The most tokens of older turns that are brought back.")
 
-    _store: Any = PrivateAttr()
     _conversation: Any = PrivateAttr()
 
     def __init__(self, store: SharedLLMContextStore, session_id: str | None = None, **fields: Any):
-        super().__init__(session_id=session_id or str(uuid.uuid4()), **fields)
+        super().__init__(**{**fields, "session_id": session_id or str(uuid.uuid4())})
         self._store = store
         self._conversation = store.conversation(self.session_id, recent_tokens=self.recent_tokens)
         remember(store)
@@ -56,10 +56,17 @@ class SharedContextMemory(BaseMemory):
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """The settings, and where the conversation is kept; of a store in memory also what was said."""
-        data = {**super().to_dict(**kwargs), "store": whereabouts(self._store)}
+        return {**super().to_dict(**kwargs), **self._elsewhere()}
+
+    def _elsewhere(self) -> dict[str, Any]:
+        kept: dict[str, Any] = {"store": whereabouts(self._store)}
         if self._store.path is None:
-            data["messages"] = [message.model_dump(mode="json") for message in self.get_all()]
-        return data
+            kept["messages"] = [message.model_dump(mode="json") for message in self.get_all()]
+        return kept
+
+    def _find_again(self, elsewhere: dict[str, Any]) -> None:
+        again = self.from_dict({"session_id": self.session_id, "recent_tokens": self.recent_tokens, **elsewhere})
+        self._store, self._conversation = again._store, again._conversation
 
     @classmethod
     def from_dict(
@@ -89,7 +96,7 @@ class SharedContextMemory(BaseMemory):
         return memory
 
     @classmethod
-    def from_defaults(
+    def from_defaults(  # type: ignore[override]  # LlamaIndex's memories can be made of nothing, this one is a store's
         cls,
         store: SharedLLMContextStore,
         session_id: str | None = None,
@@ -176,7 +183,7 @@ class SharedContextMemory(BaseMemory):
         return to_message(asked)
 
 
-class SharedContextMemoryBlock(BaseMemoryBlock[str]):
+class SharedContextMemoryBlock(OverStore, BaseMemoryBlock[str]):
     """Long-term memory of LlamaIndex's ``Memory``: keeps what falls out of its short-term window.
 
     ``Memory.from_defaults(memory_blocks=[SharedContextMemoryBlock(store)])``; each session is a conversation of the
@@ -193,8 +200,6 @@ class SharedContextMemoryBlock(BaseMemoryBlock[str]):
     name: str = Field(default="EarlierMessages", description="The name of the memory block.")
     session_id: str = Field(default="memory", description="The conversation of calls that bring no session.")
     budget: int = Field(default=512, gt=0, description="The most tokens that are brought back.")
-
-    _store: Any = PrivateAttr()
 
     def __init__(self, store: SharedLLMContextStore, **fields: Any):
         super().__init__(**fields)

@@ -13,7 +13,9 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from shared_context.config import DEFAULT_BUDGET
 from shared_context.errors import ConfigError
-from shared_context.integrations.llamaindex.translate import REF_DOC_ID, to_filters, to_nodes
+from shared_context.integrations.llamaindex.documents import REF_DOC_ID
+from shared_context.integrations.llamaindex.filters import to_filters
+from shared_context.integrations.llamaindex.nodes import to_nodes
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore

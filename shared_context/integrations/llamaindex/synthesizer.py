@@ -18,7 +18,7 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from shared_context.errors import ConfigError, ModelMismatchError
 from shared_context.integrations.llamaindex.llm import SharedLLM
-from shared_context.integrations.llamaindex.translate import divide, tells_metadata
+from shared_context.integrations.llamaindex.nodes import divide, tells_metadata
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
@@ -60,6 +60,8 @@ class SharedContextSynthesizer(BaseSynthesizer):
         ModelMismatchError: ``llm`` runs another model than the one whose KV the store holds.
         ConfigError: ``llm`` is not a SharedLLM.
     """
+
+    _llm: SharedLLM
 
     def __init__(
         self,

@@ -24,8 +24,12 @@ from llama_index.core.vector_stores.types import (
 )
 
 from shared_context.errors import ConfigError, QueryError
+from shared_context.integrations.llamaindex.copies import OverStore, Sharing
 from shared_context.integrations.llamaindex.docstore import PERSISTED, SharedContextDocumentStore
-from shared_context.integrations.llamaindex.translate import to_documents, to_filters, to_llamaindex, to_nodes
+from shared_context.integrations.llamaindex.documents import to_documents, to_llamaindex
+from shared_context.integrations.llamaindex.filters import to_filters
+from shared_context.integrations.llamaindex.nodes import to_nodes
+from shared_context.store.embedder import SentenceTransformerEmbedder
 
 if TYPE_CHECKING:
     from llama_index.core.storage.storage_context import StorageContext
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 _MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SEMANTIC_HYBRID)
 
 
-class SharedContextVectorStore(BasePydanticVectorStore):
+class SharedContextVectorStore(OverStore, BasePydanticVectorStore):
     """A context store behind ``VectorStoreIndex.from_vector_store`` and ``IngestionPipeline(vector_store=...)``.
 
     What is added is stored as it comes, one document for each node: leave splitters out and documents stay whole. The
@@ -57,10 +61,8 @@ class SharedContextVectorStore(BasePydanticVectorStore):
     stores_text: bool = True
     is_embedding_query: bool = False
 
-    _store: Any = PrivateAttr()
-
     def __init__(self, store: SharedLLMContextStore):
-        super().__init__(stores_text=True)
+        super().__init__()
         self._store = store
 
     @classmethod
@@ -132,7 +134,7 @@ class SharedContextVectorStore(BasePydanticVectorStore):
         nodes = to_nodes(passages)
         return VectorStoreQueryResult(
             nodes=[scored.node for scored in nodes],
-            similarities=[scored.score for scored in nodes],
+            similarities=[scored.get_score() for scored in nodes],
             ids=[scored.node_id for scored in nodes],
         )
 
@@ -199,7 +201,7 @@ def persisted_store(storage_context: StorageContext) -> Path | None:
     return Path(pointer.data.metadata_dict[PERSISTED]["path"])
 
 
-class SharedContextEmbedding(BaseEmbedding):
+class SharedContextEmbedding(Sharing, BaseEmbedding):
     """The embedder of a context store as a LlamaIndex embedding model.
 
     It reads as much of a text as its model does, of MiniLM's 256 tokens; a store without an embedder gives the same
@@ -215,6 +217,17 @@ class SharedContextEmbedding(BaseEmbedding):
         name = store.embedder.name if store.embedder is not None else "none"
         super().__init__(**{"model_name": name, **fields})
         self._embedder = store.embedder
+
+    def _elsewhere(self) -> Any:
+        return self._embedder.name if isinstance(self._embedder, SentenceTransformerEmbedder) else self._embedder
+
+    def _find_again(self, elsewhere: Any) -> None:
+        """Load the embedder again by its name, unless it is one of somebody's own, which was pickled.
+
+        Raises:
+            ModelNotFoundError: there is none of this name.
+        """
+        self._embedder = SentenceTransformerEmbedder(elsewhere) if isinstance(elsewhere, str) else elsewhere
 
     @classmethod
     def class_name(cls) -> str:

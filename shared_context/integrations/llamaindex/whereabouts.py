@@ -33,11 +33,15 @@ def whereabouts(store: SharedLLMContextStore) -> dict[str, Any]:
     }
 
 
-def store_again(where: dict[str, Any] | None) -> SharedLLMContextStore:
+def store_again(where: dict[str, Any] | None, *, anew: bool = True) -> SharedLLMContextStore:
     """The store of :func:`whereabouts`: the one that is open, one that is opened again, or a new one in memory.
 
+    Args:
+        where: what :func:`whereabouts` gave.
+        anew: a new one is made for one that was in memory and is gone.
+
     Raises:
-        ConfigError: ``where`` is missing.
+        ConfigError: ``where`` is missing, or the store was in memory, is gone, and no new one is wanted.
         StoreFormatError: the store's folder is gone.
         ModelNotFoundError: no model of the store's is loaded, and none has its name.
         ModelMismatchError: the model of that name is another one, or the store has an embedder of its own: open the
@@ -49,6 +53,11 @@ def store_again(where: dict[str, Any] | None) -> SharedLLMContextStore:
         if (name, store.namespace_name) == (where["name"], where.get("namespace", "")) and _is_open(store):
             return store
     path = where["path"]
+    if path is None and not anew:
+        raise ConfigError(
+            "the store was in memory, and is closed by now or in another process: give SharedLLMContextStore a path, "
+            "so that it can be opened again"
+        )
     if path is not None and not Path(path).is_dir():
         raise StoreFormatError(
             f"the store {path!r}, which holds the saved memory's conversation, is gone: put it back, or give "
