@@ -70,6 +70,7 @@ def run(*command: str, cwd: Path, stdin: str = "") -> str:
     # The command of the environment that runs this test; a reader's is on the path.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     here = {"PATH": path, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    here |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")  # a page's own server is not asked through a proxy
     done = subprocess.run(
         command,
         cwd=cwd,
