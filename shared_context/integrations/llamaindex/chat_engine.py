@@ -16,6 +16,7 @@ from llama_index.core.prompts import ChatPromptTemplate
 from llama_index.core.schema import NodeWithScore, QueryType, TextNode
 
 from shared_context.errors import ConfigError
+from shared_context.integrations.llamaindex.copies import PlainOverStore
 from shared_context.integrations.llamaindex.llm import SharedLLM
 from shared_context.integrations.llamaindex.messages import message_text
 from shared_context.integrations.llamaindex.synthesizer import SharedContextSynthesizer
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
 
 
-class SharedContextChatEngine(CondensePlusContextChatEngine):
+class SharedContextChatEngine(PlainOverStore, CondensePlusContextChatEngine):
     """LlamaIndex's context chat engine, with the context injected instead of pasted into the system prompt.
 
     ``chat``, ``stream_chat``, ``achat``, ``astream_chat``, ``reset`` and ``chat_history`` are the framework's. Where

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import copy
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
 
 from shared_context.integrations.llamaindex.whereabouts import remember, store_again, whereabouts
+
+if TYPE_CHECKING:
+    from shared_context import SharedLLMContextStore
 
 
 class Sharing(BaseModel):
@@ -54,3 +58,27 @@ class OverStore(Sharing):
             StoreFormatError, ModelNotFoundError, ModelMismatchError: as :func:`store_again`.
         """
         self._store = store_again(elsewhere, anew=False)
+
+
+class PlainOverStore:
+    """The same for what is no pydantic model: retrievers, synthesizers, docstores, indexes."""
+
+    _store: SharedLLMContextStore
+
+    def __copy__(self) -> Self:
+        again = object.__new__(type(self))
+        again.__dict__.update(self.__dict__)
+        return again
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        again = memo[id(self)] = copy.copy(self)
+        memo[id(self._store)] = self._store
+        again.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return again
+
+    def __getstate__(self) -> dict[str, Any]:
+        remember(self._store)
+        return {**self.__dict__, "_store": whereabouts(self._store)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "_store": store_again(state["_store"], anew=False)})

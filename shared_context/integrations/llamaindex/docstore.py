@@ -11,6 +11,7 @@ from fsspec import AbstractFileSystem
 from llama_index.core.schema import BaseNode
 from llama_index.core.storage.docstore.types import BaseDocumentStore, RefDocInfo
 
+from shared_context.integrations.llamaindex.copies import PlainOverStore
 from shared_context.integrations.llamaindex.documents import (
     REF_DOC_ID,
     SOURCE_HASH,
@@ -27,7 +28,7 @@ PERSISTED = "context_store"
 """Folder beside LlamaIndex's own files that a persisted store lies in."""
 
 
-class SharedContextDocumentStore(BaseDocumentStore):
+class SharedContextDocumentStore(PlainOverStore, BaseDocumentStore):
     """Reads and changes the documents of a context store: it holds nothing of its own.
 
     Args:

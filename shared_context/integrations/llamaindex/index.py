@@ -20,6 +20,7 @@ from shared_context import SharedLLMContextStore
 from shared_context.config import StoreConfig
 from shared_context.errors import ConfigError, StoreFormatError
 from shared_context.integrations.llamaindex.contents import Filled
+from shared_context.integrations.llamaindex.copies import PlainOverStore
 from shared_context.integrations.llamaindex.docstore import PERSISTED, SharedContextDocumentStore
 from shared_context.integrations.llamaindex.engines import Asked
 from shared_context.integrations.llamaindex.llm import SharedLLM
@@ -39,7 +40,7 @@ from shared_context.shards import open_store
 from shared_context.store.documents import OnError
 
 
-class SharedContextIndex(Asked, Filled):
+class SharedContextIndex(PlainOverStore, Asked, Filled):
     """Whole documents in a context store, as a LlamaIndex index.
 
     ``SharedContextIndex.from_documents(documents, llm=SharedLLM(...)).as_query_engine().query("...")``: nothing is

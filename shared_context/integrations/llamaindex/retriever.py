@@ -13,6 +13,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from shared_context.config import DEFAULT_BUDGET
 from shared_context.errors import ConfigError
+from shared_context.integrations.llamaindex.copies import PlainOverStore
 from shared_context.integrations.llamaindex.documents import REF_DOC_ID
 from shared_context.integrations.llamaindex.filters import to_filters
 from shared_context.integrations.llamaindex.nodes import to_nodes
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore
 
 
-class SharedContextRetriever(BaseRetriever):
+class SharedContextRetriever(PlainOverStore, BaseRetriever):
     """Retrieves from a :class:`SharedLLMContextStore`, for :class:`SharedContextSynthesizer` or for any other LLM.
 
     Nodes come best first, as from every retriever; each has its text, its place (``start_char_idx``,

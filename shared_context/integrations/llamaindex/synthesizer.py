@@ -17,6 +17,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from shared_context.errors import ConfigError, ModelMismatchError
+from shared_context.integrations.llamaindex.copies import PlainOverStore
 from shared_context.integrations.llamaindex.llm import SharedLLM
 from shared_context.integrations.llamaindex.nodes import divide, tells_metadata
 
@@ -38,7 +39,7 @@ def check_model(llm: SharedLLM, store: SharedLLMContextStore) -> None:
         )
 
 
-class SharedContextSynthesizer(BaseSynthesizer):
+class SharedContextSynthesizer(PlainOverStore, BaseSynthesizer):
     """Turns the nodes it is given back into a selection of the store and answers over their KV, in one call.
 
     What postprocessors dropped is not injected; their order does not matter, the most promising passage is read last.
