@@ -65,7 +65,7 @@ class Ingestion:
         embeddings = self._embed(documents, advance)
         sizes = self.tree.leaf_size, self.tree.chunk_size
         words = [LeafWords.by_chunk(document.text, document.tokens, *sizes) for document in documents]
-        return [NodeData(*of_tokens, *others) for of_tokens, *others in zip(nodes, embeddings, words, strict=True)]
+        return [NodeData(*n, e, w) for n, e, w in zip(nodes, embeddings, words, strict=True)]
 
     def tail(self, last: Part, more: StoredText) -> StoredText:
         """What has to be computed when text is added to a document: its last chunk, if that is not full, and more.
@@ -85,6 +85,7 @@ class Ingestion:
         """The :meth:`tail` with its node data; its words are of the language of the document."""
         tail = self.tail(last, more)
         (nodes,) = self([tail])
+        assert last.nodes.words is not None  # what was read back to be extended has them
         before, language = last.before, last.nodes.words.language
         if len(last.stored.tokens) == self.tree.chunk_size:
             before = (before + last.stored.text)[-BEFORE_CHARACTERS:]

@@ -169,7 +169,7 @@ def forget(path: Path, shape: NodeShape, keys: Iterable[int] | None, there: Iter
     with open(path, "r+b") as file:
         layout = _layout(file)
         directory = None if layout is None or layout[0] != _described(shape) else _directory(file, layout[1])
-        if directory is None:
+        if layout is None or directory is None:
             path.unlink()
             return
         places, named = layout[1], dict(zip(_DIRECTORY, directory, strict=True))
@@ -263,8 +263,11 @@ def _layout(file: BinaryIO) -> tuple[str, dict[str, tuple[int, int]]] | None:
     try:
         header = json.loads(file.read(length))
         described = header.pop("__metadata__")["shape"]
-        places = {name: tuple(8 + length + int(at) for at in of["data_offsets"]) for name, of in header.items()}
-        return described, {name: places[name] for name in ("checksum", *_DIRECTORY, *_ROWS)}
+        places = {}
+        for name in ("checksum", *_DIRECTORY, *_ROWS):
+            begin, end = header[name]["data_offsets"]
+            places[name] = (8 + length + int(begin), 8 + length + int(end))
+        return described, places
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 

@@ -117,6 +117,7 @@ class Namespaces:
                     if self._database.namespace(name) is None:  # another process may have been faster
                         self._database.add_namespace(name)
                     found = self._database.namespace(name)
+            assert found is not None  # it is made where it was missing
             namespace = self._open.get(name)
             if namespace is None or namespace.key != found[0]:  # dropped and made again by another process
                 namespace = self._rooms(name, *found)
@@ -171,7 +172,7 @@ class Namespaces:
         return NodeIndex(self._config.tree, self._model.hf_model.config.vocab_size, self._model.device)
 
     def _folder(self, name: str, salt: bytes) -> Path | None:
-        if self._path is None or name == DEFAULT_NAMESPACE:
+        if self._path is None or self._beside is None or name == DEFAULT_NAMESPACE:
             return self._path
         return self._beside / FOLDER / _folder_name(salt)
 
@@ -196,7 +197,8 @@ class Namespaces:
         """Delete a namespace with all that it holds."""
         with namespace.catalogue.changing() as change:
             namespace.catalogue.remove_all(change)
-            namespace.conversations.remove_all()
+            if namespace.conversations is not None:
+                namespace.conversations.remove_all()
             self._database.set_meta(_limit(namespace.key), None)
             self._database.remove_namespace(namespace.key)
         self._let_go(namespace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from shared_context.store.node_index import Leaves, NodeIndex
-from shared_context.store.word_index import WordIndex
+from shared_context.store.word_index import NamespaceWords
 
 KEPT_ROWS = 1 << 23
 """Rows of leaves that are remembered, of all terms together; four bytes each."""
@@ -19,7 +19,7 @@ class Postings:
         index: those of them that are asked about.
     """
 
-    def __init__(self, words: WordIndex, index: NodeIndex):
+    def __init__(self, words: NamespaceWords, index: NodeIndex):
         self._words, self._index = words, index
         self._leaves: Leaves | None = None
         self._rows: dict[str, np.ndarray] = {}
@@ -27,9 +27,9 @@ class Postings:
 
     def rows(self, term: str) -> np.ndarray:
         """Rising rows of the leaves that hold a term, int32."""
-        self._renew()
+        leaves = self._renewed()
         if (rows := self._rows.get(term)) is None:
-            rows = self._look_up(term)
+            rows = self._look_up(term, leaves)
             if sum(map(len, self._rows.values())) + len(rows) > KEPT_ROWS:
                 self._rows.clear()
             self._rows[term] = rows
@@ -37,18 +37,20 @@ class Postings:
 
     def languages(self) -> list[str]:
         """The languages that documents were taken for."""
-        self._renew()
+        self._renewed()
         return self._languages
 
-    def _renew(self) -> None:
-        if self._leaves is not self._index.leaves():
-            self._leaves = self._index.leaves()
-            self._rows, self._languages = {}, self._words.languages()
+    def _renewed(self) -> Leaves:
+        """The leaves that there are; what was remembered of others is forgotten."""
+        leaves = self._index.leaves()
+        if self._leaves is not leaves:
+            self._leaves, self._rows, self._languages = leaves, {}, self._words.languages()
+        return leaves
 
-    def _look_up(self, term: str) -> np.ndarray:
+    def _look_up(self, term: str, of: Leaves) -> np.ndarray:
         documents, leaves = self._words.leaves_with(term)
-        first = np.searchsorted(self._leaves.document, documents)
+        first = np.searchsorted(of.document, documents)
         rows = first + leaves
-        there = rows < len(self._leaves)
-        there[there] = self._leaves.document[rows[there]] == documents[there]
+        there = rows < len(of)
+        there[there] = of.document[rows[there]] == documents[there]
         return rows[there].astype(np.int32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from shared_context.store.node_index import Leaves
@@ -35,6 +37,7 @@ class Prefilter:
     def _make(self, leaves: Leaves) -> None:
         import faiss  # loaded where it is used: most stores never ask for it
 
+        self._index: Any  # faiss's types do not know that it takes arrays
         count, dimension = len(leaves.span_document), leaves.dimension
         self._lists = 0
         if count <= EXHAUSTIVE_SPANS:

@@ -54,7 +54,7 @@ from shared_context.store.scoring import (
     with_section,
 )
 from shared_context.store.word_edges import WordEdges, WordTrees
-from shared_context.store.word_index import WordIndex
+from shared_context.store.word_index import NamespaceWords
 from shared_context.tree import ContextTree, GrainedNode, Node, expand_under_budget, kv_entries, split_and_search
 from shared_context.tree.search import smallest_cut
 
@@ -143,7 +143,7 @@ class Selector:
         codec: Codec,
         embedder: Embedder | None,
         index: NodeIndex,
-        words: WordIndex,
+        words: NamespaceWords,
         edges: WordEdges,
         text: Text,
         rewrite: Rewrite | None = None,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import dropwhile
 from typing import Any, NamedTuple
 
+from shared_context.config import Policy
 from shared_context.store.memory import ConversationMemory
-from shared_context.store.selection import Selection
+from shared_context.store.selection import JoinedSelections, Selection
 from shared_context.store.store import SharedLLMContextStore
 
 MEMORY_SHARE = 4
@@ -24,7 +24,7 @@ class Turn(NamedTuple):
     """
 
     messages: list[dict[str, Any]]
-    context: Selection
+    context: Selection | JoinedSelections
     passages: Selection
 
 
@@ -34,7 +34,7 @@ def next_turn(
     question: str,
     *,
     budget: int,
-    policy: str | None = None,
+    policy: Policy | None = None,
     **options: Any,
 ) -> Turn:
     """What the next question of a conversation is answered with; nothing is remembered yet.
@@ -58,5 +58,5 @@ def next_turn(
     passages = store.select(question, budget=left, policy=policy, **options)
     # Many chat templates insist that a user speaks first; what that user said may be among the older turns.
     recent = dropwhile(lambda turn: turn["role"] != "user", memory.recent())
-    messages: list[Mapping[str, Any]] = [*recent, {"role": "user", "content": question}]
+    messages: list[dict[str, Any]] = [*map(dict, recent), {"role": "user", "content": question}]
     return Turn(messages, older + passages if older else passages, passages)
