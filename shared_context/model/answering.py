@@ -139,7 +139,7 @@ class AnsweringModel(StackedModel):
         if single and all(getattr(settings, option) in (None, 1) for option in SEVERAL_ANSWERS):
             # As a stream, so that both give the same answer and the same time to its first token.
             pieces = partial(answer_pieces, self._decoder, requests[0], settings, stop, seed, constraint)
-            stream = CompletionStream(pieces)
+            stream = CompletionStream(pieces, self._decoder.steps)
             for _ in stream:
                 pass
             assert stream.completion is not None  # it was read to its end
@@ -189,7 +189,8 @@ class AnsweringModel(StackedModel):
         for option in SEVERAL_ANSWERS:
             given = getattr(settings, option)
             require(given in (None, 1), option, given, "a stream has one answer; use complete()")
-        return CompletionStream(partial(answer_pieces, self._decoder, requests[0], settings, stop, seed, constraint))
+        pieces = partial(answer_pieces, self._decoder, requests[0], settings, stop, seed, constraint)
+        return CompletionStream(pieces, self._decoder.steps)
 
     @overload
     async def agenerate(self, prompt: str | Sequence[Message], **options: Any) -> str: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from shared_context.kernels import (
 )
 from shared_context.model.importance import ImportanceObserver
 from shared_context.model.in_place import EncodingsInPlace
+from shared_context.model.steps import CacheOfSeveral
 from shared_context.model.windows import Positions
 
 ATTENTION = "shared_context"
@@ -182,5 +184,22 @@ def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any)
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
-AttentionInterface.register(ATTENTION, attention)
+def attention_of_rows(
+    module: AttentionModule,
+    query: torch.Tensor,
+    *others: torch.Tensor | None,
+    several: CacheOfSeveral | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """:func:`attention`; of each row by itself where the batch is of answers that have caches of their own.
+
+    Args:
+        several: these caches; a forward pass of the whole model hands them down to here.
+    """
+    if several is None:
+        return attention(module, query, *others, **settings)  # type: ignore[arg-type]  # key, value and mask
+    return several.attend(partial(attention, module), module.layer_idx, query, **settings)
+
+
+AttentionInterface.register(ATTENTION, attention_of_rows)
 AttentionMaskInterface.register(ATTENTION, additive_mask)

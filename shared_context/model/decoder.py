@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,9 +16,10 @@ from shared_context.model.cache import CACHE_ARGUMENT, RoomyCache
 from shared_context.model.compressor import bottom_layers
 from shared_context.model.context import ContextKV
 from shared_context.model.cross_attention import CrossAttentionInjection
-from shared_context.model.injection import PrefixInjection
+from shared_context.model.injection import PrefixInjection, beside
 from shared_context.model.requests import Request
 from shared_context.model.step_weights import Stepping
+from shared_context.model.steps import Answering, Steps
 
 PREFIXES_KEPT = 16
 """Prefixes whose keys and values are kept: one for each system prompt in use."""
@@ -36,7 +37,8 @@ class InjectingDecoder:
         stepping: makes the model that computes the single steps of an answer; None leaves them to the model itself.
 
     Attributes:
-        lock: hooks and the random state belong to the whole process, so one generation runs at a time.
+        lock: hooks and the random state belong to the whole process, so one forward pass runs at a time.
+        steps: computes the single steps of answers.
     """
 
     def __init__(
@@ -52,6 +54,10 @@ class InjectingDecoder:
         self.tokenizer = tokenizer
         self.injection = injection
         self.lock = threading.RLock()
+        self.steps = Steps(self.lock)
+        # Windows count what one answer has read; numbers in few bits may be scaled by a whole batch.
+        plain = not getattr(model, "is_quantized", False)
+        self._joins = isinstance(injection, PrefixInjection) and not injection.windowed and plain
         self._sink, self._window, self._stepping = sink, window, stepping
         self._stepper = model if stepping is None else stepping(model)
         self._prefixes: OrderedDict[tuple[bytes, tuple[int, ...]], torch.Tensor] = OrderedDict()
@@ -74,6 +80,17 @@ class InjectingDecoder:
     def stepper(self, request: Request) -> PreTrainedModel:
         """Who generates: as :meth:`reader`, whose hooks it has, with the weights for single steps."""
         return self._adapted_stepper if request.reads else self._stepper
+
+    def answering(
+        self, stepper: PreTrainedModel, inputs: Mapping[str, Any], injected: AbstractContextManager[None]
+    ) -> Answering:
+        """An answer to a single request, of which the steps are to be computed.
+
+        Args:
+            stepper: what :meth:`stepper` gave for it.
+            inputs, injected: what :meth:`inputs` gave for it.
+        """
+        return Answering(stepper, inputs[CACHE_ARGUMENT], injected, *beside(injected), self._joins)
 
     def logits(self, requests: Sequence[Request], keep: int, in_place: bool = False) -> torch.Tensor:
         """Logits [batch, keep, vocabulary] over the last tokens of a batch's prompts."""

@@ -28,6 +28,7 @@ from shared_context.model.generation import (
 )
 from shared_context.model.prompt import PromptFormat
 from shared_context.model.requests import Request
+from shared_context.model.steps import Step
 
 SEVERAL_ANSWERS = ("num_beams", "num_return_sequences")
 """Fields of GenerationConfig that ask for more than one answer to be worked on, which no stream does."""
@@ -176,30 +177,38 @@ def answer_pieces(
     seed: int | None,
     constraint: Constraint | None,
     completion: list[Completion],
-) -> Generator[str]:
-    """The pieces of one answer; the lock and torch's modes are left between them, for others to compute."""
+) -> Generator[str | Step]:
+    """The pieces of one answer, and the steps that are to be computed between them, with others' if need be."""
     clock, text = Clock(decoder.hf_model.device), Detokenizer(decoder.tokenizer)
     contexts = decoder.contexts([request], settings.max_new_tokens)
     with decoder.lock, torch.inference_mode():
         inputs, injected = decoder.inputs([request], contexts, settings.max_new_tokens, in_place=True)
         chance = None if seed is None else torch.Generator(decoder.hf_model.device).manual_seed(int(seed))
-        tokens = decoder.stepper(request).generate(
+        stepper = decoder.stepper(request)
+        tokens = stepper.generate(
             **inputs,
             generation_config=settings,
             stopping_criteria=[clock],
             logits_processor=_processors(constraint),
-            custom_generate=partial(one_by_one, generator=chance),
+            custom_generate=partial(
+                one_by_one, answering=decoder.answering(stepper, inputs, injected), generator=chance
+            ),
         )
+    # Chance that belongs to the whole process is drawn by one at a time.
+    drawn = decoder.lock if settings.do_sample and chance is None else nullcontext()
     answer: list[int] = []
 
-    def pieces() -> Generator[str]:
+    def pieces() -> Generator[str | Step]:
         while True:
-            with decoder.lock, torch.inference_mode(), injected:
-                ids = next(tokens, None)
-            if ids is None:
+            with drawn, torch.inference_mode():
+                made = next(tokens, None)
+            if made is None:
                 break
-            answer.append(ids[0, -1].item())
-            yield text.put(answer[-1])
+            if isinstance(made, Step):
+                yield made
+            else:
+                answer.append(made)
+                yield text.put(made)
         yield text.end()
 
     try:

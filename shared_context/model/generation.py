@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -13,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
-    Cache,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
@@ -23,7 +24,8 @@ from transformers import (
 )
 
 from shared_context.kernels.launch import wait_for
-from shared_context.model.cache import CACHE_ARGUMENT, RoomyCache
+from shared_context.model.cache import RoomyCache
+from shared_context.model.steps import Answering, Step, Steps
 
 REPLACEMENT = "\ufffd"
 """What stands in a text for bytes that make no character, or none yet."""
@@ -118,10 +120,11 @@ def one_by_one(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
+    answering: Answering,
     generator: torch.Generator | None = None,
     **model_kwargs: Any,
-) -> Iterator[torch.Tensor]:
-    """The ids so far, [1, length], after each new token, which is computed when it is asked for.
+) -> Iterator[Step | int]:
+    """The steps of an answer, and the new token after each, which whoever reads on has computed.
 
     What transformers' ``generate(custom_generate=...)`` calls with everything prepared, in place of its own sampling
     loop, which would not give control back until the last token. It computes in the thread that asks: a thread of its
@@ -129,29 +132,31 @@ def one_by_one(
     which makes every step half as slow again.
 
     Args:
+        answering: the answer, whose cache is that of ``model_kwargs``; one row needs no padding, so there is no mask.
         generator: the source of chance; None is torch's global one.
-        **model_kwargs: hold the cache as CACHE_ARGUMENT; one row needs no padding, so there is no mask.
     """
-    cache: Cache = model_kwargs[CACHE_ARGUMENT]
+    cache = answering.cache
     in_place = cache.in_place if isinstance(cache, RoomyCache) else None
     unread = {} if in_place is None else {"in_place": in_place}
     while True:
         known = cache.get_seq_length()
         positions = torch.arange(known, input_ids.shape[1], device=input_ids.device)[None]
-        further = {CACHE_ARGUMENT: cache, **unread}
-        out = model(input_ids[:, known:], position_ids=positions, logits_to_keep=1, **further)
-        scores = logits_processor(input_ids, out.logits[:, -1].float())
+        step = Step(answering, input_ids[:, known:], positions, unread)
+        yield step
+        assert step.logits is not None  # it is computed before this goes on
+        scores = logits_processor(input_ids, step.logits)
         if generation_config.do_sample:
             token = torch.multinomial(scores.softmax(-1), 1, generator=generator)
         else:
             token = scores.argmax(-1, keepdim=True)
         input_ids = torch.cat([input_ids, token], dim=-1)
         ended = stopping_criteria(input_ids, scores).all()
-        yield input_ids
+        yield int(token.item())
         if ended:
             return
-        if isinstance(cache, RoomyCache):
+        if unread:
             # Every further step has one query, too little work to be done in many small pieces.
+            assert isinstance(cache, RoomyCache)
             cache.fill()
             unread = {}
 
@@ -192,11 +197,17 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """The pieces of a text up to its first stop string; an end that may begin one is held back."""
+def until_stop(pieces: Iterable[str | Step], stop: Sequence[str]) -> Iterator[str | Step]:
+    """The pieces of a text up to its first stop string; an end that may begin one is held back.
+
+    Steps that are to be computed between the pieces are handed on.
+    """
     longest = max((len(s) for s in stop), default=1) - 1
     held = ""
     for piece in pieces:
+        if isinstance(piece, Step):
+            yield piece
+            continue
         held += piece
         kept = cut_at_stop(held, stop)
         if len(kept) < len(held):
@@ -214,16 +225,21 @@ def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 class CompletionStream(Iterator[str]):
     """The pieces of an answer, each computed when it is asked for, by any thread, one at a time.
 
-    Closing the stream, or dropping it, ends the generation. Other generations may run between two pieces.
+    Closing the stream, or dropping it, ends the generation. Other generations may run between two pieces, and tokens
+    that several threads ask for at the same time, each of a stream of its own, are computed together.
 
     Args:
-        generate: makes the pieces; puts the completion into the list that it is given, however it ends.
+        generate: makes the pieces, and the steps that are to be computed between them; puts the completion into the
+            list that it is given, however it ends.
+        steps: computes them.
     """
 
-    def __init__(self, generate: Callable[[list[Completion]], Generator[str]]):
+    def __init__(self, generate: Callable[[list[Completion]], Generator[str | Step]], steps: Steps):
         # The pieces know nothing of this object, so that dropping it ends them at once.
         self._completion: list[Completion] = []
         self._pieces = generate(self._completion)
+        self._steps = steps
+        self._step: Step | None = None
         self._lock = threading.Lock()
 
     @property
@@ -233,12 +249,63 @@ class CompletionStream(Iterator[str]):
 
     def __next__(self) -> str:
         with self._lock:
-            return next(self._pieces)
+            while not isinstance(piece := self._go_on(), str):
+                try:
+                    self._steps.compute(piece)
+                except BaseException as error:
+                    piece.fault = error
+            return piece
 
     def close(self) -> None:
         """End the generation, after the piece that another thread may be computing; further ones never are."""
         with self._lock:
             self._pieces.close()
+
+    def _go_on(self) -> str | Step:
+        """The next piece, or a step that is to be computed first.
+
+        Raises:
+            StopIteration: the answer has ended.
+            BaseException: what came of the last step.
+        """
+        step, self._step = self._step, None
+        if step is not None and step.logits is None and step.fault is None:
+            self._step = step
+            return step
+        item = self._pieces.throw(step.fault) if step is not None and step.fault else next(self._pieces)
+        self._step = item if isinstance(item, Step) else None
+        return item
+
+
+def advance(streams: Sequence[CompletionStream]) -> list[str | BaseException | None]:
+    """One more token of each stream, those of one model computed together.
+
+    Returns:
+        For each the text that its token completes, which may be none yet; None at its end; or what was raised.
+    """
+    with ExitStack() as reading:
+        for stream in streams:
+            reading.enter_context(stream._lock)
+        found = [_gone_on(stream) for stream in streams]
+        asked: defaultdict[Steps, list[Step]] = defaultdict(list)
+        for stream, item in zip(streams, found, strict=True):
+            if isinstance(item, Step):
+                asked[stream._steps].append(item)
+        for computer, steps in asked.items():
+            computer.compute_all(steps)
+        found = [
+            _gone_on(stream) if isinstance(item, Step) else item for stream, item in zip(streams, found, strict=True)
+        ]
+    return ["" if isinstance(item, Step) else item for item in found]
+
+
+def _gone_on(stream: CompletionStream) -> str | Step | BaseException | None:
+    try:
+        return stream._go_on()
+    except StopIteration:
+        return None
+    except BaseException as error:
+        return error
 
 
 class AsyncCompletionStream(AsyncIterator[str]):

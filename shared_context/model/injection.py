@@ -151,10 +151,10 @@ class InTurn(AbstractContextManager[None]):
     """Several context managers, entered one after the other, which may be again and again."""
 
     def __init__(self, managers: Sequence[AbstractContextManager[None]]):
-        self._managers, self._entered = managers, ExitStack()
+        self.managers, self._entered = managers, ExitStack()
 
     def __enter__(self) -> None:
-        for manager in self._managers:
+        for manager in self.managers:
             self._entered.enter_context(manager)
 
     def __exit__(self, *raised: object) -> None:
@@ -170,19 +170,28 @@ class RaggedHook(AbstractContextManager[None]):
         model: the whole causal language model.
         ragged: the rows; None where no context has any.
         beyond: for each row of the batch, how many positions more its context takes than the cache has columns.
+
+    Attributes:
+        ragged, beyond: as above.
     """
 
     def __init__(self, model: PreTrainedModel, ragged: RaggedContext | None, beyond: torch.Tensor):
-        self._model, self._ragged, self._beyond = model, ragged, beyond
+        self._model, self.ragged, self.beyond = model, ragged, beyond
 
     def __enter__(self) -> None:
         def show(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             positions = kwargs["position_ids"]
-            times = len(args[0] if args else kwargs["input_ids"]) // len(self._beyond)
-            moved = positions + self._beyond.repeat_interleave(times)[:, None]
-            return args, {**kwargs, "position_ids": moved, "ragged": self._ragged}
+            times = len(args[0] if args else kwargs["input_ids"]) // len(self.beyond)
+            moved = positions + self.beyond.repeat_interleave(times)[:, None]
+            return args, {**kwargs, "position_ids": moved, "ragged": self.ragged}
 
         self._handle = self._model.register_forward_pre_hook(show, with_kwargs=True)
 
     def __exit__(self, *raised: object) -> None:
         self._handle.remove()
+
+
+def beside(injected: AbstractContextManager[None]) -> tuple[RaggedContext | None, torch.Tensor | int]:
+    """What :meth:`PrefixInjection.installed` shows beside the cache: the rows, and the positions beyond its columns."""
+    hook = next((m for m in getattr(injected, "managers", ()) if isinstance(m, RaggedHook)), None)
+    return (None, 0) if hook is None else (hook.ragged, hook.beyond)

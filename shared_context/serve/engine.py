@@ -1,4 +1,4 @@
-"""The engine: one thread that writes all answers, a piece of each in turn, and the queue in front of it."""
+"""The engine: one thread that writes all answers, a token of each at a time, and the queue in front of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from shared_context.model.generation import CompletionStream
+from shared_context.model.generation import CompletionStream, advance
 from shared_context.serve.faults import Refusal
 
 T = TypeVar("T")
@@ -40,9 +39,9 @@ class _Job:
 class Engine:
     """Writes answers, several at a time.
 
-    Models compute one step at a time anyway. A single thread gives every answer its next piece in turn: threads of
-    their own would each bring a set of OpenMP threads along, and wait for each other in no order. What comes before
-    an answer, selecting and encoding, is done in other threads meanwhile, and so is what changes a store.
+    A single thread gives all answers their next tokens, which the model computes together: threads of their own would
+    each bring a set of OpenMP threads along, and wait for each other in no order. What comes before an answer,
+    selecting and encoding, is done in other threads meanwhile, and so is what changes a store.
 
     Args:
         parallel: answers at a time.
@@ -136,32 +135,24 @@ class Engine:
             job.gone.set()
 
     def _write(self) -> None:
-        """Work of the thread: a piece of each answer in turn, until the engine is closed."""
-        turns: deque[_Job] = deque()
+        """Work of the thread: a token of every answer at a time, until the engine is closed."""
+        jobs: list[_Job] = []
         open_ = True
-        while open_ or turns:
+        while open_ or jobs:
             with suppress(queue.Empty):
                 while True:
-                    job = self._jobs.get(block=not turns and open_)
+                    job = self._jobs.get(block=not jobs and open_)
                     if job is None:
                         open_ = False
                         break
-                    turns.append(job)
-            if turns:
-                job = turns.popleft()
-                if self._step(job):
-                    turns.append(job)
-
-    @staticmethod
-    def _step(job: _Job) -> bool:
-        """The next piece of an answer; whether there may be another."""
-        try:
-            if job.gone.is_set():
-                job.stream.close()
-                return False
-            piece = next(job.stream, None)
-        except BaseException as error:  # whatever a model does, the other answers go on
-            job.put(error)
-            return False
-        job.put(piece)
-        return piece is not None
+                    jobs.append(job)
+            gone = [job for job in jobs if job.gone.is_set()]
+            for job in gone:
+                with suppress(Exception):  # nobody is left to tell, and the other answers go on
+                    job.stream.close()
+            jobs = [job for job in jobs if job not in gone]
+            found = advance([job.stream for job in jobs])
+            for job, piece in zip(jobs, found, strict=True):
+                if piece != "":
+                    job.put(piece)
+            jobs = [job for job, piece in zip(jobs, found, strict=True) if isinstance(piece, str)]

@@ -7,6 +7,7 @@ import torch
 
 from shared_context import SharedLLMModel
 from shared_context.model.context import CoarseKV, ContextKV
+from shared_context.model.generation import advance
 
 TOLERANCE = 1e-4
 
@@ -150,6 +151,31 @@ def test_a_batch_that_is_wider_than_a_sliding_window_hides_nothing(make_model, i
     questions, contexts = ["the lamp", long], [wide, narrow]
     alone = [model.score(q, "the harbour", context=c) for q, c in zip(questions, contexts, strict=True)]
     assert model.score(questions, ["the harbour"] * 2, context=contexts) == pytest.approx(alone, abs=1e-4)
+
+
+def test_streams_that_go_on_together_answer_as_each_alone(make_model, inject, tokens, family):
+    """As contexts of several kinds and none: some end before others, and one comes later."""
+    model = make_model(family)
+    even, coarse = tokens(64, 12), tokens(80, 21)
+    contexts = [
+        inject(model, [even], [torch.arange(64)]),
+        Rows(model, coarse, torch.arange(0, 80, 3), ragged=True),
+        None,
+        inject(model, [even, coarse], [torch.arange(0, 64, 2), torch.arange(80)]),
+    ]
+    asked = list(zip(["the lamp", "who keeps the log", "harbour", "master"], contexts, [12, 5, 9, 12], strict=True))
+    alone = [model.generate(q, context=c, max_new_tokens=n, eos_token_id=319) for q, c, n in asked]
+    reading = {q: model.stream(q, context=c, max_new_tokens=n, eos_token_id=319) for q, c, n in asked}
+    found, begun = dict.fromkeys(reading, ""), 0
+    while reading:
+        begun += 1
+        ready = list(reading)[: begun + 1]
+        for question, piece in zip(ready, advance([reading[q] for q in ready]), strict=True):
+            if piece is None:
+                del reading[question]
+            else:
+                found[question] += piece
+    assert list(found.values()) == alone
 
 
 WINDOWED = ["olmo3", "gemma2", "gemma3", "gpt-oss", "cohere2", "exaone4"]

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -387,3 +388,21 @@ def test_another_answer_goes_on_while_chunks_are_encoded_for_a_cold_question(mak
     gone_on.set()
     cold.join()
     assert len(answers) == 1
+
+
+def test_streams_that_are_read_by_several_threads_share_their_steps_and_answer_as_each_alone(make_small_model):
+    small = make_small_model()
+    with SharedLLMContextStore(small, embedder=None) as store:
+        store.add(TEXT * 8, id="gate")
+        contexts = [None, store.select(QUESTION, budget=64), store.select(QUESTION, ratio=4), store.select("Ingrid")]
+    asked = dict(zip(["hi", QUESTION, "Who is the harbour master?", "the log"], contexts, strict=True))
+    options = {"max_new_tokens": 24, "min_new_tokens": 24}
+    alone = [small.generate(question, context=context, **options) for question, context in asked.items()]
+    rows = []
+    small.hf_model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
+    )
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda of: "".join(small.stream(of[0], context=of[1], **options)), asked.items()))
+    assert found == alone
+    assert max(rows) > 1
