@@ -376,11 +376,13 @@ class NodeIndex:
         """A document's own part."""
         if key in self._waiting:
             return self._waiting[key]
-        if (place := self._place(key)) is not None:
+        if self._kept is not None and (place := self._place(key)) is not None:
             edges = document_edges(self._tree, self._kept.tokens)
-            return self._kept.arrays.part(*(slice(*edge[place : place + 2].tolist()) for edge in edges))
-        edges = (np.searchsorted(of, [key, key + 1]) for of in self._owners)
-        return self._room.part(*(slice(*edge.tolist()) for edge in edges))
+            leaves, spans = (slice(*edge[place : place + 2].tolist()) for edge in edges)
+            return self._kept.arrays.part(leaves, spans)
+        assert self._room is not None  # what neither waits nor is in a file was joined
+        leaves, spans = (slice(*np.searchsorted(of, [key, key + 1]).tolist()) for of in self._owners)
+        return self._room.part(leaves, spans)
 
     def _place(self, key: int) -> int | None:
         """Which document of the adopted file a key is that of; None where of none that is there."""
@@ -434,35 +436,36 @@ class NodeIndex:
                 there = self._there = np.zeros(len(there), bool)
             if not there.any():
                 self._kept, self._there = None, np.zeros(0, bool)
-        kept = () if self._kept is None else (self._kept_piece(),)
+        kept = () if self._kept is None else (self._kept_piece(self._kept),)
         if not self._waiting and (self._room is None or not len(self._token_ids) - int(self._there.sum())):
             self._room, self._owners, self._gone = None, [np.zeros(0, np.int64)] * 2, set()
             return kept
         return *kept, Piece(self._arrays())
 
-    def _kept_piece(self) -> Piece:
+    def _kept_piece(self, kept: KeptLeaves) -> Piece:
         if self._there.all():
-            return Piece(self._kept.arrays)
-        edges = document_edges(self._tree, self._kept.tokens)
+            return Piece(kept.arrays)
+        edges = document_edges(self._tree, kept.tokens)
         held = (np.flatnonzero(np.repeat(self._there, np.diff(of))) for of in edges)
-        return Piece(self._kept.arrays, *(torch.from_numpy(rows).to(self.device) for rows in held))
+        return Piece(kept.arrays, *(torch.from_numpy(rows).to(self.device) for rows in held))
 
     def _arrays(self) -> Arrays:
         """Those of documents that no file holds, in the order of their keys; one behind all others costs its rows."""
         room, owners = self._room, self._owners
-        if self._gone:
+        if self._gone and room is not None:
             stays = [~np.isin(of, list(self._gone)) for of in owners]
             owners = [of[there] for of, there in zip(owners, stays, strict=True)]
             if any(not there[: len(of)].all() for of, there in zip(owners, stays, strict=True)):  # not only at the end
-                filled = room.part(*(slice(len(there)) for there in stays))
-                room = filled.part(*(torch.from_numpy(there).to(self.device) for there in stays))
+                leaves, spans = (torch.from_numpy(there).to(self.device) for there in stays)
+                room = room.part(slice(len(leaves)), slice(len(spans))).part(leaves, spans)
         if self._waiting:
             keys = sorted(self._waiting)
             new = [self._waiting[key] for key in keys]
-            room = self._with_room(room, *map(len, owners), new[0].joined(new[1:]))
+            room = self._with_room(room, len(owners[0]), len(owners[1]), new[0].joined(new[1:]))
             counts = zip(*((len(part.codes), len(part.embeddings)) for part in new), strict=True)
             owners = [np.concatenate([of, np.repeat(keys, more)]) for of, more in zip(owners, counts, strict=True)]
-        arrays = room.part(*(slice(len(of)) for of in owners))
+        assert room is not None  # there is a document that no file holds
+        arrays = room.part(slice(len(owners[0])), slice(len(owners[1])))
         if (np.diff(owners[0]) < 0).any():
             orders = [np.argsort(of, kind="stable") for of in owners]
             arrays = room = arrays.part(*map(torch.from_numpy, orders))
@@ -494,8 +497,8 @@ class NodeIndex:
 def document_edges(tree: TreeConfig, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first leaf and the first span of each of several documents, and those behind the last."""
     leaves = -(-tokens // tree.leaf_size)
-    counts = leaves, -(-leaves // tree.embedded_leaves)
-    return tuple(np.concatenate([[0], np.cumsum(count)]) for count in counts)
+    spans = -(-leaves // tree.embedded_leaves)
+    return np.concatenate([[0], np.cumsum(leaves)]), np.concatenate([[0], np.cumsum(spans)])
 
 
 def document_leaves(tree: TreeConfig, keys: Sequence[int], tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:

@@ -52,7 +52,7 @@ class SelectedChunk:
         """Spans of ``token_ids`` of which every head shows rows of its own: first, end and ratio of each."""
         if rows == "stride":
             return []
-        spans = ((*self.tree.span(node), ratio) for node, ratio in self.cut if ratio > 1)
+        spans = ((*self.tree.span(node), ratio) for node, ratio in self.cut if ratio is not None and ratio > 1)
         return [(self.begin + start, self.begin + end, ratio) for start, end, ratio in spans]
 
 
@@ -168,11 +168,12 @@ class Selection:
         parts: list[str] = []
         before: Passage | None = None
         for passage in self.sources:
-            follows = before is not None and before.doc_id == passage.doc_id
-            touches = follows and before.end == passage.start
+            beside = before if before is not None and before.doc_id == passage.doc_id else None
+            touches = beside is not None and beside.end == passage.start
             if parts and not touches:
                 parts.append("\n\n")
-            if passage.heading and not touches and not (follows and before.heading == passage.heading):
+            told = beside is not None and beside.heading == passage.heading
+            if passage.heading and not touches and not told:
                 parts.append(f"{passage.heading}\n")
             parts += ["" if touches else _dated(passage), passage.text]
             before = passage
@@ -256,12 +257,13 @@ class Selection:
         """
         begins = self._begins(1.0 if room is None else _share_of_spacing(self.kv_entries, self.positions, room))
         parts = self._shown(self.chunks, self.rows)
-        rows, places, coarse, token_ids, number = [], [], [], [np.zeros(0, np.int32)], 0
+        rows, places, token_ids, number = [], [], [np.zeros(0, np.int32)], 0
+        coarse: list[CoarseKV | None] = []
         for chunk, part in zip(self.chunks, parts, strict=True):
             place = np.zeros(len(chunk.token_ids), np.int64)
             for (node, ratio), (begin, width) in zip(chunk.cut, begins[number : number + len(chunk.cut)], strict=True):
                 start, end = (chunk.begin + bound for bound in chunk.tree.span(node))
-                if ratio > 1 and self.rows == "stride":
+                if ratio is not None and ratio > 1 and self.rows == "stride":
                     kept = [chunk.begin + row for row in node_rows(*chunk.tree.span(node), ratio)]
                     place[kept] = begin + np.arange(len(kept))
                 else:
@@ -270,8 +272,11 @@ class Selection:
             rows.append(torch.tensor(chunk.rows(self.rows), dtype=torch.int64))
             places.append(torch.from_numpy(place[rows[-1].numpy()]))
             token_ids.append(chunk.token_ids[rows[-1].numpy()])
-            stood = None if part.coarse is None else part.coarse.tokens.long()
-            coarse.append(None if part.coarse is None else CoarseKV(part.coarse, torch.from_numpy(place)[stood], stood))
+            if part.coarse is None:
+                coarse.append(None)
+            else:
+                stood = part.coarse.tokens.long()
+                coarse.append(CoarseKV(part.coarse, torch.from_numpy(place)[stood], stood))
         return ContextKV(
             [part.kv for part in parts],
             [part.rows for part in parts],
@@ -385,12 +390,12 @@ class JoinedSelections:
             [chunk for part in parts for chunk in part.chunks],
             [rows for part in parts for rows in part.rows],
             torch.cat([part.token_ids for part in parts]),
-            [places + offset for part, offset in zip(parts, before, strict=True) for places in part.places],
-            [positions for part in parts for positions in part.positions],
+            [places + offset for part, offset in zip(parts, before, strict=True) for places in part.places or ()],
+            [positions for part in parts for positions in part.positions or ()],
             [
                 None if coarse is None else replace(coarse, places=coarse.places + offset)
                 for part, offset in zip(parts, before, strict=True)
-                for coarse in part.coarse
+                for coarse in part.coarse or ()
             ],
             sum(part.length for part in parts),
         )

@@ -15,7 +15,7 @@ from shared_context.store.catalogue import Catalogue
 from shared_context.store.codec import Codec
 from shared_context.store.document_store import Progress
 from shared_context.store.embedder import Embedder
-from shared_context.store.encoding import ChunkEncoder
+from shared_context.store.encoding import Chunk, ChunkEncoder
 from shared_context.store.filters import compile_filter
 from shared_context.store.header import header
 from shared_context.store.node_index import NodeIndex
@@ -132,7 +132,8 @@ class Selections:
         with self._catalogue.reading():
             shown: dict[tuple[int, int], dict[int, tuple[int, float]]] = {}
             for doc_id, start, end, *rest in spans:
-                ratio, score, text = (*rest, *(1, 0.0, None)[len(rest) :])
+                optional: list[Any] = [*rest, *[1, 0.0, None][len(rest) :]]
+                ratio, score, text = optional
                 whole = isinstance(start, Integral) and isinstance(end, Integral)
                 require(whole, "span", (start, end), "must be whole numbers of characters")
                 require_count("ratio", ratio, "tokens per KV entry")
@@ -164,16 +165,18 @@ class Selections:
         """Compute keys and values now, and importance where coarse nodes are shown."""
         tree, encoder = self._config.tree, self._encoder
         compute: Callable[[Any], object]
+        chunks: Sequence[Chunk | SelectedChunk]
+        missing: Sequence[Chunk | SelectedChunk]
         with self._catalogue.reading():
             if selection is not None:
-                chunks = missing = list(selection.chunks)
+                chunks = missing = selection.chunks
                 compute = partial(encoder.encode_for, rows=selection.rows)
             else:
                 documents = map(self._catalogue.token_ids, self._catalogue.documents())
-                chunks = [chunk for ids in documents for chunk in encoder.chunks(ids)]
+                whole = [chunk for ids in documents for chunk in encoder.chunks(ids)]
                 grains = [ratio for ratio in (tree.fine, *tree.coarse) if ratio is not None]
                 scored = self._rows(None) == "importance" and max(grains) > 1
-                missing = chunks if scored else encoder.missing(chunks)
+                chunks, missing = whole, whole if scored else encoder.missing(whole)
                 compute = partial(encoder.encode, coarse=scored)
         # Nobody has to wait for what follows: it may take minutes.
         held = len(chunks) - len(missing)
@@ -258,6 +261,7 @@ class Selections:
         begin = lead_in - (number * tree.chunk_size - first)
         nodes = []
         for node, ratio in cut:
+            assert ratio is not None  # nothing is in a cut that is not shown
             start, end = context_tree.span(node)
             characters = stored.tokens.characters(first + start, first + end)
             nodes.append(

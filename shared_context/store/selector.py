@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 from itertools import accumulate, islice
 from numbers import Integral
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -190,7 +190,8 @@ class Selector:
             excluded = f"ratio={ratio} shows everything, so both exclude each other; drop one"
             require(budget is None, "budget", budget, excluded)
         own = self._config.tree
-        tree = replace(own, coarse=own.coarse if coarse is None else coarse, fine=own.fine if fine is None else fine)
+        grains = own.coarse if coarse is None else cast(tuple[int | None, ...], coarse)  # it makes one of any sequence
+        tree = replace(own, coarse=grains, fine=own.fine if fine is None else fine)
         floor = replace(self._config, floor=self._config.floor if floor is None else floor).floor
         least = self._min_score(min_score)
         best_first = search == "best_first" and ratio is None
@@ -206,6 +207,7 @@ class Selector:
         if not len(considered):
             return ChosenCuts([], budget, policy)
         if best_first:
+            assert query is not None and budget is not None  # both were made above
             sought = query
             if also:
                 texts = (*query.texts, *also)
@@ -246,13 +248,14 @@ class Selector:
         most = COMPARED * k + COMPARED_BESIDE
         found: list[ChunkCut] = []
         late: list[ChunkCut] = []
-        said, twins = Said(), {}
+        said = Said()
+        twins: dict[tuple[int, int, int], set[int]] = {}
         chunk_of: dict[tuple[int, int], int] = {}
         for chunk, slot in islice((place for place in best if np.isfinite(scores[place])), most):
             node = Node(level, slot)
             key, _, text = self._read(scored, chunk, node)
             new, passage = said.novelty(text), scored.cut(chunk, [GrainedNode(node, 1)])
-            if new.repeated:
+            if new.repeated and new.twin is not None:
                 same = found[new.twin]
                 leaf = same.cut[0].node.index << (self._config.tree.height - level)
                 twins.setdefault((same.key, same.number, leaf), set()).add(key)
@@ -340,7 +343,8 @@ class Selector:
         if not ranked:
             return []
         height, counts = self._config.tree.height, scored.leaves.isfinite().sum(dim=1).numpy(force=True)
-        rows, sizes = [], []
+        rows: list[int] = []
+        sizes: list[int] = []
         for chunk, node in ranked:
             level = min(node.level, self._config.tree.embedded_level)
             span, below = node.index >> (node.level - level), height - level
@@ -349,7 +353,7 @@ class Selector:
             sizes.append(len(slots))
         leaves = self._index.leaves()
         of_leaves = relevance(query, leaves, torch.tensor(rows, device=leaves.device), policy).numpy(force=True)
-        of_nodes = np.maximum.reduceat(of_leaves, np.cumsum(sizes) - sizes)
+        of_nodes = np.maximum.reduceat(of_leaves, np.cumsum([0, *sizes[:-1]]))
         # A little less for each rank: whoever orders nodes by their scores finds the policy's order.
         behind_others = RANK * np.arange(len(of_nodes))
         return (np.minimum.accumulate(of_nodes).astype(float) - behind_others).clip(min=0).tolist()
@@ -380,10 +384,10 @@ class Selector:
             compared = min(2 * compared, present, COMPARED_AT_MOST)
         looked_at = np.zeros(len(flat), bool)
         looked_at[best] = True
-        scores, looked_at = (
+        scores, compared_ones = (
             torch.from_numpy(of).to(scored.leaves.device).view_as(scored.leaves) for of in (opened, looked_at)
         )
-        return scores, looked_at, late, twins
+        return scores, compared_ones, late, twins
 
     def _fitting(self, scored: _Scored, count: int, budget: int, fine: int) -> int:
         """How many of the last ``count`` leaves a budget holds, at least one: none is shown behind a gap."""
@@ -408,8 +412,9 @@ class Selector:
         """The paper's search, in each chunk considered."""
         scored = self._score(query, considered, policy, None)
         ratios = tree.coarse if any(tree.coarse) else paper_ratios(tree.height)
-        by_paper = query is not None and policy == "last_token"
-        paths = scored.paths(query.states[-1], self._leaf_states.all()) if by_paper else None
+        paths = None
+        if query is not None and policy == "last_token":
+            paths = scored.paths(query.states[-1], self._leaf_states.all())
         cuts, entries = [], 0
         for chunk, context_tree in enumerate(scored.trees):
             if paths is not None:
@@ -451,7 +456,7 @@ class Selector:
                 f"The query has {len(text):,} characters, and no more than {limit:,} tokens are searched for; shorten "
                 "it, or add it as a document."
             )
-        texts = (text,) if self._rewrite is None else self._rewritten(text)
+        texts = (text,) if self._rewrite is None else _rewritten(self._rewrite, text)
         query = Query(
             "\n".join(texts),
             self._model,
@@ -471,13 +476,6 @@ class Selector:
                 "document."
             )
         return query
-
-    def _rewritten(self, text: str) -> tuple[str, ...]:
-        given = self._rewrite(text)
-        texts = (given,) if isinstance(given, str) else tuple(given or ())
-        if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
-            raise QueryError(f"rewrite made {given!r} of the query; it must give a text, or several, with words in it.")
-        return texts
 
     def _considered(
         self,
@@ -564,6 +562,15 @@ class Selector:
         )
 
 
+def _rewritten(rewrite: Rewrite, text: str) -> tuple[str, ...]:
+    """What is searched for in the place of a query."""
+    given = rewrite(text)
+    texts = (given,) if isinstance(given, str) else tuple(given or ())
+    if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
+        raise QueryError(f"rewrite made {given!r} of the query; it must give a text, or several, with words in it.")
+    return texts
+
+
 def _judged(
     scores: np.ndarray, best: Sequence[int], read: Mapping[int, tuple[int, int, str]], slots: int
 ) -> tuple[np.ndarray, list[int], dict[tuple[int, int, int], set[int]]]:
@@ -576,9 +583,11 @@ def _judged(
         slots: leaves of a chunk.
     """
     mean = float(scores[np.isfinite(scores)].mean())
-    flat, said, taken, late, twins = scores.copy(), Said(), {}, [], {}
+    flat, said, late = scores.copy(), Said(), []
     waiting = [(-float(scores[leaf]), leaf) for leaf in best]
     heapify(waiting)
+    taken: dict[int, int] = {}
+    twins: dict[tuple[int, int, int], set[int]] = {}
     alike = defaultdict(list)
     for leaf in best:
         alike[read[leaf][2]].append(leaf)
@@ -589,7 +598,7 @@ def _judged(
         worth = mean + new.share * (scores[leaf] - mean) if scores[leaf] > mean else scores[leaf]
         if leaf in taken.values():
             continue
-        if new.repeated:
+        if new.repeated and new.twin is not None:
             flat[leaf] = -np.inf
             twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
         elif new.share <= NEARLY:
@@ -610,7 +619,7 @@ def _judged(
     for leaf in sorted(late, key=lambda leaf: -scores[leaf]):
         key, _, text = read[leaf]
         # What was new when it was met has been said since, perhaps.
-        if (new := said.novelty(text)).repeated:
+        if (new := said.novelty(text)).repeated and new.twin is not None:
             twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
         else:
             taken[said.add(text)] = leaf
