@@ -14,7 +14,8 @@ from shared_context.shards.crew import Crew
 from shared_context.shards.shard import ShardState
 from shared_context.store.header import header
 from shared_context.store.header_index import HeaderScores, figure_scores, figures
-from shared_context.store.node_index import Leaves, document_leaves, inverse_leaf_frequency
+from shared_context.store.leaves import Leaves, document_leaves
+from shared_context.store.node_index import inverse_leaf_frequency
 
 KEY_BITS = 32
 """Lowest bits of a document's key in a store of shards; the others are the shard's number."""
@@ -33,7 +34,7 @@ def shard_of(key: int) -> tuple[int, int]:
 
 
 class ShardedLeaves:
-    """The leaves of all shards, one shard after the other, as :class:`~shared_context.store.node_index.Leaves`.
+    """The leaves of all shards, one shard after the other, as :class:`~shared_context.store.leaves.Leaves`.
 
     Codes and embeddings are where their shards are.
 

@@ -130,7 +130,7 @@ class Shard:
     def late_interaction(
         self, codes: np.ndarray, weights: np.ndarray, rows: np.ndarray | None, adjacent: np.ndarray | None
     ) -> np.ndarray:
-        """Late-interaction scores of leaves, see :meth:`~shared_context.store.node_index.Leaves.late_interaction`."""
+        """Late-interaction scores of leaves, see :meth:`~shared_context.store.leaves.Leaves.late_interaction`."""
         with self._database.locked():
             leaves = self._catalogue.index.leaves()
             chosen = None if rows is None else torch.from_numpy(rows).to(leaves.device)
@@ -139,7 +139,7 @@ class Shard:
             return found.numpy(force=True)
 
     def cosines(self, embedding: np.ndarray, spans: np.ndarray | None) -> np.ndarray:
-        """Cosines of spans, see :meth:`~shared_context.store.node_index.Leaves.cosines`."""
+        """Cosines of spans, see :meth:`~shared_context.store.leaves.Leaves.cosines`."""
         with self._database.locked():
             leaves = self._catalogue.index.leaves()
             chosen = None if spans is None else torch.from_numpy(spans).to(leaves.device)

@@ -39,10 +39,10 @@ from shared_context.store.filters import compile_filter
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.namespaces import Namespace
+from shared_context.store.query import Rewrite
 from shared_context.store.selected import Passage
 from shared_context.store.selection import Selection
 from shared_context.store.selections import Selections
-from shared_context.store.selector import Rewrite
 from shared_context.store.shard_folders import folders_of, note_shards, shard_folders
 from shared_context.store.store import SharedLLMContextStore
 

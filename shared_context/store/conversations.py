@@ -18,9 +18,9 @@ from shared_context.store.document_store import DocumentStore
 from shared_context.store.documents import check_size
 from shared_context.store.node_data import Part
 from shared_context.store.node_index import NodeIndex
+from shared_context.store.query import longest_query
 from shared_context.store.selection import Selection
 from shared_context.store.selections import Selections
-from shared_context.store.selector import longest_query
 
 NEIGHBOUR_WEIGHT = 0.2
 """Of a leaf in a conversation, where the next message is often about something else; nor does a section count."""

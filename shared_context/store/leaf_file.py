@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from shared_context.store.leaves import Arrays, KeptLeaves, Leaves, document_edges
 from shared_context.store.node_data import NodeShape
-from shared_context.store.node_index import Arrays, KeptLeaves, Leaves, count_leaves, document_edges
+from shared_context.store.node_index import count_leaves
 from shared_context.store.sqlite_file import UNFINISHED
 
 FILE = "leaves.safetensors"

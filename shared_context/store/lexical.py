@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
-from shared_context.store.node_index import Leaves
+from shared_context.store.leaves import Leaves
 from shared_context.store.postings import Postings
 
 SURROUNDINGS = (2, 8)

@@ -28,8 +28,8 @@ from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.kv_memory import KVMemory
 from shared_context.store.node_data import NodeShape
 from shared_context.store.node_index import NodeIndex
+from shared_context.store.query import Rewrite
 from shared_context.store.selections import Selections
-from shared_context.store.selector import Rewrite
 
 FOLDER = "namespaces"
 """In the store's folder: a folder for each namespace, where lies what is kept of it beside the database."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shared_context.store.node_index import Leaves, NodeIndex
+from shared_context.store.leaves import Leaves
+from shared_context.store.node_index import NodeIndex
 from shared_context.store.word_index import NamespaceWords
 
 KEPT_ROWS = 1 << 23

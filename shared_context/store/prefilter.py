@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from shared_context.store.node_index import Leaves
+from shared_context.store.leaves import Leaves
 
 EXHAUSTIVE_SPANS = 20_000
 """Up to here every span is compared; above, an inverted file keeps the search sub-linear."""

@@ -12,6 +12,7 @@ from shared_context.config import Policy, Rows, StoreConfig, one_of, require, re
 from shared_context.errors import DocumentChangedError
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.catalogue import Catalogue
+from shared_context.store.chosen_cuts import ChosenCuts, ChunkCut, Twins
 from shared_context.store.codec import Codec
 from shared_context.store.document_store import Progress
 from shared_context.store.embedder import Embedder
@@ -19,9 +20,10 @@ from shared_context.store.encoding import Chunk, ChunkEncoder
 from shared_context.store.filters import compile_filter
 from shared_context.store.header import header
 from shared_context.store.node_index import NodeIndex
+from shared_context.store.query import Rewrite
 from shared_context.store.selected import Passage, SelectedNode
 from shared_context.store.selection import SelectedChunk, Selection
-from shared_context.store.selector import ChosenCuts, ChunkCut, Rewrite, Selector, Twins
+from shared_context.store.selector import Selector
 from shared_context.store.word_edges import WordEdges
 from shared_context.tree import ContextTree, GrainedNode, Node, kv_entries
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from heapq import heapify, heappop, heappush
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate, islice
 from numbers import Integral
-from types import MappingProxyType
-from typing import NamedTuple, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -26,27 +22,24 @@ from shared_context.config import (
     require,
     require_count,
 )
-from shared_context.errors import BudgetError, ConfigError, QueryError
-from shared_context.kernels import preserved_cuts
+from shared_context.errors import BudgetError
 from shared_context.model.shared_llm import SharedLLMModel
-from shared_context.model.tokenization import CHARACTERS_OF_TOKEN
+from shared_context.store.chosen_cuts import ChosenCuts, ChunkCut, Twins
 from shared_context.store.codec import Codec
+from shared_context.store.considered import Considered
 from shared_context.store.duplicates import NEARLY, Said
 from shared_context.store.embedder import Embedder
+from shared_context.store.floor import above_floor, behind, recent_scores
 from shared_context.store.leaf_states import LeafStates
-from shared_context.store.node_index import Leaves, NodeIndex
+from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
-from shared_context.store.prefilter import Prefilter
-from shared_context.store.scoring import (
-    Query,
-    above_floor,
-    behind,
-    by_level,
-    recent_scores,
-    relevance,
+from shared_context.store.query import Queries, Query, Rewrite
+from shared_context.store.repeats import COMPARED, COMPARED_AT_MOST, COMPARED_BESIDE, judged
+from shared_context.store.scored import Scored, by_level
+from shared_context.store.scoring import relevance, score
+from shared_context.store.surroundings import (
     run_leaves,
     run_weight,
-    score,
     section_leaves,
     touching,
     with_neighbours,
@@ -55,70 +48,14 @@ from shared_context.store.scoring import (
 )
 from shared_context.store.word_edges import WordEdges, WordTrees
 from shared_context.store.word_index import NamespaceWords
-from shared_context.tree import ContextTree, GrainedNode, Node, expand_under_budget, kv_entries, split_and_search
+from shared_context.tree import GrainedNode, Node, expand_under_budget, kv_entries, split_and_search
 from shared_context.tree.search import smallest_cut
-
-QUERY_TOKENS = 1 << 15
-"""Longer queries are refused, whatever the model's window: they are documents."""
-
-
-def longest_query(model: SharedLLMModel) -> int:
-    """Tokens of the longest query that a model's stores search for."""
-    return min(QUERY_TOKENS, model.context_window)
-
-
-Twins: TypeAlias = Mapping[tuple[int, int, int], Collection[int]]
-"""Keys of documents that say the same, by document, chunk and leaf."""
 
 Text: TypeAlias = Callable[[int, int, int], str]
 """What a document, by its key, says from one token up to another."""
 
 RANK = 1e-6
 """What a score is less for each that is ranked before it."""
-
-COMPARED = 2
-"""Leaves that are looked at for duplicates, for each that the budget holds."""
-
-COMPARED_AT_MOST = 4096
-"""Leaves that are looked at where most of them repeat others."""
-
-COMPARED_BESIDE = 32
-"""Leaves or passages that are looked at whatever the budget."""
-
-Rewrite: TypeAlias = Callable[[str], str | Sequence[str]]
-"""Makes of a query what is searched for: a text, or several of which the one that finds most counts."""
-
-
-class ChunkCut(NamedTuple):
-    """What is shown of one chunk.
-
-    Attributes:
-        key: its document.
-        number: its place in the document.
-        cut: the grained nodes that are shown, from left to right.
-        scores: of the nodes that are shown, by level and then by index; None where nothing was scored.
-    """
-
-    key: int
-    number: int
-    cut: Sequence[GrainedNode]
-    scores: Sequence[np.ndarray] | Mapping[int, Mapping[int, float]] | None = None
-
-
-class ChosenCuts(NamedTuple):
-    """What is shown of all documents.
-
-    Attributes:
-        cuts: in document order.
-        budget: KV entries that were allowed; None where there was no limit.
-        policy: how nodes were scored; None where they were not.
-        twins: documents that say the same as a leaf, by the leaf's document, chunk and slot.
-    """
-
-    cuts: list[ChunkCut]
-    budget: int | None
-    policy: Policy | None
-    twins: Twins = MappingProxyType({})
 
 
 class Selector:
@@ -148,11 +85,10 @@ class Selector:
         text: Text,
         rewrite: Rewrite | None = None,
     ):
-        self._text, self._edges = text, edges
-        self._rewrite = rewrite
-        self._model, self._config, self._codec, self._embedder, self._index = model, config, codec, embedder, index
-        self._leaf_states, self._postings = LeafStates(model, config.tree, index), Postings(words, index)
-        self._prefilter: tuple[Leaves, Prefilter] | None = None
+        self._text, self._edges, self._config, self._index = text, edges, config, index
+        self._leaf_states = LeafStates(model, config.tree, index)
+        self._queries = Queries(model, codec, embedder, index, self._leaf_states, Postings(words, index), rewrite)
+        self._considered = Considered(index)
 
     def choose(
         self,
@@ -197,8 +133,8 @@ class Selector:
         best_first = search == "best_first" and ratio is None
         tokens = isinstance(recent, Integral) and (recent == 0 or (best_first and recent > 0))
         require(tokens, "recent", recent, "must be 0, or with best_first more tokens")
-        query = None if text is None and not best_first else self._query(text)
-        considered = self._considered(query, keys, prefilter, prefilter_chunks, recent)
+        query = None if text is None and not best_first else self._queries.of(text)
+        considered = self._considered.chunks(query, keys, prefilter, prefilter_chunks, recent)
         if ratio is not None:
             places = self._index.leaves().places(considered) if len(considered) else []
             return ChosenCuts([ChunkCut(*place, [GrainedNode(Node(0, 0), ratio)]) for place in places], None, None)
@@ -236,8 +172,8 @@ class Selector:
 
         Arguments and errors are those of the store's ``retrieve``, but for the ``keys`` of :meth:`choose`.
         """
-        query, policy, min_score = self._query(text), self._policy(policy), self._min_score(min_score)
-        considered = self._considered(query, keys, prefilter, prefilter_chunks)
+        query, policy, min_score = self._queries.of(text), self._policy(policy), self._min_score(min_score)
+        considered = self._considered.chunks(query, keys, prefilter, prefilter_chunks)
         if not len(considered):
             return ChosenCuts([], None, policy)
         together = self._config.tree.leaf_size * self._config.tree.embedded_leaves
@@ -332,7 +268,7 @@ class Selector:
         ], twins
 
     def _relevances(
-        self, query: Query, scored: _Scored, policy: Policy, ranked: Sequence[tuple[int, Node]]
+        self, query: Query, scored: Scored, policy: Policy, ranked: Sequence[tuple[int, Node]]
     ) -> list[float]:
         """How much nodes have to do with a query, 0 to 1, by chunk and node, from the best to the last.
 
@@ -358,7 +294,7 @@ class Selector:
         behind_others = RANK * np.arange(len(of_nodes))
         return (np.minimum.accumulate(of_nodes).astype(float) - behind_others).clip(min=0).tolist()
 
-    def _without_duplicates(self, scored: _Scored, budget: int) -> tuple[torch.Tensor, torch.Tensor, list[int], Twins]:
+    def _without_duplicates(self, scored: Scored, budget: int) -> tuple[torch.Tensor, torch.Tensor, list[int], Twins]:
         """Scores of the leaves in which each text that several leaves have counts once.
 
         The best leaves are taken one after the other. One that repeats what was taken is not opened, one of which a
@@ -378,7 +314,7 @@ class Selector:
             for leaf in best:
                 if leaf not in read:
                     read[leaf] = self._read(scored, leaf // slots, Node(self._config.tree.height, leaf % slots))
-            opened, late, twins = _judged(flat, best, read, slots)
+            opened, late, twins = judged(flat, best, read, slots)
             if np.isfinite(opened[best]).sum() + len(late) >= wanted or compared in (present, COMPARED_AT_MOST):
                 break
             compared = min(2 * compared, present, COMPARED_AT_MOST)
@@ -389,7 +325,7 @@ class Selector:
         )
         return scores, compared_ones, late, twins
 
-    def _fitting(self, scored: _Scored, count: int, budget: int, fine: int) -> int:
+    def _fitting(self, scored: Scored, count: int, budget: int, fine: int) -> int:
         """How many of the last ``count`` leaves a budget holds, at least one: none is shown behind a gap."""
         height, fits = self._config.tree.height, 0
         for chunk in reversed(range(len(scored.trees))):
@@ -401,7 +337,7 @@ class Selector:
                 fits += 1
         return fits
 
-    def _read(self, scored: _Scored, chunk: int, node: Node) -> tuple[int, int, str]:
+    def _read(self, scored: Scored, chunk: int, node: Node) -> tuple[int, int, str]:
         """A chunk's document and number, and what one of its nodes says."""
         key, number = scored.places[chunk]
         return key, number, self._text(key, *self._edges.span(key, number, node))
@@ -440,91 +376,9 @@ class Selector:
         one_of("policy", policy, Policy)
         return policy
 
-    def _query(self, text: str | None) -> Query:
-        if not isinstance(text, str) or not text.strip():
-            raise QueryError(f"The query {text!r} is empty; ask something.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise QueryError(
-                f"The query has a lone surrogate at character {error.start}, which no encoding can hold; decode the "
-                "text it came from with the right encoding, or replace the character."
-            ) from error
-        limit, name = longest_query(self._model), self._model.name
-        if len(text) > limit * CHARACTERS_OF_TOKEN:
-            raise QueryError(
-                f"The query has {len(text):,} characters, and no more than {limit:,} tokens are searched for; shorten "
-                "it, or add it as a document."
-            )
-        texts = (text,) if self._rewrite is None else _rewritten(self._rewrite, text)
-        query = Query(
-            "\n".join(texts),
-            self._model,
-            self._codec,
-            self._embedder,
-            self._index,
-            self._leaf_states,
-            self._postings,
-            texts,
-        )
-        tokens = len(query.token_ids)
-        if tokens == 0:
-            raise QueryError(f"{name} reads no token in the query {text!r}; ask in other words.")
-        if tokens > limit:
-            raise QueryError(
-                f"The query has {tokens} tokens and {name} reads {limit} in a query; shorten it, or add it as a "
-                "document."
-            )
-        return query
-
-    def _considered(
-        self,
-        query: Query | None,
-        keys: list[int],
-        prefilter: int | None,
-        prefilter_chunks: int | None,
-        recent: int = 0,
-    ) -> np.ndarray:
-        """Rows of the chunks that are considered, of the documents that may be."""
-        asked = ("prefilter", prefilter, "documents"), ("prefilter_chunks", prefilter_chunks, "chunks")
-        for setting, count, unit in asked:
-            if count is not None:
-                require_count(setting, count, unit)
-                if query is None:
-                    raise ConfigError(
-                        f"{setting}={count}: without a query nothing is nearer than all else; leave it out."
-                    )
-                embedding = query.main.embedding
-        if not keys:
-            return np.zeros(0, np.int64)
-        leaves, last = self._index.leaves(), keys[-1]
-        if prefilter is not None and prefilter < len(keys):
-            keys = self._nearest(embedding, keys, leaves.span_document, prefilter)
-        chunks = leaves.chunks(keys)
-        if prefilter_chunks is not None and prefilter_chunks < len(chunks):
-            chunks = np.array(self._nearest(embedding, keys, leaves.span_chunk, prefilter_chunks))
-        if recent:
-            chunks = np.union1d(chunks, leaves.chunks([last]) if prefilter_chunks is None else leaves.end(last, recent))
-        return chunks
-
-    def _nearest(self, embedding: torch.Tensor, keys: list[int], of_span: np.ndarray, count: int) -> list[int]:
-        """The ``count`` of what documents' spans belong to whose nearest span is nearest, in rising order."""
-        leaves = self._index.leaves()
-        if len(keys) < len(self._index):
-            # What filters leave is usually few: their spans are compared one by one.
-            spans = np.flatnonzero(np.isin(leaves.span_document, keys))
-            near = leaves.cosines(embedding, torch.from_numpy(spans).to(leaves.device)).numpy(force=True)
-            return sorted(list(dict.fromkeys(of_span[spans[np.argsort(-near, kind="stable")]].tolist()))[:count])
-        if self._prefilter is None:
-            self._prefilter = (leaves, Prefilter(leaves))
-        elif self._prefilter[0] is not leaves:
-            self._prefilter[1].update(leaves)
-            self._prefilter = (leaves, self._prefilter[1])
-        return sorted(self._prefilter[1].nearest(embedding.numpy(), of_span, count))
-
     def _score(
         self, query: Query | None, considered: np.ndarray, policy: Policy, shown: int | None, runs: bool = False
-    ) -> _Scored:
+    ) -> Scored:
         """Scores of all leaves of the chunks considered, arranged by chunk; zeros where there is no query.
 
         Args:
@@ -553,144 +407,10 @@ class Selector:
         places = leaves.places(chunks)
         by_chunk = scores.new_full((len(chunks), 2**tree.height), -torch.inf)
         by_chunk[torch.from_numpy(place), torch.from_numpy(leaves.slot[rows])] = scores
-        return _Scored(
+        return Scored(
             by_chunk,
             places,
             leaves.chunk_length[chunks].tolist(),
             WordTrees(self._edges, places),
             rows[first],
         )
-
-
-def _rewritten(rewrite: Rewrite, text: str) -> tuple[str, ...]:
-    """What is searched for in the place of a query."""
-    given = rewrite(text)
-    texts = (given,) if isinstance(given, str) else tuple(given or ())
-    if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
-        raise QueryError(f"rewrite made {given!r} of the query; it must give a text, or several, with words in it.")
-    return texts
-
-
-def _judged(
-    scores: np.ndarray, best: Sequence[int], read: Mapping[int, tuple[int, int, str]], slots: int
-) -> tuple[np.ndarray, list[int], dict[tuple[int, int, int], set[int]]]:
-    """Of leaves, the scores of those that say something new, those that nearly say nothing new, and their twins.
-
-    Args:
-        scores: of all leaves, [chunks * slots].
-        best: those that are compared with one another.
-        read: document, chunk and text of each of them.
-        slots: leaves of a chunk.
-    """
-    mean = float(scores[np.isfinite(scores)].mean())
-    flat, said, late = scores.copy(), Said(), []
-    waiting = [(-float(scores[leaf]), leaf) for leaf in best]
-    heapify(waiting)
-    taken: dict[int, int] = {}
-    twins: dict[tuple[int, int, int], set[int]] = {}
-    alike = defaultdict(list)
-    for leaf in best:
-        alike[read[leaf][2]].append(leaf)
-    while waiting:
-        score, leaf = heappop(waiting)
-        key, number, text = read[leaf]
-        new = said.novelty(text)
-        worth = mean + new.share * (scores[leaf] - mean) if scores[leaf] > mean else scores[leaf]
-        if leaf in taken.values():
-            continue
-        if new.repeated and new.twin is not None:
-            flat[leaf] = -np.inf
-            twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
-        elif new.share <= NEARLY:
-            flat[leaf] = -np.inf
-            late.append(leaf)
-        elif worth < -score - 1e-6:
-            flat[leaf] = worth
-            heappush(waiting, (-worth, leaf))
-        else:
-            # Of equal documents one is shown, rather than the first words of this and the last of that.
-            documents = Counter(read[other][0] for other in taken.values())
-            chosen = max(alike[text], key=lambda other: (documents[read[other][0]], -other))
-            if chosen != leaf:
-                flat[chosen], flat[leaf] = flat[leaf], -np.inf
-                twins.setdefault(_place(read, chosen, slots), set()).add(key)
-            taken[said.add(text)] = chosen
-    kept = []
-    for leaf in sorted(late, key=lambda leaf: -scores[leaf]):
-        key, _, text = read[leaf]
-        # What was new when it was met has been said since, perhaps.
-        if (new := said.novelty(text)).repeated and new.twin is not None:
-            twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
-        else:
-            taken[said.add(text)] = leaf
-            kept.append(leaf)
-    return flat, kept, twins
-
-
-def _place(read: Mapping[int, tuple[int, int, str]], leaf: int, slots: int) -> tuple[int, int, int]:
-    """Document, chunk and slot of a leaf that was read."""
-    key, number, _ = read[leaf]
-    return key, number, leaf % slots
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Scores by chunk.
-
-    Attributes:
-        leaves: [chunks, 2**height]; minus infinity where there is no leaf.
-        places: each chunk's document, by its key, and its number in the document.
-        lengths: tokens of each chunk that are scored.
-        trees: each chunk's context tree, as it is shown.
-        first: row of each chunk's first leaf among all leaves of the index, [chunks].
-    """
-
-    leaves: torch.Tensor
-    places: list[tuple[int, int]]
-    lengths: list[int]
-    trees: Sequence[ContextTree]
-    first: np.ndarray
-
-    @cached_property
-    def levels(self) -> list[np.ndarray]:
-        """Scores of the nodes of every level, root first."""
-        return by_level(self.leaves)
-
-    def cut(self, chunk: int, cut: Sequence[GrainedNode]) -> ChunkCut:
-        """A cut of a chunk, with its place and its scores."""
-        return ChunkCut(*self.places[chunk], cut, [level[chunk] for level in self.levels])
-
-    def graded(self, chunk: int, cut: Sequence[GrainedNode], scores: Mapping[Node, float]) -> ChunkCut:
-        """A cut of a chunk, with scores of its nodes that are not the policy's own."""
-        levels: dict[int, dict[int, float]] = {}
-        for node in scores:
-            levels.setdefault(node.level, {})[node.index] = scores[node]
-        return ChunkCut(*self.places[chunk], cut, levels)
-
-    def stretches(self) -> np.ndarray:
-        """Of an unbroken stretch of a document's chunks each has the same number, [chunks]."""
-        apart = (np.diff(np.array(self.places), axis=0) != (0, 1)).any(axis=1)
-        return np.concatenate([[0], np.cumsum(apart)])
-
-    def last_leaves(self, tokens: int, leaf_size: int) -> int:
-        """How many leaves so many tokens at the end of the last document reach into."""
-        last = [length for (key, _), length in zip(self.places, self.lengths, strict=True) if key == self.places[-1][0]]
-        sizes = [min(leaf_size, length - at) for length in last for at in range(0, length, leaf_size)]
-        unseen = max(0, sum(sizes) - tokens)
-        return sum(end > unseen for end in accumulate(sizes))
-
-    def similarity(self, chunk: int) -> Callable[[Node], float]:
-        """How promising a node of a chunk is: as good as its best leaf."""
-        return lambda node: float(self.levels[node.level][chunk, node.index])
-
-    def paths(self, query: torch.Tensor, states: torch.Tensor) -> list[list[Node]]:
-        """The paper's preserved cut of every chunk, which compares last tokens.
-
-        Args:
-            query: hidden state of the query's last token, [hidden].
-            states: those of the last tokens of all leaves of the index, [all leaves, hidden].
-        """
-        device, height = states.device, self.leaves.shape[1].bit_length() - 1
-        first, count = torch.from_numpy(self.first).to(device), self.leaves.isfinite().sum(dim=1)
-        nodes = preserved_cuts(query.to(device), states, first, count, height).tolist()
-        return [[Node(n.bit_length() - 1, n - (1 << n.bit_length() - 1)) for n in path if n] for path in nodes]

@@ -35,9 +35,9 @@ from shared_context.store.encoding import chunk_digest
 from shared_context.store.memory import ConversationMemory
 from shared_context.store.namespaces import Namespace, Namespaces, with_disk_bytes
 from shared_context.store.overview import overview_html
+from shared_context.store.query import Rewrite
 from shared_context.store.selected import Passage
 from shared_context.store.selection import Selection
-from shared_context.store.selector import Rewrite
 from shared_context.store.sqlite_file import is_vacant
 from shared_context.store.sync import SyncReport, plan_sync
 

@@ -6,7 +6,7 @@ import torch
 
 from shared_context import SharedLLMContextStore, StoreConfig
 from shared_context.errors import ConfigError
-from shared_context.store.scoring import FLOOR_LEAVES, above_floor
+from shared_context.store.floor import FLOOR_LEAVES, above_floor
 
 QUESTION = "Who raised the Temperance's bell from the seabed?"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared_context import SharedLLMContextStore
-from shared_context.store.scoring import (
+from shared_context.store.surroundings import (
     RUN_WEIGHT,
     run_leaves,
     run_weight,

@@ -1,0 +1,88 @@
+"""The scores of a query's leaves, arranged by the chunks that they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from shared_context.kernels import node_scores, preserved_cuts
+from shared_context.store.chosen_cuts import ChunkCut
+from shared_context.tree import ContextTree, GrainedNode, Node
+
+
+def by_level(leaf_scores: torch.Tensor) -> list[np.ndarray]:
+    """Scores of the nodes of every level, root first: an inner node is as good as its best leaf.
+
+    Args:
+        leaf_scores: [chunks, 2**height]; minus infinity where there is no leaf.
+    """
+    nodes = node_scores(leaf_scores).numpy(force=True)
+    return [nodes[:, 2**level - 1 : 2 ** (level + 1) - 1] for level in range(leaf_scores.shape[1].bit_length())]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores by chunk.
+
+    Attributes:
+        leaves: [chunks, 2**height]; minus infinity where there is no leaf.
+        places: each chunk's document, by its key, and its number in the document.
+        lengths: tokens of each chunk that are scored.
+        trees: each chunk's context tree, as it is shown.
+        first: row of each chunk's first leaf among all leaves of the index, [chunks].
+    """
+
+    leaves: torch.Tensor
+    places: list[tuple[int, int]]
+    lengths: list[int]
+    trees: Sequence[ContextTree]
+    first: np.ndarray
+
+    @cached_property
+    def levels(self) -> list[np.ndarray]:
+        """Scores of the nodes of every level, root first."""
+        return by_level(self.leaves)
+
+    def cut(self, chunk: int, cut: Sequence[GrainedNode]) -> ChunkCut:
+        """A cut of a chunk, with its place and its scores."""
+        return ChunkCut(*self.places[chunk], cut, [level[chunk] for level in self.levels])
+
+    def graded(self, chunk: int, cut: Sequence[GrainedNode], scores: Mapping[Node, float]) -> ChunkCut:
+        """A cut of a chunk, with scores of its nodes that are not the policy's own."""
+        levels: dict[int, dict[int, float]] = {}
+        for node in scores:
+            levels.setdefault(node.level, {})[node.index] = scores[node]
+        return ChunkCut(*self.places[chunk], cut, levels)
+
+    def stretches(self) -> np.ndarray:
+        """Of an unbroken stretch of a document's chunks each has the same number, [chunks]."""
+        apart = (np.diff(np.array(self.places), axis=0) != (0, 1)).any(axis=1)
+        return np.concatenate([[0], np.cumsum(apart)])
+
+    def last_leaves(self, tokens: int, leaf_size: int) -> int:
+        """How many leaves so many tokens at the end of the last document reach into."""
+        last = [length for (key, _), length in zip(self.places, self.lengths, strict=True) if key == self.places[-1][0]]
+        sizes = [min(leaf_size, length - at) for length in last for at in range(0, length, leaf_size)]
+        unseen = max(0, sum(sizes) - tokens)
+        return sum(end > unseen for end in accumulate(sizes))
+
+    def similarity(self, chunk: int) -> Callable[[Node], float]:
+        """How promising a node of a chunk is: as good as its best leaf."""
+        return lambda node: float(self.levels[node.level][chunk, node.index])
+
+    def paths(self, query: torch.Tensor, states: torch.Tensor) -> list[list[Node]]:
+        """The paper's preserved cut of every chunk, which compares last tokens.
+
+        Args:
+            query: hidden state of the query's last token, [hidden].
+            states: those of the last tokens of all leaves of the index, [all leaves, hidden].
+        """
+        device, height = states.device, self.leaves.shape[1].bit_length() - 1
+        first, count = torch.from_numpy(self.first).to(device), self.leaves.isfinite().sum(dim=1)
+        nodes = preserved_cuts(query.to(device), states, first, count, height).tolist()
+        return [[Node(n.bit_length() - 1, n - (1 << n.bit_length() - 1)) for n in path if n] for path in nodes]
