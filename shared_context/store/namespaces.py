@@ -13,6 +13,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from shared_context.config import StoreConfig
+from shared_context.errors import StoreFormatError
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.remote.fetching import Checkout
 from shared_context.store.catalogue import Catalogue
@@ -174,7 +175,14 @@ class Namespaces:
     def _folder(self, name: str, salt: bytes) -> Path | None:
         if self._path is None or self._beside is None or name == DEFAULT_NAMESPACE:
             return self._path
-        return self._beside / FOLDER / _folder_name(salt)
+        folder = self._beside / FOLDER / _folder_name(salt)
+        for place in (folder.parent, folder):
+            if place.is_symlink():
+                raise StoreFormatError(
+                    f"{place} is a link, and what is kept of the namespace {name!r} would land where it leads. Put a "
+                    "folder in its place, or remove it: what lies there is made anew."
+                )
+        return folder
 
     def _with_own_limits(self, key: int) -> StoreConfig:
         with self._database.snapshot():

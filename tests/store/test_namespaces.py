@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from shared_context import Document
-from shared_context.errors import ConfigError, DocumentError, StoreClosedError
+from shared_context.errors import ConfigError, DocumentError, StoreClosedError, StoreFormatError
+from shared_context.store import leaf_file
 from shared_context.store.check import check
 from shared_context.store.sqlite_file import FILE
 
@@ -59,6 +60,31 @@ def test_folders_that_a_link_leads_to_are_not_taken_for_those_of_dropped_namespa
     (path / "namespaces").symlink_to(kept)
     open_store(path).gc()
     assert sorted(folder.name for folder in kept.iterdir()) == ["0" * 32, "precious"]
+
+
+@pytest.mark.parametrize("which", ["namespaces", "one"])
+def test_a_link_in_the_place_of_a_namespaces_folder_is_refused_by_its_name(
+    store, path, tmp_path, open_store, monkeypatch, which
+):
+    monkeypatch.setattr(leaf_file, "LEAST_TOKENS", 1)  # or what would be written is too little
+    store.namespace("one").add("The gate opens at six.", id="gate")
+    store.close()
+    elsewhere, folder = tmp_path / "elsewhere", path / "namespaces"
+    opened = open_store(path)
+    opened.namespace("one")
+    opened.close()
+    (own,) = folder.iterdir()
+    linked = folder if which == "namespaces" else own
+    linked.rename(elsewhere)
+    linked.symlink_to(elsewhere)
+    before = sorted((file.name, file.stat().st_mtime_ns) for file in elsewhere.rglob("*"))
+    opened = open_store(path)
+    with pytest.raises(StoreFormatError, match=f"{linked.name} is a link"):
+        opened.namespace("one")
+    opened.close()
+    assert sorted((file.name, file.stat().st_mtime_ns) for file in elsewhere.rglob("*")) == before
+    linked.unlink()
+    assert open_store(path).namespace("one").select("When does the gate open?").doc_ids == ["gate"]
 
 
 def test_words_and_languages_of_another_namespace_change_no_score(open_store):
