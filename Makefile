@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-newest test-lowest test-vllm faults soak lint docs release figures gpu clean
+.PHONY: help setup demo test test-slow coverage test-newest test-lowest test-beside test-vllm faults soak lint docs release figures gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ demo: $(STAMP)  ## compress a long document, ask it questions through LlamaIndex
 	@$(BIN)/python examples/demo.py
 
 # One thread each: the tests run models in several threads and processes, whose own threads would wait for each other.
-test test-slow test-newest test-lowest: export OMP_NUM_THREADS := 1
+test test-slow coverage test-newest test-lowest: export OMP_NUM_THREADS := 1
 # A file's tests stay in one process, where they share its models; each process takes a core and some gigabytes.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
@@ -38,6 +38,11 @@ test: $(STAMP)  ## every test but the slow ones
 
 test-slow: $(STAMP)  ## every test
 	@$(PYTEST)
+
+# From Python 3.12 on the interpreter itself says which lines run, which costs next to nothing.
+coverage: $(STAMP)  ## make test, and which lines of the package no test runs
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' && export COVERAGE_CORE=sysmon; \
+	$(PYTEST) -m "not slow" --cov=shared_context --cov-report=term-missing:skip-covered
 
 # Resolved anew every time, each in an environment of its own beside the locked one. torch is the lock's in both: another
 # build could bring gigabytes of CUDA along.
@@ -64,6 +69,17 @@ test-newest: $(STAMP)  ## models, stores and integrations with the newest releas
 
 test-lowest: $(STAMP)  ## the same with the lowest releases that it allows
 	$(test_ranged)
+
+# uv would rather take the first vLLM of all than say that the newest does not fit: so the newest are named first.
+BESIDE := vllm langchain langgraph llama-index
+RESOLVED := --quiet --upgrade --no-header --no-annotate --python-version 3.12 --python-platform linux
+
+test-beside: $(STAMP)  ## the package can be installed beside the current vLLM, LangChain, LangGraph and LlamaIndex
+	@mkdir -p build
+	@printf '%s\n' $(BESIDE) | $(BIN)/uv pip compile $(RESOLVED) --no-deps --output-file build/beside.in - > build/beside.log
+	@$(BIN)/uv pip compile $(RESOLVED) --extra eval --extra langgraph --extra files --extra serve \
+		--output-file build/beside.txt pyproject.toml build/beside.in > build/beside.log
+	@cat build/beside.in
 
 # vLLM wants releases of its own and so an environment of its own, of some gigabytes. Its builds of torchvision and the
 # like need not fit its torch, and it does without them.
