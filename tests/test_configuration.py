@@ -36,6 +36,15 @@ def test_every_setting_stands_in_the_reference_with_its_default(settings):
     assert documented(settings.__name__) == defaults
 
 
+def test_so_do_those_on_ray_serve():
+    pytest.importorskip("ray.serve")
+    from shared_context.serve.ray import Fronts
+
+    shared = {"stores", *(f.name for f in fields(ServeConfig))}
+    own = {name: field.default for name, field in Fronts.model_fields.items() if name not in shared}
+    assert documented("Fronts") == own
+
+
 def test_so_do_the_settings_by_which_a_model_is_loaded():
     parameters = inspect.signature(SharedLLMModel.from_pretrained).parameters
     found = documented("Loading a model")

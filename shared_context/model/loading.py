@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -69,17 +70,9 @@ def load(
         require(unset or option not in REFUSED_OPTIONS, option, value, REFUSED_OPTIONS.get(option, ""))
     place = _pick_device(device)
     options = dict(options)
-    gguf = find_gguf(name_or_path, options.pop("gguf_file", None), **hub)
-    if gguf is None:
-        source, in_file = resolve_model(name_or_path, **hub), {}
-    else:
-        source, in_file = str(gguf.parent), {"gguf_file": gguf.name}
+    config, source, in_file = read_config(name_or_path, options.pop("gguf_file", None), hub)
+    if in_file:
         options |= in_file | as_floating_point()
-    # With trust_remote_code left open, transformers would ask on the terminal whether to run a repository's code.
-    mend = "choose a decoder-only model that transformers knows itself, or mend the file"
-    with _said_as(UnsupportedModelError, f"The config.json of {name} cannot be read; {mend}"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **in_file)
-    check_config(config, name)
     with _said_as(ModelNotFoundError, f"The tokenizer of {name} is missing or damaged; add its tokenizer.json"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **in_file)
     if not tokenizer.is_fast:
@@ -88,7 +81,7 @@ def load(
         )
     picked = _pick_dtype(dtype, config.dtype, place)
     given = options.get("quantization_config") or getattr(config, "quantization_config", None)
-    if gguf is None and given is not None:
+    if not in_file and given is not None:
         model = _quantised(source, name, {**options, "dtype": picked, "device_map": {"": place}})
         return model, tokenizer, fingerprint(model, tokenizer)
     digest = None
@@ -98,6 +91,28 @@ def load(
         digest = fingerprint(_weights(source, name, {**options, "dtype": torch.bfloat16}), tokenizer)
     model = _weights(source, name, {**options, "dtype": picked}).to(place)
     return model, tokenizer, digest or fingerprint(model, tokenizer)
+
+
+def read_config(
+    name_or_path: str | Path, gguf_file: str | None = None, hub: HubOptions | None = None
+) -> tuple[PretrainedConfig, str, dict[str, str]]:
+    """A model's configuration, without its weights; with the folder that it is in, and which file of it is meant.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError, ConfigError: as ``SharedLLMModel.from_pretrained`` does.
+    """
+    name, hub = str(name_or_path), hub or {}
+    gguf = find_gguf(name_or_path, gguf_file, **hub)
+    if gguf is None:
+        source, in_file = resolve_model(name_or_path, **hub), {}
+    else:
+        source, in_file = str(gguf.parent), {"gguf_file": gguf.name}
+    # With trust_remote_code left open, transformers would ask on the terminal whether to run a repository's code.
+    mend = "choose a decoder-only model that transformers knows itself, or mend the file"
+    with _said_as(UnsupportedModelError, f"The config.json of {name} cannot be read; {mend}"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **in_file)
+    check_config(config, name)
+    return config, source, in_file
 
 
 def _quantised(source: str, name: str, options: dict[str, Any]) -> PreTrainedModel:

@@ -64,7 +64,11 @@ class Caller:
     def check_writes(self) -> None:
         """Raises a Refusal where documents may not be changed."""
         if not self.writes:
-            raise Refusal(403, "This key may ask and not change anything; use one that was made with --write.")
+            raise Refusal(
+                403,
+                "This key may ask and not change anything; use one that was made with --write, at a server that takes "
+                "documents.",
+            )
 
     def check_operates(self) -> None:
         """Raises a Refusal where the server's own affairs are none of the caller's."""

@@ -35,6 +35,7 @@ def create_app(
     hosts: Collection[str] | None = None,
     vllm: VLLM | None = None,
     tracer_provider: TracerProvider | None = None,
+    read_only: bool = False,
 ) -> FastAPI:
     """An application that answers from stores; whoever runs it opens and closes them.
 
@@ -47,6 +48,7 @@ def create_app(
         hosts: names under which it is asked; None asks for none.
         vllm: writes the answers; closed with the application. None has them written in the process.
         tracer_provider: of OpenTelemetry; None is the process's own.
+        read_only: documents are changed by nobody, whatever the keys say.
 
     Raises:
         ConfigError: a store's name cannot stand in an address.
@@ -88,6 +90,7 @@ def create_app(
         ingestion=Ingestion(engine, uploaded),
         makes=makes,
         vllm=vllm,
+        read_only=read_only,
     )
     add_handlers(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes, upload_limit=config.max_upload_bytes)

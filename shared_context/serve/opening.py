@@ -78,16 +78,13 @@ def only_model(stores: Mapping[str, SharedLLMContextStore]) -> SharedLLMModel:
     """The model of all stores, for an engine serves one.
 
     Raises:
-        ConfigError: there are several, or it is of an injection that no engine knows.
+        ConfigError: there are several, or it has an adapter.
     """
     models = {id(store.model): store.model for store in stores.values()}
     if len(models) > 1:
         names = " and ".join(sorted(model.name for model in models.values()))
         raise ConfigError(f"The stores are of the models {names}, and an engine serves one: serve them apart.")
     (model,) = models.values()
-    if model.injection.kind != "prefix":
-        raise ConfigError(
-            f"The model has {model.injection.kind} injection, which adds attention of its own, and an engine has none: "
-            "serve without it, or with another adapter."
-        )
+    if model.has_adapter:
+        raise ConfigError("An engine writes without an adapter: leave out --adapter, or --engine.")
     return model

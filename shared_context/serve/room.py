@@ -32,6 +32,7 @@ class Room:
         ingestion: who makes documents of them.
         makes: who makes stores.
         vllm: who writes answers in the engine's place; None leaves them to the process.
+        read_only: documents are changed by nobody.
     """
 
     stores: Stores
@@ -44,6 +45,7 @@ class Room:
     ingestion: Ingestion
     makes: Makes
     vllm: VLLM | None
+    read_only: bool = False
 
     async def store(self, name: str, caller: Caller, *, param: str = "model") -> ServedStore:
         """A store as a caller has it: where his key is of a namespace, that and nothing else.
@@ -69,7 +71,8 @@ InRoom = Annotated[Room, Depends(_room)]
 
 
 def _caller(request: Request, room: InRoom) -> Caller:
-    return ANYONE if room.keys is None else room.keys.caller(request.headers.get("authorization"))
+    caller = ANYONE if room.keys is None else room.keys.caller(request.headers.get("authorization"))
+    return replace(caller, writes=False) if room.read_only else caller
 
 
 ByCaller = Annotated[Caller, Depends(_caller)]

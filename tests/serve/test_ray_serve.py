@@ -1,0 +1,152 @@
+"""The endpoint on Ray Serve: its answers are those of the endpoint in one process."""
+
+import os
+import socket
+from importlib import import_module
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import yaml
+
+from shared_context import Document
+from shared_context.errors import ConfigError, ShardUnavailableError, StoreFormatError
+from shared_context.serve.access import add_key
+from shared_context.shards import ShardedContextStore
+
+serve = pytest.importorskip("ray.serve")
+
+import ray  # noqa: E402
+from ray.exceptions import RayActorError  # noqa: E402
+from ray.serve.schema import ServeDeploySchema  # noqa: E402
+
+from shared_context.serve.ray import Fronts, Handles, app  # noqa: E402
+
+DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+DOCUMENTS = [
+    Document(f"The keeper of lamp {number} paints boat {number * 3} and sleeps.", f"d{number}", {"lamp": number})
+    for number in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def small(make_small_model, tmp_path_factory):
+    """A model that processes load from a folder."""
+    from shared_context import SharedLLMModel
+
+    folder = tmp_path_factory.mktemp("model")
+    made = make_small_model()
+    made.hf_model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    return SharedLLMModel.from_pretrained(str(folder), adapter=None, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def folder(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores") / "boats.shards"
+    with ShardedContextStore.create(small, folder, 2, embedder=None) as store:
+        store.add(DOCUMENTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory):
+    file = tmp_path_factory.mktemp("keys") / "keys.json"
+    return add_key(file, "ann", stores=["boats"], writes=True), str(file)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+    ray.init(num_cpus=2, object_store_memory=100 << 20, log_to_driver=False, include_dashboard=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve.start(http_options={"port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+
+
+def ask(url: str, number: int, key: str = "none", retries: int = 8) -> str:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=retries, timeout=120)
+    messages = [{"role": "user", "content": f"Who paints boat {number}?"}]
+    done = client.chat.completions.create(
+        model="boats", messages=messages, max_tokens=12, temperature=0, extra_body={"budget": 64}
+    )
+    return done.choices[0].message.content
+
+
+@pytest.fixture(scope="module")
+def running(cluster, folder, key):
+    _, keys = key
+    serve.run(app(Fronts(stores=[str(folder)], keys=keys, dtype="float32")), name="boats")
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def expected(small, folder, serving):
+    with ShardedContextStore(small, folder) as store, serving({"boats": store}) as plain:
+        return [ask(plain.url, number) for number in range(6)]
+
+
+@pytest.mark.slow
+def test_answers_are_those_of_one_process_and_nothing_is_changed(running, expected, key):
+    secret, _ = key
+    assert [ask(running, number, secret) for number in range(6)] == expected
+    with pytest.raises(openai.AuthenticationError):
+        ask(running, 0)
+    sent = {"files": {"file": ("new.txt", b"New.")}, "data": {"purpose": "assistants"}}
+    refused = httpx.post(f"{running}/v1/files", headers={"Authorization": f"Bearer {secret}"}, **sent)
+    assert refused.status_code == 403 and "a server that takes documents" in refused.text
+
+
+class DiesOnce:
+    """A shard's handle whose first answer is that its process has died."""
+
+    def __init__(self):
+        self.ask, self.asked = self, []
+
+    def remote(self, *question):
+        self.asked.append(question)
+        return self
+
+    def result(self, timeout_s):
+        if len(self.asked) == 1:
+            raise RayActorError
+        return len(self.asked)
+
+
+def test_a_shard_that_has_died_is_asked_again_until_it_is_late():
+    handle = DiesOnce()
+    assert Handles([handle], timeout=10).ask({0: ("state", (None,))}) == {0: 2}
+    assert handle.asked == [("state", (None,))] * 2
+    assert isinstance(Handles([DiesOnce()], timeout=0.01).ask({0: ("state", ())})[0], ShardUnavailableError)
+
+
+def test_what_is_served_to_whom_must_be_said(small, folder, tmp_path):
+    with pytest.raises(ConfigError, match="anyone: true"):
+        app(Fronts(stores=[str(folder)]))
+    with pytest.raises(ConfigError, match="absolute folder"):
+        app(Fronts(stores=["boats.shards"], anyone=True))
+    with pytest.raises(ConfigError, match="engine and selections"):
+        app(Fronts(stores=[str(folder)], anyone=True, engine="http://127.0.0.1:8001"))
+    with pytest.raises(StoreFormatError, match="no store in"):
+        app(Fronts(stores=[str(tmp_path / "nothing")], anyone=True))
+    with pytest.raises(ValueError, match="budgets"):
+        Fronts(stores=[str(folder)], budgets=3)
+
+
+@pytest.mark.parametrize("file", ["ray-serve.yaml", "kuberay.yaml"])
+def test_the_files_that_ship_are_ones_that_ray_serve_takes(file, folder, tmp_path, monkeypatch):
+    content = yaml.safe_load((DEPLOY / file).read_text(encoding="utf-8"))
+    if content.get("kind") == "RayService":
+        content = yaml.safe_load(content["spec"]["serveConfigV2"])
+    (application,) = ServeDeploySchema(**content).applications
+    module, _, name = application.import_path.partition(":")
+    build = getattr(import_module(module), name)
+    given = Fronts(**application.args)
+    built = build(given.model_copy(update={"stores": [f"handbook={folder}"]}))
+    assert built._bound_deployment.name == "front"
+    known = {"front", *(f"handbook-shard-{number:03}" for number in range(2))}
+    assert {deployment.name for deployment in application.deployments} <= known
