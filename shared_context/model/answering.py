@@ -20,6 +20,7 @@ from shared_context.model.decoding import (
     answer_batch,
     answer_pieces,
     generation_settings,
+    seed_number,
     stop_strings,
     whole_number,
 )
@@ -127,7 +128,7 @@ class AnsweringModel(StackedModel):
             ConfigError: where another argument is wrong.
         """
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, "tokens")
-        stop = stop_strings(stop, generation_options.pop("stop_strings", None))
+        stop, seed = stop_strings(stop, generation_options.pop("stop_strings", None)), seed_number(seed)
         settings = generation_settings(
             self.ends, self.tokenizer, max_new_tokens, temperature, top_p, top_k, stop, generation_options
         )
@@ -176,7 +177,7 @@ class AnsweringModel(StackedModel):
         What is wrong with the call is raised here; nothing is computed before the first piece is asked for.
         """
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, "tokens")
-        stop = stop_strings(stop, generation_options.pop("stop_strings", None))
+        stop, seed = stop_strings(stop, generation_options.pop("stop_strings", None)), seed_number(seed)
         settings = generation_settings(
             self.ends, self.tokenizer, max_new_tokens, temperature, top_p, top_k, stop, generation_options
         )

@@ -13,6 +13,7 @@ from llguidance.hf import from_tokenizer
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from shared_context.errors import ConfigError
+from shared_context.model.tokenization import check_text
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -101,6 +102,7 @@ class ConstraintCompiler:
         if grammar is not None:
             if not isinstance(grammar, str):
                 raise ConfigError(f"grammar is a {type(grammar).__name__}; give a Lark grammar as text.")
+            check_text("The grammar", grammar)
             return self._constraint("grammar", LLMatcher.grammar_from_lark(grammar), ends)
         if not isinstance(response_schema, Mapping):
             raise ConfigError(

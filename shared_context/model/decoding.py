@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, SupportsInt
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared_context.config import require, require_count
+from shared_context.errors import ConfigError
 from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.constraints import Constraint
 from shared_context.model.decoder import InjectingDecoder, release
@@ -33,6 +34,18 @@ from shared_context.model.steps import Step
 SEVERAL_ANSWERS = ("num_beams", "num_return_sequences")
 """Fields of GenerationConfig that ask for more than one answer to be worked on, which no stream does."""
 
+COUNTS = (*SEVERAL_ANSWERS, "min_new_tokens")
+"""Fields of GenerationConfig that are counts."""
+
+NOT_GIVEN_BACK = (
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+    "cache_implementation",
+)
+"""Fields of GenerationConfig that ask for more than text, or for a cache that holds no context."""
 
 LEAST_TEMPERATURE = 1e-6
 """Below it the logits of float32 overflow; at it the likeliest token is as good as certain."""
@@ -54,6 +67,9 @@ def stop_strings(*given: str | Sequence[str] | None) -> list[str]:
     Raises:
         ConfigError: where one of them is no text.
     """
+    for strings in given:
+        texts = strings is None or isinstance(strings, str | Sequence)
+        require(texts, "stop", strings, "must be a text or a list of texts")
     stop = [s for strings in given for s in ([strings] if isinstance(strings, str) else strings or ())]
     for string in stop:
         require(isinstance(string, str), "stop", string, "must be a text or a list of texts")
@@ -115,12 +131,40 @@ def generation_settings(
     unknown = [name for name in options if not hasattr(GenerationConfig(), name)]
     mend = "transformers' GenerationConfig has no such fields; a chat template's go in chat_template_kwargs"
     require(not unknown, "generation_options", unknown, mend)
+    for name in COUNTS:
+        if options.get(name) is not None:
+            whole_number(name, options[name], "answers" if name in SEVERAL_ANSWERS else "tokens")
+    for name in NOT_GIVEN_BACK:
+        require(not options.get(name), name, options.get(name), "an answer is its text; leave it out")
     # A control token is never part of an answer's text, so as a stop string it is an end.
     words = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     end = [*ends, *(words[s] for s in stop if s in words)] or None
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end and end[0]
     own = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding}
-    return GenerationConfig(**{**own, **{name: _plain(value) for name, value in options.items()}, **sampling})
+    with _refusals_told(options):
+        return GenerationConfig(**{**own, **{name: _plain(value) for name, value in options.items()}, **sampling})
+
+
+def seed_number(seed: SupportsInt | None) -> int | None:
+    """A seed as Python's own number.
+
+    Raises:
+        ConfigError: where it is none that torch takes.
+    """
+    whole = seed is None or (isinstance(seed, Integral) and -(1 << 63) <= int(seed) < 1 << 64)
+    require(whole, "seed", seed, "must be a whole number of 64 bits")
+    return None if seed is None else int(seed)
+
+
+@contextmanager
+def _refusals_told(options: Iterable[str]) -> Iterator[None]:
+    """Say in the library's own error which options transformers refuses while it prepares a generation."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        given = sorted(set(options) - {"transformers_version", "max_new_tokens", "eos_token_id", "pad_token_id"})
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"generation_options ({', '.join(given)}) cannot be honoured: {reason}") from error
 
 
 def _plain(value: object) -> object:
@@ -151,7 +195,7 @@ def answer_batch(
         if several > 1:
             inputs[CACHE_ARGUMENT].batch_repeat_interleave(several)
         random = nullcontext() if seed is None else torch.random.fork_rng()
-        with injected, random:
+        with injected, random, _refusals_told(settings.to_diff_dict()):
             if seed is not None:
                 torch.manual_seed(int(seed))
             ids = decoder.stepper(requests[0]).generate(
@@ -185,15 +229,15 @@ def answer_pieces(
         inputs, injected = decoder.inputs([request], contexts, settings.max_new_tokens, in_place=True)
         chance = None if seed is None else torch.Generator(decoder.hf_model.device).manual_seed(int(seed))
         stepper = decoder.stepper(request)
-        tokens = stepper.generate(
-            **inputs,
-            generation_config=settings,
-            stopping_criteria=[clock],
-            logits_processor=_processors(constraint),
-            custom_generate=partial(
-                one_by_one, answering=decoder.answering(stepper, inputs, injected), generator=chance
-            ),
-        )
+        answering = decoder.answering(stepper, inputs, injected)
+        with _refusals_told(settings.to_diff_dict()):
+            tokens = stepper.generate(
+                **inputs,
+                generation_config=settings,
+                stopping_criteria=[clock],
+                logits_processor=_processors(constraint),
+                custom_generate=partial(one_by_one, answering=answering, generator=chance),
+            )
     # Chance that belongs to the whole process is drawn by one at a time.
     drawn = decoder.lock if settings.do_sample and chance is None else nullcontext()
     answer: list[int] = []

@@ -64,6 +64,7 @@ def load(
     Raises:
         ModelNotFoundError, UnsupportedModelError, ConfigError: as ``SharedLLMModel.from_pretrained`` does.
     """
+    require(isinstance(name_or_path, str | os.PathLike), "name_or_path", name_or_path, "must be a name or a path")
     name = str(name_or_path)
     for option, value in options.items():
         unset = value is None or value is False  # 0 is a device

@@ -69,8 +69,8 @@ class PromptFormat:
     ):
         self._tokenizer = tokenizer
         self._system_prompt = system_prompt
+        self.check_template_kwargs(template_kwargs or {})
         self._template_kwargs = dict(template_kwargs or {})
-        self.check_template_kwargs(self._template_kwargs)
         self._control = ControlTokens(tokenizer)
         skeletons = [self._skeleton(*roles) for roles in SKELETONS]
         self._control.add_written("".join(filter(None, skeletons)))
@@ -107,6 +107,8 @@ class PromptFormat:
         Raises:
             ConfigError: naming the first of them.
         """
+        mapping = isinstance(template_kwargs, Mapping)
+        require(mapping, "chat_template_kwargs", template_kwargs, "must be a dict of arguments by their names")
         own = set(inspect.signature(self._tokenizer.apply_chat_template).parameters) - set(TEMPLATE_DATA)
         for name, value in template_kwargs.items():
             require(name not in own, f"chat_template_kwargs[{name!r}]", value, "is set by this library; leave it out")

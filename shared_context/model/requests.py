@@ -102,7 +102,7 @@ class RequestReader:
             identity: of the model that is to compute them.
             template_kwargs: arguments of the chat template, over those of the prompt format.
         """
-        if not isinstance(prompt, Sequence):
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
             raise ConfigError(f"prompt is a {type(prompt).__name__}; give a text, a conversation, or a list of either.")
         self._prompt_format.check_template_kwargs(template_kwargs or {})
         single = is_single(prompt)

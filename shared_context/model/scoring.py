@@ -97,6 +97,7 @@ class ScoringModel(StackedModel):
         Raises:
             WindowExceededError, QueryError: as :meth:`complete`.
         """
+        require(isinstance(answer, Sequence), "answer", answer, "must be a text, or a list with one for each question")
         answers = [answer] if isinstance(answer, str) else list(answer)
         answer_ids = [self.tokenize(a).ids.tolist() for a in answers]
         if not all(answer_ids):
@@ -154,6 +155,8 @@ class ScoringModel(StackedModel):
                 grains coarser than 1.
             WindowExceededError, QueryError: as :meth:`complete`.
         """
+        nodes = hasattr(context, "nodes")
+        require(nodes, "context", type(context).__name__, "must be the Selection that was injected")
         ids = self.tokenize(answer).ids.tolist()
         single, (request, *_) = self._requests.read(
             prompt, context, formatted, max(1, len(ids)), self.identity, chat_template_kwargs

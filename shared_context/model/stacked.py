@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shared_context.config import InjectionKind, one_of, require
+from shared_context.config import InjectionKind, one_of, require, require_count
 from shared_context.model.adapter import Adapter
 from shared_context.model.attention import ATTENTION
 from shared_context.model.compressor import Compressor
@@ -61,11 +61,14 @@ class StackedModel:
             model.set_attn_implementation(ATTENTION)
         layers = model.config.num_hidden_layers
         injection_layers = layers if injection_layers is None else injection_layers
+        require_count("injection_layers", injection_layers, "layers")
         require(
             1 <= injection_layers <= layers, "injection_layers", injection_layers, f"must lie between 1 and {layers}"
         )
         widest = usable_window(model.config)
         context_window = widest if context_window is None else context_window
+        require_count("context_window", context_window, "tokens")
+        injection_layers, context_window = int(injection_layers), int(context_window)
         require(1 <= context_window <= widest, "context_window", context_window, f"{name} serves 1 to {widest} tokens")
         self.hf_model = model.eval()
         self.tokenizer = tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from shared_context.errors import QueryError
+from shared_context.errors import ConfigError, QueryError
 
 CHARACTERS_OF_TOKEN = 64
 """A text of more for each token that is allowed need not be tokenized to know that it is too long."""
@@ -79,8 +79,11 @@ def check_text(what: str, text: str) -> None:
     """Refuse text that no encoding can hold.
 
     Raises:
+        ConfigError: it is no text.
         QueryError: it has half of a surrogate pair.
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"{what} is a {type(text).__name__}; give a text.")
     try:
         text.encode()
     except UnicodeEncodeError as error:

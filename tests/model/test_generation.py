@@ -225,6 +225,18 @@ def test_what_does_not_fit_the_window_is_refused_with_the_numbers(model, selecti
         ({"prompt": "hi", "temperature": float("nan")}, ConfigError, "temperature=nan"),
         ({"prompt": "hi", "max_new_tokens": 2.5}, ConfigError, "max_new_tokens=2.5"),
         ({"prompt": "hi", "stop": [3]}, ConfigError, "stop=3"),
+        ({"prompt": "hi", "stop": 3}, ConfigError, "stop=3"),
+        ({"prompt": b"hi"}, ConfigError, "prompt is a bytes"),
+        ({"prompt": "hi", "seed": "x", "temperature": 1.0}, ConfigError, "seed='x'"),
+        ({"prompt": "hi", "seed": 1 << 70}, ConfigError, "seed=1180591620717411303424"),
+        ({"prompt": "hi", "num_beams": 0}, ConfigError, "num_beams=0"),
+        ({"prompt": "hi", "min_new_tokens": "x"}, ConfigError, "min_new_tokens='x'"),
+        ({"prompt": "hi", "num_beams": 2, "num_return_sequences": 3}, ConfigError, "num_return_sequences"),
+        ({"prompt": "hi", "repetition_penalty": float("nan")}, ConfigError, "repetition_penalty"),
+        ({"prompt": ["hi"], "bad_words_ids": []}, ConfigError, "bad_words_ids"),
+        ({"prompt": ["hi"], "return_dict_in_generate": True}, ConfigError, "return_dict_in_generate=True"),
+        ({"prompt": "hi", "grammar": 'start: "\ud83d"'}, QueryError, "grammar has a lone surrogate"),
+        ({"prompt": "hi", "chat_template_kwargs": [1]}, ConfigError, "chat_template_kwargs"),
         ({"prompt": "hi", "enable_thinking": False}, ConfigError, "chat_template_kwargs"),
         ({"prompt": "hi", "chat_template_kwargs": {"tokenize": True}}, ConfigError, "tokenize"),
     ],
@@ -247,6 +259,12 @@ def test_a_failure_in_a_stream_reaches_its_reader(model, selection, monkeypatch)
 def test_a_stream_has_one_answer(model):
     with pytest.raises(ConfigError, match="num_beams=2"):
         model.stream(QUESTION, num_beams=2)
+
+
+@pytest.mark.parametrize("ask", ["count_tokens", "tokenize"])
+def test_what_is_no_text_is_named(model, ask):
+    with pytest.raises(ConfigError, match="text is a int"):
+        getattr(model, ask)(3)
 
 
 @pytest.mark.parametrize("ask", ["count_tokens", "tokenize", "score"])

@@ -108,6 +108,8 @@ def test_a_model_whose_layers_slide_is_served_within_their_window(save):
     [
         ({"context_window": 4096}, "context_window=4096"),
         ({"injection_layers": 3}, "injection_layers=3"),
+        ({"injection_layers": 1.5}, "injection_layers=1.5"),
+        ({"context_window": "512"}, "context_window='512'"),
         ({"injection": "suffix"}, "injection='suffix'"),
         ({"dtype": "float31"}, "dtype='float31'"),
         ({"device": "gpu"}, "device='gpu'"),
