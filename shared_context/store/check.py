@@ -143,8 +143,7 @@ class _Whole:
         with self._database.snapshot():
             for line in self._database.integrity():
                 self._report.damage.append(f"the file: {line}")
-            words = self._database.words
-            if not (words.is_whole(self._shape.tree.leaf_size) or words.checksum.is_missing()):
+            if not self._database.words.is_whole(self._shape.tree.leaf_size, thorough=True):
                 self._report.damage.append("the index of words: its checksum is wrong")
             for namespace, (name, *_) in self._database.namespace_rows().items():
                 yield from self.of_namespace(namespace, name, namespace)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 
+from shared_context.errors import StoreFormatError
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import format as file_format
 from shared_context.store.checksum import checksum
@@ -29,7 +30,7 @@ from shared_context.store.node_data import (
 from shared_context.store.read_only import read_only
 from shared_context.store.sqlite_file import damaged
 from shared_context.store.store_file import StoreFile
-from shared_context.store.word_index import BEFORE_CHARACTERS, LeafWords
+from shared_context.store.word_index import BEFORE_CHARACTERS, DamagedWordsError, LeafWords
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ class Changes:
 
 class Database(StoreFile):
     """The rows of a store's file; arguments and errors of opening are those of the file."""
+
+    _leaf_size: int | None = None
 
     # Namespaces
 
@@ -449,8 +452,33 @@ class Database(StoreFile):
 
     # Looking for damage
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that is read inside is of one moment, whatever other processes write meanwhile."""
+        with self._without_damaged_words(), super().snapshot():
+            yield
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written inside lands at its end, or nothing does."""
+        with self._without_damaged_words(), super().transaction():
+            yield
+
+    @contextmanager
+    def _without_damaged_words(self) -> Iterator[None]:
+        """Make the index of words anew where a row that was read inside is damaged."""
+        try:
+            yield
+        except DamagedWordsError as error:
+            if self._leaf_size is None:
+                raise damaged(self._place, error) from error
+            self._mend_words(self._leaf_size, thorough=True)
+            raise StoreFormatError(
+                f"{self._place}: {error}. Nothing was changed; the index has been made anew of the texts: try again."
+            ) from error
+
     def mend_words(self, leaf_size: int) -> None:
-        """Compare the index of words with its checksum; a damaged one is made anew of the texts.
+        """Look whether all of the index of words is there; a damaged one is made anew of the texts.
 
         Args:
             leaf_size: tokens of a leaf.
@@ -458,40 +486,33 @@ class Database(StoreFile):
         Raises:
             StoreFormatError: it is damaged, and more is, or the file may not be written.
         """
+        self._leaf_size = leaf_size
+        self._mend_words(leaf_size)
+
+    def _mend_words(self, leaf_size: int, *, thorough: bool = False) -> None:
         with self.snapshot():
-            if self.words.is_whole(leaf_size):
+            if self.words.is_whole(leaf_size, thorough=thorough):
                 return
-            unchecked = self.words.checksum.is_missing()
         if self.read_only:
-            if unchecked:
-                return
             raise damaged(self._place, "its index of words")
         with self.transaction():
-            if self.words.is_whole(leaf_size):  # another process was faster
+            if self.words.is_whole(leaf_size, thorough=thorough):  # another process was faster
                 return
             # Where SQLite cannot tell which pages are whose, deleting some might hurt what is whole.
             if damage := self.integrity():
                 raise damaged(self._place, f"its index of words: {damage[0]}")
-            self.words.clear()
-            rows = self._connection.execute("SELECT namespace, key, content FROM documents").fetchall()
-            for namespace, key, content in rows:
-                chunks = [(part.text, part.tokens) for part in self._texts(key)]
-                leaf = 0
-                for words in LeafWords.of_chunks(chunks, leaf_size):
-                    self.words.add(namespace, content, words, leaf)
-                    leaf += len(words.terms)
-                self.words.move(content, key)
-            self.words.checksum.seal()
-        was = "left without a checksum" if unchecked else "damaged"
-        logger.warning("%s: the index of words was %s and has been made anew of the texts.", self._place, was)
+            rows = self._connection.execute("SELECT namespace, content, key FROM documents").fetchall()
+            chunks = ([(part.text, part.tokens) for part in self._texts(key)] for *_, key in rows)
+            self.words.make_anew(((*row, of_row) for row, of_row in zip(rows, chunks, strict=True)), leaf_size)
+        logger.warning("%s: the index of words was damaged and has been made anew of the texts.", self._place)
 
     def integrity(self) -> list[str]:
-        """What SQLite finds wrong with the file, the index of words left aside."""
+        """What SQLite finds wrong with the file."""
         try:
             rows = [line for (line,) in self._connection.execute("PRAGMA integrity_check")]
         except sqlite3.DatabaseError as error:
             return [str(error)]
-        return [line for line in rows if line != "ok" and "fts5" not in line.lower()]
+        return [line for line in rows if line != "ok"]
 
     def namespace_rows(self) -> dict[int, tuple[str, bytes, int]]:
         """Name, salt and number of documents of every namespace, by its key."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
@@ -23,12 +23,11 @@ from shared_context.model.tokenization import TokenizedText
 from shared_context.store import word_index
 from shared_context.store.checksum import checksum
 from shared_context.store.node_data import COLUMNS, NodeData, NodeShape, StoredText
-from shared_context.store.word_checksum import CHECKSUM_TABLE, WordChecksum
 from shared_context.store.word_index import LeafWords
 
 APPLICATION_ID = 0x5C0471E8
 """Marks the file as ours, in the header field that SQLite keeps for it."""
-VERSION = 4
+VERSION = 5
 OLDEST = 2
 """The oldest version that there is a step from."""
 
@@ -148,9 +147,7 @@ class Line(NamedTuple):
 
 def tables(connection: sqlite3.Connection) -> set[tuple[str, str, str | None]]:
     """Type, name and statement of all that a file is made of."""
-    rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
-    # What FTS5 makes for itself may differ from version to version of SQLite, and runs nothing.
-    return {row for row in rows if not (row[0] == "table" and row[1].startswith("words_"))}
+    return set(connection.execute("SELECT type, name, sql FROM sqlite_master"))
 
 
 @cache
@@ -165,7 +162,7 @@ def create(connection: sqlite3.Connection) -> None:
     """Make the tables of this version; in a transaction."""
     for statement in SCHEMA:
         connection.execute(statement)
-    WordChecksum(connection).seal()
+    word_index.WordIndex(connection).make_anew((), 0)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -278,6 +275,7 @@ def _parts_and_checksums(connection: sqlite3.Connection, digest: Callable[[bytes
         if key == "about":
             tree = TreeConfig(**json.loads(value)["config"]["tree"])
     words = word_index.WordIndex(connection)
+    words.make_anew((), tree.leaf_size)
     # Without a salt, so that the keys and values in the folder are found again.
     namespace = add_namespace(connection, DEFAULT_NAMESPACE, b"")
     for (key,) in connection.execute("SELECT key FROM old_documents ORDER BY key").fetchall():
@@ -301,6 +299,7 @@ def _parts_and_checksums(connection: sqlite3.Connection, digest: Callable[[bytes
         for number, part in enumerate(parts):
             put_part(connection, content, number, digest(b"", part.stored.tokens.ids), part.stored, part.nodes)
         put_document(connection, Line(namespace, kind, id, content, len(parts), len(text.encode()), metadata))
+    words.write()
     for (id,) in connection.execute("SELECT DISTINCT conversation FROM old_messages").fetchall():
         conversation = connection.execute(
             "INSERT INTO conversations (namespace, id) VALUES (?, ?)", (namespace, id)
@@ -320,12 +319,40 @@ def _parts_and_checksums(connection: sqlite3.Connection, digest: Callable[[bytes
         connection.execute(f"DROP TABLE old_{table}")
 
 
-def _checksum_of_words(connection: sqlite3.Connection, digest: Callable[[bytes, np.ndarray], bytes]) -> None:
-    """From version 3, where the index of words had no checksum."""
-    connection.execute("DROP TABLE IF EXISTS word_checksum")  # of the step before, which makes the tables of today
-    connection.execute(CHECKSUM_TABLE)
-    WordChecksum(connection).seal()
+def _own_postings(connection: sqlite3.Connection, digest: Callable[[bytes, np.ndarray], bytes]) -> None:
+    """From versions 3 and 4, where words were kept in SQLite's FTS5."""
+    there = {name for _, name, _ in tables(connection)}
+    if "postings" in there:  # the step before has made the tables of today
+        return
+    for name in ("words", "worded", "word_checksum"):
+        connection.execute(f"DROP TABLE IF EXISTS {name}")
+    for statement in word_index.SCHEMA:
+        connection.execute(statement)
+    (about,) = connection.execute("SELECT value FROM meta WHERE key = 'about'").fetchone()
+    tree = TreeConfig(**json.loads(about)["config"]["tree"])
+    word_index.WordIndex(connection).make_anew(_texts(connection), tree.leaf_size)
 
 
-STEPS = (_parts_and_checksums, _checksum_of_words)
+def _texts(connection: sqlite3.Connection) -> Iterator[tuple[int, int, int, list[tuple[str, TokenizedText]]]]:
+    """Namespace, first key, key and chunks of all documents but those of which a chunk is damaged."""
+    for namespace, content, key in connection.execute("SELECT namespace, content, key FROM documents").fetchall():
+        rows = connection.execute(
+            "SELECT number, text_checksum, ids, bounds, text FROM parts WHERE content = ? ORDER BY number", (content,)
+        ).fetchall()
+        if all(expected == checksum(content, number, bounds, text) for number, expected, _, bounds, text in rows):
+            yield (
+                namespace,
+                content,
+                key,
+                [
+                    (
+                        text,
+                        TokenizedText(np.frombuffer(ids, np.int32), np.frombuffer(bounds, np.uint32).astype(np.int64)),
+                    )
+                    for *_, ids, bounds, text in rows
+                ],
+            )
+
+
+STEPS = (_parts_and_checksums, _own_postings, _own_postings)
 """Steps from OLDEST on, each to the next version."""

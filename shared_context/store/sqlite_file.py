@@ -174,8 +174,8 @@ def errors(place: str) -> Iterator[None]:
             raise damaged(place, "it holds text that is not UTF-8") from error
         if "no such module: fts5" in str(error):
             raise StoreUnavailableError(
-                "The SQLite of this Python has no FTS5, which words are kept in. Use a Python whose sqlite3 has it, as "
-                "those of python.org, conda and Linux distributions do."
+                "The SQLite of this Python has no FTS5, in which earlier versions kept words. Open it once with a "
+                "Python whose sqlite3 has it, as those of python.org, conda and Linux distributions do."
             ) from error
         extended = getattr(error, "sqlite_errorcode", 0)
         code = extended & 0xFF  # the low byte of an extended code is the plain one

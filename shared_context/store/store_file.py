@@ -224,13 +224,11 @@ class StoreFile:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                if self._log_has_deleted:
-                    self.words.merge()
-                self.words.checksum.finish()
+                self.words.write()
                 self._connection.execute("COMMIT")
             except BaseException:
                 self._rollback()
-                self.words.checksum.forget()
+                self.words.undo()
                 raise
             self._check_identity()
             if self._log_has_deleted:

@@ -1,44 +1,50 @@
-"""Which leaves hold a word, kept in SQLite's FTS5."""
+"""Which leaves hold a word, kept in the store's own database."""
 
 from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from struct import pack
+from zlib import crc32
 
 import numpy as np
 
 from shared_context.model.tokenization import TokenizedText
-from shared_context.store.word_checksum import CHECKSUM_TABLE, FTS5_TABLES, WORDED, WordChecksum
+from shared_context.store.checksum import checksum
 from shared_context.store.words import LANGUAGES, language_of, words
 
 FIRST_NAMESPACE = 1
 """The key of the namespace of a store's own documents, which is made with the store."""
 
-_OF_NAMESPACE = "\ue000"
-"""Stands between a namespace's key and a term of it: no word has this character."""
-
 _TOKENS = re.compile(r"[0-9A-Za-z\x80-\U0010ffff\-_./:@~\\+&=#,']+")
-"""What FTS5 takes for one term, as SCHEMA tells it."""
+"""Of several, a leaf holds a term only with all of them."""
 
 LEAF_BITS = 24
-"""Lowest bits of a row's number, which say which leaf of its document it is; the others are the document's key."""
+"""Lowest bits of the number that a key and a leaf of its document make together; the others are the key."""
+LEAVES_TOGETHER_BITS, DOCUMENTS_TOGETHER_BITS = 5, 8
+"""So many leaves of so many documents make a block. Both together fit 16 bits."""
+PENDING_PLACES = 1 << 18
+"""Of the words that came or went in a transaction, which are then written before its end."""
 
-# FTS5 only has to part the terms at their blanks: what joins the parts of a name belongs to its term. Where in a row a
-# term stands, and how often, is not kept: it seldom comes twice in a leaf.
 SCHEMA = (
-    """CREATE VIRTUAL TABLE words USING fts5(
-        terms, content = '', columnsize = 0, detail = none, tokenize = "ascii tokenchars '-_./:@~\\+&=#,'''"
-    )""",
-    # document: the key that the document has now; its rows are numbered by the one that it had first.
+    # term: its keyed hash, for SQLite overwrites what is deleted, but seldom all that it once moved within a page.
+    # places: of the leaves of a block that hold it, 16 bits each.
+    """CREATE TABLE postings (
+        term INTEGER NOT NULL, block INTEGER NOT NULL, checksum INTEGER NOT NULL, places BLOB NOT NULL,
+        PRIMARY KEY (term, block)
+    ) WITHOUT ROWID""",
+    # document: the key that the document has now; its leaves are known by the one that it had first.
     """CREATE TABLE worded (
         key INTEGER PRIMARY KEY, document INTEGER NOT NULL, language TEXT NOT NULL, leaf_size INTEGER NOT NULL
     )""",
     "CREATE INDEX worded_moved ON worded (key, document) WHERE document <> key",
-    CHECKSUM_TABLE,
+    # One row: the sum of the checksums of all rows of both, so that none can vanish unnoticed.
+    "CREATE TABLE word_checksum (total INTEGER)",
 )
+_WORDED = "key, document, language, leaf_size"
 
 BEFORE_CHARACTERS = 128
 """Of the chunk before, which a word that lies across the edge may begin in. What stands before a chunk never changes,
@@ -129,23 +135,21 @@ class LeafWords:
         return LeafWords(self.language, self.leaf_size, self.terms[first:end])
 
 
+class DamagedWordsError(Exception):
+    """A row of the index of words is not what was written."""
+
+
 class WordIndex:
-    """Which leaves hold a word, in the store's own database.
+    """Which leaves hold a word, in the transactions of the documents: no killed writer leaves words of a document that
+    is not there, and other processes see both at once.
 
-    Why FTS5 (measured with 800,000 words in 33,334 leaves, on one busy core): it takes 109 bytes a leaf and 22 us to
-    add one, is there as soon as the file is open, and finds the rows of a rare word in 0.1 ms and those of a word in
-    two leaves of three in 7 ms. Deleting 300 leaves took 13 ms, and it is exact afterwards. It changes in the
-    transactions of the documents: no killed writer leaves words of a document that is not there, and other processes
-    see both at once. bm25s takes 193 bytes a leaf and scores in 0.3 ms, but has to be made anew, 1.8 s, after every
-    change. tantivy keeps a folder and a lock of its own, which no transaction of SQLite covers.
-
-    FTS5's own ranking knows no neighbouring rows; see :func:`shared_context.store.scoring.lexical`.
+    Why a table of its own and not SQLite's FTS5: FTS5 only marks words as deleted until all that it holds is merged,
+    which took 60 ms of the processor among 10,000 documents, and its blocks have no checksums. Here a document's words
+    are taken out of the rows that they stand in, 2 ms; 2,300 documents with a word are read in 0.1 ms. Words of a
+    transaction are gathered and written at its end: a batch of documents meets most of its rows many times.
 
     Args:
         connection: of the database, inside of whose transactions everything is called.
-
-    Attributes:
-        checksum: over all that it is made of.
     """
 
     def __init__(self, connection: sqlite3.Connection):
@@ -153,34 +157,62 @@ class WordIndex:
 
     def reconnect(self, connection: sqlite3.Connection) -> None:
         """Go on with another connection to the same file."""
-        self._connection, self.checksum = connection, WordChecksum(connection)
+        self._connection = connection
+        self._pending: dict[tuple[int, int], dict[int, bool]] = {}
+        self._count = 0
 
-    def is_whole(self, leaf_size: int) -> bool:
+    # The whole
+
+    def is_whole(self, leaf_size: int, *, thorough: bool = False) -> bool:
         """Whether the index is what was written.
 
         Args:
             leaf_size: tokens of a leaf.
+            thorough: compare every row with its checksum, which a look-up does with those that it reads; else only
+                whether all rows are there.
         """
         try:
             described = set(self._connection.execute("SELECT DISTINCT language, leaf_size FROM worded"))
-            known = {(language, leaf_size) for language in LANGUAGES}
-            return self.checksum.stored() == self.checksum.total() and described <= known
-        except sqlite3.DatabaseError as error:
+            if not described <= {(language, leaf_size) for language in LANGUAGES} or self._stored() != self._total():
+                return False
+            rows = self._connection.execute("SELECT term, block, checksum, places FROM postings") if thorough else ()
+            return all(expected == _checksum(term, block, places) for term, block, expected, places in rows)
+        except (TypeError, sqlite3.DatabaseError) as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGE:
                 return False
             raise
 
-    def clear(self) -> None:
-        """Forget everything, whatever state it is in."""
-        # FTS5 itself refuses to touch an index that it cannot read: its tables become those of an empty one.
-        with closing(sqlite3.connect(":memory:")) as empty:
-            empty.execute(SCHEMA[0])
-            for table, columns in FTS5_TABLES.items():
-                self._connection.execute(f"DELETE FROM {table}")
-                rows = empty.execute(f"SELECT {columns} FROM {table}").fetchall()
-                marks = ", ".join("?" * len(columns.split(", ")))
-                self._connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
-        self._connection.execute("DELETE FROM worded")
+    def _stored(self) -> int | None:
+        (stored,) = self._connection.execute("SELECT total FROM word_checksum").fetchone() or (None,)
+        return stored
+
+    def _total(self) -> int:
+        rows = self._connection.execute(f"SELECT {_WORDED} FROM worded")
+        (of_postings,) = self._connection.execute("SELECT COALESCE(SUM(checksum), 0) FROM postings").fetchone()
+        return of_postings + sum(checksum(*row) for row in rows)
+
+    def _add_to_total(self, more: int) -> None:
+        self._connection.execute("UPDATE word_checksum SET total = total + ?", (more,))
+
+    def make_anew(self, documents: Iterable[tuple[int, int, int, list[tuple[str, TokenizedText]]]], size: int) -> None:
+        """Forget everything, whatever state it is in, and take documents in.
+
+        Args:
+            documents: of each its namespace's key, the key that it had first, its key, and text and tokens of its
+                chunks.
+            size: tokens of a leaf.
+        """
+        for table in ("postings", "worded", "word_checksum"):
+            self._connection.execute(f"DELETE FROM {table}")
+        self._connection.execute("INSERT INTO word_checksum VALUES (0)")
+        self.undo()
+        for namespace, content, key, chunks in documents:
+            leaf = 0
+            for of_chunk in LeafWords.of_chunks(chunks, size):
+                self.add(namespace, content, of_chunk, leaf)
+                leaf += len(of_chunk.terms)
+            self.move(content, key)
+        self.write()
 
     # Words
 
@@ -191,49 +223,91 @@ class WordIndex:
             namespace: key of the document's namespace.
             key: the document's first one, which does not change when text is added to it.
         """
-        self.checksum.begin(sum(map(len, words.terms)))
         came = self._connection.execute(
-            f"INSERT OR IGNORE INTO worded VALUES (?, ?, ?, ?) RETURNING {WORDED}",
+            f"INSERT OR IGNORE INTO worded VALUES (?, ?, ?, ?) RETURNING {_WORDED}",
             (key, key, words.language, words.leaf_size),
         )
-        self.checksum.worded(came.fetchall(), 1)
-        rows = _rows(namespace, key, words, first)
-        self._connection.executemany("INSERT INTO words (rowid, terms) VALUES (?, ?)", rows)
+        self._add_to_total(sum(checksum(*row) for row in came.fetchall()))
+        self._put(namespace, key, words, first, True)
+
+    def remove(self, namespace: int, key: int, words: LeafWords, first: int = 0) -> None:
+        """Forget the leaves of a document from leaf ``first`` on, whose words are these."""
+        self._put(namespace, key, words, first, False)
+        if first == 0:
+            gone = self._connection.execute(f"DELETE FROM worded WHERE key = ? RETURNING {_WORDED}", (key,))
+            self._add_to_total(-sum(checksum(*row) for row in gone.fetchall()))
 
     def move(self, key: int, document: int) -> None:
         """Take in that a document has another key now."""
-        self.checksum.begin()
-        moved = self._connection.execute(f"SELECT {WORDED} FROM worded WHERE key = ?", (key,)).fetchall()
-        self.checksum.worded(moved, -1)
-        came = f"UPDATE worded SET document = ? WHERE key = ? RETURNING {WORDED}"
-        self.checksum.worded(self._connection.execute(came, (document, key)).fetchall(), 1)
+        before = self._connection.execute(f"SELECT {_WORDED} FROM worded WHERE key = ?", (key,)).fetchall()
+        now = self._connection.execute(
+            f"UPDATE worded SET document = ? WHERE key = ? RETURNING {_WORDED}", (document, key)
+        ).fetchall()
+        self._add_to_total(sum(checksum(*row) for row in now) - sum(checksum(*row) for row in before))
 
     def described(self, key: int) -> tuple[str, int] | None:
         """The language that a document was taken for, and its tokens per leaf; None where it is not known."""
         return self._connection.execute("SELECT language, leaf_size FROM worded WHERE key = ?", (key,)).fetchone()
 
-    def remove(self, namespace: int, key: int, words: LeafWords, first: int = 0) -> None:
-        """Forget the leaves of a document from leaf ``first`` on, whose words are these."""
-        self.checksum.begin(sum(map(len, words.terms)))
-        gone = _rows(namespace, key, words, first)
-        self._connection.executemany("INSERT INTO words (words, rowid, terms) VALUES ('delete', ?, ?)", gone)
-        if first == 0:
-            rows = self._connection.execute(f"DELETE FROM worded WHERE key = ? RETURNING {WORDED}", (key,))
-            self.checksum.worded(rows.fetchall(), -1)
+    def _put(self, namespace: int, key: int, words: LeafWords, first: int, there: bool) -> None:
+        salt = self._salt(namespace)
+        for leaf, terms in enumerate(words.terms, start=first):
+            block, place = _placed(key, leaf)
+            tokens = _TOKENS.findall(terms)
+            for token in tokens:
+                changed = self._pending.setdefault((_hash(salt, token), block), {})
+                if changed.pop(place, there) == there:  # else it came and went, or went and came
+                    changed[place] = there
+            self._count += len(tokens)
+        if self._count > PENDING_PLACES:
+            self.write()
 
-    def merge(self) -> None:
-        """Let nothing be left of words that were removed: until then FTS5 only marks them so."""
-        self.checksum.begin()
-        self._connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+    def write(self) -> None:
+        """Write what came or went, before a transaction ends or the index is read in it.
+
+        Raises:
+            DamagedWordsError: it belongs into a row that is damaged.
+        """
+        added = 0
+        for (term, block), changed in sorted(self._pending.items()):
+            row = self._connection.execute(
+                "SELECT checksum, places FROM postings WHERE term = ? AND block = ?", (term, block)
+            ).fetchone()
+            before, expected = b"", 0
+            if row is not None:
+                expected, before = row
+                _check(term, block, expected, before)
+            if after := _changed(before, changed):
+                total = _checksum(term, block, after)
+                self._connection.execute(
+                    "INSERT INTO postings VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET checksum = ?3, places = ?4",
+                    (term, block, total, after),
+                )
+            else:
+                total = 0
+                self._connection.execute("DELETE FROM postings WHERE term = ? AND block = ?", (term, block))
+            added += total - expected
+        if added:
+            self._add_to_total(added)
+        self.undo()
+
+    def undo(self) -> None:
+        """Forget what came or went and is not written yet."""
+        self._pending.clear()
+        self._count = 0
 
     def leaves_with(self, namespace: int, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and leaves of the documents of a namespace that hold a term, int64, in rising order."""
-        # A term of several is one that a leaf holds all of.
-        all_of_it = " ".join(f'"{token}"' for token in _tokens(namespace, term))
-        (found,) = self._connection.execute(
-            "SELECT group_concat(rowid) FROM words WHERE words MATCH ?", (all_of_it or '""',)
-        ).fetchone()
-        rows = np.fromstring(found or "", dtype=np.int64, sep=",")
+        """Keys and leaves of the documents of a namespace that hold a term, int64, in rising order.
+
+        Raises:
+            DamagedWordsError: a row of it is damaged.
+        """
+        self.write()
+        salt, found = self._salt(namespace), None
+        for token in _TOKENS.findall(term):
+            of_token = self._leaves(_hash(salt, token))
+            found = of_token if found is None else np.intersect1d(found, of_token)
+        rows = np.zeros(0, np.int64) if found is None else found
         documents, leaves = rows >> LEAF_BITS, rows & (1 << LEAF_BITS) - 1
         query = "SELECT key, document FROM worded INDEXED BY worded_moved WHERE document <> key ORDER BY key"
         if len(moved := np.array(self._connection.execute(query).fetchall(), np.int64).reshape(-1, 2)):
@@ -241,6 +315,21 @@ class WordIndex:
             documents = np.where(moved[places, 0] == documents, moved[places, 1], documents)
         order = np.lexsort((leaves, documents))
         return documents[order], leaves[order]
+
+    def _leaves(self, term: int) -> np.ndarray:
+        """Keys and leaves, each two as one number, that hold a term."""
+        rows = self._connection.execute(
+            "SELECT block, checksum, places FROM postings WHERE term = ?", (term,)
+        ).fetchall()
+        for block, expected, places in rows:
+            _check(term, block, expected, places)
+        blocks = np.repeat([block for block, *_ in rows], [len(places) // 2 for *_, places in rows]).astype(np.int64)
+        return _leaf(blocks, np.frombuffer(b"".join(places for *_, places in rows), "<u2").astype(np.int64))
+
+    def _salt(self, namespace: int) -> bytes:
+        """What makes the hashes of a namespace's terms others than those of any other namespace."""
+        (salt,) = self._connection.execute("SELECT salt FROM namespaces WHERE key = ?", (namespace,)).fetchone()
+        return salt
 
     def languages(self, namespace: int) -> list[str]:
         """Those that documents of a namespace were taken for."""
@@ -269,17 +358,45 @@ class NamespaceWords:
 
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
-"""What SQLite says of an index that it cannot read; the second of text that is not UTF-8."""
+"""What SQLite says of a table that it cannot read; the second of text that is not UTF-8."""
 
 
-def _rows(namespace: int, key: int, words: LeafWords, first: int) -> list[tuple[int, str]]:
-    rows = ((key << LEAF_BITS | leaf, terms) for leaf, terms in enumerate(words.terms, start=first))
-    if namespace == FIRST_NAMESPACE:
-        return list(rows)
-    return [(row, " ".join(_tokens(namespace, terms))) for row, terms in rows]
+def _hash(salt: bytes, token: str) -> int:
+    return int.from_bytes(
+        blake2b(token.encode(errors="surrogatepass"), key=salt, digest_size=8).digest(), "little", signed=True
+    )
 
 
-def _tokens(namespace: int, terms: str) -> list[str]:
-    """What FTS5 knows terms of a namespace by, so that it never meets those of another one."""
-    mark = "" if namespace == FIRST_NAMESPACE else f"{namespace}{_OF_NAMESPACE}"
-    return [f"{mark}{token}" for token in _TOKENS.findall(terms)]
+def _placed(key: int, leaf: int) -> tuple[int, int]:
+    """The block of a document's leaf, and its place there."""
+    in_leaves, in_documents = 1 << LEAVES_TOGETHER_BITS, 1 << DOCUMENTS_TOGETHER_BITS
+    block = key // in_documents << LEAF_BITS - LEAVES_TOGETHER_BITS | leaf // in_leaves
+    return block, key % in_documents << LEAVES_TOGETHER_BITS | leaf % in_leaves
+
+
+def _leaf(block: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Keys and leaves, each two as one number, of places in blocks."""
+    of_block = LEAF_BITS - LEAVES_TOGETHER_BITS
+    key = block >> of_block << DOCUMENTS_TOGETHER_BITS | place >> LEAVES_TOGETHER_BITS
+    leaf = (block & (1 << of_block) - 1) << LEAVES_TOGETHER_BITS | place & (1 << LEAVES_TOGETHER_BITS) - 1
+    return key << LEAF_BITS | leaf
+
+
+def _changed(places: bytes, changed: dict[int, bool]) -> bytes:
+    """Places of a row without those that went, and with those that came."""
+    came = [place for place, there in changed.items() if there]
+    if len(came) < len(changed):
+        kept, gone = np.frombuffer(places, "<u2"), [place for place, there in changed.items() if not there]
+        # isin takes five times as long as a comparison.
+        places = kept[kept != gone[0] if len(gone) == 1 else ~np.isin(kept, gone)].tobytes()
+    return places + pack(f"<{len(came)}H", *came)
+
+
+def _checksum(term: int, block: int, places: bytes) -> int:
+    # Of its own, and not as of other rows: one look-up reads many.
+    return crc32(places, crc32(pack("<qq", term, block)))
+
+
+def _check(term: int, block: int, expected: int, places: bytes) -> None:
+    if type(places) is not bytes or len(places) % 2 or expected != _checksum(term, block, places):
+        raise DamagedWordsError("the checksum of a row of the index of words is wrong")

@@ -60,11 +60,9 @@ def test_no_damage_changes_an_answer_without_a_word(kept, open_store, tmp_path):
 
 
 WORD_FAULTS = (
-    "UPDATE words_data SET block = zeroblob(length(block))",
-    "UPDATE words_data SET block = CAST(substr(block, 1, length(block) - 2) || x'7f7f' AS BLOB) WHERE id > 10",
-    "DELETE FROM words_data WHERE id > 10",
-    "DELETE FROM words_idx",
-    "UPDATE words_config SET v = 9",
+    "UPDATE postings SET checksum = checksum + 1 WHERE term > 0",
+    "DELETE FROM postings",
+    "DELETE FROM postings WHERE term = (SELECT MAX(term) FROM postings)",
     "UPDATE worded SET document = document + 1",
     "UPDATE worded SET language = 'finnish'",
     "DELETE FROM word_checksum",
@@ -86,17 +84,27 @@ def test_a_damaged_index_of_words_is_made_anew_of_the_texts(kept, open_store, st
     assert check(path).damage == []
 
 
-def test_a_store_whose_index_of_words_had_no_checksum_gets_one(kept, open_store):
+@pytest.mark.parametrize(
+    "places",
+    ["zeroblob(LENGTH(places))", "CAST(x'7f7f' || SUBSTR(places, 3) AS BLOB)", "x'00'", "'text'"],
+)
+def test_a_damaged_row_of_the_index_of_words_is_told_and_the_index_made_anew(kept, open_store, places, caplog):
     path, expected = kept
     with closing(sqlite3.connect(path / FILE)) as connection:
-        connection.execute("DROP TABLE word_checksum")
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute(f"UPDATE postings SET places = {places}")
         connection.commit()
+    damaged = check(path).damage
+    assert [("index of words" in damage) for damage in damaged] == [True] * len(damaged)
     store = open_store(path)
-    assert answers(store) == expected
+    for change in (lambda: store.retrieve("ferry"), lambda: store.delete("ferry")):
+        if damaged:
+            with pytest.raises(StoreFormatError, match="made anew of the texts: try again"):
+                change()
+            damaged = []
+        assert answers(store) == expected
+    store.delete("ferry")
     store.close()
-    with closing(sqlite3.connect(path / FILE)) as connection:
-        assert connection.execute("SELECT COUNT(total) FROM word_checksum").fetchone() == (1,)
+    assert check(path).damage == []
 
 
 @pytest.mark.parametrize("lost", ["DELETE FROM conversations", "DELETE FROM namespaces"])

@@ -1,7 +1,9 @@
 """What somebody wrote into a store's file with the right checksums is told as damage, or does no harm."""
 
 import sqlite3
+import struct
 from contextlib import closing
+from zlib import crc32
 
 import pytest
 
@@ -12,7 +14,6 @@ from shared_context.store.database import Database
 from shared_context.store.format import Line
 from shared_context.store.node_data import COLUMNS
 from shared_context.store.sqlite_file import FILE
-from shared_context.store.word_checksum import WordChecksum
 
 OF_LAMP = "content = (SELECT content FROM documents WHERE id = 'lamp')"
 FORGED = {
@@ -35,7 +36,9 @@ FORGED = {
     "a language that there is not": "UPDATE worded SET language = 'klingon'",
     "leaves of no tokens": "UPDATE worded SET leaf_size = 0",
     "no document in the index of words": "DELETE FROM worded",
-    "words behind the last leaf": "INSERT INTO words (rowid, terms) VALUES (1 << 24 | 500000, 'ferry lamp')",
+    "words behind the last leaf": "UPDATE postings SET places = CAST(places || x'ffff' AS BLOB)",
+    "words of no document": "UPDATE postings SET block = block + 1000000",
+    "words before all documents": "UPDATE postings SET block = -1 - block",
     "another version": "PRAGMA user_version = 2",
 }
 
@@ -66,7 +69,13 @@ def with_right_checksums(connection: sqlite3.Connection) -> None:
     connection.execute(
         "UPDATE conversations SET total = (SELECT SUM(checksum) FROM messages WHERE conversation = conversations.key)"
     )
-    WordChecksum(connection).seal()
+    total = 0
+    for term, block, places in connection.execute("SELECT term, block, places FROM postings").fetchall():
+        of_row = crc32(places, crc32(struct.pack("<qq", term, block)))
+        connection.execute("UPDATE postings SET checksum = ? WHERE term = ? AND block = ?", (of_row, term, block))
+        total += of_row
+    total += sum(checksum(*row) for row in connection.execute("SELECT key, document, language, leaf_size FROM worded"))
+    connection.execute("UPDATE word_checksum SET total = ?", (total,))
 
 
 @pytest.mark.parametrize("statement", FORGED.values(), ids=FORGED)
