@@ -176,42 +176,43 @@ class Catalogue:
         Args:
             tight: also where little was deleted, to give its space back.
         """
-        if self._file is None or self._database.read_only:
+        file = self._file
+        if file is None or self._database.read_only:
             return
         try:
             with self._database.locked():
                 if self._version is not None:  # else it is not known what there is
-                    self._keep(tight)
+                    self._keep(file, tight)
         except (OSError, SharedContextError) as error:
-            logger.debug("%s cannot be written (%s); the next opening takes longer.", self._file, error)
+            logger.debug("%s cannot be written (%s); the next opening takes longer.", file, error)
 
-    def _keep(self, tight: bool) -> None:
+    def _keep(self, file: Path, tight: bool) -> None:
         tokens, (kept, held) = self.index.tokens, self.index.kept_tokens
         if tokens < leaf_file.LEAST_TOKENS:
-            self._file.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
             return
         if max(tokens - kept, held - kept) <= (0 if tight else tokens // leaf_file.SHARE):
             if self._file_is_old:
                 with self._database.transaction():
-                    leaf_file.forget(self._file, self.shape, None, self._entries)
+                    leaf_file.forget(file, self.shape, None, self._entries)
                 self._file_is_old = False
             return
         with self.reading():
             version, ids = self._version, self.index.token_ids()
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             written = leaf_file.write(
-                self._file.parent, self.shape, self.index.leaves(), ids, self._database.node_sums(self.namespace),
+                file.parent, self.shape, self.index.leaves(), ids, self._database.node_sums(self.namespace),
                 self.index.frequency,
             )  # fmt: skip
         try:
             with self._database.transaction():
                 # Else what was deleted meanwhile would come back.
                 if self._database.version() == version:
-                    os.replace(written, self._file)
+                    os.replace(written, file)
                     self._file_is_old = False
-                    kept = LeafFile.read(self._file, self.shape)
-                    if kept is not None:
-                        self.index.adopt(kept.leaves, np.ones(len(ids), bool))
+                    mapped = LeafFile.read(file, self.shape)
+                    if mapped is not None:
+                        self.index.adopt(mapped.leaves, np.ones(len(ids), bool))
         finally:
             written.unlink(missing_ok=True)
 
@@ -248,9 +249,7 @@ class Catalogue:
         except SharedContextError:  # a selection outlives its store
             return False
 
-    def _know(
-        self, key: int, entry: Entry, ids: np.ndarray | None, nodes: NodeData | None, header: HeaderData | None
-    ) -> None:
+    def _know(self, key: int, entry: Entry, ids: np.ndarray, nodes: NodeData, header: HeaderData | None) -> None:
         """Take a document in; conversations are read when they are selected from."""
         if entry.kind == "document":
             self.index.add(key, ids, nodes)

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, cast, get_args, get_type_hints
 
 import numpy as np
 
@@ -178,7 +178,8 @@ class Database(StoreFile):
             rows = (row for row in self._connection.execute(f"SELECT {columns} FROM headers") if row[0] in keys)
         else:
             found = f"SELECT {columns} FROM headers WHERE document = ?"
-            rows = filter(None, (self._connection.execute(found, (key,)).fetchone() for key in sorted(keys)))
+            one_by_one = (self._connection.execute(found, (key,)).fetchone() for key in sorted(keys))
+            rows = (row for row in one_by_one if row is not None)
         values = {row[0]: self._header_values(*row) for row in rows}
         values = {key: of_header for key, of_header in values.items() if of_header[0]}
         with suppress(ValueError):  # then it is found out whose they are
@@ -222,11 +223,15 @@ class Database(StoreFile):
         return new, digests
 
     def _put_parts(self, namespace: int, content: int, first: int, parts: Sequence[tuple[bytes, Part]]) -> None:
-        leaf = self._first_leaf(content, first, parts[0][1].nodes.words.leaf_size)
+        leaf: int | None = None
         for number, (digest, part) in enumerate(parts, start=first):
+            words = part.nodes.words
+            assert words is not None  # of what was computed and not read back
+            if leaf is None:
+                leaf = self._first_leaf(content, first, words.leaf_size)
             file_format.put_part(self._connection, content, number, digest, part.stored, part.nodes)
-            self.words.add(namespace, content, part.nodes.words, leaf)
-            leaf += len(part.nodes.words.terms)
+            self.words.add(namespace, content, words, leaf)
+            leaf += len(words.terms)
 
     def _first_leaf(self, content: int, number: int, leaf_size: int) -> int:
         """The leaf of the document that a part begins with; all before the last part are equally long."""
@@ -366,11 +371,11 @@ class Database(StoreFile):
             if tuple(map(type, line)) != _LINE_TYPES:
                 self._check_types(f"document {line.id!r}", line, _LINE_TYPES)
             metadata = json.loads(line.metadata)
-            if line.kind not in ("document", "conversation") or not isinstance(metadata, dict):
+            if line.kind not in get_args(Kind) or not isinstance(metadata, dict):
                 raise ValueError("its entry is none")
             named = (line.unsearched_keys, line.hidden_keys)
             keys = (() if names == "[]" else tuple(json.loads(names)) for names in named)
-            return Entry(line.kind, line.id, read_only(metadata), *keys)
+            return Entry(cast(Kind, line.kind), line.id, read_only(metadata), *keys)
 
     def _parts(self, key: int, columns: str, first: int = 0) -> list[tuple[Any, ...]]:
         """The document's id, and for each of its parts content, number and columns.

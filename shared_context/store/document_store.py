@@ -118,8 +118,9 @@ class DocumentStore:
             # One by one, so that nobody has to wait long; whether it is still so is decided when it is written.
             with self._catalogue.reading():
                 key = keys[document.id]
-                there = key is not None and self._find(document.id) == key
-                if there and self._catalogue.text(key).text == document.text:
+                if key is None or self._find(document.id) != key:
+                    continue
+                if self._catalogue.text(key).text == document.text:
                     found[document.id] = key
         return found
 
@@ -140,7 +141,7 @@ class DocumentStore:
         replace: bool,
     ) -> None:
         """Write documents, all of them or none."""
-        computed = dict(zip((document.id for document in documents), computed, strict=True))
+        nodes = dict(zip((document.id for document in documents), computed, strict=True))
         entries = {document.id: _entry(document) for document in documents}
         headers = dict(zip(entries, self._headers(list(entries.values())), strict=True))
         while True:
@@ -150,15 +151,15 @@ class DocumentStore:
                     taken = {d.id: stored_already(d.id) for d in documents if self._find(d.id) is not None}
                     refuse(taken, len(documents))
                 # Of these another one has changed the text meanwhile, so that it is not the same any more.
-                stale = [d for d in documents if computed[d.id] is None and self._find(d.id) != unchanged[d.id]]
+                stale = [d for d in documents if nodes[d.id] is None and self._find(d.id) != unchanged[d.id]]
                 if not stale:
                     for document in documents:
                         id = document.id
-                        self._put(change, entries[id], texts.get(id), computed[id], headers[id])
+                        self._put(change, entries[id], texts.get(id), nodes[id], headers[id])
                     return
             for document in stale:
                 texts[document.id] = self.tokenize(document.text, f"document {document.id!r}")
-                (computed[document.id],) = self.ingest([texts[document.id]])
+                (nodes[document.id],) = self.ingest([texts[document.id]])
 
     def _put(
         self,
@@ -169,7 +170,8 @@ class DocumentStore:
         header: HeaderData | None,
     ) -> None:
         key = self._find(entry.id)
-        if nodes is None:
+        if stored is None or nodes is None:
+            assert key is not None  # it was found to be stored already
             change.describe(key, entry, header)
             return
         if key is not None:
@@ -188,11 +190,11 @@ class DocumentStore:
                 same = text is None or text == self._catalogue.text(seen).text
             entry = before if metadata is None else dataclasses.replace(before, metadata=read_only(metadata))
             (header,) = self._headers([entry])
-            new = None
-            if not same:
+            new: tuple[StoredText, NodeData] | None = None
+            if text is not None and not same:
                 check_text(text, max_bytes=self._config.max_document_bytes, name=name)
                 stored = self.tokenize(text, name)
-                new = stored, *self.ingest([stored])
+                new = stored, self.ingest([stored])[0]
             with self._catalogue.changing() as change:
                 key = self._catalogue.key(id)
                 # Another one may have changed the text meanwhile, so that it is not the same any more, or the metadata.

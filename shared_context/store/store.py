@@ -27,8 +27,9 @@ from shared_context.remote.snapshot import Snapshot
 from shared_context.store.about import About, check_window
 from shared_context.store.check import copy_namespace
 from shared_context.store.codec import Codec
+from shared_context.store.conversations import Conversations
 from shared_context.store.database import Database
-from shared_context.store.document_store import Progress
+from shared_context.store.document_store import DocumentStore, Progress
 from shared_context.store.documents import Document, OnError, Source, check_id
 from shared_context.store.embedder import Embedder, load_default_embedder
 from shared_context.store.encoding import chunk_digest
@@ -91,7 +92,7 @@ class SharedLLMContextStore:
         made_with: Embedder | None = None
         if self._checkout is not None:
             self._database = Database(self.path, read_only=True)
-        elif path is None or is_vacant(self.path):
+        elif self.path is None or is_vacant(self.path):
             made_with = load_default_embedder(str(model.device)) if embedder == "auto" else embedder
             self._database = self._make(config or StoreConfig(), made_with)
         else:
@@ -147,6 +148,18 @@ class SharedLLMContextStore:
                 f"namespace({self.namespace_name!r}) again."
             )
         return self._namespace
+
+    @property
+    def _documents(self) -> DocumentStore:
+        documents = self._rooms.documents
+        assert documents is not None  # else a subclass changes documents in its own way
+        return documents
+
+    @property
+    def _conversations(self) -> Conversations:
+        conversations = self._rooms.conversations
+        assert conversations is not None  # else a subclass keeps none
+        return conversations
 
     def close(self) -> None:
         """Close the store's files. Everything added is stored already; closing twice does no harm.
@@ -230,7 +243,7 @@ class SharedLLMContextStore:
             BatchError: several were given and are refused, because ids are taken or metadata cannot be stored, or
                 because none or, with "raise", not all can be read; ``failures`` has the error of each.
         """
-        return self._rooms.documents.add(
+        return self._documents.add(
             source, id=id, metadata=metadata, replace=replace, include=include, exclude=exclude, on_error=on_error,
             atomic=atomic, progress=progress,
         )  # fmt: skip
@@ -290,7 +303,7 @@ class SharedLLMContextStore:
             DocumentNotFoundError: no document has this id.
             DocumentError: the new text or metadata cannot be stored; the document stays as it was.
         """
-        self._rooms.documents.update(id, text, metadata)
+        self._documents.update(id, text, metadata)
 
     def append(self, id: str, text: str) -> None:
         """Add text at the end of a document; only its last chunk is computed again.
@@ -299,7 +312,7 @@ class SharedLLMContextStore:
             DocumentNotFoundError: no document has this id.
             DocumentError: the text is empty, or the document would become too large.
         """
-        self._rooms.documents.append(id, text)
+        self._documents.append(id, text)
 
     def delete(self, ids: str | Iterable[str]) -> None:
         """Delete documents, all of them or, where an id is unknown, none.
@@ -307,7 +320,7 @@ class SharedLLMContextStore:
         Raises:
             DocumentNotFoundError: an id is unknown.
         """
-        self._rooms.documents.delete(_as_list(ids))
+        self._documents.delete([ids] if isinstance(ids, str) else list(ids))
 
     def get(self, id: str) -> Document:
         """A document as it was stored.
@@ -315,11 +328,11 @@ class SharedLLMContextStore:
         Raises:
             DocumentNotFoundError: no document has this id.
         """
-        return self._rooms.documents.get(id)
+        return self._documents.get(id)
 
     def ids(self, filters: Mapping[str, Any] | None = None) -> list[str]:
         """Ids of the documents that a filter lets through, in the order of their adding or last change of text."""
-        return self._rooms.documents.ids(filters)
+        return self._documents.ids(filters)
 
     def __iter__(self) -> Iterator[Document]:
         for id in self.ids():
@@ -330,10 +343,10 @@ class SharedLLMContextStore:
             yield document
 
     def __len__(self) -> int:
-        return len(self._rooms.documents)
+        return len(self._documents)
 
     def __contains__(self, id: object) -> bool:
-        return id in self._rooms.documents
+        return id in self._documents
 
     # Queries
 
@@ -466,11 +479,11 @@ class SharedLLMContextStore:
 
     def conversation(self, id: str, *, recent_tokens: int = 1024) -> ConversationMemory:
         """The conversation of this id, begun by its first message; it is no document of :meth:`select` and ``len``."""
-        return ConversationMemory(self._rooms.conversations, id, recent_tokens=recent_tokens)
+        return ConversationMemory(self._conversations, id, recent_tokens=recent_tokens)
 
     def conversations(self) -> list[str]:
         """Ids of the conversations that have messages."""
-        return self._rooms.conversations.ids()
+        return self._conversations.ids()
 
     # Namespaces
 
@@ -521,7 +534,9 @@ class SharedLLMContextStore:
             ConfigError: this is the store itself, which is deleted with its folder.
             StoreClosedError: it was dropped already.
         """
-        require(self.namespace_name, "drop", "", "only a namespace is dropped; close the store and delete its folder")
+        require(
+            bool(self.namespace_name), "drop", "", "only a namespace is dropped; close the store and delete its folder"
+        )
         self._namespaces.drop(self._rooms)
         self._let_go = True
 

@@ -90,12 +90,12 @@ class StoreFile:
         self._closed = self._log_has_deleted = False
         self.read_only = read_only
         with errors(self._place):
-            if meta is not None and folder is not None:
+            if meta is not None and self._folder is not None:
                 make(self._folder, partial(fill, meta=meta))
             self._connect()
             self.words = WordIndex(self._connection)
             try:
-                if folder is None:
+                if meta is not None and self._folder is None:
                     fill(self._connection, meta)
                 self._check(folder, digest)
             except BaseException:
@@ -152,8 +152,8 @@ class StoreFile:
         # What is made by the statements of the format alone runs nothing of somebody else's.
         if file_format.tables(self._connection) != file_format.expected_tables():
             raise damaged(self._place, "its tables are not those of a store")
-        if folder is not None:
-            self._check_size()
+        if self._folder is not None:
+            self._check_size(self._folder / FILE)
         if not self.read_only:
             if folder is not None:
                 self._switch_to_wal()
@@ -176,12 +176,12 @@ class StoreFile:
                     raise damaged(self._place, f"it is no file of format {version}: {error}") from error
                 self._log_has_deleted = True
 
-    def _check_size(self) -> None:
+    def _check_size(self, file: Path) -> None:
         """SQLite itself would read zeros for what is missing of the last page, unless its log has the page."""
         page_size = self._connection.execute("PRAGMA page_size").fetchone()[0]
-        if (self._folder / FILE).stat().st_size % page_size and not self.read_only:
+        if file.stat().st_size % page_size and not self.read_only:
             self._connection.execute("PRAGMA wal_checkpoint(FULL)")
-        if (self._folder / FILE).stat().st_size % page_size:
+        if file.stat().st_size % page_size:
             raise damaged(self._place, "it ends within a page")
 
     def _tables(self) -> list[str]:
