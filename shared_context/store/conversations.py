@@ -13,7 +13,8 @@ from typing import Any
 from shared_context.config import StoreConfig
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.catalogue import Catalogue, Change
-from shared_context.store.database import Database, Entry, Message
+from shared_context.store.conversation_rows import Message
+from shared_context.store.database import Database, Entry
 from shared_context.store.document_store import DocumentStore
 from shared_context.store.documents import check_size
 from shared_context.store.node_data import Part

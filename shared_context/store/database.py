@@ -1,4 +1,4 @@
-"""What a store keeps in its SQLite file: namespaces, documents and conversations as rows with checksums."""
+"""What a store keeps in its SQLite file: documents as rows with checksums, beside namespaces and conversations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from shared_context.errors import StoreFormatError
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import format as file_format
 from shared_context.store.checksum import checksum
-from shared_context.store.format import Line
+from shared_context.store.conversation_rows import ConversationRows
+from shared_context.store.format import Line, as_json
+from shared_context.store.namespace_rows import NamespaceRows
 from shared_context.store.node_data import (
     COLUMNS,
     HeaderData,
@@ -29,7 +31,6 @@ from shared_context.store.node_data import (
 )
 from shared_context.store.read_only import read_only
 from shared_context.store.sqlite_file import damaged
-from shared_context.store.store_file import StoreFile
 from shared_context.store.word_index import BEFORE_CHARACTERS, DamagedWordsError, LeafWords
 
 logger = logging.getLogger(__name__)
@@ -74,15 +75,6 @@ class Header(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Message:
-    """A message of a conversation."""
-
-    number: int
-    message: dict[str, Any]
-    tokens: int
-
-
-@dataclass(frozen=True)
 class Changes:
     """What happened in a namespace since a version.
 
@@ -95,44 +87,10 @@ class Changes:
     digests: set[bytes]
 
 
-class Database(StoreFile):
+class Database(NamespaceRows, ConversationRows):
     """The rows of a store's file; arguments and errors of opening are those of the file."""
 
     _leaf_size: int | None = None
-
-    # Namespaces
-
-    def namespace(self, name: str) -> tuple[int, bytes] | None:
-        """Key and salt of a namespace; None where it is not there."""
-        row = self._connection.execute("SELECT key, salt FROM namespaces WHERE name = ?", (name,)).fetchone()
-        if row is not None:
-            self._check_types(f"namespace {name!r}", row, (int, bytes))
-        return row
-
-    def has_namespace(self, namespace: int) -> bool:
-        """Whether a namespace is there, by its key, which no other one ever has."""
-        return bool(self._connection.execute("SELECT 1 FROM namespaces WHERE key = ?", (namespace,)).fetchone())
-
-    def add_namespace(self, name: str) -> None:
-        """Make a namespace."""
-        file_format.add_namespace(self._connection, name)
-
-    def remove_namespace(self, namespace: int) -> None:
-        """Delete a namespace, which holds nothing any more."""
-        self._connection.execute("DELETE FROM namespaces WHERE key = ?", (namespace,))
-        self._log_has_deleted = True
-
-    def namespace_bytes(self, namespace: int) -> int:
-        """Bytes of what is kept of the documents of a namespace."""
-        of_part = " + ".join(f"LENGTH({column})" for column in ("ids", "bounds", *COLUMNS))
-        (total,) = self._connection.execute(
-            f"SELECT COALESCE(SUM({of_part}), 0) FROM documents JOIN parts USING (content) WHERE namespace = ?",
-            (namespace,),
-        ).fetchone()
-        (text,) = self._connection.execute(
-            "SELECT COALESCE(SUM(bytes + LENGTH(metadata)), 0) FROM documents WHERE namespace = ?", (namespace,)
-        ).fetchone()
-        return total + text
 
     # Documents
 
@@ -519,31 +477,10 @@ class Database(StoreFile):
             return [str(error)]
         return [line for line in rows if line != "ok"]
 
-    def namespace_rows(self) -> dict[int, tuple[str, bytes, int]]:
-        """Name, salt and number of documents of every namespace, by its key."""
-        rows = self._connection.execute("SELECT key, name, salt, documents FROM namespaces ORDER BY key").fetchall()
-        for row in rows:
-            self._check_types(f"namespace number {row[0]}", row, (int, str, bytes, int))
-        return {key: values for key, *values in rows}
-
     def _checked_digests(self, name: str, digests: set[bytes]) -> set[bytes]:
         if any(type(digest) is not bytes or len(digest) != DIGEST_BYTES for digest in digests):
             raise damaged(self._place, f"{name}: the digest of a chunk is none")
         return digests
-
-    def _check_types(self, name: str, row: Sequence[Any], types: Sequence[type]) -> None:
-        """That values are of the kinds that belong in their columns, whatever SQLite lets be written there."""
-        for value, wanted in zip(row, types, strict=True):
-            if type(value) is not wanted:
-                reason = f"{name}: a {type(value).__name__} stands where a {wanted.__name__} belongs"
-                raise damaged(self._place, reason)
-
-    def restore_namespace(self, key: int, name: str, salt: bytes) -> None:
-        """Make a namespace what it was in another file."""
-        self._connection.execute(
-            "INSERT INTO namespaces (key, name, salt) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET salt = ?3",
-            (key, name, salt),
-        )
 
     def readable_keys(self, namespace: int) -> list[int]:
         """Keys of the documents of a namespace, as many as a damaged file lets be read, from both of its ends."""
@@ -572,73 +509,6 @@ class Database(StoreFile):
         row = self._connection.execute("SELECT digest FROM headers WHERE document = ?", (key,)).fetchone()
         return Header(self.headers([key], shape).get(key), b"" if row is None else row[0])
 
-    # Conversations
-
-    def conversations(self, namespace: int) -> list[str]:
-        """Ids of the conversations that have messages, in their order."""
-        rows = self._connection.execute("SELECT id FROM conversations WHERE namespace = ? ORDER BY id", (namespace,))
-        return [id for (id,) in rows]
-
-    def messages(self, namespace: int, id: str, *, recent: bool = False) -> list[Message]:
-        """A conversation's messages, oldest first; all of them, or those that are not compressed."""
-        line = self._connection.execute(
-            "SELECT key, messages, compressed, total FROM conversations WHERE namespace = ? AND id = ?", (namespace, id)
-        ).fetchone()
-        if line is None:
-            with self.decoding(f"conversation {id!r}"):
-                if self._connection.execute(
-                    "SELECT 1 FROM documents WHERE namespace = ? AND kind = 'conversation' AND id = ?", (namespace, id)
-                ).fetchone():
-                    raise ValueError("its messages are missing")
-                # A damaged index would have it that nobody has said anything.
-                if self._connection.execute(
-                    "SELECT 1 FROM conversations NOT INDEXED WHERE namespace = ? AND id = ?", (namespace, id)
-                ).fetchone():
-                    raise ValueError("the index of conversations has lost it")
-            return []
-        self._check_types(f"conversation {id!r}", line, (int, int, int, int))
-        conversation, count, compressed, total = line
-        first = compressed + 1 if recent else 1
-        rows = self._connection.execute(
-            "SELECT number, tokens, checksum, message FROM messages WHERE conversation = ? AND number >= ? "
-            "ORDER BY number",
-            (conversation, first),
-        ).fetchall()
-        for row in rows:
-            self._check_types(f"conversation {id!r}", row, (int, int, int, str))
-        with self.decoding(f"conversation {id!r}"):
-            if [row[0] for row in rows] != list(range(first, count + 1)):
-                raise ValueError("a message is missing")
-            if any(row[2] != checksum(conversation, row[0], row[1], row[3]) for row in rows):
-                raise ValueError("the checksum of a message is wrong")
-            if not recent and sum(row[2] for row in rows) != total:
-                raise ValueError("a message is another one")
-            return [Message(number, _message(text), tokens) for number, tokens, _, text in rows]
-
-    def add_message(self, namespace: int, id: str, message: dict[str, Any], tokens: int) -> None:
-        """Append a message to a conversation, which is begun where it is not there."""
-        self._connection.execute("INSERT OR IGNORE INTO conversations (namespace, id) VALUES (?, ?)", (namespace, id))
-        conversation, count = self._connection.execute(
-            "SELECT key, messages FROM conversations WHERE namespace = ? AND id = ?", (namespace, id)
-        ).fetchone()
-        text = _json(message)
-        file_format.put_message(self._connection, conversation, count + 1, tokens, text)
-
-    def mark_compressed(self, namespace: int, id: str, last: int) -> None:
-        """Note that the messages up to number ``last`` are part of the conversation's document now."""
-        self._connection.execute(
-            "UPDATE conversations SET compressed = ? WHERE namespace = ? AND id = ?", (last, namespace, id)
-        )
-
-    def clear_messages(self, namespace: int, id: str) -> None:
-        """Delete a conversation's messages."""
-        self._connection.execute(
-            "DELETE FROM messages WHERE conversation IN (SELECT key FROM conversations WHERE namespace = ? AND id = ?)",
-            (namespace, id),
-        )
-        self._connection.execute("DELETE FROM conversations WHERE namespace = ? AND id = ?", (namespace, id))
-        self._log_has_deleted = True
-
 
 _LINE = ", ".join(Line._fields)
 _HEADER_TYPES = int, bytes, int, bytes, bytes, bytes
@@ -647,25 +517,9 @@ _PART_TYPES = {"text": str, "text_checksum": int, "node_checksum": int}
 """Of what is kept of a chunk; all else are bytes."""
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _message(text: str) -> dict[str, Any]:
-    """A message as it was kept.
-
-    Raises:
-        ValueError: it is none.
-    """
-    message = json.loads(text)
-    if not isinstance(message, dict) or not all(isinstance(message.get(part), str) for part in ("role", "content")):
-        raise ValueError("a message has no role or no content")
-    return message
-
-
 def _described(entry: Entry) -> tuple[str, str, str]:
     """An entry's metadata and keys as JSON."""
-    return _json(entry.metadata), _json(entry.unsearched_keys), _json(entry.hidden_keys)
+    return as_json(entry.metadata), as_json(entry.unsearched_keys), as_json(entry.hidden_keys)
 
 
 def _text_bytes(parts: Iterable[tuple[bytes, Part]]) -> int:

@@ -245,6 +245,11 @@ def put_message(connection: sqlite3.Connection, conversation: int, number: int, 
     )
 
 
+def as_json(value: object) -> str:
+    """Metadata, keys or a message as they are kept."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def note_change(connection: sqlite3.Connection, namespace: int, document: int, digests: Iterable[bytes] = ()) -> None:
     """Note for other processes that a document came, changed or went, and which chunks went."""
     connection.execute(

@@ -6,10 +6,11 @@ import ctypes
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -316,6 +317,13 @@ class StoreFile:
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError) as error:
             reason = error if of is None else f"{of}: {error}"
             raise damaged(self._place, reason) from error
+
+    def _check_types(self, name: str, row: Sequence[Any], types: Sequence[type]) -> None:
+        """That values are of the kinds that belong in their columns, whatever SQLite lets be written there."""
+        for value, wanted in zip(row, types, strict=True):
+            if type(value) is not wanted:
+                reason = f"{name}: a {type(value).__name__} stands where a {wanted.__name__} belongs"
+                raise damaged(self._place, reason)
 
     # The whole file
 

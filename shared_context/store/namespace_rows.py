@@ -1,0 +1,57 @@
+"""The namespaces of a store as rows of its file."""
+
+from __future__ import annotations
+
+from shared_context.store import format as file_format
+from shared_context.store.node_data import COLUMNS
+from shared_context.store.store_file import StoreFile
+
+
+class NamespaceRows(StoreFile):
+    """Names, keys and salts of namespaces; called inside of a snapshot or a transaction."""
+
+    def namespace(self, name: str) -> tuple[int, bytes] | None:
+        """Key and salt of a namespace; None where it is not there."""
+        row = self._connection.execute("SELECT key, salt FROM namespaces WHERE name = ?", (name,)).fetchone()
+        if row is not None:
+            self._check_types(f"namespace {name!r}", row, (int, bytes))
+        return row
+
+    def has_namespace(self, namespace: int) -> bool:
+        """Whether a namespace is there, by its key, which no other one ever has."""
+        return bool(self._connection.execute("SELECT 1 FROM namespaces WHERE key = ?", (namespace,)).fetchone())
+
+    def add_namespace(self, name: str) -> None:
+        """Make a namespace."""
+        file_format.add_namespace(self._connection, name)
+
+    def remove_namespace(self, namespace: int) -> None:
+        """Delete a namespace, which holds nothing any more."""
+        self._connection.execute("DELETE FROM namespaces WHERE key = ?", (namespace,))
+        self._log_has_deleted = True
+
+    def namespace_bytes(self, namespace: int) -> int:
+        """Bytes of what is kept of the documents of a namespace."""
+        of_part = " + ".join(f"LENGTH({column})" for column in ("ids", "bounds", *COLUMNS))
+        (total,) = self._connection.execute(
+            f"SELECT COALESCE(SUM({of_part}), 0) FROM documents JOIN parts USING (content) WHERE namespace = ?",
+            (namespace,),
+        ).fetchone()
+        (text,) = self._connection.execute(
+            "SELECT COALESCE(SUM(bytes + LENGTH(metadata)), 0) FROM documents WHERE namespace = ?", (namespace,)
+        ).fetchone()
+        return total + text
+
+    def namespace_rows(self) -> dict[int, tuple[str, bytes, int]]:
+        """Name, salt and number of documents of every namespace, by its key."""
+        rows = self._connection.execute("SELECT key, name, salt, documents FROM namespaces ORDER BY key").fetchall()
+        for row in rows:
+            self._check_types(f"namespace number {row[0]}", row, (int, str, bytes, int))
+        return {key: values for key, *values in rows}
+
+    def restore_namespace(self, key: int, name: str, salt: bytes) -> None:
+        """Make a namespace what it was in another file."""
+        self._connection.execute(
+            "INSERT INTO namespaces (key, name, salt) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET salt = ?3",
+            (key, name, salt),
+        )
