@@ -148,7 +148,8 @@ class ImportanceObserver:
                 in_front = scores[..., :seen].sum(dim=2, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
                 scores[..., self._first : seen].div_(in_front)
                 counted = by_head[:, :, max(0, self.passed_over - begin) :, self._first : seen]
-                squares[here] += torch.linalg.vector_norm(counted, dim=2).square_()
+                # In place, and no norm: that takes a processor ten times as long along this dimension.
+                squares[here] += counted.square_().sum(dim=2)
         squares = squares.view(batch, kv_heads, group, self._rows)
         if self._by_length:
             squares = squares * lengths_added(value[:, :, self._first : seen], heads, output)
