@@ -37,8 +37,9 @@ def test_storage_counts_bytes_by_length_beside_both_frameworks(model, handbook):
         # The text itself, and for each chunk an embedding of 384 numbers, which JSON writes with 16 digits or more.
         assert long > len(handbook) / model.count_tokens(handbook) + chunks * 384 * 16 / 1024
     kept = by_first_column(kv)
-    assert kept["as computed"] == (23_040.0,)  # 30 layers of 3 KV heads of 64 numbers, two bytes each, twice
-    assert 0.5 < kept["int8"][0] / 23_040 < 0.6
+    numbers = 30 * 3 * 64 * 2  # layers, KV heads, numbers of a key and a value
+    assert kept["as computed"] == (numbers * model.dtype.itemsize,)
+    assert 1.0 < kept["int8"][0] / numbers < 1.2
 
 
 def test_a_framework_that_is_missing_is_reported_and_the_other_measured(model, handbook, monkeypatch):

@@ -148,6 +148,7 @@ def test_the_leaves_with_a_word_are_those_whose_text_has_it_whatever_came_and_we
         tokens = TokenizedText(np.zeros(len(bounds) - 1, np.int32), np.array(bounds))
         stored[key] = text, tokens, LeafWords.of(text, tokens, 2)
     with database.transaction():
+        database.add_namespace("another")
         for key, (_, _, found) in stored.items():
             database.words.add(NAMESPACE, key, found)
             database.words.add(ANOTHER, key + len(held), found)

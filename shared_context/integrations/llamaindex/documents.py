@@ -89,6 +89,8 @@ def _beside(node: BaseNode) -> dict[str, Any]:
     if isinstance(node, IndexNode):
         node = node.model_copy(update={"obj": None})  # an object that is no JSON could not even be left out
     fields = node.model_dump(mode="json", exclude=_ELSEWHERE, exclude_defaults=True, fallback=str)
+    if "text_resource" in fields:  # which says of itself that it has no path
+        fields["text_resource"] = {name: value for name, value in fields["text_resource"].items() if value is not None}
     fields = {name: value for name, value in fields.items() if name in kind.model_fields and value not in (None, {})}
     return {**fields, "class_name": kind.class_name()}
 
