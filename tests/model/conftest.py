@@ -179,3 +179,9 @@ def new_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     (tmp_path / "wheels").mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def beside_locks():
+    """Names in a folder, sorted, but for lock files, which some releases of filelock take away themselves."""
+    return lambda folder: sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")

