@@ -148,7 +148,7 @@ class RequestReader:
         if isinstance(context, Context) and context.kv_entries == 0:
             context = None
         pasted_characters = len(context) if isinstance(context, str) else 0
-        self._check_characters(pasted_characters + sum(len(message["content"]) for message in messages))
+        self._check_length(messages, pasted_characters)
         if formatted:
             if isinstance(context, str):
                 raise ConfigError("A formatted prompt has no place for pasted text; paste it into the prompt.")
@@ -165,8 +165,14 @@ class RequestReader:
             return Request(Prompt((), rendered.prefix + pasted + rendered.suffix), None, True)
         return Request(rendered, context, context is not None)
 
-    def _check_characters(self, characters: int) -> None:
+    def _check_length(self, messages: Sequence[Message], pasted_characters: int) -> None:
         """Refuse what is far too long before it is tokenized, which would take long and much memory."""
+        if len(messages) > self._window:  # each takes a token at least
+            raise WindowExceededError(
+                f"{self._name} reads {self._window:,} tokens, and the conversation has {len(messages):,} messages. "
+                "Send the last ones, or let a store remember the conversation."
+            )
+        characters = pasted_characters + sum(len(message["content"]) for message in messages)
         if characters > self._window * CHARACTERS_OF_TOKEN:
             raise WindowExceededError(
                 f"{self._name} reads {self._window:,} tokens, and prompt and pasted context have {characters:,} "

@@ -28,6 +28,8 @@ from shared_context.errors import (
 
 INVALID = "invalid_request_error"
 UPLOADS = "/v1/files"
+STATE = "shared_context"
+"""Under this name the scope's state holds what a request's line in the log says besides."""
 _STATUS: tuple[tuple[type[SharedContextError], int, str | None], ...] = (
     (WindowExceededError, 400, "context_length_exceeded"),
     (BudgetError, 400, "budget"),
@@ -43,6 +45,8 @@ _STATUS: tuple[tuple[type[SharedContextError], int, str | None], ...] = (
     (StoreFormatError, 503, "store_unavailable"),
 )
 """The first that fits holds; what the server's owner has to mend is 500."""
+BEHIND = "The store cannot be used now; the server's log has the reason under this request's id."
+"""What a caller is told of what the owner has to mend: the library's own words name folders and files."""
 
 
 class Refusal(Exception):
@@ -54,6 +58,7 @@ class Refusal(Exception):
         code: OpenAI's, or one of its kind.
         param: the field of the request that is at fault.
         headers: of the response.
+        reason: for the log; None where the message says it.
     """
 
     def __init__(
@@ -64,17 +69,19 @@ class Refusal(Exception):
         code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        reason: str | None = None,
     ):
         super().__init__(message)
         self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers
+        self.reason = reason
 
     @classmethod
     def of(cls, error: SharedContextError) -> Refusal:
-        """What the library refused, in its own words."""
-        for kind, status, code in _STATUS:
-            if isinstance(error, kind):
-                return cls(status, str(error), code=code)
-        return cls(500, str(error))
+        """What the library refused: in its own words, where the request is at fault."""
+        status, code = next(((status, code) for kind, status, code in _STATUS if isinstance(error, kind)), (500, None))
+        if status >= 500:
+            return cls(status, BEHIND, code=code, reason=f"{type(error).__name__}: {error}")
+        return cls(status, str(error), code=code)
 
     def body(self) -> dict[str, Any]:
         """The error as OpenAI's clients read it."""
@@ -91,12 +98,14 @@ def add_handlers(app: FastAPI) -> None:
     """Let every error of the application leave it in OpenAI's form."""
 
     @app.exception_handler(Refusal)
-    async def refused(_: Request, error: Refusal) -> JSONResponse:
+    async def refused(request: Request, error: Refusal) -> JSONResponse:
+        if error.reason is not None:
+            getattr(request.state, STATE)["reason"] = error.reason
         return error.response()
 
     @app.exception_handler(SharedContextError)
-    async def refused_by_the_library(_: Request, error: SharedContextError) -> JSONResponse:
-        return Refusal.of(error).response()
+    async def refused_by_the_library(request: Request, error: SharedContextError) -> JSONResponse:
+        return await refused(request, Refusal.of(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -110,7 +119,7 @@ def add_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             message = f"{request.url.path} does not take {request.method}."
         elif error.status_code == 400:
-            json = "JSON, and not nested deeper than a few hundred levels"
+            json = "JSON, not nested deeper than a few hundred levels and without numbers of thousands of digits"
             form = "multipart/form-data with a file and its purpose"
             message = f"The body cannot be read: it must be {form if request.url.path == UPLOADS else json}."
         return Refusal(error.status_code, message, headers=error.headers).response()
@@ -124,6 +133,12 @@ def _refusal_of(error: RequestValidationError) -> Refusal:
         return Refusal(400, f"The body is no JSON: {reason}.", code="invalid_json")
     path = [str(part) for part in first["loc"][1:]]
     param = ".".join(path) or None
+    if first["type"] == "string_unicode":
+        text = "The body" if param is None else param
+        return Refusal(
+            400, f"{text} has a lone surrogate, which no encoding can hold; decode the text properly or replace it.",
+            code="invalid_value", param=param,
+        )  # fmt: skip
     if first["type"] == "extra_forbidden":
         return Refusal(
             400, f"Unknown field {param!r}; leave it out or correct its name.", code="unknown_parameter", param=param

@@ -34,6 +34,7 @@ class Attached:
 
     Attributes:
         id: of the file, and of the document.
+        filename: under which it was uploaded.
         owner: name of the key that attached it.
         metadata: of the document.
         status: in_progress, completed or failed.
@@ -42,6 +43,7 @@ class Attached:
     """
 
     id: str
+    filename: str
     owner: str | None
     metadata: Mapping[str, Any]
     status: Literal["in_progress", "completed", "failed"] = "in_progress"
@@ -76,7 +78,8 @@ class Ingestion:
                 429, f"{MOST_PENDING} files wait to be read; come back in a minute.", code="queue_full",
                 headers={"Retry-After": "60"},
             )  # fmt: skip
-        attached = self._attached[served.name, id] = Attached(id, caller.name, metadata)
+        filename = self._files.get(id, caller)["filename"]
+        attached = self._attached[served.name, id] = Attached(id, filename, caller.name, metadata)
         task = asyncio.ensure_future(self._read(served, attached, caller))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -108,8 +111,12 @@ class Ingestion:
             attached.status = "completed"
         except (SharedContextError, Refusal) as error:
             kind = "unsupported_file" if isinstance(error, UnreadableError) else "invalid_file"
-            message = f"{self._files.get(attached.id, caller)['filename']}: {error}"
-            attached.status, attached.error = "failed", {"code": kind, "message": message}
+            refusal = error if isinstance(error, Refusal) else Refusal.of(error)
+            if refusal.reason is not None:
+                kind = "server_error"
+                log.error("ingestion", extra={"fields": {"store": served.name, "reason": refusal.reason}})
+            attached.status = "failed"
+            attached.error = {"code": kind, "message": f"{attached.filename}: {refusal.message}"}
         except Exception as error:
             attached.status = "failed"
             attached.error = {"code": "server_error", "message": "The server failed; its log has the reason."}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -57,7 +58,8 @@ class Makes:
         self._stores.remove(served.name)
         served.store.close()
         if served.store.path is not None:
-            shutil.rmtree(served.store.path)
+            with suppress(FileNotFoundError):  # somebody was faster
+                shutil.rmtree(served.store.path)
 
     def close(self) -> None:
         """Close the stores that were made or opened here."""

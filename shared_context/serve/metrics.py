@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shared_context.errors import SharedContextError
 from shared_context.model.generation import Completion
 from shared_context.serve.engine import Engine
 from shared_context.serve.stores import Stores
@@ -79,7 +80,11 @@ class _Now(Collector):
             }.items()
         }
         for served in self._stores:
-            for tier, figures in served.store.stats()["kv_cache"].items():
+            try:
+                tiers = served.store.stats()["kv_cache"]
+            except SharedContextError:  # the others' figures are wanted all the same
+                continue
+            for tier, figures in tiers.items():
                 for name, family in families.items():
                     family.add_metric([served.name, tier], figures[name])
         yield from families.values()

@@ -11,14 +11,12 @@ from uuid import uuid4
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared_context.serve.faults import UPLOADS, Refusal
+from shared_context.serve.faults import STATE, UPLOADS, Refusal
 from shared_context.serve.logs import failure as told_of
 
 log = logging.getLogger("shared_context.serve")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-STATE = "shared_context"
-"""Under this name the scope's state holds what a request's line in the log says besides."""
 
 
 class RequestLine:

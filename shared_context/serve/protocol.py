@@ -15,7 +15,8 @@ TURN_PARTS = "\n\n"
 class Fields(BaseModel):
     """A JSON object whose fields are those named, of just these types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    # Texts are looked into, and lone surrogates refused, only where there is something to check; no body is so long.
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), str_max_length=1 << 30)
 
 
 class ContextFields(Fields):

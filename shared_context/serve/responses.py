@@ -104,6 +104,7 @@ async def events(answer: Answer, pieces: AsyncGenerator[str]) -> AsyncGenerator[
         yield DONE
     except (Refusal, SharedContextError) as error:
         refusal = error if isinstance(error, Refusal) else Refusal.of(error)
+        answer.told["reason"] = refusal.reason or refusal.code
         yield event(refusal.body())
     finally:
         await pieces.aclose()

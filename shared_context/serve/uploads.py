@@ -1,5 +1,6 @@
 """Uploaded files, before they are documents of a store."""
 
+import errno
 import json
 import re
 import shutil
@@ -28,13 +29,17 @@ class Files:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, source: Any, filename: str, purpose: str, caller: Caller) -> dict[str, Any]:
-        """Keep what an open file holds; returns the file as OpenAI's protocol describes it."""
+        """Keep what an open file holds; returns the file as OpenAI's protocol describes it.
+
+        Raises:
+            Refusal: there is no room for it, or it cannot be written.
+        """
         id = f"file-{uuid4().hex}"
         # It is somebody else's name: nothing is ever stored under it, and its ending alone says how it is read.
         filename = re.sub(r"[\x00-\x1f\x7f/\\]", "_", filename)[-LONGEST_NAME:] or "unnamed"
         folder = self._folder / f"{id}.new"
-        folder.mkdir()
         try:
+            folder.mkdir(parents=True)
             with (folder / CONTENT).open("wb") as file:
                 shutil.copyfileobj(source, file)
             about = {
@@ -48,14 +53,20 @@ class Files:
             }
             (folder / ABOUT).write_text(json.dumps({"owner": caller.name, "file": about}), encoding="utf-8")
             folder.rename(self._folder / id)
-        except BaseException:
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise Refusal(
+                507 if full else 503, "The file cannot be kept here now; the server's log has the reason.",
+                code="no_space" if full else "files_unavailable", reason=str(error),
+            ) from error  # fmt: skip
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
         return about
 
     def all(self, caller: Caller) -> list[dict[str, Any]]:
         """The caller's files, the newest first."""
-        found = (self._about(folder.name, caller) for folder in self._folder.iterdir() if ID.fullmatch(folder.name))
+        ids = (folder.name for folder in self._folder.glob("file-*"))
+        found = (self._about(id, caller) for id in ids if ID.fullmatch(id))
         return sorted((about for about in found if about), key=lambda about: (-about["created_at"], about["id"]))
 
     def get(self, id: str, caller: Caller) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def post(served):
         (b"null", "missing or no JSON object"),
         (b"[" * 100_000 + b"]" * 100_000, "nested"),
         (b'{"model":' * 50_000 + b"1" + b"}" * 50_000, "nested"),
+        (b'{"max_tokens": ' + b"9" * 5000 + b"}", "thousands of digits"),
+        (b'{"\\ud800": 1}', "lone surrogate"),
     ],
 )
 def test_bodies_that_are_no_request(post, body, said):
@@ -75,6 +77,9 @@ def test_bodies_that_are_no_request(post, body, said):
         ("filters", "tower", "filters"),
         ("policy", "magic", "policy"),
         ("buget", 7, "buget"),
+        ("stop", ["\ud800"], "stop"),
+        ("conversation", "\ud800", "conversation"),
+        ("doc_ids", ["\ud800"], "doc_ids"),
     ],
 )
 def test_a_wrong_field_is_named(post, field, value, param):
@@ -90,6 +95,7 @@ def test_a_wrong_field_is_named(post, field, value, param):
         ({"max_tokens": 5000}, "context_length_exceeded", "2048"),
         ({"messages": [{"role": "user", "content": " "}]}, None, "empty"),
         ({"messages": [{"role": "user", "content": "boat " * 5000}]}, None, "tokens"),
+        ({"messages": [{"role": "user", "content": "x"}] * 50_000}, "context_length_exceeded", "50,000 messages"),
         ({"doc_ids": ["coast/plane.md"]}, "document_not_found", "coast/plane.md"),
         ({"ratio": 4, "budget": 8}, None, "exclude"),
     ],

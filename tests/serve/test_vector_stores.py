@@ -1,5 +1,7 @@
 """Files and vector stores, by OpenAI's own client: created, filled, searched, deleted, and found again."""
 
+import json
+
 import openai
 import pytest
 
@@ -7,6 +9,7 @@ from shared_context.serve import ServeConfig
 
 MILL = b"# The mill\n\nThe mill grinds rye on Mondays. The miller is Tobiah Crane, and his scales weigh in stones.\n"
 ASK = {"max_tokens": 4}
+JSON = {"headers": {"Content-Type": "application/json"}}
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +135,17 @@ def test_a_file_that_is_no_text_fails_with_the_reason(client, mills, content):
     assert client.vector_stores.retrieve("mills").file_counts.failed == 1
     assert client.vector_stores.files.delete(file.id, vector_store_id="mills").deleted
     assert client.vector_stores.retrieve("mills").file_counts.failed == 0
+
+
+@pytest.mark.parametrize("attributes", [{"a": "\ud800"}, {"\ud800": 1}, {"a": {"b": 1}}, {"a": None}])
+def test_attributes_that_cannot_be_kept_are_refused_and_nothing_stays_of_them(client, mills, attributes):
+    file = client.files.create(file=("bell.md", b"The bell is bronze."), purpose="assistants")
+    with pytest.raises(openai.BadRequestError) as refused:
+        body = json.dumps({"file_id": file.id, "attributes": attributes}).encode()
+        client.post("/vector_stores/mills/files", cast_to=object, content=body, options=JSON)
+    assert refused.value.param.startswith("attributes")
+    assert [one.filename for one in client.files.list() if one.id == file.id] == ["bell.md"]
+    assert file.id not in [one.id for one in client.vector_stores.files.list("mills")]
 
 
 def test_what_there_is_not_is_said(client):

@@ -9,8 +9,7 @@ from fastapi import APIRouter, Request
 
 from shared_context.serve.access import Caller
 from shared_context.serve.answering import Answer
-from shared_context.serve.faults import Refusal
-from shared_context.serve.middleware import STATE
+from shared_context.serve.faults import STATE, Refusal
 from shared_context.serve.protocol import ChatRequest, CompletionRequest
 from shared_context.serve.responses import EventStream, chat_completion, events, text_completion
 from shared_context.serve.room import ByCaller, InRoom, Room

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from pydantic import Field
 
-from shared_context.errors import DocumentNotFoundError
+from shared_context.errors import DocumentNotFoundError, StoreClosedError, StoreFormatError, StoreUnavailableError
 from shared_context.serve.access import Caller
 from shared_context.serve.faults import Refusal
 from shared_context.serve.ingestion import Attached, equalities
@@ -75,7 +75,7 @@ async def all_stores(
 ) -> dict[str, Any]:
     """The stores that the caller may use."""
     mine = [await room.own(served, caller) for served in room.stores.seen_by(caller)]
-    found = [await _described(room, served, caller) for served in mine]
+    found = [await _listed(room, served, caller) for served in mine]
     return page(found[::-1] if order == "desc" else found, after, limit)
 
 
@@ -245,12 +245,26 @@ def _attached(served: ServedStore, attached: Attached) -> dict[str, Any]:
     }
 
 
+async def _listed(room: Room, served: ServedStore, caller: Caller) -> dict[str, Any]:
+    """A store among others, which are listed where it cannot be read, too."""
+    try:
+        return await _described(room, served, caller)
+    except (StoreClosedError, StoreUnavailableError, StoreFormatError):
+        return _vector_store(served, "expired", 0, 0, 0, 0)
+
+
 async def _described(room: Room, served: ServedStore, caller: Caller) -> dict[str, Any]:
     completed = len(await room.engine.beside(served.store.ids, caller.filters))
     unfinished = [one.status for one in room.ingestion.unfinished(served, caller)]
     running, failed = unfinished.count("in_progress"), unfinished.count("failed")
     # How many bytes a whole store takes tells of documents that a caller may not see.
     nbytes = (await room.engine.beside(served.store.stats))["database_bytes"] if caller.filters is None else 0
+    return _vector_store(served, "in_progress" if running else "completed", nbytes, running, completed, failed)
+
+
+def _vector_store(
+    served: ServedStore, status: str, nbytes: int, running: int, completed: int, failed: int
+) -> dict[str, Any]:
     return {
         "id": served.name,
         "object": "vector_store",
@@ -264,7 +278,7 @@ async def _described(room: Room, served: ServedStore, caller: Caller) -> dict[st
             "cancelled": 0,
             "total": completed + running + failed,
         },
-        "status": "in_progress" if running else "completed",
+        "status": status,
         "last_active_at": None,
         "metadata": {},
     }
