@@ -20,7 +20,7 @@ REQUEST = "Repeat the text above."
 OVERLAP = 8
 """Tokens before a later part of a repetition that are repeated with it, so that the model knows where it is."""
 
-QUERIES = 64
+QUERIES = 96
 """Tokens of a repetition whose scores are in memory at a time: few enough for a processor's cache."""
 
 ALIGNED = 16
@@ -110,46 +110,57 @@ class ImportanceObserver:
         group, scale = heads // kv_heads, head_dim**-0.5 if scaling is None else scaling
         # What the repetition says in the last layer is nobody's concern. Else one column more, for sinks.
         columns = seen if last else _aligned(seen + tokens + 1)
-        keys = query.new_zeros(batch * kv_heads, head_dim, columns, dtype=torch.float32)
+        # Products in bfloat16 are rounded as in transformers' own attention, and cost half; the rest is float32.
+        product = torch.bfloat16 if query.dtype == torch.bfloat16 else torch.float32
+        keys = query.new_zeros(batch * kv_heads, head_dim, columns, dtype=product)
         values = value.new_zeros(batch * kv_heads, columns, head_dim)
         there = min(columns, seen + tokens)
         keys[..., :there], values[:, :there] = key.flatten(0, 1)[:, :there].mT, value.flatten(0, 1)[:, :there]
-        asked = (query.float() * scale).reshape(batch * kv_heads, group, tokens, head_dim)
+        # By token and then by head, so that some tokens lie together.
+        by_token = query.reshape(batch * kv_heads, group, tokens, head_dim).transpose(1, 2)
+        asked = (by_token.float() * scale).to(product).contiguous()
         said = torch.empty_like(asked, dtype=query.dtype)
-        squares = keys.new_zeros(batch * kv_heads, group, self._rows)
+        squares = keys.new_zeros(batch * kv_heads, group, self._rows, dtype=torch.float32)
         # Memory for one block, which the next one takes over: fresh memory costs a page fault every 4 KB.
         together = 1 if keys.device.type == "cpu" else len(keys)
         block = together * group * min(QUERIES, tokens) * columns
-        memory, rounded = keys.new_empty(block), value.new_empty(block)
+        memory = keys.new_empty(block, dtype=torch.float32)
+        rounded = memory if value.dtype == memory.dtype else value.new_empty(block)
         for begin in range(0, tokens, QUERIES):
             end = min(begin + QUERIES, tokens)
             width = columns if last else min(columns, _aligned(seen + end + 1))
             hidden = None if last else keys.new_full((end - begin, width - seen - begin), -torch.inf).triu(1)
             for first in range(0, len(keys), together):
                 here = slice(first, first + together)
-                shape = (together, group, end - begin, width)
+                shape = (together, end - begin, group, width)
                 scores = memory[: math.prod(shape)].view(together, -1, width)
-                torch.bmm(asked[here, :, begin:end].flatten(1, 2), keys[here, :, :width], out=scores)
+                shares = rounded[: math.prod(shape)].view_as(scores)
+                products = shares if product == shares.dtype else scores
+                torch.bmm(asked[here, begin:end].flatten(1, 2), keys[here, :, :width], out=products)
+                if products.dtype != scores.dtype:
+                    scores.copy_(products)
                 by_head = scores.view(shape)
                 if softcap is not None:
                     scores.div_(softcap).tanh_().mul_(softcap)
                 if mask is not None:
-                    by_head[..., : mask.shape[1]] += mask[begin:end, :width]
+                    by_head[..., : mask.shape[1]] += mask[begin:end, None, :width]
                 if hidden is not None:
-                    by_head[..., seen + begin :] += hidden
+                    by_head[..., seen + begin :] += hidden[:, None]
                 if sinks is not None and not last:
-                    by_head[..., -1] = sinks.float().view(kv_heads, group, 1).repeat(batch, 1, 1)[here]
+                    by_head[..., -1] = sinks.float().view(kv_heads, 1, group).repeat(batch, 1, 1)[here]
                 torch.softmax(scores, 2, out=scores)
                 if not last:
-                    by_head[..., -1] = 0
-                    shares = rounded[: math.prod(shape)].view_as(scores).copy_(scores)
-                    said[here, :, begin:end] = (shares @ values[here, :width]).view(*shape[:3], head_dim)
+                    if sinks is not None:
+                        by_head[..., -1] = 0
+                    if shares.dtype != scores.dtype:
+                        shares.copy_(scores)
+                    torch.bmm(shares, values[here, :width], out=said[here, begin:end].flatten(1, 2))
                 # Of a query that sees nothing in front, which only windows make, all shares are none.
                 in_front = scores[..., :seen].sum(dim=2, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
                 scores[..., self._first : seen].div_(in_front)
-                counted = by_head[:, :, max(0, self.passed_over - begin) :, self._first : seen]
+                counted = by_head[:, max(0, self.passed_over - begin) :, :, self._first : seen]
                 # In place, and no norm: that takes a processor ten times as long along this dimension.
-                squares[here] += counted.square_().sum(dim=2)
+                squares[here] += counted.square_().sum(dim=1)
         squares = squares.view(batch, kv_heads, group, self._rows)
         if self._by_length:
             squares = squares * lengths_added(value[:, :, self._first : seen], heads, output)
@@ -158,7 +169,7 @@ class ImportanceObserver:
         self._squares[layer] = squares if known is None else known + squares
         if last:
             raise AllSeenError
-        return said.view(query.shape)
+        return said.transpose(1, 2).reshape(query.shape)
 
     def importance(self) -> list[torch.Tensor]:
         """Of each chunk's rows, float16 [layers, kv_heads, rows] on the processor, 1 for the most important."""

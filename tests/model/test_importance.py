@@ -8,8 +8,10 @@ from transformers import DynamicCache
 
 from shared_context import SharedLLMModel
 from shared_context.errors import WindowExceededError
+from shared_context.model.compressor import Compressor
 from shared_context.model.importance import OVERLAP, REQUEST, parts_of_a_repetition
 from shared_context.model.low_rank import InjectionLoRA, by_layer
+from shared_context.tree import important_rows
 
 
 def request_of(model: SharedLLMModel) -> torch.Tensor:
@@ -104,6 +106,20 @@ def test_importance_is_the_same_however_chunks_are_batched(make_model, tokens):
     for chunk, scores in zip(chunks, together, strict=True):
         (alone,) = model.compressor.importance([chunk], model.compressor.encode([chunk]))
         torch.testing.assert_close(scores, alone, atol=1e-4, rtol=1e-3)
+
+
+def test_importance_in_bfloat16_is_that_of_float32_but_for_rounding(make_model, tokens):
+    chunk, found = tokens(300, 1), []
+    for dtype in torch.float32, torch.bfloat16:
+        model = make_model("llama")
+        # the same weights in both, those that bfloat16 has
+        model.hf_model.to(torch.bfloat16).to(dtype)
+        compressor = Compressor(model.hf_model, 4, model.prompt_format.prefix, model.compressor.request_ids)
+        found += compressor.importance([chunk], compressor.encode([chunk]))
+    exact, rounded = (scores.float() for scores in found)
+    assert (exact - rounded).abs().max() < 0.05 * exact.max()
+    kept = [important_rows(scores.flatten(0, 1).numpy(), [(0, 300, 8)]) for scores in (exact, rounded)]
+    assert (kept[0] & kept[1]).sum() > 0.95 * kept[0].sum()
 
 
 def test_a_repetition_that_does_not_fit_the_window_is_done_in_parts(make_model, tokens):
