@@ -52,6 +52,7 @@ class Catalogue:
         words: those of the leaves of documents and conversations.
         namespace: the namespace's key.
         shape: of the node data.
+        headerless: documents that were met without their headers, which are damage.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Catalogue:
         self._entries: dict[int, Entry] = {}
         self._keys: dict[tuple[Kind, str], int] = {}
         self._texts: OrderedDict[int, StoredText] = OrderedDict()
+        self.headerless: set[int] = set()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -152,7 +154,11 @@ class Catalogue:
         described = [key for key, entry in entries.items() if entry.kind == "document"]
         headers = self._database.headers(described, self.shape)
         for key in described:
-            self.index.headers.put(key, headers.get(key), _told(entries[key]) if key in headers else "")
+            text = _told(entries[key])
+            # A store that was made before there were headers has no salt.
+            if key not in headers and self._salt and any(map(str.isalnum, text)):
+                self.headerless.add(key)
+            self.index.headers.put(key, headers.get(key), text if key in headers else "")
         self._entries |= entries
         self._data_version, self._version = data_version, version
 
@@ -307,7 +313,10 @@ class Catalogue:
 
     def text(self, key: int) -> StoredText:
         """A document's text with its tokens."""
-        stored = self._texts.pop(key, None) or self._database.document(key)
+        stored = self._texts.pop(key, None)
+        if stored is None:
+            stored = self._database.document(key)
+            self._check_ids(key, stored.tokens.ids)
         self._texts[key] = stored
         while len(self._texts) > TEXTS_KEPT:
             self._texts.popitem(last=False)
@@ -319,7 +328,19 @@ class Catalogue:
 
     def token_ids(self, key: int) -> np.ndarray:
         """A document's token ids, int32 [tokens]."""
-        return self._database.token_ids(key)
+        ids = self._database.token_ids(key)
+        self._check_ids(key, ids)
+        return ids
+
+    def _check_ids(self, key: int, ids: np.ndarray) -> None:
+        """That a document's token ids are those that its chunks' digests are of: their checksum covers more than is
+        read with them.
+        """
+        size = self.shape.tree.chunk_size
+        digests = [chunk_digest(self._salt, ids[first : first + size]) for first in range(0, len(ids), size)]
+        with self._database.decoding(f"document {self._entries[key].id!r}"):
+            if digests != self._database.digests(key):
+                raise ValueError("the digest of its tokens is wrong")
 
     def nodes(self, key: int) -> tuple[np.ndarray, NodeData]:
         """A document's or conversation's token ids, int32 [tokens], and what scoring needs of it."""

@@ -9,12 +9,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from shared_context.errors import SharedContextError, StoreFormatError
 from shared_context.store.about import About
 from shared_context.store.codec import Codec
 from shared_context.store.database import Database
+from shared_context.store.format import OF_CONVERSATION, OF_NAMESPACE
 from shared_context.store.node_data import NodeShape, Part
 from shared_context.store.sqlite_file import FILE, UNFINISHED, access, give_name
 from shared_context.store.word_index import FIRST_NAMESPACE, LeafWords
@@ -130,6 +132,8 @@ class _Whole:
         values = {}
         with self._database.snapshot():
             for key in self._database.meta_keys():
+                if key.startswith((OF_NAMESPACE, OF_CONVERSATION)):
+                    continue  # written with what they are of
                 try:
                     values[key] = self._database.get_meta(key)
                 except StoreFormatError as error:
@@ -145,8 +149,19 @@ class _Whole:
                 self._report.damage.append(f"the file: {line}")
             if not self._database.words.is_whole(self._shape.tree.leaf_size, thorough=True):
                 self._report.damage.append("the index of words: its checksum is wrong")
-            for namespace, (name, *_) in self._database.namespace_rows().items():
-                yield from self.of_namespace(namespace, name, namespace)
+            else:
+                self._report.damage += self._database.numbering()
+            told = self._database.told_namespaces()
+            rows = self._database.namespace_rows()
+            names = {name for name, _ in told.values()}
+            for namespace in sorted(told | rows):
+                if namespace not in told and rows[namespace][0] in names:
+                    continue  # one of these, under another number
+                name, salt, count = rows.get(namespace) or (*told[namespace], 0)
+                if namespace not in rows or told.get(namespace, (name, salt)) != (name, salt):
+                    name, salt = told[namespace]
+                    self._report.damage.append(f"namespace {name!r}: its row is missing or says something else")
+                yield from self._of_namespace(namespace, name, salt, count, namespace)
 
     def of_namespace(self, namespace: int, name: str, new: int) -> Iterator[Callable[[Database], object]]:
         """Those of one namespace, inside of a snapshot.
@@ -157,6 +172,11 @@ class _Whole:
             new: its key there.
         """
         _, salt, expected = self._database.namespace_rows()[namespace]
+        yield from self._of_namespace(namespace, name, salt, expected, new)
+
+    def _of_namespace(
+        self, namespace: int, name: str, salt: bytes, expected: int, new: int
+    ) -> Iterator[Callable[[Database], object]]:
         yield lambda copy: copy.restore_namespace(new, name, salt)
         found = 0
         for key in self._database.readable_keys(namespace):
@@ -170,13 +190,17 @@ class _Whole:
             if (step := self._conversation(namespace, id, new)) is not None:
                 yield step
 
+    @cached_property
+    def _header_keys(self) -> dict[int, int]:
+        return self._database.header_keys()
+
     def _step(self, namespace: int, key: int, new: int) -> Callable[[Database], object] | None:
         database = self._database
         try:
             (entry,) = database.entries(namespace, [key]).values()
             texts = database.texts(key)
             parts = database.parts(key, self._shape)
-            header = database.header(key, self._shape)
+            header = database.header(self._header_keys.get(key, key), self._shape)
         except (SharedContextError, ValueError, sqlite3.DatabaseError) as error:
             self._report.damage.append(_reason(error, f"document number {key}"))
             return None

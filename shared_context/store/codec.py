@@ -66,5 +66,16 @@ class Codec:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Codec:
-        """From what :meth:`to_bytes` gave."""
-        return cls(**load(data))
+        """From what :meth:`to_bytes` gave.
+
+        Raises:
+            ValueError: it is no codec.
+        """
+        codec = cls(**load(data))
+        shapes = len(codec.mean.shape), len(codec.projection.shape), *codec.mean.shape
+        if shapes != (1, 2, codec.projection.shape[0]) or 0 in codec.projection.shape:
+            raise ValueError("its codec has tensors of another shape")
+        for tensor in (codec.mean, codec.projection):
+            if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+                raise ValueError("its codec is not float32, or holds infinities or NaN")
+        return codec

@@ -35,9 +35,7 @@ class ConversationRows(StoreFile):
         ).fetchone()
         if line is None:
             with self.decoding(f"conversation {id!r}"):
-                if self._connection.execute(
-                    "SELECT 1 FROM documents WHERE namespace = ? AND kind = 'conversation' AND id = ?", (namespace, id)
-                ).fetchone():
+                if self._has_document(namespace, id):
                     raise ValueError("its messages are missing")
                 # A damaged index would have it that nobody has said anything.
                 if self._connection.execute(
@@ -47,6 +45,7 @@ class ConversationRows(StoreFile):
             return []
         self._check_types(f"conversation {id!r}", line, (int, int, int, int))
         conversation, count, compressed, total = line
+        self._check_compressed(namespace, id, conversation, compressed)
         first = compressed + 1 if recent else 1
         rows = self._connection.execute(
             "SELECT number, tokens, checksum, message FROM messages WHERE conversation = ? AND number >= ? "
@@ -64,6 +63,20 @@ class ConversationRows(StoreFile):
                 raise ValueError("a message is another one")
             return [Message(number, _message(text), tokens) for number, tokens, _, text in rows]
 
+    def _check_compressed(self, namespace: int, id: str, conversation: int, compressed: int) -> None:
+        """That as many messages are compressed as were: those that are counted too many would be shown to nobody."""
+        told = self.told_meta(f"{file_format.OF_CONVERSATION}{conversation}")
+        with self.decoding(f"conversation {id!r}"):
+            if told is not None and int(told) != compressed:
+                raise ValueError(f"{int(told)} of its messages are compressed, and its row says {compressed}")
+            # An earlier version did not write it down.
+            if told is None and compressed and not self._has_document(namespace, id):
+                raise ValueError("what its messages are compressed to is missing")
+
+    def _has_document(self, namespace: int, id: str) -> bool:
+        found = "SELECT 1 FROM documents WHERE namespace = ? AND kind = 'conversation' AND id = ?"
+        return self._connection.execute(found, (namespace, id)).fetchone() is not None
+
     def add_message(self, namespace: int, id: str, message: dict[str, Any], tokens: int) -> None:
         """Append a message to a conversation, which is begun where it is not there."""
         self._connection.execute("INSERT OR IGNORE INTO conversations (namespace, id) VALUES (?, ?)", (namespace, id))
@@ -75,9 +88,12 @@ class ConversationRows(StoreFile):
 
     def mark_compressed(self, namespace: int, id: str, last: int) -> None:
         """Note that the messages up to number ``last`` are part of the conversation's document now."""
-        self._connection.execute(
-            "UPDATE conversations SET compressed = ? WHERE namespace = ? AND id = ?", (last, namespace, id)
-        )
+        rows = self._connection.execute(
+            "UPDATE conversations SET compressed = ? WHERE namespace = ? AND id = ? RETURNING key",
+            (last, namespace, id),
+        ).fetchall()
+        for (conversation,) in rows:
+            self.set_meta(f"{file_format.OF_CONVERSATION}{conversation}", str(last).encode())
 
     def clear_messages(self, namespace: int, id: str) -> None:
         """Delete a conversation's messages."""
@@ -85,7 +101,11 @@ class ConversationRows(StoreFile):
             "DELETE FROM messages WHERE conversation IN (SELECT key FROM conversations WHERE namespace = ? AND id = ?)",
             (namespace, id),
         )
-        self._connection.execute("DELETE FROM conversations WHERE namespace = ? AND id = ?", (namespace, id))
+        rows = self._connection.execute(
+            "DELETE FROM conversations WHERE namespace = ? AND id = ? RETURNING key", (namespace, id)
+        ).fetchall()
+        for (conversation,) in rows:
+            self.set_meta(f"{file_format.OF_CONVERSATION}{conversation}", None)
         self._log_has_deleted = True
 
 

@@ -377,6 +377,10 @@ class Database(NamespaceRows, ConversationRows):
         """A document's token ids, int32 [tokens]."""
         return np.concatenate([np.frombuffer(row[-1], np.int32) for row in self._parts(key, "ids")])
 
+    def digests(self, key: int) -> list[bytes]:
+        """The digests of a document's chunks."""
+        return [row[-1] for row in self._parts(key, "digest")]
+
     def nodes(self, key: int, shape: NodeShape) -> tuple[np.ndarray, NodeData]:
         """A document's token ids, int32 [tokens], and what scoring needs of it."""
         ids, parts = self._nodes(key, shape)
@@ -451,6 +455,9 @@ class Database(NamespaceRows, ConversationRows):
         """
         self._leaf_size = leaf_size
         self._mend_words(leaf_size)
+        with self.snapshot():
+            for reason in self.numbering():
+                raise damaged(self._place, reason)
 
     def _mend_words(self, leaf_size: int, *, thorough: bool = False) -> None:
         with self.snapshot():
@@ -468,6 +475,16 @@ class Database(NamespaceRows, ConversationRows):
             chunks = ([(part.text, part.tokens) for part in self._texts(key)] for *_, key in rows)
             self.words.make_anew(((*row, of_row) for row, of_row in zip(rows, chunks, strict=True)), leaf_size)
         logger.warning("%s: the index of words was damaged and has been made anew of the texts.", self._place)
+
+    def numbering(self) -> list[str]:
+        """What is wrong with the keys of documents: the index of words, whose rows are counted, knows them too."""
+        known = "JOIN worded ON worded.key = content WHERE worded.document <>"
+        lines = self._connection.execute(f"SELECT id FROM documents {known} documents.key")
+        headers = self._connection.execute(f"SELECT headers.document FROM headers {known} headers.document")
+        return [
+            *(f"document {id!r}: its number is another one" for (id,) in lines),
+            *(f"document number {key}: it has another one's header" for (key,) in headers),
+        ]
 
     def integrity(self) -> list[str]:
         """What SQLite finds wrong with the file."""
@@ -501,8 +518,14 @@ class Database(NamespaceRows, ConversationRows):
 
     def parts(self, key: int, shape: NodeShape) -> list[tuple[bytes, NodeData]]:
         """The digest and node data of each chunk of a document."""
-        digests = [row[-1] for row in self._parts(key, "digest")]
-        return list(zip(digests, self._nodes(key, shape)[1], strict=True))
+        return list(zip(self.digests(key), self._nodes(key, shape)[1], strict=True))
+
+    def header_keys(self) -> dict[int, int]:
+        """The key that the header of each document is kept under, which is the document's unless it is damaged."""
+        rows = self._connection.execute(
+            "SELECT documents.key, headers.document FROM headers JOIN documents USING (content)"
+        )
+        return dict(rows.fetchall())
 
     def header(self, key: int, shape: NodeShape) -> Header:
         """What is kept of a document's header."""

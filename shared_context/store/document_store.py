@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from shared_context.config import StoreConfig
-from shared_context.errors import DocumentError, SharedContextError, UnreadableError
+from shared_context.errors import (
+    DocumentError,
+    DocumentNotFoundError,
+    SharedContextError,
+    StoreUnavailableError,
+    UnreadableError,
+)
 from shared_context.model.cache import give_back_freed
 from shared_context.store.catalogue import Catalogue, Change
 from shared_context.store.database import Entry
@@ -29,6 +37,8 @@ from shared_context.store.header import header
 from shared_context.store.ingestion import Ingestion
 from shared_context.store.node_data import HeaderData, NodeData, Part, StoredText
 from shared_context.store.read_only import read_only
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 """Called with how much is done, of how much, and what it is."""
@@ -208,6 +218,18 @@ class DocumentStore:
                 elif metadata is not None:
                     change.describe(key, entry, header)
                 return
+
+    def mend_headers(self) -> None:
+        """Make headers anew that were lost; where nothing may be written, say so."""
+        with self._catalogue.reading():
+            entries = [
+                self._catalogue.entry(key) for key in self._catalogue.documents() if key in self._catalogue.headerless
+            ]
+            self._catalogue.headerless.clear()
+        for entry in entries:
+            with suppress(StoreUnavailableError, DocumentNotFoundError):
+                self.update(entry.id, None, entry.metadata)
+            logger.warning("document %r: its header was lost; it is made anew where that may be written.", entry.id)
 
     def append(self, id: str, text: str) -> None:
         """Add text at the end of a document."""

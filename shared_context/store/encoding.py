@@ -128,6 +128,7 @@ class ChunkEncoder:
         expected = self._model.compressor.layers, config.num_key_value_heads, tokens, head_dim
         if isinstance(found, RaggedKV):
             inside = not len(found.tokens) or (int(found.tokens.min()) >= 0 and int(found.tokens.max()) < tokens)
+            inside = inside and int(found.counts.max()) <= tokens
             shape = *found.counts.shape, tokens if inside else -1, found.data.shape[-1]
         else:
             shape = tuple(found.data.shape[1:])

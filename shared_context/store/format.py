@@ -37,6 +37,12 @@ LARGEST_KEY = 1 << 62 - word_index.LEAF_BITS
 DEFAULT_NAMESPACE = ""
 """The namespace of a store's own documents."""
 
+OF_NAMESPACE = "namespace "
+"""What the keys of values begin with that say what a namespace's row says; its key follows."""
+
+OF_CONVERSATION = "compressed of conversation "
+"""The same of values that say how many messages of a conversation are compressed."""
+
 # Small columns come first: SQLite reads a row from its beginning.
 SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, checksum INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID",
@@ -181,7 +187,13 @@ def add_namespace(connection: sqlite3.Connection, name: str, salt: bytes | None 
     salt = secrets.token_bytes(16) if salt is None else salt
     row = connection.execute("INSERT INTO namespaces (name, salt) VALUES (?, ?)", (name, salt)).lastrowid
     assert row is not None  # one was inserted
+    note_namespace(connection, row, name, salt)
     return row
+
+
+def note_namespace(connection: sqlite3.Connection, key: int, name: str, salt: bytes) -> None:
+    """Keep what a namespace's row says a second time, with a checksum."""
+    put_meta(connection, f"{OF_NAMESPACE}{key}", as_json([name, salt.hex()]).encode())
 
 
 def next_key(connection: sqlite3.Connection) -> int:
@@ -192,8 +204,9 @@ def next_key(connection: sqlite3.Connection) -> int:
     """
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'documents'").fetchone()
     last = 0 if row is None else row[0]
-    if not isinstance(last, int) or not 0 <= last < LARGEST_KEY:
-        raise ValueError(f"the last key is {last!r}")
+    (largest,) = connection.execute("SELECT COALESCE(MAX(key), 0) FROM documents").fetchone()
+    if not isinstance(last, int) or not largest <= last < LARGEST_KEY:
+        raise ValueError(f"the last key is {last!r}, and there is a document {largest}")
     return last + 1
 
 

@@ -14,6 +14,8 @@ from shared_context.kernels.kv_assembly import ChunkKV, RaggedKV
 
 _FORMAT = "shared-context-kv-2"
 
+_DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int32, torch.int64
+
 CachedKV = ChunkKV | RaggedKV
 """All rows of a chunk, or the most important of them, other ones in every head."""
 
@@ -61,6 +63,8 @@ def decoded(key: str, content: bytes, method: str) -> CachedKV | None:
     if not required <= tensors.keys() <= {*required, "scale", "importance"}:
         raise ValueError(f"holds tensors {sorted(tensors)}")
     for name, tensor in tensors.items():
+        if not tensor.dim() or tensor.dtype not in _DTYPES:
+            raise ValueError(f"its {name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
         if metadata.get(f"{name}_crc32") != _checksum(tensor):
             raise ValueError(f"the checksum of its {name} is wrong")
         # A sum is infinite or NaN where one of its numbers is.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from shared_context.store import format as file_format
 from shared_context.store.node_data import COLUMNS
+from shared_context.store.sqlite_file import damaged
 from shared_context.store.store_file import StoreFile
 
 
@@ -13,9 +16,14 @@ class NamespaceRows(StoreFile):
     def namespace(self, name: str) -> tuple[int, bytes] | None:
         """Key and salt of a namespace; None where it is not there."""
         row = self._connection.execute("SELECT key, salt FROM namespaces WHERE name = ?", (name,)).fetchone()
-        if row is not None:
-            self._check_types(f"namespace {name!r}", row, (int, bytes))
-        return row
+        if row is None:
+            self.check_namespaces()  # it may be there under another name
+            return None
+        self._check_types(f"namespace {name!r}", row, (int, bytes))
+        key, salt = row
+        if self.told_namespaces().get(key, (name, salt)) != (name, salt):
+            raise damaged(self._place, f"namespace {name!r}: its row says something else")
+        return key, salt
 
     def has_namespace(self, namespace: int) -> bool:
         """Whether a namespace is there, by its key, which no other one ever has."""
@@ -25,9 +33,43 @@ class NamespaceRows(StoreFile):
         """Make a namespace."""
         file_format.add_namespace(self._connection, name)
 
+    def check_namespaces(self) -> bool:
+        """That the rows of namespaces say what was written.
+
+        Returns:
+            Whether all of them are known a second time, which none is that an earlier version has made.
+
+        Raises:
+            StoreFormatError: naming the one that is missing or another one.
+        """
+        told, rows = self.told_namespaces(), self.namespace_rows()
+        for key, (name, salt) in told.items():
+            if key not in rows:
+                raise damaged(self._place, f"namespace {name!r} is missing")
+            if rows[key][:2] != [name, salt]:
+                raise damaged(self._place, f"namespace {name!r}: its row says something else")
+        return rows.keys() == told.keys()
+
+    def note_namespaces(self) -> None:
+        """Make all namespaces known a second time."""
+        told = self.told_namespaces()
+        for key, (name, salt, _) in self.namespace_rows().items():
+            if key not in told:
+                file_format.note_namespace(self._connection, key, name, salt)
+
+    def told_namespaces(self) -> dict[int, tuple[str, bytes]]:
+        """Name and salt of each namespace by its key, as they are known a second time."""
+        found = {}
+        for key, value in self.meta(file_format.OF_NAMESPACE).items():
+            with self.decoding(key):
+                name, salt = json.loads(value)
+                found[int(key.removeprefix(file_format.OF_NAMESPACE))] = name, bytes.fromhex(salt)
+        return found
+
     def remove_namespace(self, namespace: int) -> None:
         """Delete a namespace, which holds nothing any more."""
         self._connection.execute("DELETE FROM namespaces WHERE key = ?", (namespace,))
+        self.set_meta(f"{file_format.OF_NAMESPACE}{namespace}", None)
         self._log_has_deleted = True
 
     def namespace_bytes(self, namespace: int) -> int:
@@ -55,3 +97,4 @@ class NamespaceRows(StoreFile):
             "INSERT INTO namespaces (key, name, salt) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET salt = ?3",
             (key, name, salt),
         )
+        file_format.note_namespace(self._connection, key, name, salt)

@@ -132,8 +132,12 @@ class Namespaces:
     def own(self) -> Namespace:
         """The store's own, which is made with the store."""
         with self._database.snapshot(), self._database.decoding("the store's own namespace"):
+            known = self._database.check_namespaces()
             if self._database.namespace(DEFAULT_NAMESPACE) is None:
                 raise ValueError("it is missing")
+        if not known and not self._database.read_only:
+            with self._database.transaction():
+                self._database.note_namespaces()
         return self.open(DEFAULT_NAMESPACE)
 
     def _rooms(self, name: str, key: int, salt: bytes) -> Namespace:

@@ -108,13 +108,14 @@ class SharedLLMContextStore:
             self._database.mend_words(self.config.tree.leaf_size)
             with self._database.decoding():
                 codec = Codec.from_bytes(self._database.get_meta("codec"))
+                if len(codec.mean) != model.hf_model.config.hidden_size:
+                    raise ValueError("its codec is another model's")
             self._namespaces = Namespaces(
                 model, self.config, codec, self.embedder, self._database, self.path, rewrite, self._checkout
             )
             self._namespace, self._let_go = self._namespaces.own(), False
             self._namespaces.sweep()
-            with self._rooms.catalogue.reading():
-                pass  # takes everything in
+            self._documents.mend_headers()  # takes everything in
             self._rooms.catalogue.keep()
         except BaseException:
             self._close_files()
@@ -521,6 +522,8 @@ class SharedLLMContextStore:
         other = copy.copy(self)
         other._namespace = self._namespaces.open(check_id(name, "the namespace"))
         other.config = other._namespace.config
+        if other._namespace.documents is not None:
+            other._namespace.documents.mend_headers()
         return other
 
     def namespaces(self) -> list[str]:

@@ -287,12 +287,27 @@ class StoreFile:
     def find_meta(self, key: str) -> bytes | None:
         """A value of the store as a whole; None where it has none of this name."""
         with errors(self._place):
-            row = self._connection.execute("SELECT checksum, value FROM meta WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            return None
-        if row[0] != checksum(key, row[1]):
+            value = self.told_meta(key)
+            if value is None:
+                self.meta("")  # it may be there under another name
+            return value
+
+    def told_meta(self, key: str) -> bytes | None:
+        """As :meth:`find_meta`, of what an earlier version did not write: a name that is damaged is not noticed."""
+        row = self._connection.execute("SELECT checksum, value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else self._checked_meta(key, *row)
+
+    def meta(self, beginning: str) -> dict[str, bytes]:
+        """Values of the store as a whole whose names begin so, by their names."""
+        rows = self._connection.execute(
+            "SELECT key, checksum, value FROM meta WHERE SUBSTR(key, 1, ?) = ?", (len(beginning), beginning)
+        )
+        return {key: self._checked_meta(key, *row) for key, *row in rows}
+
+    def _checked_meta(self, key: str, expected: int, value: bytes) -> bytes:
+        if expected != checksum(key, value):
             raise damaged(self._place, f"the checksum of its {key} is wrong")
-        return row[1]
+        return value
 
     def set_meta(self, key: str, value: bytes | None) -> None:
         """Replace a value of the store as a whole; None removes it."""

@@ -61,6 +61,42 @@ def test_the_documents_that_are_hurt_are_named_and_the_others_kept(closed, open_
     assert set(kept.ids()) == {"kitchen", "ferry"}
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM namespaces WHERE name = 'tenant'",
+        "UPDATE namespaces SET name = 'x', salt = zeroblob(16) WHERE name = 'tenant'",
+        "UPDATE namespaces SET key = 9 WHERE name = 'tenant'",
+    ],
+)
+def test_a_namespace_whose_row_is_hurt_is_named_and_kept(closed, open_store, documents, statement):
+    store = open_store(closed)
+    store.namespace("tenant").add("The vault is below the mill.", id="vault")
+    store.close()
+    execute(closed, statement)
+    assert "'tenant'" in check(closed).damage[0]
+    assert check(closed, repair=True).repaired
+    assert check(closed).damage == []
+    kept = open_store(closed)
+    assert list(kept) == list(documents) and kept.namespaces() == ["tenant"]
+    assert kept.namespace("tenant").retrieve("Where is the vault?", k=1)[0].doc_id == "vault"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE documents SET key = 1000 WHERE id = 'ferry'",
+        "UPDATE headers SET document = 1000 WHERE document = (SELECT key FROM documents WHERE id = 'ferry')",
+    ],
+)
+def test_a_document_of_another_number_is_named_and_kept(closed, open_store, documents, statement):
+    execute(closed, statement)
+    assert check(closed).damage
+    assert check(closed, repair=True).repaired
+    assert check(closed).damage == []
+    assert {document.id for document in open_store(closed)} == {document.id for document in documents}
+
+
 def test_a_conversation_that_is_hurt_is_named(closed, open_store):
     execute(closed, "UPDATE messages SET message = replace(message, 'lamp', 'bell') WHERE number = 2")
     report = check(closed, repair=True)

@@ -9,6 +9,7 @@ import pytest
 
 from shared_context import Document
 from shared_context.errors import SharedContextError, StoreFormatError
+from shared_context.store import leaf_file
 from shared_context.store.check import check
 from shared_context.store.sqlite_file import FILE
 
@@ -105,6 +106,68 @@ def test_a_damaged_row_of_the_index_of_words_is_told_and_the_index_made_anew(kep
     store.delete("ferry")
     store.close()
     assert check(path).damage == []
+
+
+OTHER_ROWS = {
+    "a namespace's name": "UPDATE namespaces SET name = 'tenanu' WHERE name = 'tenant'",
+    "a namespace's salt": "UPDATE namespaces SET salt = zeroblob(16) WHERE name = 'tenant'",
+    "the salt of the store's own documents": "UPDATE namespaces SET salt = zeroblob(16) WHERE name = ''",
+    "two namespaces change places": "UPDATE namespaces SET key = 9 - key",
+    "a namespace is lost": "DELETE FROM namespaces WHERE name = 'tenant'",
+    "a document's number": "UPDATE documents SET key = 1000 WHERE id = 'lamp-2'",
+    "a header's document": "UPDATE headers SET document = 1000 WHERE document = (SELECT MAX(document) FROM headers)",
+    "the numbering of documents": "UPDATE sqlite_sequence SET seq = 1 WHERE name = 'documents'",
+    "the numbering of documents is lost": "DELETE FROM sqlite_sequence WHERE name = 'documents'",
+    "fewer messages are compressed": "UPDATE conversations SET compressed = compressed - 1",
+    "more messages are compressed": "UPDATE conversations SET compressed = compressed + 1",
+    "the name of a limit": "UPDATE meta SET key = 'disk_bytes of namespacf 2' WHERE key LIKE 'disk%'",
+}
+
+
+@pytest.mark.parametrize("statement", OTHER_ROWS.values(), ids=OTHER_ROWS)
+def test_what_rows_are_known_by_is_told_when_it_is_another(kept, open_store, statement):
+    path, expected = kept
+    store = open_store(path)
+    tenant = store.namespace("tenant")
+    tenant.add("The vault is below the mill.", id="vault", metadata={"of": "the mill"})
+    tenant.limit_kv(1_000_000)
+    store.close()
+    with closing(sqlite3.connect(path / FILE)) as connection:
+        assert connection.execute(statement).rowcount
+        connection.commit()
+    with pytest.raises(StoreFormatError, match="is damaged"):
+        store = open_store(path)
+        assert answers(store) == expected
+        store.add("A barge lies at the quay.", id="barge")
+        tenant = store.namespace("tenant")
+        assert tenant.ids() == ["vault"]
+
+
+def test_a_header_that_is_lost_is_made_anew(kept, open_store, caplog):
+    path, _ = kept
+    with closing(sqlite3.connect(path / FILE)) as connection:
+        headers = connection.execute("SELECT * FROM headers ORDER BY document").fetchall()
+        connection.execute("DELETE FROM headers WHERE document > (SELECT MIN(document) FROM headers)")
+        connection.commit()
+    open_store(path).close()
+    assert "its header was lost" in caplog.text
+    with closing(sqlite3.connect(path / FILE)) as connection:
+        assert connection.execute("SELECT * FROM headers ORDER BY document").fetchall() == headers
+
+
+def test_tokens_that_are_others_are_told_where_leaves_are_mapped(kept, open_store, monkeypatch):
+    path, expected = kept
+    monkeypatch.setattr(leaf_file, "LEAST_TOKENS", 1)
+    open_store(path).close()
+    assert (path / leaf_file.FILE).exists()
+    with closing(sqlite3.connect(path / FILE)) as connection:
+        ids, key = connection.execute("SELECT ids, key FROM parts ORDER BY key").fetchone()
+        connection.execute("UPDATE parts SET ids = ? WHERE key = ?", (bytes([ids[0] ^ 8]) + ids[1:], key))
+        connection.commit()
+    with pytest.raises(StoreFormatError, match="digest of its tokens"):
+        store = open_store(path)
+        for id in store.ids():
+            store.select(QUESTION, budget=64, doc_ids=[id])
 
 
 @pytest.mark.parametrize("lost", ["DELETE FROM conversations", "DELETE FROM namespaces"])

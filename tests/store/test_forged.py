@@ -6,6 +6,8 @@ from contextlib import closing
 from zlib import crc32
 
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from shared_context.errors import SharedContextError
 from shared_context.store import format as file_format
@@ -107,6 +109,30 @@ def test_forged_rows_are_told_or_do_no_harm(filled, path, open_store, statement,
             use()
         except SharedContextError:
             continue
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        lambda mean, projection: {"mean": mean * torch.nan, "projection": projection},
+        lambda mean, projection: {"mean": mean, "projection": projection / 0},
+        lambda mean, projection: {"mean": mean[1:], "projection": projection},
+        lambda mean, projection: {"mean": mean[1:], "projection": projection[1:]},
+        lambda mean, projection: {"mean": mean.double(), "projection": projection},
+        lambda mean, projection: {"mean": mean[None], "projection": projection},
+        lambda mean, projection: {"mean": mean, "projection": projection[:, :0]},
+    ],
+)
+def test_a_codec_that_is_none_is_told_when_the_store_is_opened(filled, path, open_store, tensors):
+    filled.close()
+    with closing(sqlite3.connect(path / FILE, isolation_level=None)) as connection:
+        (codec,) = connection.execute("SELECT value FROM meta WHERE key = 'codec'").fetchone()
+        forged = save({name: tensor.contiguous() for name, tensor in tensors(**load(codec)).items()})
+        connection.execute(
+            "UPDATE meta SET value = ?, checksum = ? WHERE key = 'codec'", (forged, checksum("codec", forged))
+        )
+    with pytest.raises(SharedContextError, match="its codec"):
+        open_store(path)
 
 
 def test_a_file_that_only_claims_to_be_of_an_older_format_is_told(filled, path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
 
 from shared_context.errors import ConfigError
 from shared_context.kernels import ChunkKV
@@ -296,6 +299,32 @@ def test_a_damaged_file_is_a_miss_and_goes(tmp_path, damage, quantize, caplog):
     assert str(file) in caplog.text
     cache.put(key_of("a"), chunk("a"))
     assert cache.get(key_of("a")) is not None
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"data": torch.tensor(1.0)},
+        {"data": torch.zeros(2, 1, 1, 4, 2, dtype=torch.float8_e4m3fn)},
+        {"data": torch.zeros(2, 1, 1, 4, 2, dtype=torch.complex64)},
+        {"data": torch.zeros(2, 1, 1, 4, 2), "importance": torch.tensor(1.0, dtype=torch.float16)},
+        {"data": torch.zeros(0), "importance": torch.zeros(0)},
+    ],
+    ids=["no axes", "eight bits", "complex", "importance without axes", "nothing"],
+)
+def test_tensors_that_no_chunk_has_are_a_miss_and_go(tmp_path, tensors):
+    cache = TieredKVCache(0, tmp_path)
+    put_all(cache, "a")
+    (file,) = files_in(tmp_path)
+    with safe_open(file, "pt") as written:
+        metadata = written.metadata()
+    for name, tensor in tensors.items():
+        head = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        metadata[f"{name}_crc32"] = f"{zlib.crc32(content, head):08x}"
+    file.write_bytes(save(tensors, metadata=metadata))
+    assert cache.get(key_of("a")) is None
+    assert not file.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
