@@ -22,9 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -35,19 +37,26 @@ from shared_context.config import TreeConfig
 from shared_context.errors import SharedContextError, StoreFormatError
 from shared_context.kernels import ChunkKV
 from shared_context.model.tokenization import TokenizedText
-from shared_context.store.database import DIGEST_BYTES, Database, Entry
+from shared_context.store import leaf_file
+from shared_context.store.catalogue import Catalogue
+from shared_context.store.database import Database, Entry
 from shared_context.store.encoding import chunk_digest
+from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.kv_cache import TieredKVCache
-from shared_context.store.node_data import NodeData, NodeShape, StoredText
+from shared_context.store.node_data import HeaderData, NodeData, NodeShape, StoredText
+from shared_context.store.node_index import NodeIndex
 from shared_context.store.sqlite_file import FILE, is_vacant
 from shared_context.store.word_index import LeafWords
 
 LIBRARY = "SHARED_CONTEXT_RECORD"
 TREE = TreeConfig(chunk_size=64, height=2)
-SHAPE = NodeShape(TREE, 4, 6, 1 << 20)
+VOCABULARY = 1 << 10
+SHAPE = NodeShape(TREE, 4, 6, VOCABULARY)
+leaf_file.LEAST_TOKENS = 1  # that small stores have the file of large ones
 META = {"about": b"{}", "codec": b"-"}
 SECTOR = 512
 IDS = [f"document {number}" for number in range(5)]
+WORDS = [f"w{number:02}" for number in range(97)]
 ACKNOWLEDGED = "acknowledged"
 """A file beside the store: each of its bytes is a step whose success was told."""
 
@@ -57,19 +66,32 @@ State = dict[str, tuple[int, int, int]]
 
 def stored_text(seed: int, tokens: int) -> StoredText:
     random = np.random.default_rng(seed)
-    ids = random.integers(0, 1 << 19, tokens).astype(np.int32)
-    return StoredText("".join(f"w{one % 97:02} " for one in ids), TokenizedText(ids, np.arange(tokens + 1) * 4))
+    ids = random.integers(0, VOCABULARY, tokens).astype(np.int32)
+    return StoredText(text_of(ids), TokenizedText(ids, np.arange(tokens + 1) * 4))
 
 
-def parts(seed: int, tokens: int) -> list:
-    random, stored = np.random.default_rng(seed + 1), stored_text(seed, tokens)
-    nodes = NodeData(
+def text_of(ids: np.ndarray) -> str:
+    return "".join(f"{WORDS[one % len(WORDS)]} " for one in ids)
+
+
+def nodes_of(stored: StoredText, seed: int) -> NodeData:
+    random, tokens = np.random.default_rng(seed + 1), len(stored.tokens)
+    return NodeData(
         random.integers(-127, 128, (tokens, 4), dtype=np.int8),
         random.random(tokens).astype(np.float16),
         random.random((SHAPE.rows("embeddings", tokens), 6), dtype=np.float32),
         LeafWords.by_chunk(stored.text, stored.tokens, TREE.leaf_size, TREE.chunk_size),
     )
-    return [(chunk_digest(b"", part.stored.tokens.ids), part) for part in SHAPE.split(stored, nodes)]
+
+
+def header_of(version: int) -> HeaderData:
+    random = np.random.default_rng(version)
+    codes, scales = random.integers(-127, 128, (5, 4), dtype=np.int8), random.random(5).astype(np.float16)
+    return HeaderData(codes, scales, random.random((SHAPE.rows("embeddings", 5), 6), dtype=np.float32))
+
+
+def header_ids(entry: Entry) -> np.ndarray:
+    return np.array([entry.metadata["version"]], np.int32)
 
 
 def kv(key: str) -> ChunkKV:
@@ -87,73 +109,112 @@ def apply(state: State, seed: int, step: int) -> State:
     return state | {id: (seed * 1000 + step, random.choice([3, 40, 64, 150]), 0)}
 
 
+class Rooms:
+    """What a store keeps, without a model.
+
+    Args:
+        folder: of the store.
+        database: its rows.
+    """
+
+    def __init__(self, folder: Path, database: Database):
+        self.database, self.cache = database, TieredKVCache(0, folder / "kv", 1 << 20)
+        database.mend_words(TREE.leaf_size)
+        with database.snapshot():
+            namespace = database.namespace(DEFAULT_NAMESPACE)
+        assert namespace is not None, "no namespace"
+        self.namespace, self.salt = namespace
+        self.index = NodeIndex(TREE, VOCABULARY)
+        self.catalogue = Catalogue(
+            database, self.namespace, DEFAULT_NAMESPACE, self.salt, self.index, SHAPE, self.cache, header_ids, folder
+        )
+
+    def digests(self, ids: np.ndarray) -> list[str]:
+        """Of the chunks of a document."""
+        size = TREE.chunk_size
+        return [chunk_digest(self.salt, ids[first : first + size]).hex() for first in range(0, len(ids), size)]
+
+
 class Workload:
     """Steps on a store, the same for every seed.
 
     Args:
-        folder: of the store, whose KV lie in it too.
+        folder: of the store.
         seed: of the steps.
     """
 
     def __init__(self, folder: Path, seed: int):
-        self.folder, self.seed = folder, seed
-        self.database = Database(folder, META) if is_vacant(folder) else Database(folder)
-        self.cache = TieredKVCache(0, folder / "kv", 1 << 20)
+        self.seed = seed
+        self.rooms = Rooms(folder, Database(folder, META) if is_vacant(folder) else Database(folder))
+        with self.rooms.catalogue.reading():
+            pass
+        self.rooms.catalogue.keep()
 
     def step(self, before: State, number: int) -> State:
         """Take a step; returns the state behind it, or raises and leaves the one before."""
-        after = apply(before, self.seed, number)
+        after, rooms = apply(before, self.seed, number), self.rooms
         (id,) = [one for one in IDS if before.get(one) != after.get(one)] or [None]
-        gone: set[bytes] = set()
         if id is not None:
-            with self.database.transaction():
-                keys = {entry.id: key for key, entry in self.database.catalogue(1).items()}
-                if id in after and id in before and before[id][:2] == after[id][:2]:
-                    self.database.describe(keys[id], Entry("document", id, {"version": after[id][2]}), None)
+            with rooms.catalogue.changing() as change:
+                key = rooms.catalogue.find("document", id)
+                seed, tokens, version = after.get(id, (0, 0, 0))
+                entry, header = Entry("document", id, {"version": version}), header_of(version)
+                if key is not None and tokens and before[id][:2] == after[id][:2]:
+                    change.describe(key, entry, header)
                 else:
-                    if id in before:
-                        gone = self.database.remove(keys[id])
-                    if id in after:
-                        self.database.insert(1, Entry("document", id, {"version": 0}), parts(*after[id][:2]))
-                self.database.add_message(1, "talk", {"role": "user", "content": str(number)}, 1)
-                gone -= self.database.alive(gone)
-            self.cache.discard(digest.hex() for digest in gone)
-            if id in after:
-                for digest, _ in parts(*after[id][:2]):
-                    self.cache.put(digest.hex() + "00", kv(digest.hex()))
+                    if key is not None:
+                        change.remove(key)
+                    if tokens:
+                        stored = stored_text(seed, tokens)
+                        change.insert(entry, stored, nodes_of(stored, seed), header)
+                rooms.database.add_message(rooms.namespace, "talk", {"role": "user", "content": str(number)}, 1)
+            for digest in rooms.digests(stored_text(seed, tokens).tokens.ids) if tokens else ():
+                rooms.cache.put(digest + "00", kv(digest))
         return after
 
     def close(self) -> None:
-        self.database.close()
+        self.rooms.catalogue.keep()
+        self.rooms.database.close()
 
 
 def read(folder: Path) -> tuple[State, int]:
     """All that a store holds, every column compared with what was written, and how many messages."""
     database = Database(folder)
-    cache = TieredKVCache(0, folder / "kv", 1 << 20)
     try:
-        database.mend_words(TREE.leaf_size)
+        rooms = Rooms(folder, database)
         found: State = {}
-        with database.snapshot():
-            for key, entry in database.catalogue(1).items():
-                text = database.document(key)
+        holding: dict[str, list[tuple[int, int]]] = {}
+        expected, alive = NodeIndex(TREE, VOCABULARY), set()
+        with rooms.catalogue.reading():
+            keys = rooms.catalogue.documents()
+            headers = database.headers(keys, SHAPE)
+            for key in keys:
+                entry, text = rooms.catalogue.entry(key), rooms.catalogue.text(key)
                 ids, nodes = database.nodes(key, SHAPE)
-                found[entry.id] = int.from_bytes(ids[:4].tobytes(), "little"), len(ids), entry.metadata["version"]
-                words = [
-                    (key, leaf)
-                    for leaf, row in enumerate(LeafWords.of(text.text, text.tokens, TREE.leaf_size).terms)
-                    if row
-                ]
-                assert len(text.tokens) == len(ids) and len(nodes.codes) == len(ids) and words
-                assert text.text == "".join(f"w{one % 97:02} " for one in ids), "another text"
-                keys, leaves = database.words.leaves_with(1, text.text[:3])
-                assert (key, 0) in zip(keys.tolist(), leaves.tolist(), strict=True), "a word is not found"
-            messages = len(database.messages(1, "talk"))
-            cache.retain(
-                lambda names: {one.hex() for one in database.alive(map(bytes.fromhex, names))}, 2 * DIGEST_BYTES
-            )
+                version = entry.metadata["version"]
+                found[entry.id] = int.from_bytes(ids[:4].tobytes(), "little"), len(ids), version
+                assert len(text.tokens) == len(ids) and len(nodes.codes) == len(ids)
+                assert text.text == text_of(ids), "another text"
+                assert all(map(np.array_equal, vars(headers[key]).values(), vars(header_of(version)).values())), (
+                    "header"
+                )
+                for leaf, terms in enumerate(LeafWords.of(text.text, text.tokens, TREE.leaf_size).terms):
+                    for term in terms.split():
+                        holding.setdefault(term, []).append((key, leaf))
+                expected.add(key, ids, nodes)
+                alive.update(rooms.digests(ids))
+            for term in {*holding, *WORDS}:
+                leaves = [row.tolist() for row in database.words.leaves_with(rooms.namespace, term)]
+                assert [*zip(*leaves, strict=True)] == holding.get(term, []), f"{term!r} is found elsewhere"
+            assert (rooms.index.frequency == expected.frequency).all(), "frequencies"
+            if keys:
+                mapped, own = rooms.index.leaves(), expected.leaves()
+                for name in ("codes", "scales", "embeddings"):
+                    assert torch.equal(getattr(mapped, name), getattr(own, name)), f"other {name} are compared"
+            messages = len(database.messages(rooms.namespace, "talk"))
             for path in (folder / "kv").glob("*/*.safetensors"):
-                held = cache.get(path.stem)
+                assert path.stem[:-2] in alive, "keys and values of a document that is gone"
+                held = rooms.cache.get(path.stem)
                 assert held is None or torch.equal(held.data, kv(path.stem).data), "other keys and values"
         return found, messages
     finally:
@@ -299,9 +360,9 @@ def check_image(image: dict[str, bytes], root: Path, scratch: Path, expected: li
             return "whole"
         found = read(store)
         # It goes on as if nothing had been.
-        database = Database(store)
-        with database.transaction():
-            database.insert(1, Entry("document", "one more", {"version": 0}), parts(1, 9))
+        database, more = Database(store), stored_text(1, 9)
+        with Rooms(store, database).catalogue.changing() as change:
+            change.insert(Entry("document", "one more", {"version": 0}), more, nodes_of(more, 1), header_of(0))
         database.close()
     except (SharedContextError, AssertionError) as error:
         return f"{type(error).__name__}: {error}"
@@ -315,7 +376,8 @@ def cuts(tally: Tally, seed: int, steps: int, work: Path, end: float, most: int,
     shutil.rmtree(root, ignore_errors=True)
     log.unlink(missing_ok=True)
     root.mkdir(parents=True)
-    if (child := os.fork()) == 0:
+
+    def work_on() -> None:
         library = recorder()
         library.watch(str(root).encode())
         library.begin(str(log).encode())
@@ -332,9 +394,8 @@ def cuts(tally: Tally, seed: int, steps: int, work: Path, end: float, most: int,
             now = workload.step(now, step)
             acknowledge()
         workload.close()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert status == 0, "the workload itself failed"
+
+    assert in_child(work_on) == 0, "the workload itself failed"
     expected = [*states(seed, steps)]
     random, disk = Random(seed), Disk(syncs)
     done = operations(log)
@@ -369,9 +430,7 @@ def refusals(tally: Tally, seed: int, steps: int, work: Path, end: float, most: 
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
         Workload(root / "store", seed).close()
-        if (child := os.fork()) == 0:
-            os._exit(refused(kind, after, root, seed, steps))
-        os.waitpid(child, 0)
+        in_child(partial(refused, kind, after, root, seed, steps))
         marks = [json.loads(line) for line in (root / "marks").read_text().splitlines()]
         taken = [step for step, mark in marks if mark == "done"]
         begun = [step for step, mark in marks if mark == "begun"]
@@ -399,7 +458,7 @@ def after_steps(seed: int, steps: list[int]) -> tuple[State, int]:
     return as_read(now), messages
 
 
-def refused(kind: str, after: int, root: Path, seed: int, steps: int) -> int:
+def refused(kind: str, after: int, root: Path, seed: int, steps: int) -> None:
     marks = os.open(root / "marks", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     logging.disable()
     workload, now = Workload(root / "store", seed), {}
@@ -417,7 +476,6 @@ def refused(kind: str, after: int, root: Path, seed: int, steps: int) -> int:
         # What changes nothing here might change a store that has an unconfirmed step.
         os.write(marks, f"{json.dumps([step, 'idle' if after_it == now else 'done'])}\n".encode())
         now = after_it
-    return 0
 
 
 # Damage
@@ -481,12 +539,14 @@ def live_logs(tally: Tally, seed: int, steps: int, work: Path, end: float, most:
     random = Random(f"logs {seed}")
     root = work / "live"
     shutil.rmtree(root, ignore_errors=True)
-    if (child := os.fork()) == 0:
+
+    def killed() -> None:
         workload, now = Workload(root / "store", seed), {}
         for step in range(steps):
             now = workload.step(now, step)
         os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+
+    in_child(killed)
     earlier = states(seed, steps)
     for number in range(most):
         if time.monotonic() > end:
@@ -529,19 +589,21 @@ def clocks(tally: Tally, seed: int, steps: int, work: Path, end: float, most: in
         random = Random(f"clocks {seed} {number}")
         root = work / "clocks"
         shutil.rmtree(root, ignore_errors=True)
-        if (child := os.fork()) == 0:
-            signal.alarm(HUNG_SECONDS)
-            library, now = recorder(), {}
-            workload = Workload(root / "store", seed)
-            for step in range(steps):
-                library.jump(random.choice([0, -1, 3600, random.randint(-YEARS, YEARS)]))
-                if step % 3 == 2:
-                    workload.close()
-                    workload = Workload(root / "store", seed)
-                now = workload.step(now, step)
-            os._exit(read(root / "store") != states(seed, steps)[-1])
-        _, status = os.waitpid(child, 0)
+        status = in_child(partial(jumping, root, seed, steps, random))
         tally.note("clock jumps", "whole" if status == 0 else f"ended with {status}", f"seed {seed}, run {number}")
+
+
+def jumping(root: Path, seed: int, steps: int, random: Random) -> None:
+    signal.alarm(HUNG_SECONDS)
+    library, now = recorder(), {}
+    workload = Workload(root / "store", seed)
+    for step in range(steps):
+        library.jump(random.choice([0, -1, 3600, random.randint(-YEARS, YEARS)]))
+        if step % 3 == 2:
+            workload.close()
+            workload = Workload(root / "store", seed)
+        now = workload.step(now, step)
+    assert read(root / "store") == states(seed, steps)[-1]
 
 
 SMALL_BYTES = 1 << 20
@@ -571,10 +633,15 @@ def filled(disk: Path, marks: Path, seed: int, steps: int, random: Random) -> st
     Workload(disk / "store", seed).close()
     with (disk / "other").open("wb") as other:
         os.posix_fallocate(other.fileno(), 0, max(1, free_bytes(disk) - random.randrange(SMALL_BYTES // 2)))
-    if (child := os.fork()) == 0:
+
+    def write() -> None:
         signal.alarm(HUNG_SECONDS)
         logging.disable()
-        workload, now, taken = Workload(disk / "store", seed), {}, []
+        now, taken = {}, []
+        try:
+            workload = Workload(disk / "store", seed)
+        except SharedContextError:
+            return  # not even room for the log's index
         for step in range(steps):
             try:
                 after = workload.step(now, step)
@@ -586,9 +653,8 @@ def filled(disk: Path, marks: Path, seed: int, steps: int, random: Random) -> st
             marks.write_text(json.dumps(taken))
         if random.random() < 0.5:
             workload.close()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if status:
+
+    if status := in_child(write):
         return f"the writer ended with {status}"
     (disk / "other").unlink()
     try:
@@ -601,6 +667,18 @@ def filled(disk: Path, marks: Path, seed: int, steps: int, random: Random) -> st
 def free_bytes(folder: Path) -> int:
     told = os.statvfs(folder)
     return told.f_bavail * told.f_frsize
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Do something in a process of its own, which ends with it; returns how it ended."""
+    if (child := os.fork()) == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
 
 
 def recorder() -> ctypes.CDLL:
