@@ -48,10 +48,9 @@ def vllm_server(command: str, model: SharedLLMModel) -> Iterator[tuple[str, Path
     with tempfile.TemporaryDirectory(prefix="selections-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        begin = ["-m", API_SERVER] if Path(executable).name.startswith("python") else ["serve"]
         path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
         server = subprocess.Popen(
-            [executable, *begin, *_arguments(model, port, Path(folder)), *further],
+            [*launched_by(Path(executable)), *_arguments(model, port, Path(folder)), *further],
             env={**os.environ, "PYTHONPATH": path},
             stdout=2,  # stdout is for results
             start_new_session=True,  # Ctrl-C is for this process, which ends the other one when its answers are given
@@ -60,6 +59,24 @@ def vllm_server(command: str, model: SharedLLMModel) -> Iterator[tuple[str, Path
             yield f"http://127.0.0.1:{port}", Path(folder)
         finally:
             _end(server)
+
+
+def launched_by(executable: Path) -> list[str]:
+    """How vLLM's server is started by its command, or by the Python of its environment.
+
+    The command of vLLM's build for processors ends at once, for it looks for a package called vllm: so the server is
+    started by the Python that the command is a script of. What is no script of Python is taken for the command itself.
+    """
+    python = executable if executable.name.startswith("python") else _python_of(executable)
+    return [str(executable), "serve"] if python is None else [str(python), "-m", API_SERVER]
+
+
+def _python_of(script: Path) -> Path | None:
+    """The Python that a script names in its first line."""
+    with script.open("rb") as read:
+        first = os.fsdecode(read.readline(4096))
+    program, *_ = first.removeprefix("#!").split() or [""]
+    return Path(program) if first.startswith("#!") and Path(program).name.startswith("python") else None
 
 
 def _arguments(model: SharedLLMModel, port: int, folder: Path) -> list[str]:
