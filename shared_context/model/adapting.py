@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from transformers import PreTrainedModel
+
 from shared_context.config import ImportanceMethod, Rows
 from shared_context.errors import AdapterError, ConfigError
 from shared_context.model.adapter import Adapter, AdapterConfig
@@ -97,6 +99,11 @@ class AdaptingModel(StackedModel):
     def has_adapter(self) -> bool:
         """Whether an adapter was loaded."""
         return self._adapter is not None
+
+    @property
+    def reading_model(self) -> PreTrainedModel:
+        """The model that answers behind a context: with its adapter's decoding weights, or ``hf_model`` without one."""
+        return self._decoder.reading_model
 
     @property
     def rows(self) -> Rows:

@@ -246,6 +246,9 @@ class AnsweringModel(StackedModel):
     ) -> AssembledPrompt:
         """A prompt with its injected context for another engine that has the same model.
 
+        Where the model has an adapter, what is injected was made with its compressing set, and the engine answers
+        behind it with the decoding set (``shared-context export-lora``); without a context as the base model does.
+
         Args:
             prompt: a question or a conversation.
             context: a Selection at ratio 1; None is none.
@@ -253,11 +256,9 @@ class AnsweringModel(StackedModel):
             formatted: as in :meth:`complete`.
 
         Raises:
-            ConfigError: the context is coarser than ratio 1, not all layers are injected, or the model has an adapter,
-                which the other engine has not.
+            ConfigError: the context is coarser than ratio 1, or not all layers are injected.
             WindowExceededError, QueryError: as in :meth:`complete`.
         """
-        require(self._adapter is None, "adapter", self.name, "load the model without one to answer in another engine")
         single, (request, *_) = self._requests.read(prompt, context, formatted, max_new_tokens, self.identity, None)
         require(single, "prompt", type(prompt).__name__, "must be one prompt, no batch")
         return assembled(self._decoder, request)

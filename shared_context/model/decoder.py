@@ -73,6 +73,11 @@ class InjectingDecoder:
         self._adapted_stepper = model if self._stepping is None else self._stepping(model)
         self._all_layers = bottom_layers(model, model.config.num_hidden_layers)
 
+    @property
+    def reading_model(self) -> PreTrainedModel:
+        """The model with its adapter, or as it is without one."""
+        return self._adapted
+
     def reader(self, request: Request) -> PreTrainedModel:
         """Who answers: the model with its adapter where a context is read, and the base model elsewhere."""
         return self._adapted if request.reads else self.hf_model

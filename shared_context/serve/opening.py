@@ -78,13 +78,16 @@ def only_model(stores: Mapping[str, SharedLLMContextStore]) -> SharedLLMModel:
     """The model of all stores, for an engine serves one.
 
     Raises:
-        ConfigError: there are several, or it has an adapter.
+        ConfigError: there are several, or it injects in a way that no engine knows.
     """
     models = {id(store.model): store.model for store in stores.values()}
     if len(models) > 1:
         names = " and ".join(sorted(model.name for model in models.values()))
         raise ConfigError(f"The stores are of the models {names}, and an engine serves one: serve them apart.")
     (model,) = models.values()
-    if model.has_adapter:
-        raise ConfigError("An engine writes without an adapter: leave out --adapter, or --engine.")
+    if not model.injection.in_cache or model.injection.layers < model.hf_model.config.num_hidden_layers:
+        raise ConfigError(
+            f"{model.name} injects by {model.injection.kind} into {model.injection.layers} layers, and an engine takes "
+            "keys and values of all layers only: leave out --adapter, or --engine."
+        )
     return model

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx2
 import torch
+from transformers import PreTrainedModel
 
 from shared_context.errors import ConfigError
 from shared_context.integrations.vllm.selections import parameters, remove_selection, write_selection
@@ -25,17 +28,31 @@ from shared_context.serve.faults import Refusal
 CONNECT_SECONDS = 5.0
 PROBE = "The keeper counts the boats at dusk, writes their names into the book and hangs the lantern by the door."
 LIKENESS = 0.1
-"""Nats by which the engine's likelihood of a token of PROBE may be off on average; half precision makes 0.01 of it."""
+"""Nats by which the engine's likelihood of a token of PROBE may be off on average. Half precision makes 0.01 of it, and
+0.04 with an adapter, which is merged into the weights here and not there; of several adapters the nearest is taken."""
 _TAKEN = {"max_new_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k",
           "seed": "seed", "stop": "stop"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a server calls a model.
+
+    Attributes:
+        base: as it is, which answers what has no context.
+        reading: with its adapter's decoding set, which answers behind a context.
+    """
+
+    base: str
+    reading: str
 
 
 class VLLM:
     """A vLLM server with this library's connector.
 
     It is looked at before its first answer, and again after one that failed: whether it is there, has the same weights,
-    reads the folder, and refuses a selection that is not in it, which it would without the connector answer from
-    nothing.
+    of an adapter too, reads the folder, and refuses a selection that is not in it, which it would without the connector
+    answer from nothing.
 
     Args:
         url: of its root.
@@ -56,39 +73,36 @@ class VLLM:
             limits=httpx2.Limits(max_connections=None),
             trust_env=False,
         )
-        self._serves: dict[str, str] = {}
+        self._serves: dict[str, Names] = {}
         self._checking = asyncio.Lock()
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def check(self, model: SharedLLMModel) -> str:
+    async def check(self, model: SharedLLMModel) -> Names:
         """Make sure that answers will be those of a model; returns what the server calls it.
 
         Raises:
             Refusal: they would not, or there is nobody.
         """
         async with self._checking:
-            if model.fingerprint not in self._serves:
-                self._serves[model.fingerprint] = await self._look(model)
-            return self._serves[model.fingerprint]
+            if model.identity not in self._serves:
+                self._serves[model.identity] = await self._look(model)
+            return self._serves[model.identity]
 
-    async def _look(self, model: SharedLLMModel) -> str:
-        served = (await self._json("GET", "/v1/models"))["data"]
-        name = served[0]["id"] if served else ""
-        ids, key_values, expected = await asyncio.to_thread(_probe, model)
-        plain = {"model": name, "prompt": ids, "max_tokens": 1, "temperature": 0}
-        try:
-            answer = await self._json("POST", "/v1/completions", {**plain, "prompt_logprobs": 0})
-            rows = answer["choices"][0]["prompt_logprobs"][1:]
-            found = [row[str(id)]["logprob"] for row, id in zip(rows, ids[1:], strict=True)]
-        except (Refusal, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, Refusal) and error.code != "engine_failed":
-                raise
-            raise self._other_model(name, model) from error
-        if sum(abs(a - b) for a, b in zip(found, expected, strict=True)) / len(expected) > LIKENESS:
+    async def _look(self, model: SharedLLMModel) -> Names:
+        name, *adapters = await self._models() or [""]
+        ids, key_values = await asyncio.to_thread(_probe, model)
+        if await self._distance(name, model.hf_model, ids) > LIKENESS:
             raise self._other_model(name, model)
+        reading = name
+        if model.has_adapter:
+            distances = {other: await self._distance(other, model.reading_model, ids) for other in adapters}
+            reading = min(distances, key=distances.__getitem__, default=name)
+            if distances.get(reading, math.inf) > LIKENESS:
+                raise self._without_adapter(name, model)
+        plain = {"model": name, "prompt": ids, "max_tokens": 1, "temperature": 0}
         missing = uuid4().hex
         if await self._answers(
             {**plain, "kv_transfer_params": parameters(missing, len(ids) - 1), "cache_salt": missing}
@@ -111,7 +125,36 @@ class VLLM:
                 )
         finally:
             remove_selection(self.selections, id)
-        return name
+        return Names(name, reading)
+
+    async def _models(self) -> list[str]:
+        listed = await self._json("GET", "/v1/models")
+        try:
+            return [str(one["id"]) for one in listed["data"]]
+        except (KeyError, TypeError) as error:
+            raise self.failed(200, "no list of models came") from error
+
+    async def _distance(self, name: str, weights: PreTrainedModel, ids: Sequence[int]) -> float:
+        """By how many nats the likelihoods of a text's tokens differ on average; infinity where it gives none."""
+        asked = {"model": name, "prompt": list(ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        expected = await asyncio.to_thread(_likelihoods, weights, ids)
+        try:
+            rows = (await self._json("POST", "/v1/completions", asked))["choices"][0]["prompt_logprobs"][1:]
+            found = [row[str(id)]["logprob"] for row, id in zip(rows, ids[1:], strict=True)]
+            return sum(abs(a - b) for a, b in zip(found, expected, strict=True)) / len(expected)
+        except (Refusal, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, Refusal) and error.code != "engine_failed":
+                raise
+            return math.inf
+
+    def _without_adapter(self, name: str, model: SharedLLMModel) -> Refusal:
+        return Refusal(
+            502,
+            f"The engine at {self.url} serves {name!r} without the adapter of {model.name!r}; write it with "
+            "shared-context export-lora ADAPTER FOLDER and start the engine with --enable-lora --lora-modules "
+            "decode=FOLDER/decode.",
+            code="engine_without_adapter",
+        )
 
     def _other_model(self, name: str, model: SharedLLMModel) -> Refusal:
         return Refusal(
@@ -128,7 +171,10 @@ class VLLM:
             if error.code != "engine_failed":
                 raise
             return False
-        return answer["choices"][0]["finish_reason"] != "error"
+        try:
+            return answer["choices"][0]["finish_reason"] != "error"
+        except (KeyError, IndexError, TypeError) as error:
+            raise self.failed(200, "no completion came") from error
 
     async def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         try:
@@ -209,11 +255,11 @@ class RemoteStream:
             Refusal: the engine does not take it.
             SharedContextError: the context is one that the engine cannot be given.
         """
-        name = await self._vllm.check(self._model)
+        names = await self._vllm.check(self._model)
         await beside(self._hand_over, assemble)
         assert self._prompt is not None  # it was handed over
         body: dict[str, Any] = {
-            "model": name,
+            "model": names.reading if self._prompt.computed else names.base,
             "prompt": list(self._prompt.token_ids),
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -258,15 +304,17 @@ class RemoteStream:
                 if not data or data == "[DONE]":
                     continue
                 event = _parsed(data)
-                if not isinstance(event, dict) or "choices" not in event:
-                    raise self._vllm.failed(200, _message(event))
-                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-                for choice in event["choices"]:
-                    finish_reason = choice.get("finish_reason") or finish_reason
-                    if choice.get("text"):
+                try:
+                    tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                    found = [(str(one.get("text") or ""), one.get("finish_reason")) for one in event["choices"]]
+                except (KeyError, TypeError, AttributeError) as error:
+                    raise self._vllm.failed(200, _message(event)) from error
+                for text, reason in found:
+                    finish_reason = reason or finish_reason
+                    if text:
                         first = first or time.perf_counter() - began
-                        said.append(choice["text"])
-                        yield said[-1]
+                        said.append(text)
+                        yield text
         except httpx2.HTTPError as error:
             raise self._vllm.unreached(error) from error
         if finish_reason not in ("stop", "length"):
@@ -279,15 +327,21 @@ class RemoteStream:
         )
 
 
-def _probe(model: SharedLLMModel) -> tuple[list[int], torch.Tensor, list[float]]:
-    """A text's tokens, keys and values of all but the last, and the likelihood of all but the first."""
+def _probe(model: SharedLLMModel) -> tuple[list[int], torch.Tensor]:
+    """A text's tokens, and keys and values of all but the last."""
     ids = model.tokenize(PROBE).ids.tolist()
-    given = torch.tensor([ids], device=model.device)
     with torch.inference_mode():
-        rows = model.hf_model(given).logits[0, :-1].float().log_softmax(-1)
         layers = bottom_layers(model.hf_model, model.hf_model.config.num_hidden_layers)
-        key_values = layers.key_values(given[:, :-1])[:, :, 0].transpose(2, 3).cpu()
-    return ids, key_values, rows.gather(1, given[0, 1:, None])[:, 0].tolist()
+        given = torch.tensor([ids[:-1]], device=model.device)
+        return ids, layers.key_values(given)[:, :, 0].transpose(2, 3).cpu()
+
+
+def _likelihoods(weights: PreTrainedModel, ids: Sequence[int]) -> list[float]:
+    """Of all tokens but the first, in nats."""
+    with torch.inference_mode():
+        given = torch.tensor([list(ids)], device=weights.device)
+        rows = weights(given).logits[0, :-1].float().log_softmax(-1)
+        return rows.gather(1, given[0, 1:, None])[:, 0].tolist()
 
 
 def _parsed(data: str | bytes) -> Any:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shared_context.errors import ConfigError
+from shared_context.model.peft_export import export_lora
 from shared_context.model.pretrained import resolve_model
 from shared_context.model.shared_llm import SharedLLMModel
 
@@ -22,6 +23,9 @@ IN_MEMORY = Path("/dev/shm")
 PACKAGE = Path(__file__).parent.parent.parent
 API_SERVER = "vllm.entrypoints.openai.api_server"
 SECONDS_TO_END = 20
+ADAPTER = "shared-context-adapter"
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest rank that vLLM is told of is one of these."""
 
 
 @contextmanager
@@ -79,6 +83,17 @@ def _python_of(script: Path) -> Path | None:
     return Path(program) if first.startswith("#!") and Path(program).name.startswith("python") else None
 
 
+def _adapter(model: SharedLLMModel, folder: Path) -> list[str]:
+    """Arguments that have vLLM load the decoding set of a model's adapter, which is written for it."""
+    adapter = model.adapter()
+    if adapter is None:
+        return []
+    decoding, _ = export_lora(adapter, folder / "adapter", stack=model.hf_model.base_model_prefix)
+    rank = next((rank for rank in RANKS if rank >= (adapter.config.rank or 0)), RANKS[-1])
+    named = json.dumps({"name": ADAPTER, "path": str(decoding)})
+    return ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", named]
+
+
 def _arguments(model: SharedLLMModel, port: int, folder: Path) -> list[str]:
     transfer = {
         "kv_connector": "SharedContextConnector",
@@ -94,6 +109,7 @@ def _arguments(model: SharedLLMModel, port: int, folder: Path) -> list[str]:
         *("--max-model-len", str(model.context_window)),
         *("--generation-config", "vllm"),  # a checkpoint's own defaults would change what a request asks for
         *("--kv-transfer-config", json.dumps(transfer)),
+        *_adapter(model, folder),
     ]
 
 

@@ -11,7 +11,7 @@ import openai
 import pytest
 import uvicorn
 
-from shared_context import SharedLLMContextStore, StoreConfig, TreeConfig
+from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
 from shared_context.serve import create_app
 
 LIGHTHOUSE = """# The lighthouse
@@ -36,8 +36,8 @@ def make_coast(make_small_model) -> Callable[..., SharedLLMContextStore]:
     """A new store of two short documents, in memory or in a folder, for a model that babbles at once."""
     model = make_small_model()
 
-    def make(path: Path | None = None) -> SharedLLMContextStore:
-        store = SharedLLMContextStore(model, path, config=StoreConfig(tree=TreeConfig(chunk_size=128)), embedder=None)
+    def make(path: Path | None = None, of: SharedLLMModel = model) -> SharedLLMContextStore:
+        store = SharedLLMContextStore(of, path, config=StoreConfig(tree=TreeConfig(chunk_size=128)), embedder=None)
         store.add(LIGHTHOUSE, id="coast/lighthouse.md", metadata={"tower": True})
         store.add(FERRY, id="coast/ferry.md", metadata={"tower": False})
         return store

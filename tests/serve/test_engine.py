@@ -12,10 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import openai
 import pytest
+import torch
 
 from shared_context.errors import ConfigError
 from shared_context.integrations.vllm.selections import PARAMETER
-from shared_context.serve.vllm import VLLM, _probe
+from shared_context.model.adapter import Adapter, AdapterConfig
+from shared_context.model.low_rank import InjectionLoRA
+from shared_context.serve.vllm import VLLM, _likelihoods, _probe
 
 MESSAGES = [{"role": "user", "content": "When does the ferry sail?"}]
 ASKED = {"model": "coast", "messages": MESSAGES, "max_tokens": 4}
@@ -24,13 +27,14 @@ ASKED = {"model": "coast", "messages": MESSAGES, "max_tokens": 4}
 class FaultyEngine(BaseHTTPRequestHandler):
     """Knows the likelihoods of the probe, and whether a selection lies in the folder; goes wrong as it is told."""
 
-    fault, rows, selections = None, (), None
+    fault, rows, selections = None, {}, None
 
     def log_message(self, *_):
         pass
 
     def do_GET(self):
-        self.tell({"object": "list", "data": [{"id": "small"}]})
+        listed = {"object": "list", "data": [{"id": "small"}, {"id": "small-adapter"}]}
+        self.tell({"detail": "hello"} if self.fault == "another service" else listed)
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -42,23 +46,23 @@ class FaultyEngine(BaseHTTPRequestHandler):
             return self.tell({"error": {"message": "Internal server error", "code": 500}}, 500)
         if body.get("prompt_logprobs") is not None:
             shift = 1.0 if self.fault == "another model" else 0.0
-            rows = [
-                None,
-                *({str(id): {"logprob": p - shift}} for id, p in zip(body["prompt"][1:], self.rows, strict=True)),
-            ]
+            likelihoods = zip(body["prompt"][1:], self.rows[body["model"]], strict=True)
+            rows = [None, *({str(id): {"logprob": p - shift}} for id, p in likelihoods)]
             return self.tell({"choices": [{"text": "x", "finish_reason": "length", "prompt_logprobs": rows}]})
         if not body.get("stream"):
             return self.tell({"choices": [{"text": "x", "finish_reason": "length"}]})
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
-        self.say({"choices": [{"text": "At "}]})
+        self.say({"choices": [{"text": "By the adapter: " if body["model"] == "small-adapter" else "At "}]})
         if self.fault == "breaks off":
             return None
         if self.fault == "fails":
             return self.say({"error": {"message": "Internal server error", "code": 500}})
         if self.fault == "stalls":
             time.sleep(3)
+        if self.fault == "garbles":
+            return self.say({"choices": [None]})
         self.say({"choices": [{"text": "noon."}]})
         self.say({"choices": [{"text": "", "finish_reason": "stop"}]})
         return self.say({"choices": [], "usage": {"completion_tokens": 3}})
@@ -78,11 +82,13 @@ class FaultyEngine(BaseHTTPRequestHandler):
 @pytest.fixture
 def engine(coast, tmp_path):
     """``engine(fault)`` gives the address and the folder of one that goes wrong in this way."""
-    ids, _, rows = _probe(coast.model)
-    assert len(ids) == len(rows) + 1
+    ids, _ = _probe(coast.model)
     started = []
 
-    def start(fault):
+    def start(fault, adapted=None):
+        weights = {"small": coast.model.hf_model, "small-adapter": (adapted or coast.model).reading_model}
+        rows = {name: _likelihoods(own, ids) for name, own in weights.items()}
+        assert all(len(ids) == len(of) + 1 for of in rows.values())
         handler = type("Handler", (FaultyEngine,), {"fault": fault, "rows": rows, "selections": tmp_path})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -102,6 +108,7 @@ def engine(coast, tmp_path):
         ("no connector", 502, "engine_without_connector", "--kv-transfer-config"),
         ("elsewhere", 502, "engine_selections", "cannot read selections from"),
         ("slow", 504, "engine_slow", "said nothing for 1 seconds"),
+        ("another service", 502, "engine_failed", "no list of models"),
     ],
 )
 def test_each_fault_has_its_own_status(coast, serving, engine, fault, status, code, words):
@@ -132,7 +139,13 @@ def test_one_that_is_down_is_told_and_asked_again_when_it_is_up(coast, serving, 
 
 
 @pytest.mark.parametrize(
-    ("fault", "code"), [("breaks off", "engine_failed"), ("fails", "engine_failed"), ("stalls", "engine_slow")]
+    ("fault", "code"),
+    [
+        ("breaks off", "engine_failed"),
+        ("fails", "engine_failed"),
+        ("garbles", "engine_failed"),
+        ("stalls", "engine_slow"),
+    ],
 )
 def test_an_answer_that_breaks_off_says_so(coast, serving, engine, tmp_path, fault, code):
     with serving({"coast": coast}, vllm=VLLM(*engine(fault), timeout=1.0)) as running:
@@ -143,6 +156,36 @@ def test_an_answer_that_breaks_off_says_so(coast, serving, engine, tmp_path, fau
             list(running.client().chat.completions.create(**ASKED, stream=True))
         assert refused.value.code == code
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def adapted(make_small_model):
+    """The coast's model with an adapter."""
+    model = make_small_model()
+    lora = InjectionLoRA(model.hf_model, model.injection.layers, rank=4, alpha=8.0)
+    for name, weight in lora.named_parameters():
+        if ".up." in name:
+            torch.nn.init.normal_(weight, std=1.0)
+    config = AdapterConfig(model.name, model.fingerprint, "prefix", model.injection.layers, rank=4, alpha=8.0)
+    model.load_adapter(Adapter(config, lora.state_dict()))
+    return model
+
+
+def test_behind_a_context_the_adapter_answers_and_elsewhere_the_base_model(adapted, make_coast, serving, engine):
+    store = make_coast(of=adapted)
+    with serving({"coast": store}, vllm=VLLM(*engine(None, adapted))) as running:
+        said = [
+            running.client().chat.completions.create(**ASKED, extra_body={"context": context}).choices[0].message
+            for context in (True, False)
+        ]
+    assert [message.content for message in said] == ["By the adapter: noon.", "At noon."]
+
+
+def test_an_engine_without_the_adapter_is_refused(adapted, make_coast, serving, engine):
+    with serving({"coast": make_coast(of=adapted)}, vllm=VLLM(*engine(None))) as running:
+        with pytest.raises(openai.APIStatusError, match="--lora-modules") as refused:
+            running.client().chat.completions.create(**ASKED)
+        assert (refused.value.status_code, refused.value.code) == (502, "engine_without_adapter")
 
 
 def test_what_an_engine_cannot_do_is_refused(coast, serving, engine, tmp_path):

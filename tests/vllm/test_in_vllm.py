@@ -110,14 +110,17 @@ def test_what_is_wrong_with_a_request_fails_it_alone(exact, store, tmp_path):
         assert words in log
 
 
-def test_the_command_starts_vllm_and_answers_through_it(exact, tmp_path, handbook):
+@pytest.mark.parametrize(("adapter", "name"), [(None, "python"), ("factoid", "vllm")])
+def test_the_command_starts_vllm_and_answers_through_it(adapter, name, tmp_path, handbook):
+    exact = SharedLLMModel.from_pretrained(dtype="float32", adapter=adapter)
     path = tmp_path / "handbook.ctx"
     with SharedLLMContextStore(exact, path, embedder=None) as store:
         store.add(handbook, id="handbook")
         asked = questions(int(os.environ.get("SHARED_CONTEXT_VLLM_QUESTIONS", "8")))
         expected = [exact.generate(q, context=store.select(q, budget=256), max_new_tokens=NEW_TOKENS) for q in asked]
     command = [sys.executable, "-m", "shared_context", "serve", str(path), "--port", "0", "--dtype", "float32"]
-    engine = f"{PYTHON} --enforce-eager"
+    command += [] if adapter is None else ["--adapter", adapter]
+    engine = f"{Path(PYTHON).parent / name} --enforce-eager"
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     with subprocess.Popen(
         [*command, "--engine", engine], stderr=subprocess.PIPE, text=True, env={**os.environ, **settings}
