@@ -119,15 +119,29 @@ def waiting(connection: sqlite3.Connection, seconds: float) -> Iterator[None]:
         connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
 
 
-def connect_reading(folder: Path) -> sqlite3.Connection:
-    """Open a file that this process may not write."""
-    log = folder / f"{FILE}-wal"
-    # Without a log, and without the right to make one, SQLite reads a file only if told that nobody writes it.
-    still = True
-    with suppress(FileNotFoundError):
-        still = log.stat().st_size == 0
+def connect_reading(folder: Path, still: bool) -> sqlite3.Connection:
+    """Open a file that this process may not write.
+
+    Args:
+        still: whether nobody writes it. Without a log, and without the right to make one, SQLite reads a file only if
+            told so.
+    """
     name = f"{(folder.absolute() / FILE).as_uri()}?mode=ro{'&immutable=1' if still else ''}"
     return sqlite3.connect(name, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS, uri=True)
+
+
+def stillness(folder: Path) -> tuple[int, int, int] | None:
+    """What stays the same of a file as long as nobody writes it; None where its log holds something."""
+    try:
+        if os.stat(folder / f"{FILE}-wal").st_size:
+            return None
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return None
+    with access(folder):
+        status = os.stat(folder / FILE)
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def is_writable(folder: Path) -> bool:

@@ -38,6 +38,7 @@ from shared_context.store.sqlite_file import (
     make,
     place,
     remove,
+    stillness,
     waiting,
 )
 from shared_context.store.word_index import WordIndex
@@ -89,6 +90,8 @@ class StoreFile:
         self._place = place(folder)
         self._lock = ForkSafeLock()
         self._closed = self._log_has_deleted = False
+        self._still: tuple[int, int, int] | None = None
+        self._openings = 0
         self.read_only = read_only
         with errors(self._place):
             if meta is not None and self._folder is not None:
@@ -105,6 +108,7 @@ class StoreFile:
 
     def _connect(self) -> None:
         """Open the file; where it may not be written, for reading."""
+        self._openings += 1
         if self._folder is None:
             self._connection = connect(None)
         else:
@@ -113,7 +117,12 @@ class StoreFile:
                 remove(path)
             lost = lost_changes(self._folder / f"{FILE}-wal")
             self.read_only = self.read_only or not is_writable(self._folder)
-            self._connection = connect_reading(self._folder) if self.read_only else connect(self._folder / FILE)
+            self._still = stillness(self._folder) if self.read_only else None
+            self._connection = (
+                connect_reading(self._folder, self._still is not None)
+                if self.read_only
+                else connect(self._folder / FILE)
+            )
             if lost:
                 logger.warning(
                     "%s lost up to %d changes: the log that a writer left behind is damaged, and what follows the "
@@ -200,13 +209,18 @@ class StoreFile:
             if self._closed:
                 raise StoreClosedError(f"{self._place} is closed; open it again.")
             self._check_identity()
-            if self._lock.forked() and self._folder is not None:
-                # SQLite's connection must not be used across a fork. No thread was using it meanwhile.
+            # SQLite's connection must not be used across a fork. No thread was using it meanwhile.
+            stirred = self._has_stirred() and not self._connection.in_transaction  # else it is told at the end
+            if self._folder is not None and (self._lock.forked() or stirred):
                 with errors(self._place):
                     self._connection.close()
                     self._connect()
                     self.words.reconnect(self._connection)
             yield
+
+    def _has_stirred(self) -> bool:
+        """Whether somebody writes a file that was opened as one that nobody writes."""
+        return self._folder is not None and self._still is not None and stillness(self._folder) != self._still
 
     def _check_identity(self) -> None:
         """That the file is still where it was opened: what is written to another one would be lost."""
@@ -244,6 +258,8 @@ class StoreFile:
                 yield
             finally:
                 self._rollback()
+            if self._has_stirred():
+                raise StoreUnavailableError(f"{self._place} was changed while it was read. Try again.")
 
     def _rollback(self) -> None:
         if self._connection.in_transaction:  # after some errors SQLite has rolled back already
@@ -275,7 +291,8 @@ class StoreFile:
 
     def data_version(self) -> int:
         """A number that changes when another process has written."""
-        return self._connection.execute("PRAGMA data_version").fetchone()[0]
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        return self._openings << 32 | version  # each connection counts for itself
 
     def get_meta(self, key: str) -> bytes:
         """A value of the store as a whole."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from shared_context import Document, errors
+from shared_context.store import store_file
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
 SELECT = f"""
@@ -62,6 +63,41 @@ def test_changes_of_another_process_are_seen_at_once(shared, other):
     assert shown(shared) == other.run(SELECT)
     with pytest.raises(errors.DocumentNotFoundError):
         shared.get("bakery")
+
+
+def test_who_may_only_read_sees_what_others_change(filled, path, open_store, monkeypatch):
+    filled.close()
+    with monkeypatch.context() as limited:
+        limited.setattr(store_file, "is_writable", lambda folder: False)
+        reader = open_store(path)
+        assert "barge" not in reader
+    for change, seen in (
+        (lambda store: store.add("A barge lies at the quay.", id="barge"), lambda: "barge" in reader),
+        (lambda store: store.update("barge", "The barge is gone."), lambda: "gone" in reader.get("barge").text),
+        (lambda store: store.delete("barge"), lambda: "barge" not in reader),
+    ):
+        writer = open_store(path)
+        change(writer)
+        with monkeypatch.context() as limited:
+            limited.setattr(store_file, "is_writable", lambda folder: False)
+            assert seen()  # while the other one has it open
+            writer.close()
+            assert seen()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_child_sees_what_its_parent_changed_behind_the_fork(filled):
+    told, tell = os.pipe()
+    if (child := os.fork()) == 0:
+        missing = True
+        try:
+            os.read(told, 1)
+            missing = "barge" not in filled
+        finally:
+            os._exit(missing)
+    filled.add("A barge lies at the quay.", id="barge")
+    os.write(tell, b".")
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_conversation_of_two_processes_loses_no_message(shared, other):
