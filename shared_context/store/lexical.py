@@ -19,7 +19,42 @@ K1 = 1.2
 _SATURATED = np.array([n * (K1 + 1) / (n + K1) for n in range(2 * max(SURROUNDINGS) + 2)], dtype=np.float32)
 
 
-def bm25(terms: Iterable[str], postings: Postings, leaves: Leaves) -> np.ndarray:
+SPARSE = 4
+"""Where a term is near to fewer leaves than one of so many, only these are counted."""
+
+
+class Gains:
+    """What terms add to the scores of leaves, for several queries that have terms in common.
+
+    Args:
+        postings: looks terms up.
+        leaves: those that are scored.
+    """
+
+    def __init__(self, postings: Postings, leaves: Leaves):
+        self._postings, self._count = postings, len(leaves)
+        self._of_term: dict[str, list[tuple[np.ndarray | slice, np.ndarray]]] = {}
+
+    def of(self, term: str) -> list[tuple[np.ndarray | slice, np.ndarray]]:
+        """Rows of leaves and what the term adds to the score of each, one after the other."""
+        if term not in self._of_term:
+            self._of_term[term] = self._compute(term)
+        return self._of_term[term]
+
+    def _compute(self, term: str) -> list[tuple[np.ndarray | slice, np.ndarray]]:
+        rows = self._postings.rows(term)
+        if not len(rows):
+            return []
+        idf = np.float32(np.log(1 + (self._count - len(rows) + 0.5) / (len(rows) + 0.5)))
+        gains: list[tuple[np.ndarray | slice, np.ndarray]] = [(rows, np.full(len(rows), idf))]
+        first, behind = (edge[rows] for edge in self._postings.document_edges())
+        for reach in SURROUNDINGS:
+            near, counts = _around(np.maximum(rows - reach, first), np.minimum(rows + reach + 1, behind), self._count)
+            gains.append((near, idf * _SATURATED[counts]))
+        return gains
+
+
+def bm25(terms: Iterable[str], gains: Gains, leaves: Leaves) -> np.ndarray:
     """Score of each leaf for the terms of a query, float32 [leaves].
 
     ``sum_t idf(t) * (s(0 or 1) + s(near_t) + s(far_t))`` with ``s(n) = n (k1 + 1) / (n + k1)``: whether the leaf has
@@ -29,24 +64,21 @@ def bm25(terms: Iterable[str], postings: Postings, leaves: Leaves) -> np.ndarray
     """
     scores = np.zeros(len(leaves), dtype=np.float32)
     for term in terms:
-        rows = postings.rows(term)
-        if not len(rows):
-            continue
-        idf = np.float32(np.log(1 + (len(leaves) - len(rows) + 0.5) / (len(rows) + 0.5)))
-        scores[rows] += idf
-        for reach in SURROUNDINGS:
-            scores += idf * _SATURATED[_around(rows, reach, leaves)]
+        for rows, values in gains.of(term):
+            scores[rows] += values
     return scores
 
 
-def _around(rows: np.ndarray, reach: int, leaves: Leaves) -> np.ndarray:
-    """Of each leaf, how many of those so many leaves around it are among ``rows``, int64 [leaves]."""
-    first = np.searchsorted(leaves.document, leaves.document[rows], side="left")
-    behind = np.searchsorted(leaves.document, leaves.document[rows], side="right")
-    # One more where what a row is near to begins, one less where it ends.
-    change = np.bincount(np.maximum(rows - reach, first), minlength=len(leaves) + 1)
-    change -= np.bincount(np.minimum(rows + reach + 1, behind), minlength=len(leaves) + 1)
-    return np.cumsum(change[:-1])
+def _around(begin: np.ndarray, end: np.ndarray, count: int) -> tuple[np.ndarray | slice, np.ndarray]:
+    """Rows of leaves, of ``count``, and in how many stretches from one row up to another each of them is."""
+    lengths = end - begin
+    total = int(lengths.sum())
+    if SPARSE * total < count:
+        inside = np.arange(total) + np.repeat(begin - (np.cumsum(lengths) - lengths), lengths)
+        return np.unique(inside, return_counts=True)
+    # One more where a stretch begins, one less where it ends.
+    change = np.bincount(begin, minlength=count + 1) - np.bincount(end, minlength=count + 1)
+    return slice(None), np.cumsum(change[:-1])
 
 
 def bm25_naive(terms: Iterable[str], leaves: Sequence[Collection[str]], documents: Sequence[int]) -> list[float]:

@@ -25,6 +25,7 @@ class Postings:
         self._leaves: Leaves | None = None
         self._rows: dict[str, np.ndarray] = {}
         self._languages: list[str] = []
+        self._edges: tuple[np.ndarray, np.ndarray] | None = None
 
     def rows(self, term: str) -> np.ndarray:
         """Rising rows of the leaves that hold a term, int32."""
@@ -36,6 +37,15 @@ class Postings:
             self._rows[term] = rows
         return rows
 
+    def document_edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each leaf, the first one of its document and the one behind the last, int64 [leaves]."""
+        leaves = self._renewed()
+        if self._edges is None:
+            first = np.flatnonzero(np.diff(leaves.document, prepend=-1))
+            lengths = np.diff(first, append=len(leaves))
+            self._edges = np.repeat(first, lengths), np.repeat(first + lengths, lengths)
+        return self._edges
+
     def languages(self) -> list[str]:
         """The languages that documents were taken for."""
         self._renewed()
@@ -46,6 +56,7 @@ class Postings:
         leaves = self._index.leaves()
         if self._leaves is not leaves:
             self._leaves, self._rows, self._languages = leaves, {}, self._words.languages()
+            self._edges = None
         return leaves
 
     def _look_up(self, term: str, of: Leaves) -> np.ndarray:

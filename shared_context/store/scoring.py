@@ -9,7 +9,7 @@ import torch
 
 from shared_context.config import Policy
 from shared_context.store.leaves import Leaves
-from shared_context.store.lexical import bm25
+from shared_context.store.lexical import Gains, bm25
 from shared_context.store.query import Query
 from shared_context.store.surroundings import touching
 from shared_context.store.words import DEFAULT_LANGUAGE, literals, other_spellings, query_terms
@@ -77,7 +77,8 @@ def _of_words(
     # Languages that make the same terms of a query are one.
     languages = query.postings.languages() or [DEFAULT_LANGUAGE]
     several = dict.fromkeys(tuple(terms_of(query.text, language)) for language in languages)
-    scores = np.max([bm25(terms, query.postings, leaves) for terms in several], axis=0)
+    gains = Gains(query.postings, leaves)
+    scores = np.max([bm25(terms, gains, leaves) for terms in several], axis=0)
     return torch.from_numpy(scores).to(leaves.device)[rows]
 
 

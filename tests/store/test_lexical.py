@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shared_context import Document, TreeConfig
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.database import Database
-from shared_context.store.lexical import bm25, bm25_naive
+from shared_context.store.lexical import Gains, bm25, bm25_naive
 from shared_context.store.node_data import NodeData
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
@@ -199,6 +199,7 @@ def test_bm25_is_that_of_the_formula(held):
             naive_leaves += [leaf.split() for leaf in leaves]
             naive_documents += [key] * len(leaves)
     with database.snapshot():
-        scores = bm25(["lamp", "oil", "tide"], Postings(NamespaceWords(database.words, 1), index), index.leaves())
+        gains = Gains(Postings(NamespaceWords(database.words, 1), index), index.leaves())
+        scores = bm25(["lamp", "oil", "tide"], gains, index.leaves())
     np.testing.assert_allclose(scores, bm25_naive(["lamp", "oil", "tide"], naive_leaves, naive_documents), rtol=1e-5)
     database.close()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from shared_context.kernels.late_interaction.naive import late_interaction_scores_naive, node_scores_naive, weighted
+from shared_context.kernels.late_interaction.naive import (
+    late_interaction_scores_naive,
+    node_scores_naive,
+    weighted,
+    widened,
+)
 from shared_context.kernels.launch import or_pytorch, triton_serves
 
 BLOCK_TOKENS = 1 << 13
@@ -88,7 +93,8 @@ def _scores(
             from shared_context.kernels.late_interaction.triton_kernel import leaf_scores_triton
 
             return leaf_scores_triton(query, weights, codes, scales, leaves, adjacent)
-    return weighted(_blockwise(query, codes, scales, leaves), weights, adjacent)
+    best = _blockwise(query, codes, scales, leaves)
+    return weighted(best if adjacent is None else _with_neighbours(best, adjacent), weights, None)
 
 
 def node_scores(leaf_scores: torch.Tensor) -> torch.Tensor:
@@ -134,6 +140,20 @@ def _check(
             "query {}, weights {}, codes {}, scales {}, leaves {}, adjacent {}: expected [(queries,) words, size], "
             "[(queries,) words], [all, leaf_size, size], [all, leaf_size], [leaves] and [leaves - 1]".format(*given)
         )
+
+
+def _with_neighbours(best: torch.Tensor, adjacent: torch.Tensor) -> torch.Tensor:
+    """What each leaf has and what it has together with its neighbours, added; a block of leaves after the other.
+
+    Arguments are those of :func:`~shared_context.kernels.late_interaction.naive.widened`.
+    """
+    count, both = best.shape[-1], torch.empty_like(best)
+    for start in range(0, count, BLOCK_TOKENS):
+        end = min(start + BLOCK_TOKENS, count)
+        first, last = max(start - 1, 0), min(end + 1, count)
+        wide = widened(best[..., first:last], adjacent[first : last - 1])
+        torch.add(best[..., start:end], wide[..., start - first : end - first], out=both[..., start:end])
+    return both
 
 
 def _blockwise(
