@@ -143,13 +143,25 @@ def in_own_process(function: Callable[..., T], *args: object) -> T:
 
 def peak_bytes() -> int:
     """Most memory that was ever resident for this process, bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Unlike getrusage's figure this one begins anew with the program, not with the process that started it.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    # Unlike getrusage's figure this one begins anew with the program, not with the process that started it.
+    if (status := _status("VmHWM")) is not None:
+        return status
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def unmapped_bytes() -> int:
+    """Memory that is resident now and of no file, bytes; where the system does not tell it apart, the peak of all."""
+    return peak_bytes() if (own := _status("RssAnon")) is None else own
+
+
+def _status(name: str) -> int | None:
+    """What Linux says of this process, bytes."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
 
 
 def _mib(count: int) -> int:

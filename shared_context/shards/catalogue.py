@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +13,10 @@ from shared_context.errors import DocumentNotFoundError, ShardUnavailableError, 
 from shared_context.shards.crew import Crew
 from shared_context.shards.index import ShardedIndex, ShardedWords, shard_of, whole_key
 from shared_context.shards.shard import ShardState
-from shared_context.store.catalogue import TEXTS_KEPT
 from shared_context.store.database import Entry
 from shared_context.store.forks import ForkSafeLock
 from shared_context.store.node_data import StoredText
+from shared_context.store.texts import Texts
 
 
 class ShardedCatalogue:
@@ -41,7 +39,7 @@ class ShardedCatalogue:
         self.index, self.words = ShardedIndex(crew, tree, device), ShardedWords(crew)
         self.states: dict[int, ShardState] = {}
         self._keys: dict[str, int] = {}
-        self._texts: OrderedDict[int, StoredText] = OrderedDict()
+        self._texts = Texts(self._read)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -93,20 +91,17 @@ class ShardedCatalogue:
         number, own = shard_of(key)
         return self.states[number].entries[own]
 
-    def metadata(self, key: int) -> dict[str, Any]:
-        """A document's metadata, read only."""
-        return self.entry(key).metadata
+    def entries(self, keys: Sequence[int]) -> list[Entry]:
+        """Lines of documents."""
+        return list(map(self.entry, keys))
 
     def text(self, key: int) -> StoredText:
         """A document's text with its tokens."""
-        stored = self._texts.pop(key, None)
-        if stored is None:
-            number, own = shard_of(key)
-            stored = self._crew.ask_one(number, "text", own)
-        self._texts[key] = stored
-        while len(self._texts) > TEXTS_KEPT:
-            self._texts.popitem(last=False)
-        return stored
+        return self._texts.of(key)
+
+    def _read(self, key: int) -> StoredText:
+        number, own = shard_of(key)
+        return self._crew.ask_one(number, "text", own)
 
     def token_ids(self, key: int) -> np.ndarray:
         """A document's token ids, int32 [tokens]."""

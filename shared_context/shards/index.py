@@ -173,7 +173,8 @@ class ShardedHeaders:
 
     def with_figures(self, terms: Iterable[str]) -> HeaderScores | None:
         """How rare the numbers and identifiers of a query are that headers have."""
-        return figure_scores(self._figures, terms, len(self))
+        held = self._figures
+        return figure_scores(lambda term: [key for key in held if term in held[key]], terms, len(self))
 
     @cached_property
     def _figures(self) -> dict[int, frozenset[str]]:

@@ -91,6 +91,7 @@ class Shard:
             TieredKVCache(0),  # keys and values are the front's
             lambda entry: None,
             Path(place),
+            about.embedder or "",
         )
         # One that is started again must know what the one before it did, in the middle of a question.
         with self._catalogue.reading():
@@ -115,7 +116,7 @@ class Shard:
                 np.add.at(tokens, place, leaves.chunk_length)
             return ShardState(
                 version,
-                {key: self._catalogue.entry(key) for key in keys},
+                dict(zip(keys, self._catalogue.entries(keys), strict=True)),
                 tokens,
                 index.frequency.copy(),
                 len(index.headers),

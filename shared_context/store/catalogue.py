@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from shared_context.errors import DocumentNotFoundError, SharedContextError, StoreClosedError
 from shared_context.store import leaf_file
-from shared_context.store.database import DIGEST_BYTES, Database, Entry, Header, Kind
+from shared_context.store.change import Change
+from shared_context.store.database import CHANGES_KEPT, DIGEST_BYTES, Database, Entry, Kind
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.header import header as header_text
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.leaf_file import LeafFile
-from shared_context.store.node_data import HeaderData, NodeData, NodeShape, Part, StoredText, joined_nodes
+from shared_context.store.leaves import Leaves
+from shared_context.store.lines import Lines
+from shared_context.store.node_data import HeaderData, NodeData, NodeShape, Part, StoredText
 from shared_context.store.node_index import NodeIndex
+from shared_context.store.prefilter import Prefilter
+from shared_context.store.span_lists import SpanFile, SpanLists
+from shared_context.store.texts import Texts
 from shared_context.store.word_index import NamespaceWords
 
 logger = logging.getLogger(__name__)
-
-TEXTS_KEPT = 32
-"""Documents whose text and tokens are kept in memory after they were selected from."""
 
 
 class Catalogue:
@@ -45,7 +47,9 @@ class Catalogue:
         shape: of the node data.
         cache: forgets the keys and values of chunks that are gone.
         header_ids: token ids of the header that a model is shown of a document; None where there is none.
-        folder: where a copy of what scoring needs of many documents is kept for the next opening; None keeps none.
+        folder: where a copy of what scoring needs of many documents is kept for the next opening, and how the prefilter
+            divides their spans; None keeps neither.
+        embedder: the name of what made the embeddings.
 
     Attributes:
         index: what scoring needs of the documents, conversations left out.
@@ -66,18 +70,20 @@ class Catalogue:
         cache: TieredKVCache,
         header_ids: Callable[[Entry], np.ndarray | None],
         folder: Path | None = None,
+        embedder: str = "",
     ):
         self.index, self.namespace, self.shape = index, namespace, shape
         self._file = None if folder is None else folder / leaf_file.FILE
-        self._file_is_old = False
+        self._spans = None if folder is None else SpanFile(folder, embedder, shape, database)
+        self._stale: tuple[list[int], list[int]] = [], []
+        self._file_is_due = True
         self.words = NamespaceWords(database.words, namespace)
         self._name = name
         self._database, self._salt, self._cache, self._header_ids = database, salt, cache, header_ids
         self._data_version: int | None = None
         self._version: int | None = None
-        self._entries: dict[int, Entry] = {}
-        self._keys: dict[tuple[Kind, str], int] = {}
-        self._texts: OrderedDict[int, StoredText] = OrderedDict()
+        self._lines = Lines(database, namespace)
+        self._texts = Texts(self._read)
         self.headerless: set[int] = set()
 
     @contextmanager
@@ -111,11 +117,11 @@ class Catalogue:
             for key, (old, entry, first, ids, nodes) in change.extended.items():
                 self._grow(key, old, entry, first, ids, nodes)
             for key, (entry, header) in change.described.items():
-                self._entries[key] = entry
+                self._lines.put(key, entry)
                 self.index.headers.put(key, header, "" if header is None else _told(entry))
             self._data_version, self._version = seen, version or before
             # Last, for what stays of a document that was extended has been read from there.
-            self._overwrite([*change.removed, *(old for old, *_ in change.extended.values())])
+            self._overwrite([*change.removed, *(old for old, *_ in change.extended.values())], list(change.described))
 
     def _check_there(self) -> None:
         """That the namespace was not dropped, by this process or another one."""
@@ -132,49 +138,86 @@ class Catalogue:
         if data_version == self._data_version:
             return
         version = self._database.version()
-        changes = self._database.changes(self._version) if self._version is not None else None
-        kept: frozenset[int] = frozenset()
-        if changes is None:
-            entries = self._database.catalogue(self.namespace)
-            gone = self._entries.keys() - entries.keys()
+        file = None
+        if self._version is None and not len(self._lines):
             self.sweep()
-            if not self._entries:
-                kept = self._from_file()
+            file = None if self._file is None else LeafFile.read(self._file, self.shape)
+            if file is not None:
+                self._adopt(file)
+        changes = self._database.changes(self._version) if self._version is not None else None
+        if changes is None:
+            self._take_in_all(file)
         else:
-            entries = self._database.entries(self.namespace, changes.documents)
-            gone = self._entries.keys() & set(changes.documents) - entries.keys()
+            self._take_in_changes({*changes.documents, *self._stale[1]})
             dead = changes.digests - self._database.alive(changes.digests)
             self._cache.discard(digest.hex() for digest in dead)
-        for key in gone:
+        self._data_version, self._version = data_version, version
+
+    def _take_in_changes(self, keys: Collection[int]) -> None:
+        """Take in that documents came, changed or went."""
+        entries = self._database.entries(self.namespace, sorted(keys))
+        for key in keys - entries.keys():
+            if key in self._lines:
+                self._forget(key)
+        self._put(entries, frozenset())
+
+    def _take_in_all(self, file: LeafFile | None) -> None:
+        """Take in all that there is; what the file holds as it is is taken from there."""
+        entries = self._database.catalogue(self.namespace)
+        for key in set(self._lines) - entries.keys():
             self._forget(key)
-        for key in sorted(entries.keys() - self._entries.keys()):
-            if entries[key].kind == "document" and key not in kept:
+        kept: frozenset[int] = frozenset()
+        self._file_is_due = True
+        if file is not None:
+            there = file.there(self._database.node_sums(self.namespace))
+            self._stale = file.leaves.keys[file.leaves.held & ~there].tolist(), []
+            if there.any():
+                self.index.adopt(file.leaves, there)
+                kept = frozenset(file.leaves.keys[there].tolist())
+        self._put(entries, kept)
+
+    def _put(self, entries: dict[int, Entry], kept: frozenset[int]) -> None:
+        """Take in lines, and of documents that are new what scoring needs of them, but for those that are ``kept``."""
+        documents = [key for key, entry in entries.items() if entry.kind == "document"]
+        for key in documents:
+            if key not in self._lines and key not in kept:
                 self.index.add(key, *self._database.nodes(key, self.shape))
-            self._keys[entries[key].kind, entries[key].id] = key
-        described = [key for key, entry in entries.items() if entry.kind == "document"]
-        headers = self._database.headers(described, self.shape)
-        for key in described:
+        headers = self._database.headers(documents, self.shape)
+        for key in documents:
             text = _told(entries[key])
             # A store that was made before there were headers has no salt.
             if key not in headers and self._salt and any(map(str.isalnum, text)):
                 self.headerless.add(key)
             self.index.headers.put(key, headers.get(key), text if key in headers else "")
-        self._entries |= entries
-        self._data_version, self._version = data_version, version
+        for key, entry in entries.items():
+            self._lines.put(key, entry)
 
     # The file that is mapped
 
-    def _from_file(self) -> frozenset[int]:
-        """Take in what the file holds of the documents that there are; returns their keys."""
-        kept = None if self._file is None else LeafFile.read(self._file, self.shape)
-        if kept is None:
-            return frozenset()
-        there = kept.there(self._database.node_sums(self.namespace))
-        self._file_is_old = there is None or not there[kept.leaves.keys > 0].all()
-        if there is None or not there.any():
-            return frozenset()
-        self.index.adopt(kept.leaves, there)
-        return frozenset(kept.leaves.keys[there].tolist())
+    def _adopt(self, file: LeafFile) -> None:
+        """Take in what the file holds as of its version, where the database knows of it and all adds up."""
+        changes = self._database.changes(file.version)
+        known_here = file.name == self._database.leaf_file(self.namespace)
+        if not known_here or changes is None or not self._database.is_complete(self.namespace):
+            return
+        keys, held = file.leaves.keys, file.leaves.held
+        described = keys[held & (file.lines < 0)].tolist()
+        conversations = self._database.conversation_keys(self.namespace)
+        changed = {*changes.documents, *described, *conversations}
+        sums = self._database.line_sums(self.namespace, changed)
+        same = held & ~np.isin(keys, list(changed))
+        # Those that went, and with another process killed before it could tell the file; then those that changed.
+        total = int(file.lines[same].sum()) + sum(sums.values())
+        if self._database.counted(self.namespace) != (int(same.sum()) + len(sums), total):
+            return
+        known = keys[held & ~same]
+        there = np.isin(known, list(sums))
+        self._stale = known[~there].tolist(), sorted({*known[there].tolist()})
+        self._file_is_due = len(changes.documents) > CHANGES_KEPT // 2
+        self.index.adopt(file.leaves, held)
+        self.index.headers.adopt(file.headers, same[file.headed])
+        self._lines.adopt(keys[held].tolist(), self._database.entries(self.namespace, conversations))
+        self._version = file.version
 
     def keep(self, *, tight: bool = False) -> None:
         """Bring the file up to date where it pays; nothing is lost where that fails.
@@ -188,49 +231,72 @@ class Catalogue:
         try:
             with self._database.locked():
                 if self._version is not None:  # else it is not known what there is
+                    if self._spans is not None:
+                        self._spans.forget(self.index)
                     self._keep(file, tight)
         except (OSError, SharedContextError) as error:
             logger.debug("%s cannot be written (%s); the next opening takes longer.", file, error)
 
     def _keep(self, file: Path, tight: bool) -> None:
         tokens, (kept, held) = self.index.tokens, self.index.kept_tokens
+        if self.headerless:
+            return  # what is kept would be without their headers for good
         if tokens < leaf_file.LEAST_TOKENS:
             file.unlink(missing_ok=True)
             return
-        if max(tokens - kept, held - kept) <= (0 if tight else tokens // leaf_file.SHARE):
-            if self._file_is_old:
+        changed = max(tokens - kept, held - kept) > (0 if tight else tokens // leaf_file.SHARE)
+        if not changed and not self._file_is_due:
+            if any(self._stale):
                 with self._database.transaction():
-                    leaf_file.forget(file, self.shape, None, self._entries)
-                self._file_is_old = False
+                    leaf_file.forget(file, self.shape, *self._stale)
+                self._stale = [], []
             return
         with self.reading():
-            version, ids = self._version, self.index.token_ids()
+            version, name = self._database.version(), secrets.randbits(62)
             file.parent.mkdir(parents=True, exist_ok=True)
             written = leaf_file.write(
-                file.parent, self.shape, self.index.leaves(), ids, self._database.node_sums(self.namespace),
-                self.index.frequency,
+                file.parent, self.shape, self.index, self._database.line_sums(self.namespace),
+                self._database.node_sums(self.namespace), name, version,
             )  # fmt: skip
         try:
             with self._database.transaction():
                 # Else what was deleted meanwhile would come back.
                 if self._database.version() == version:
                     os.replace(written, file)
-                    self._file_is_old = False
+                    self._database.set_leaf_file(self.namespace, name)
+                    self._stale, self._file_is_due = ([], []), False
                     mapped = LeafFile.read(file, self.shape)
                     if mapped is not None:
-                        self.index.adopt(mapped.leaves, np.ones(len(ids), bool))
+                        self.index.adopt(mapped.leaves, mapped.leaves.held)
+                        self.index.headers.adopt(mapped.headers, np.ones(len(mapped.headed), bool))
         finally:
             written.unlink(missing_ok=True)
 
-    def _overwrite(self, keys: Sequence[int]) -> None:
-        """Let nothing be left of documents in the file."""
-        if not keys or self._file is None or not self._file.exists():
+    def _overwrite(self, keys: Collection[int], described: Collection[int]) -> None:
+        """Let nothing be left in the file of documents, and nothing of how others were described before."""
+        if keys and self._spans is not None:
+            self._spans.forget(self.index)
+        if not (keys or described) or self._file is None or not self._file.exists():
             return
         try:
             with self._database.transaction():
-                leaf_file.forget(self._file, self.shape, keys)
+                leaf_file.forget(self._file, self.shape, keys, described)
         except (OSError, SharedContextError):
             self._file.unlink(missing_ok=True)
+
+    # What the prefilter has learned
+
+    def span_lists(self) -> SpanLists | None:
+        """How the prefilter divided spans before; None where that is not known."""
+        return None if self._spans is None else self._spans.read()
+
+    def keep_span_lists(self, leaves: Leaves, prefilter: Prefilter) -> None:
+        """Keep how a prefilter divides spans, if these are those of now; nothing is lost where that fails."""
+        if self._spans is not None and not self._database.read_only:
+            # Else what was deleted meanwhile would come back.
+            self._spans.write(
+                prefilter.kept, lambda: self._database.version() == self._version and self.index.leaves() is leaves
+            )
 
     # What there is
 
@@ -244,8 +310,9 @@ class Catalogue:
 
     def remove_all(self, change: Change) -> None:
         """Take all documents and conversations away."""
-        for key in list(self._entries):
+        for key in list(self._lines):
             change.remove(key)
+        self._database.set_leaf_file(self.namespace, None)
 
     def has_chunk(self, digest: bytes) -> bool:
         """Whether a document has a chunk of this digest in the database now; False where that cannot be told."""
@@ -260,31 +327,26 @@ class Catalogue:
         if entry.kind == "document":
             self.index.add(key, ids, nodes)
             self.index.headers.put(key, header, "" if header is None else _told(entry))
-        self._entries[key] = entry
-        self._keys[entry.kind, entry.id] = key
+        self._lines.put(key, entry)
 
     def _grow(self, key: int, old: int, entry: Entry, first: int, ids: np.ndarray, nodes: NodeData) -> None:
         """Take in that a document got other tokens from ``first`` on, and with them another key."""
         if entry.kind == "document":
             self.index.extend(old, key, first, ids, nodes)
             self.index.headers.move(old, key)
-        del self._entries[old]
-        self._texts.pop(old, None)
-        self._entries[key] = entry
-        self._keys[entry.kind, entry.id] = key
+        self._lines.drop(old)
+        self._texts.forget(old)
+        self._lines.put(key, entry)
 
     def _forget(self, key: int) -> None:
-        entry = self._entries.pop(key)
-        if entry.kind == "document":
+        if self._lines.drop(key):
             self.index.remove(key)
             self.index.headers.put(key, None)
-        if self._keys.get((entry.kind, entry.id)) == key:
-            del self._keys[entry.kind, entry.id]
-        self._texts.pop(key, None)
+        self._texts.forget(key)
 
     def find(self, kind: Kind, id: object) -> int | None:
         """The key of a document or conversation; None where there is none of this id."""
-        return self._keys.get((kind, id)) if isinstance(id, str) else None
+        return self._lines.find(kind, id) if isinstance(id, str) else None
 
     def key(self, id: str) -> int:
         """The key of a document.
@@ -301,25 +363,23 @@ class Catalogue:
 
     def documents(self) -> list[int]:
         """Keys of the documents, conversations left out, in the order of their adding or last change of text."""
-        return [key for key, entry in self._entries.items() if entry.kind == "document"]
+        return self._lines.documents()
 
     def entry(self, key: int) -> Entry:
         """A document's line."""
-        return self._entries[key]
+        return self._lines.entry(key)
 
-    def metadata(self, key: int) -> dict[str, Any]:
-        """A document's metadata, read only."""
-        return self._entries[key].metadata
+    def entries(self, keys: Sequence[int]) -> list[Entry]:
+        """Lines of documents."""
+        return self._lines.entries(keys)
 
     def text(self, key: int) -> StoredText:
         """A document's text with its tokens."""
-        stored = self._texts.pop(key, None)
-        if stored is None:
-            stored = self._database.document(key)
-            self._check_ids(key, stored.tokens.ids)
-        self._texts[key] = stored
-        while len(self._texts) > TEXTS_KEPT:
-            self._texts.popitem(last=False)
+        return self._texts.of(key)
+
+    def _read(self, key: int) -> StoredText:
+        stored = self._database.document(key)
+        self._check_ids(key, stored.tokens.ids)
         return stored
 
     def text_bytes(self, key: int) -> int:
@@ -338,7 +398,7 @@ class Catalogue:
         """
         size = self.shape.tree.chunk_size
         digests = [chunk_digest(self._salt, ids[first : first + size]) for first in range(0, len(ids), size)]
-        with self._database.decoding(f"document {self._entries[key].id!r}"):
+        with self._database.decoding(f"document {self.entry(key).id!r}"):
             if digests != self._database.digests(key):
                 raise ValueError("the digest of its tokens is wrong")
 
@@ -351,81 +411,6 @@ class Catalogue:
         return self._database.last_part(key, self.shape)
 
 
-class Change:
-    """What a transaction does to the catalogue.
-
-    Args:
-        database: where it is done.
-        namespace: the namespace's key.
-        salt: of its chunks' digests.
-        shape: of the node data.
-        header_ids: token ids of the header that a model is shown of a document; None where there is none.
-
-    Attributes:
-        removed: keys of the documents that are gone.
-        digests: of their chunks.
-        added: entry, token ids, node data and header of new documents, by their keys.
-        extended: of documents that text was added to, by their new keys: old key, entry, the first token that is
-            another, and token ids and node data from there on.
-        described: documents that got other metadata, with their headers.
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        namespace: int,
-        salt: bytes,
-        shape: NodeShape,
-        header_ids: Callable[[Entry], np.ndarray | None],
-    ):
-        self._database, self._namespace, self._salt, self._shape = database, namespace, salt, shape
-        self._header_ids = header_ids
-        self.removed: list[int] = []
-        self.digests: set[bytes] = set()
-        self.added: dict[int, tuple[Entry, np.ndarray, NodeData, HeaderData | None]] = {}
-        self.extended: dict[int, tuple[int, Entry, int, np.ndarray, NodeData]] = {}
-        self.described: dict[int, tuple[Entry, HeaderData | None]] = {}
-
-    def insert(self, entry: Entry, stored: StoredText, nodes: NodeData, header: HeaderData | None) -> None:
-        """Add a document."""
-        self.insert_parts(entry, self._shape.split(stored, nodes), header)
-
-    def insert_parts(self, entry: Entry, parts: Sequence[Part], header: HeaderData | None = None) -> None:
-        """Add a document chunk by chunk."""
-        named = list(map(self._named, parts))
-        key = self._database.insert(self._namespace, entry, named, self._header(entry, header))
-        self.added[key] = entry, *_of_index(parts), header
-
-    def _header(self, entry: Entry, header: HeaderData | None) -> Header:
-        ids = self._header_ids(entry)
-        return Header(header, b"" if ids is None else chunk_digest(self._salt, ids))
-
-    def extend(self, key: int, entry: Entry, first: int, parts: Sequence[Part]) -> None:
-        """Put chunks in the place of those of a document from ``first`` on."""
-        new, digests = self._database.extend(key, entry, first, list(map(self._named, parts)))
-        self.digests |= digests
-        self.extended[new] = key, entry, first * self._shape.tree.chunk_size, *_of_index(parts)
-
-    def _named(self, part: Part) -> tuple[bytes, Part]:
-        return chunk_digest(self._salt, part.stored.tokens.ids), part
-
-    def describe(self, key: int, entry: Entry, header: HeaderData | None) -> None:
-        """Give a document other metadata."""
-        self.digests |= self._database.describe(key, entry, self._header(entry, header))
-        self.described[key] = entry, header
-
-    def remove(self, key: int) -> None:
-        """Take a document away."""
-        self.digests |= self._database.remove(key)
-        self.removed.append(key)
-
-
 def _told(entry: Entry) -> str:
     """The text of a document's header that queries are compared with."""
     return header_text(entry.metadata, entry.unsearched_keys)
-
-
-def _of_index(parts: Sequence[Part]) -> tuple[np.ndarray, NodeData]:
-    """Token ids and node data of parts that follow one another."""
-    ids = [part.stored.tokens.ids for part in parts]
-    return np.concatenate(ids), joined_nodes([part.nodes for part in parts])

@@ -15,7 +15,7 @@ from pathlib import Path
 from shared_context.errors import SharedContextError, StoreFormatError
 from shared_context.store.about import About
 from shared_context.store.codec import Codec
-from shared_context.store.database import Database
+from shared_context.store.database import LEAF_FILE, Database
 from shared_context.store.format import OF_CONVERSATION, OF_NAMESPACE
 from shared_context.store.node_data import NodeShape, Part
 from shared_context.store.sqlite_file import FILE, UNFINISHED, access, give_name
@@ -132,8 +132,8 @@ class _Whole:
         values = {}
         with self._database.snapshot():
             for key in self._database.meta_keys():
-                if key.startswith((OF_NAMESPACE, OF_CONVERSATION)):
-                    continue  # written with what they are of
+                if key.startswith((LEAF_FILE, OF_NAMESPACE, OF_CONVERSATION)):
+                    continue  # made anew, or written with what they are of
                 try:
                     values[key] = self._database.get_meta(key)
                 except StoreFormatError as error:

@@ -7,6 +7,8 @@ import torch
 
 from shared_context.config import require_count
 from shared_context.errors import ConfigError
+from shared_context.store import prefilter as prefilters
+from shared_context.store.catalogue import Catalogue
 from shared_context.store.leaves import Leaves
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.prefilter import Prefilter
@@ -18,10 +20,11 @@ class Considered:
 
     Args:
         index: what is chosen from.
+        keeper: keeps how the prefilter divides spans; None keeps nothing.
     """
 
-    def __init__(self, index: NodeIndex):
-        self._index = index
+    def __init__(self, index: NodeIndex, keeper: Catalogue | None = None):
+        self._index, self._keeper = index, keeper
         self._prefilter: tuple[Leaves, Prefilter] | None = None
 
     def chunks(
@@ -70,8 +73,16 @@ class Considered:
             near = leaves.cosines(embedding, torch.from_numpy(spans).to(leaves.device)).numpy(force=True)
             return sorted(list(dict.fromkeys(of_span[spans[np.argsort(-near, kind="stable")]].tolist()))[:count])
         if self._prefilter is None:
-            self._prefilter = (leaves, Prefilter(leaves))
+            kept = None
+            if self._keeper is not None and len(leaves.span_document) > prefilters.EXHAUSTIVE_SPANS:
+                kept = self._keeper.span_lists()
+            self._prefilter = (leaves, Prefilter(leaves, kept))
         elif self._prefilter[0] is not leaves:
             self._prefilter[1].update(leaves)
             self._prefilter = (leaves, self._prefilter[1])
         return sorted(self._prefilter[1].nearest(embedding.numpy(), of_span, count))
+
+    def keep(self) -> None:
+        """Keep how the prefilter divides spans where much of that is not kept; called while the store is not read."""
+        if self._keeper is not None and self._prefilter is not None and self._prefilter[1].due:
+            self._keeper.keep_span_lists(*self._prefilter)

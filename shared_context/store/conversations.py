@@ -12,7 +12,8 @@ from typing import Any
 
 from shared_context.config import StoreConfig
 from shared_context.model.shared_llm import SharedLLMModel
-from shared_context.store.catalogue import Catalogue, Change
+from shared_context.store.catalogue import Catalogue
+from shared_context.store.change import Change
 from shared_context.store.conversation_rows import Message
 from shared_context.store.database import Database, Entry
 from shared_context.store.document_store import DocumentStore

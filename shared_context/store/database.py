@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, cast, get_args, get_type_hints
@@ -42,6 +42,8 @@ DIGEST_BYTES = 20
 
 HEADERS_ONE_BY_ONE = 64
 """Documents whose headers are looked for one after the other; of more it is found out first which have one."""
+LEAF_FILE = "leaves of namespace "
+"""Before a namespace's key: what its file of leaves is known by."""
 CHANGES_KEPT = 4096
 """Changes that are kept for other processes to take in; one that missed more looks at everything anew."""
 
@@ -286,6 +288,8 @@ class Database(NamespaceRows, ConversationRows):
         rows = self._connection.execute(
             "SELECT version, document, digests FROM changes WHERE version >= ? ORDER BY version", (since,)
         ).fetchall()
+        if not rows and since == 0:
+            return Changes([], set())
         if not rows or rows[0][0] != since:
             return None
         return Changes([key for _, key, _ in rows[1:]], _digests(b"".join(d for _, _, d in rows[1:])))
@@ -311,8 +315,7 @@ class Database(NamespaceRows, ConversationRows):
         ):
             entries[key] = self._entry(expected, Line(*line))
             total += expected
-        count = self._connection.execute("SELECT documents, total FROM namespaces WHERE key = ?", (namespace,))
-        if count.fetchone() not in ((len(entries), total), None):
+        if self.counted(namespace) not in ((len(entries), total), None):
             raise damaged(self._place, "some of its documents are missing")
         return entries
 
@@ -321,6 +324,57 @@ class Database(NamespaceRows, ConversationRows):
         found = f"SELECT key, checksum, {_LINE} FROM documents WHERE key = ? AND namespace = ?"
         rows = (self._connection.execute(found, (key, namespace)).fetchone() for key in keys)
         return {key: self._entry(expected, Line(*line)) for key, expected, *line in filter(None, rows)}
+
+    def line_sums(self, namespace: int, keys: Iterable[int] | None = None) -> dict[int, int]:
+        """The checksums of the lines of those of these documents that are there, None for all, by their keys."""
+        found = "SELECT key, checksum FROM documents WHERE namespace = ?"
+        if keys is None:
+            return dict(self._connection.execute(found, (namespace,)))
+        rows = (self._connection.execute(f"{found} AND key = ?", (namespace, key)).fetchone() for key in keys)
+        return dict(filter(None, rows))
+
+    def counted(self, namespace: int) -> tuple[int, int] | None:
+        """How many documents and conversations a namespace has, and the sum of the checksums of their lines."""
+        return self._connection.execute(
+            "SELECT documents, total FROM namespaces WHERE key = ?", (namespace,)
+        ).fetchone()
+
+    def is_complete(self, namespace: int) -> bool:
+        """Whether as many lines are there as should be, with the sum of checksums that they should have."""
+        found = "SELECT COUNT(*), COALESCE(SUM(checksum), 0) FROM documents NOT INDEXED WHERE namespace = ?"
+        return self._connection.execute(found, (namespace,)).fetchone() == self.counted(namespace)
+
+    def lines(self, namespace: int, keys: Collection[int]) -> dict[int, Entry]:
+        """The lines of documents that are there.
+
+        Raises:
+            StoreFormatError: one is not.
+        """
+        found = self.entries(namespace, keys)
+        for key in keys:
+            if key not in found:
+                raise damaged(self._place, f"document {key} is missing")
+        return found
+
+    def find(self, namespace: int, kind: Kind, id: str) -> int | None:
+        """The key of a document or conversation; None where there is none of this id."""
+        found = "SELECT key FROM documents WHERE namespace = ? AND kind = ? AND id = ?"
+        row = self._connection.execute(found, (namespace, kind, id)).fetchone()
+        return None if row is None else row[0]
+
+    def conversation_keys(self, namespace: int) -> list[int]:
+        """Keys of the conversations that are in part a document."""
+        found = "SELECT key FROM documents WHERE namespace = ? AND kind = 'conversation'"
+        return [key for (key,) in self._connection.execute(found, (namespace,))]
+
+    def leaf_file(self, namespace: int) -> int | None:
+        """What the file of a namespace's leaves is known by that was written last."""
+        name = self.find_meta(f"{LEAF_FILE}{namespace}")
+        return int(name) if name is not None and name.isdigit() else None
+
+    def set_leaf_file(self, namespace: int, name: int | None) -> None:
+        """Note what a new file is known by; None where there is none any more."""
+        self.set_meta(f"{LEAF_FILE}{namespace}", None if name is None else str(name).encode())
 
     def _entry(self, expected: int, line: Line) -> Entry:
         with self.decoding(f"document {line.id!r}"):

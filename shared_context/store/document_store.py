@@ -18,7 +18,8 @@ from shared_context.errors import (
     UnreadableError,
 )
 from shared_context.model.cache import give_back_freed
-from shared_context.store.catalogue import Catalogue, Change
+from shared_context.store.catalogue import Catalogue
+from shared_context.store.change import Change
 from shared_context.store.database import Entry
 from shared_context.store.documents import (
     Document,
@@ -264,7 +265,7 @@ class DocumentStore:
         """Ids of the documents that a filter lets through."""
         passes = compile_filter(filters)
         with self._catalogue.reading():
-            entries = map(self._catalogue.entry, self._catalogue.documents())
+            entries = self._catalogue.entries(self._catalogue.documents())
             return [entry.id for entry in entries if passes(entry.metadata)]
 
     def __len__(self) -> int:

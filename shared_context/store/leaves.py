@@ -46,14 +46,16 @@ class KeptLeaves:
     """What a file holds of documents, one after the other in the order of their keys.
 
     Attributes:
-        keys: of the documents, int64 [documents]; 0 of those that are gone.
+        keys: of the documents, rising, int64 [documents].
+        held: which of them are not gone, bool [documents]; one that is gone has the key of the one before, or 0.
         tokens: of each, int64 [documents].
-        frequency: leaves of those that are not gone that have a token, int64 [vocabulary].
+        frequency: leaves of those that are held that have a token, int64 [vocabulary].
         ids: token ids of all of them, int32 [tokens].
         arrays: what their leaves and spans are compared by.
     """
 
     keys: np.ndarray
+    held: np.ndarray
     tokens: np.ndarray
     frequency: np.ndarray
     ids: np.ndarray
@@ -267,7 +269,9 @@ def document_edges(tree: TreeConfig, tokens: np.ndarray) -> tuple[np.ndarray, np
     return np.concatenate([[0], np.cumsum(leaves)]), np.concatenate([[0], np.cumsum(spans)])
 
 
-def document_leaves(tree: TreeConfig, keys: Sequence[int], tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+def document_leaves(
+    tree: TreeConfig, keys: Sequence[int] | np.ndarray, tokens: Sequence[int] | np.ndarray
+) -> dict[str, np.ndarray]:
     """The arrays of :class:`Leaves` that hang on nothing but how long documents are.
 
     Args:

@@ -166,10 +166,13 @@ class Namespaces:
             cache,
             partial(header_ids, model, config),
             folder,
+            "" if embedder is None else embedder.name,
         )
         encoder = ChunkEncoder(model, cache, config, salt, catalogue.has_chunk, self._scorer.score)
         documents = DocumentStore(catalogue, Ingestion(model, codec, embedder, config.tree), config)
-        selections = Selections(model, config, codec, embedder, catalogue, encoder, salt, self._rewrite)
+        selections = Selections(
+            model, config, codec, embedder, catalogue, encoder, salt, self._rewrite, keep_spans=True
+        )
         conversations = Conversations(model, config, self._database, catalogue, documents, selections, self._new_index)
         return Namespace(name, key, folder, config, cache, encoder, catalogue, documents, selections, conversations)
 

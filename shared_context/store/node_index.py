@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from itertools import compress
 
 import numpy as np
 import torch
@@ -39,16 +38,17 @@ class NodeIndex:
     def __init__(self, tree: TreeConfig, vocabulary: int, device: torch.device | str = "cpu"):
         self._tree = tree
         self.device = device
-        self._token_ids: dict[int, np.ndarray] = {}
         self.frequency = np.zeros(vocabulary, dtype=np.int64)
         self._leaf_count = 0
         self._leaves: Leaves | None = None
         self._changed = False
-        # What a file holds of the documents, and which of these are here still.
+        # What a file holds of the documents, where each begins there, and which of these are here still.
         self._kept: KeptLeaves | None = None
+        self._kept_edges: dict[str, np.ndarray] = {}
         self._there = np.zeros(0, bool)
-        # Rows of the other leaves as they were joined last, and behind them room; the keys of their documents and of
-        # their spans'; and what is not among them yet, or no more.
+        # Token ids of the others. Rows of their leaves as they were joined last, and behind them room; the keys of
+        # their documents and of their spans'; and what is not among them yet, or no more.
+        self._token_ids: dict[int, np.ndarray] = {}
         self._room: Arrays | None = None
         self._owners = [np.zeros(0, np.int64)] * 2
         self._waiting: dict[int, Arrays] = {}
@@ -57,24 +57,39 @@ class NodeIndex:
 
     def __len__(self) -> int:
         """Documents held."""
-        return len(self._token_ids)
+        return len(self._token_ids) + int(self._there.sum())
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._token_ids or self._place(key) is not None
 
     @property
     def tokens(self) -> int:
         """Tokens of all documents."""
-        return sum(map(len, self._token_ids.values()))
+        return sum(map(len, self._token_ids.values())) + self.kept_tokens[0]
 
     @property
     def kept_tokens(self) -> tuple[int, int]:
         """Tokens of the documents of the file that was adopted: of those that are here still, and of all."""
         if self._kept is None:
             return 0, 0
-        here = [key in self._token_ids for key in self._kept.keys.tolist()]
-        return int(self._kept.tokens[self._there & here].sum()), len(self._kept.ids)
+        return int(self._kept.tokens[self._there].sum()), len(self._kept.ids)
+
+    def keys(self) -> np.ndarray:
+        """Of the documents, rising, int64 [documents]."""
+        return np.union1d(self._kept_keys(), np.array(list(self._token_ids), np.int64))
 
     def token_ids(self) -> dict[int, np.ndarray]:
         """Token ids of all documents by their keys."""
-        return self._token_ids.copy()
+        kept = zip(self._kept_keys().tolist(), np.flatnonzero(self._there).tolist(), strict=True)
+        return {key: self._kept_ids(place) for key, place in kept} | self._token_ids
+
+    def _kept_keys(self) -> np.ndarray:
+        """Keys of the documents of the file that are here still, rising."""
+        return np.zeros(0, np.int64) if self._kept is None else self._kept.keys[self._there]
+
+    def _kept_ids(self, place: int) -> np.ndarray:
+        assert self._kept is not None  # else nobody asks
+        return self._kept.ids[slice(*self._kept_edges["ids"][place : place + 2].tolist())]
 
     def adopt(self, kept: KeptLeaves, there: np.ndarray) -> None:
         """Take in what a file holds, in the place of all that is held now.
@@ -82,20 +97,20 @@ class NodeIndex:
         Args:
             there: which of its documents there are, bool [documents]; at least one.
         """
-        edges = np.cumsum(kept.tokens) - kept.tokens
-        held = [(key, first, first + n) for key, first, n in zip(kept.keys, edges, kept.tokens, strict=True)]
         self._kept, self._there = replace(kept, arrays=kept.arrays.to(self.device)), there.copy()
+        leaves, spans = document_edges(self._tree, kept.tokens)
+        self._kept_edges = {"ids": np.concatenate([[0], np.cumsum(kept.tokens)]), "leaves": leaves, "spans": spans}
         self.frequency = kept.frequency.copy()
-        self._leaf_count = int((-(-kept.tokens[kept.keys > 0] // self._tree.leaf_size)).sum())
-        self._token_ids = {int(key): kept.ids[first:end] for key, first, end in compress(held, there)}
-        for _, first, end in compress(held, ~there & (kept.keys > 0)):
-            self._count(kept.ids[first:end], -1)
-        self._room, self._owners, self._waiting, self._gone = None, [np.zeros(0, np.int64)] * 2, {}, set()
+        self._leaf_count = int(np.diff(leaves)[kept.held].sum())
+        for place in np.flatnonzero(kept.held & ~there).tolist():
+            self._count(self._kept_ids(place), -1)
+        self._token_ids, self._waiting, self._gone = {}, {}, set()
+        self._room, self._owners = None, [np.zeros(0, np.int64)] * 2
         self._changed = True
 
     def add(self, key: int, token_ids: np.ndarray, nodes: NodeData) -> None:
         """Take in a document; one that a break has let in half is taken in anew."""
-        if key in self._token_ids:
+        if key in self:
             self.remove(key)
         self._put(key, token_ids, self._of(token_ids, nodes))
         self._count(token_ids, 1)
@@ -127,20 +142,23 @@ class NodeIndex:
         if key in self._waiting:
             return self._waiting[key]
         if self._kept is not None and (place := self._place(key)) is not None:
-            edges = document_edges(self._tree, self._kept.tokens)
-            leaves, spans = (slice(*edge[place : place + 2].tolist()) for edge in edges)
-            return self._kept.arrays.part(leaves, spans)
+            edges = (self._kept_edges[name][place : place + 2].tolist() for name in ("leaves", "spans"))
+            return self._kept.arrays.part(*(slice(*edge) for edge in edges))
         assert self._room is not None  # what neither waits nor is in a file was joined
         leaves, spans = (slice(*np.searchsorted(of, [key, key + 1]).tolist()) for of in self._owners)
         return self._room.part(leaves, spans)
+
+    def embeddings(self, documents: np.ndarray, spans: np.ndarray) -> np.ndarray:
+        """Of spans by their documents' keys and their numbers there, float32 [spans, dimension]."""
+        rows = zip(documents.tolist(), spans.tolist(), strict=True)
+        return torch.stack([self._arrays_of(key).embeddings[number] for key, number in rows]).numpy(force=True)
 
     def _place(self, key: int) -> int | None:
         """Which document of the adopted file a key is that of; None where of none that is there."""
         if self._kept is None:
             return None
-        places = np.flatnonzero(self._there)
-        at = np.searchsorted(self._kept.keys[places], key)
-        return int(places[at]) if at < len(places) and self._kept.keys[places[at]] == key else None
+        place = int(np.searchsorted(self._kept.keys, key))
+        return place if place < len(self._there) and self._there[place] and self._kept.keys[place] == key else None
 
     def remove(self, key: int) -> None:
         """Forget a document."""
@@ -151,9 +169,12 @@ class NodeIndex:
         self._changed = True
 
     def _take(self, key: int) -> np.ndarray:
+        self._changed = True
+        if (place := self._place(key)) is not None:
+            self._there[place] = False
+            return self._kept_ids(place)
         if self._waiting.pop(key, None) is None:
             self._gone.add(key)
-        self._changed = True
         return self._token_ids.pop(key)
 
     def _count(self, token_ids: np.ndarray, sign: int) -> None:
@@ -167,27 +188,29 @@ class NodeIndex:
     def leaves(self) -> Leaves:
         """All leaves of at least one document; what has changed since they were last asked for is taken in now."""
         if self._leaves is None or self._changed:
-            keys = sorted(self._token_ids)
-            places = document_leaves(self._tree, keys, [len(self._token_ids[key]) for key in keys])
-            spans, pieces = torch.from_numpy(places.pop("spans")).to(self.device), self._pieces()
+            pieces, others = self._pieces(), sorted(self._token_ids)
+            keys = np.concatenate([self._kept_keys(), np.array(others, np.int64)])
+            tokens = np.array([len(self._token_ids[key]) for key in others], np.int64)
+            if self._kept is not None:  # behind whose documents all others stand
+                tokens = np.concatenate([self._kept.tokens[self._there], tokens])
+            places = document_leaves(self._tree, keys, tokens)
+            spans = torch.from_numpy(places.pop("spans")).to(self.device)
             self._leaves = Leaves(**places, spans=spans, pieces=pieces)
             self._changed = False
         return self._leaves
 
     def _pieces(self) -> tuple[Piece, ...]:
         """What all documents are compared by, in the order of their keys."""
-        if self._kept is not None:
-            there = self._there & ~np.isin(self._kept.keys, list(self._gone))
-            self._gone -= set(self._kept.keys[self._there].tolist())
-            self._there = there
-            # Later documents have higher keys; if one had not, all would have to be put in order.
-            if there.any() and min(self._waiting, default=np.inf) < self._kept.keys[there].max():
-                self._waiting |= {int(key): self._arrays_of(key).to("cpu") for key in self._kept.keys[there]}
-                there = self._there = np.zeros(len(there), bool)
-            if not there.any():
-                self._kept, self._there = None, np.zeros(0, bool)
+        # Later documents have higher keys than those of the file; if one had not, all would have to be put in order.
+        if min(self._waiting, default=np.inf) < max(self._kept_keys()[-1:], default=0):
+            for key, ids in self.token_ids().items():
+                if key not in self._token_ids:
+                    self._waiting[key], self._token_ids[key] = self._arrays_of(key).to("cpu"), ids
+            self._there[:] = False
+        if not self._there.any():
+            self._kept, self._there = None, np.zeros(0, bool)
         kept = () if self._kept is None else (self._kept_piece(self._kept),)
-        if not self._waiting and (self._room is None or not len(self._token_ids) - int(self._there.sum())):
+        if not self._token_ids:
             self._room, self._owners, self._gone = None, [np.zeros(0, np.int64)] * 2, set()
             return kept
         return *kept, Piece(self._arrays())
@@ -195,7 +218,7 @@ class NodeIndex:
     def _kept_piece(self, kept: KeptLeaves) -> Piece:
         if self._there.all():
             return Piece(kept.arrays)
-        edges = document_edges(self._tree, kept.tokens)
+        edges = (self._kept_edges[name] for name in ("leaves", "spans"))
         held = (np.flatnonzero(np.repeat(self._there, np.diff(of))) for of in edges)
         return Piece(kept.arrays, *(torch.from_numpy(rows).to(self.device) for rows in held))
 

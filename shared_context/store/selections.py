@@ -40,6 +40,7 @@ class Selections:
         encoder: encodes what is selected.
         owner: tells what is selected from this catalogue from what is selected from others.
         rewrite: makes of a query what is searched for; None takes it as it is.
+        keep_spans: whether how the prefilter divides spans is kept for others.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Selections:
         encoder: ChunkEncoder,
         owner: bytes,
         rewrite: Rewrite | None = None,
+        keep_spans: bool = False,
     ):
         self._owner = owner
         self._rewrite = rewrite
@@ -59,9 +61,9 @@ class Selections:
         self._catalogue, self._encoder = catalogue, encoder
         # A cache that keeps few rows of a chunk has none of its lead-in.
         self._edges = WordEdges(config.tree, config.lead_in if config.cache.finest == 1 else 0, catalogue.text)
-        self._selector = self._selector_of(catalogue.index, config)
+        self._selector = self._selector_of(catalogue.index, config, catalogue if keep_spans else None)
 
-    def _selector_of(self, index: NodeIndex, config: StoreConfig) -> Selector:
+    def _selector_of(self, index: NodeIndex, config: StoreConfig, keeper: Catalogue | None = None) -> Selector:
         words = self._catalogue.words
         return Selector(
             self._model,
@@ -73,6 +75,7 @@ class Selections:
             self._edges,
             self._between,
             self._rewrite,
+            keeper,
         )
 
     def _between(self, key: int, first: int, last: int) -> str:
@@ -95,7 +98,9 @@ class Selections:
             choice = self._selector.choose(
                 query, self._candidates(filters, doc_ids), introduction=introduction, **options
             )
-            return self._selection(choice, query, show_metadata, rows)
+            selection = self._selection(choice, query, show_metadata, rows)
+        self._selector.considered.keep()
+        return selection
 
     def select_from(
         self, index: NodeIndex, config: StoreConfig, query: str | None, keys: list[int], **options: Any
@@ -126,7 +131,9 @@ class Selections:
                 prefilter_chunks=prefilter_chunks, min_score=min_score,
             )  # fmt: skip
             chunks = [self._shown(cut, choice.twins) for cut in choice.cuts]
-            return [Passage.of([node], chunk.text) for chunk in chunks for node in chunk.nodes]
+            passages = [Passage.of([node], chunk.text) for chunk in chunks for node in chunk.nodes]
+        self._selector.considered.keep()
+        return passages
 
     def selection_from(self, spans: list[Sequence[Any]], query: str | None, show_metadata: bool) -> Selection:
         """The selection of given characters, whole leaves of which are shown."""
@@ -191,7 +198,10 @@ class Selections:
         """Keys of the documents that may be considered."""
         passes = compile_filter(filters)
         keys = self._catalogue.documents() if doc_ids is None else sorted(set(map(self._catalogue.key, doc_ids)))
-        return keys if not filters else [key for key in keys if passes(self._catalogue.metadata(key))]
+        if not filters:
+            return keys
+        entries = self._catalogue.entries(keys)
+        return [key for key, entry in zip(keys, entries, strict=True) if passes(entry.metadata)]
 
     def _selection(
         self, choice: ChosenCuts, query: str | None, show_metadata: bool = False, rows: Rows | None = None

@@ -24,6 +24,7 @@ from shared_context.config import (
 )
 from shared_context.errors import BudgetError
 from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.store.catalogue import Catalogue
 from shared_context.store.chosen_cuts import ChosenCuts, ChunkCut, Twins
 from shared_context.store.codec import Codec
 from shared_context.store.considered import Considered
@@ -71,6 +72,10 @@ class Selector:
         edges: where leaves begin and end in what is shown.
         text: reads documents.
         rewrite: makes of a query what is searched for; None takes it as it is.
+        keeper: keeps how the prefilter divides spans; None keeps nothing.
+
+    Attributes:
+        considered: what of the index is scored.
     """
 
     def __init__(
@@ -84,11 +89,12 @@ class Selector:
         edges: WordEdges,
         text: Text,
         rewrite: Rewrite | None = None,
+        keeper: Catalogue | None = None,
     ):
         self._text, self._edges, self._config, self._index = text, edges, config, index
         self._leaf_states = LeafStates(model, config.tree, index)
         self._queries = Queries(model, codec, embedder, index, self._leaf_states, Postings(words, index), rewrite)
-        self._considered = Considered(index)
+        self.considered = Considered(index, keeper)
 
     def choose(
         self,
@@ -134,7 +140,7 @@ class Selector:
         tokens = isinstance(recent, Integral) and (recent == 0 or (best_first and recent > 0))
         require(tokens, "recent", recent, "must be 0, or with best_first more tokens")
         query = None if text is None and not best_first else self._queries.of(text)
-        considered = self._considered.chunks(query, keys, prefilter, prefilter_chunks, recent)
+        considered = self.considered.chunks(query, keys, prefilter, prefilter_chunks, recent)
         if ratio is not None:
             places = self._index.leaves().places(considered) if len(considered) else []
             return ChosenCuts([ChunkCut(*place, [GrainedNode(Node(0, 0), ratio)]) for place in places], None, None)
@@ -173,7 +179,7 @@ class Selector:
         Arguments and errors are those of the store's ``retrieve``, but for the ``keys`` of :meth:`choose`.
         """
         query, policy, min_score = self._queries.of(text), self._policy(policy), self._min_score(min_score)
-        considered = self._considered.chunks(query, keys, prefilter, prefilter_chunks)
+        considered = self.considered.chunks(query, keys, prefilter, prefilter_chunks)
         if not len(considered):
             return ChosenCuts([], None, policy)
         together = self._config.tree.leaf_size * self._config.tree.embedded_leaves

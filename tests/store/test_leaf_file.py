@@ -3,13 +3,17 @@
 import os
 import random
 import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 
 from shared_context import Document, SharedLLMContextStore, StoreConfig, TreeConfig
-from shared_context.store import leaf_file, store_file
+from shared_context.errors import StoreFormatError
+from shared_context.store import database, leaf_file, store_file
+from shared_context.store.database import Database
 from shared_context.store.leaf_file import FILE
 
 QUESTIONS = ("Who lights the lamp when the ferry leaves?", "What is served in the kitchen?")
@@ -95,6 +99,50 @@ def test_a_store_that_is_opened_again_answers_the_same(kept, made, reopen):
 
 
 def test_a_file_holds_all_that_queries_are_compared_with(kept, reopen, tmp_path):
+    assert_same(compared(reopen(kept)), from_database(kept, tmp_path, reopen))
+
+
+def test_opening_again_reads_no_document_but_those_that_changed(kept, reopen, tmp_path, monkeypatch):
+    store = reopen(kept)
+    for said in ("The lamp is lit by Anna.", "Who puts it out?"):
+        store.conversation("talk", recent_tokens=0).append("user", said)
+    store.update("note-6", metadata={"page": 606})
+    store.append("note-2", " It is told again.")
+    store.delete("note-3")
+    read: list[int] = []
+    for name in ("nodes", "document", "catalogue", "node_sums"):
+        original = getattr(Database, name)
+        monkeypatch.setattr(Database, name, lambda *of, was=original: (read.append(of[1]), was(*of))[1])
+    again = reopen(kept)
+    with again._rooms.catalogue.reading():
+        assert read == [again._rooms.catalogue.key("note-2")]
+    assert again.conversation("talk", recent_tokens=0).select("Who?").text
+    assert_same(compared(again), from_database(kept, tmp_path, reopen))
+
+
+def test_a_damaged_line_is_told_by_name_when_it_is_read(kept, reopen):
+    with closing(sqlite3.connect(kept / "store.sqlite")) as connection, connection:
+        connection.execute("UPDATE documents SET metadata = '{}' WHERE id = 'note-3'")
+    store = reopen(kept)
+    assert store.get("note-4").metadata == {"page": 4}
+    for ask in (lambda: store.get("note-3"), lambda: store.select("note", filters={"page": 3}), store.ids):
+        with pytest.raises(StoreFormatError, match="note-3"):
+            ask()
+
+
+def test_a_line_that_vanished_is_told_when_the_store_is_opened(kept, reopen):
+    with closing(sqlite3.connect(kept / "store.sqlite")) as connection, connection:
+        connection.execute("DELETE FROM documents WHERE id = 'note-3'")
+    with pytest.raises(StoreFormatError, match="some of its documents are missing"):
+        reopen(kept)
+
+
+def test_more_changes_than_are_remembered_are_seen_when_the_store_is_opened_again(kept, reopen, tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "CHANGES_KEPT", 3)
+    store = reopen(kept)
+    for number in range(5):
+        store.update("note-6", metadata={"page": number})
+        store.delete(f"note-{7 + number}")
     assert_same(compared(reopen(kept)), from_database(kept, tmp_path, reopen))
 
 

@@ -1,0 +1,42 @@
+"""The texts of documents that were used of late."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from shared_context.store.node_data import StoredText
+
+TEXTS_KEPT, CHARACTERS_KEPT = 32, 1 << 20
+"""So many documents stay in memory, or as many as have so many characters together."""
+
+
+class Texts:
+    """Texts with their tokens, of which those used last stay in memory.
+
+    Args:
+        read: gives a document's text by its key.
+    """
+
+    def __init__(self, read: Callable[[int], StoredText]):
+        self._read = read
+        self._kept: OrderedDict[int, StoredText] = OrderedDict()
+
+    def of(self, key: int) -> StoredText:
+        """A document's text."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        stored = self._kept[key] = self._read(key)
+        characters = sum(len(kept.text) for kept in self._kept.values())
+        while len(self._kept) > TEXTS_KEPT and characters > CHARACTERS_KEPT:
+            characters -= len(self._kept.popitem(last=False)[1].text)
+        return stored
+
+    def forget(self, key: int) -> None:
+        """Let go of a document's text."""
+        self._kept.pop(key, None)
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._kept.clear()
