@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -19,7 +20,7 @@ from shared_context.kernels import (
     assemble_ragged,
 )
 from shared_context.model.attention import ATTENTION
-from shared_context.model.cache import RoomyCache, RoomyLayer
+from shared_context.model.cache import KeptMemory, RoomyCache, RoomyLayer
 from shared_context.model.context import ContextKV
 from shared_context.model.in_place import EncodingsInPlace, Run, split_runs
 from shared_context.model.windows import PositionsHook, padded
@@ -45,7 +46,7 @@ class PrefixInjection:
         self.rotary = rotary
         self.windowed = windowed
         self._in_place = fused and not windowed
-        self._memory: torch.Tensor | None = None
+        self._memory, self._beside = KeptMemory(), KeptMemory()
 
     def installed(
         self, model: PreTrainedModel, contexts: Sequence[ContextKV | None], sink: int, prefix: int
@@ -62,7 +63,16 @@ class PrefixInjection:
         deltas = [[prefix + p.places - (sink + p.positions) for p in row] for row in parts]
         kv = [[part.kv for part in row] for row in parts]
         targets = [[prefix + p.places for p in row] for row in parts] if self.windowed else None
-        ragged = assemble_ragged(kv, deltas, self.rotary, model.dtype, model.device, targets)
+        taken: list[torch.Tensor] = []
+
+        def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+            taken.append(self._beside.take(math.prod(shape), dtype, device))
+            return taken[0][: math.prod(shape)].view(shape)
+
+        ragged = assemble_ragged(kv, deltas, self.rotary, model.dtype, model.device, targets, allocate)
+        if ragged is not None:
+            # When the last answer that reads these rows is done, nobody has to say so.
+            weakref.finalize(ragged, self._beside.keep, *taken).atexit = False
         hooks: list[AbstractContextManager[None]] = []
         beyond = [c.length - c.columns if c is not None else 0 for c in contexts]
         if ragged is not None or any(beyond):
@@ -100,7 +110,7 @@ class PrefixInjection:
         width = max((c.columns for c in contexts if c is not None), default=0)
         batch, device = len(contexts), prefix_kv.device
         shape = (2, self.layers, batch, kv_heads, width + prefix + room, head_dim)
-        memory = self._take_memory(math.prod(shape), dtype, device)
+        memory = self._memory.take(math.prod(shape), dtype, device)
         lower = memory[: math.prod(shape)].view(shape)
         runs: list[Run] = []
         for row, context in enumerate(contexts):
@@ -124,27 +134,11 @@ class PrefixInjection:
         )
         upper[:, :, :, :, :prefix] = prefix_kv[:, self.layers :, None].to(dtype)
         layers += [RoomyLayer(upper[:, i], prefix) for i in range(total_layers - self.layers)]
-        give_back = partial(self._keep_memory, memory)
+        give_back = partial(self._memory.keep, memory)
         if not runs:
             return RoomyCache(layers, give_back)
         unread = EncodingsInPlace(runs, self.rotary)
         return RoomyCache(layers, give_back, unread, lower[:, :, 0, :, : unread.columns])
-
-    def _take_memory(self, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """At least so many elements, with anything in them; on a processor those of an earlier cache.
-
-        Fresh memory costs a page fault every 4 KB there, a fifth of the time to the first token. Accelerators have an
-        allocator that keeps memory by itself.
-        """
-        kept, self._memory = self._memory, None
-        if kept is not None and kept.numel() >= size and (kept.dtype, kept.device) == (dtype, device):
-            return kept
-        return torch.empty(size, dtype=dtype, device=device)
-
-    def _keep_memory(self, memory: torch.Tensor) -> None:
-        kept = self._memory
-        if memory.device.type == "cpu" and (kept is None or kept.numel() < memory.numel()):
-            self._memory = memory
 
 
 class InTurn(AbstractContextManager[None]):

@@ -152,3 +152,17 @@ def test_positions_go_on_behind_a_ragged_context(make_model, tokens, prompt):
     for _ in range(10):
         ids.append(int(model.logits(prompt(model, torch.tensor(ids)), context)[-1].argmax()))
     assert answer == model.tokenizer.decode(ids[len(question.suffix) :], skip_special_tokens=True)
+
+
+def test_an_answer_under_way_keeps_its_rows_while_others_come_and_go(make_model, tokens):
+    """The memory of rows is used again, but not before the answer over them is done."""
+    model, contexts = make_model("llama"), []
+    for number in range(3):
+        chunks = [tokens(60 - 10 * number, number)]  # each finds room where the one before was
+        contexts.append(Ragged(model, chunks, uneven(model, chunks, number)))
+    alone = ["".join(make_model("llama").stream("a b c", context=one, max_new_tokens=12)) for one in contexts]
+    assert len(set(alone)) == 3
+    under_way = iter(model.stream("a b c", context=contexts[0], max_new_tokens=12))
+    text = next(under_way)
+    assert ["".join(model.stream("a b c", context=one, max_new_tokens=12)) for one in contexts[1:]] == alone[1:]
+    assert text + "".join(under_way) == alone[0]

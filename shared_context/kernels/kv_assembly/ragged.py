@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from shared_context.kernels.kv_assembly.ragged_kv import RaggedKV
@@ -43,6 +42,7 @@ def assemble_ragged(
     dtype: torch.dtype,
     device: torch.device,
     targets: Sequence[Sequence[torch.Tensor]] | None = None,
+    allocate: Callable[..., torch.Tensor] = torch.empty,
 ) -> RaggedContext | None:
     """Gather the rows of each head from all parts of its context, keys turned to their new positions.
 
@@ -52,6 +52,7 @@ def assemble_ragged(
         rotary: of the layers; frequencies [rotary_dim / 2] alone, paired by halves, where all share them.
         dtype, device: of what is made.
         targets: for each part the positions that its rows come to stand at, [rows]; None where no one asks for them.
+        allocate: gives the memory for keys and values, as torch.empty does.
 
     Returns:
         None where no row has any part.
@@ -59,27 +60,33 @@ def assemble_ragged(
     shape = next((part.counts.shape for parts in batch for part in parts), None)
     if shape is None:
         return None
-    widest = max(map(len, batch))
-    counts = np.zeros((shape[0], len(batch), shape[1], widest), dtype=np.int64)
-    for row, parts in enumerate(batch):
-        for number, part in enumerate(parts):
-            counts[:, row, :, number] = part.counts.numpy(force=True)
-    starts = (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
+    layers, kv_heads = shape
     head_dim = next(part.data.shape[2] for parts in batch for part in parts)
-    keys, values = (torch.empty((int(counts.sum()), head_dim), dtype=dtype, device=device) for _ in range(2))
-    positions = None if targets is None else torch.empty(len(keys), dtype=torch.int64, device=device)
+    counts = torch.zeros(layers, len(batch), kv_heads, dtype=torch.int64)
+    # For each row of the batch and each part, keys, values and places, head by head.
+    pieces: list[list[list[tuple[torch.Tensor, ...]]]] = []
     for row, parts in enumerate(batch):
+        pieces.append([])
         for number, part in enumerate(parts):
-            of_head, first = counts[:, row, :, number].ravel(), starts[:, row, :, number].ravel()
-            inside = np.arange(of_head.sum()) - np.repeat(np.cumsum(of_head) - of_head, of_head)
-            place = torch.from_numpy(np.repeat(first, of_head) + inside).to(device)
+            of_heads = part.counts.cpu()
+            counts[:, row] += of_heads
             data = part.dequantized(dtype).data.to(device)
-            keys.index_copy_(0, place, _turned(data[0], part, deltas[row][number], rotary))
-            values.index_copy_(0, place, data[1])
-            if positions is not None and targets is not None:
-                positions.index_copy_(0, place, targets[row][number].to(device))
-    of_heads, numbers = torch.from_numpy(starts[..., 0].copy()), torch.from_numpy(counts.sum(-1))
-    return RaggedContext(keys, values, of_heads, numbers, positions)
+            rows = [_turned(data[0], part, deltas[row][number], rotary), data[1]]
+            rows += [] if targets is None else [targets[row][number].to(device)]
+            pieces[-1].append([of.split(of_heads.flatten().tolist()) for of in rows])
+    total = int(counts.sum())
+    gathered = list(allocate((2, total, head_dim), dtype=dtype, device=device))
+    gathered += [] if targets is None else [torch.empty(total, dtype=torch.int64, device=device)]
+    heads = [
+        (row, layer * kv_heads + head)
+        for layer in range(layers)
+        for row in range(len(batch))
+        for head in range(kv_heads)
+    ]
+    for kind, out in enumerate(gathered):
+        torch.cat([part[kind][head] for row, head in heads for part in pieces[row]], out=out)
+    starts = (counts.flatten().cumsum(0) - counts.flatten()).view_as(counts)
+    return RaggedContext(gathered[0], gathered[1], starts, counts, None if targets is None else gathered[2])
 
 
 def _turned(keys: torch.Tensor, part: RaggedKV, delta: torch.Tensor, rotary: Rotary | torch.Tensor) -> torch.Tensor:
