@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage test-newest test-lowest test-beside test-vllm faults soak lint docs release figures gpu clean
+.PHONY: help setup demo test test-slow coverage test-newest test-lowest test-beside test-vllm faults kills soak lint docs release figures gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,10 @@ $(VLLM)/.installed:
 
 faults: $(STAMP)  ## twenty minutes of faults at every file operation of a store; needs Linux and a C compiler
 	@$(BIN)/python tests/faults/campaign.py
+
+kills: export OMP_NUM_THREADS := 1
+kills: $(STAMP)  ## two hundred kills of what fills, publishes and asks stores of shards on Ray; needs Linux
+	@$(BIN)/python tests/shards/kills.py
 
 SECONDS ?= 3600
 
