@@ -39,7 +39,7 @@ class ShardedCatalogue:
         self.index, self.words = ShardedIndex(crew, tree, device), ShardedWords(crew)
         self.states: dict[int, ShardState] = {}
         self._keys: dict[str, int] = {}
-        self._texts = Texts(self._read)
+        self._texts = Texts()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -97,7 +97,7 @@ class ShardedCatalogue:
 
     def text(self, key: int) -> StoredText:
         """A document's text with its tokens."""
-        return self._texts.of(key)
+        return self._texts.of(key, self._read)
 
     def _read(self, key: int) -> StoredText:
         number, own = shard_of(key)

@@ -83,7 +83,7 @@ class Catalogue:
         self._data_version: int | None = None
         self._version: int | None = None
         self._lines = Lines(database, namespace)
-        self._texts = Texts(self._read)
+        self._texts = Texts()
         self.headerless: set[int] = set()
 
     @contextmanager
@@ -375,7 +375,7 @@ class Catalogue:
 
     def text(self, key: int) -> StoredText:
         """A document's text with its tokens."""
-        return self._texts.of(key)
+        return self._texts.of(key, self._read)
 
     def _read(self, key: int) -> StoredText:
         stored = self._database.document(key)

@@ -12,22 +12,22 @@ TEXTS_KEPT, CHARACTERS_KEPT = 32, 1 << 20
 
 
 class Texts:
-    """Texts with their tokens, of which those used last stay in memory.
+    """Texts with their tokens, of which those used last stay in memory."""
 
-    Args:
-        read: gives a document's text by its key.
-    """
-
-    def __init__(self, read: Callable[[int], StoredText]):
-        self._read = read
+    def __init__(self) -> None:
         self._kept: OrderedDict[int, StoredText] = OrderedDict()
 
-    def of(self, key: int) -> StoredText:
-        """A document's text."""
+    def of(self, key: int, read: Callable[[int], StoredText]) -> StoredText:
+        """A document's text.
+
+        Args:
+            key: the document's.
+            read: gives it by the key where it is not in memory; not held, or who has these texts would hold itself.
+        """
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        stored = self._kept[key] = self._read(key)
+        stored = self._kept[key] = read(key)
         characters = sum(len(kept.text) for kept in self._kept.values())
         while len(self._kept) > TEXTS_KEPT and characters > CHARACTERS_KEPT:
             characters -= len(self._kept.popitem(last=False)[1].text)
