@@ -109,7 +109,8 @@ soak: export OMP_NUM_THREADS := 1
 soak: $(STAMP)  ## a store under load for an hour (SECONDS=60: a minute): memory, descriptors and disk stay flat
 	@$(BIN)/python tests/faults/soak.py --seconds $(SECONDS)
 
-lint: $(STAMP)  ## ruff: style, likely bugs; mypy: types; import-linter: which way arrows run, no circles
+lint: $(STAMP)  ## ruff: layout, style, likely bugs; mypy: types; import-linter: which way arrows run, no circles
+	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache

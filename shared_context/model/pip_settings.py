@@ -63,9 +63,7 @@ class PipSettings:
         try:
             folder = self.cert is not None and Path(self.cert).is_dir()
             context = (
-                ssl.create_default_context(capath=self.cert)
-                if folder
-                else ssl.create_default_context(cafile=self.cert)
+                ssl.create_default_context(capath=self.cert) if folder else ssl.create_default_context(cafile=self.cert)
             )
             if self.client_cert is not None:
                 context.load_cert_chain(self.client_cert)

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
+
 class HubOptions(TypedDict, total=False):
     """Where on the Hub, as whom, and into which folder."""
 
@@ -242,13 +243,15 @@ def local_snapshot(repo: str, *, subfolders: bool = False, **hub: Unpack[HubOpti
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(
+        folder = Path(
+            snapshot_download(
                 repo,
                 local_files_only=True,
                 allow_patterns=_FILES,
                 ignore_patterns=_left_out(subfolders),
                 **hub,
-            ))
+            )
+        )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     return None if what_is_missing(folder) else folder
@@ -273,9 +276,7 @@ def hub_snapshot(repo: str, *, subfolders: bool = False, **hub: Unpack[HubOption
     try:
         HfApi(token=hub.get("token")).model_info(repo, revision=hub.get("revision"), timeout=HUB_TIMEOUT)
         notice(f"fetching {repo} from the Hugging Face Hub (once)")
-        folder = Path(
-            snapshot_download(repo, allow_patterns=_FILES, ignore_patterns=_left_out(subfolders), **hub)
-        )
+        folder = Path(snapshot_download(repo, allow_patterns=_FILES, ignore_patterns=_left_out(subfolders), **hub))
     except (OSError, ValueError, *unreachable) as error:  # ValueError: a bad name; a log-in page that is no JSON
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelNotFoundError(f"the Hugging Face Hub ({reason})") from error

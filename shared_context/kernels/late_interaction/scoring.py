@@ -177,11 +177,7 @@ def _blockwise(
         end = min(start + block, count)
         size = end - start
         taken = slice(start, end) if leaves is None else leaves[start:end]
-        packed = (
-            codes[taken]
-            if isinstance(taken, slice)
-            else torch.index_select(codes, 0, taken, out=chosen[:size])
-        )
+        packed = codes[taken] if isinstance(taken, slice) else torch.index_select(codes, 0, taken, out=chosen[:size])
         unpacked = tokens[: size * leaf_size]
         unpacked.view(size, leaf_size, code_size).copy_(packed)
         found = similarity[: len(flat) * size * leaf_size].view(len(flat), size * leaf_size)
