@@ -151,9 +151,9 @@ def _result(
     """By label, [negative log-likelihood, entries kept of the context]; and what failed, with the reason."""
     answer = question.answers[0]
     scores: dict[str, list[float]] = {
-        f"{NONE}|-|1": [base.score(question.text, answer), 0],
+        f"{NONE}|-|1": [base.nll(question.text, answer), 0],
         f"{TEXT}|{UNTRAINED}|1": [
-            base.score(question.text, answer, context=right),
+            base.nll(question.text, answer, context=right),
             len(prompted(base, question.text, right, answer).context),
         ],
     }
@@ -162,7 +162,7 @@ def _result(
         of = prompted(base, question.text, context, answer)
         for weights, reader in ((UNTRAINED, base), (TRAINED, model)):
             for way, ratio, shown in _selections(reader, embedder, context, question.text, of, ratios):
-                nll = reader.score(question.text, answer, context=shown)
+                nll = reader.nll(question.text, answer, context=shown)
                 scores[f"{before}{way}|{weights}|{ratio}"] = [nll, shown.kv_entries]
         if kvpress is not None:
             with reading(base, PLAIN_ATTENTION):

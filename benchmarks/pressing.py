@@ -109,7 +109,7 @@ class Prompted:
 
 
 def prompted(model: SharedLLMModel, question: str, context: str, answer: str) -> Prompted:
-    """The tokens of ``model.score(question, answer, context=context)``."""
+    """The tokens of ``model.nll(question, answer, context=context)``."""
     prompt = model.prompt_format.render([{"role": "user", "content": question}], with_context=True)
     asked, answer_ids = (
         model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (CONTEXT_FOOTER + question, answer)

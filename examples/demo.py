@@ -181,7 +181,7 @@ def coarsen(store: SharedLLMContextStore, question: str, expected: str) -> None:
         spans = [(passage.doc_id, passage.start, passage.end, ratio) for passage in passages]
         selection = store.selection_from(spans)
         answer = store.model.generate(question, context=selection, max_new_tokens=32)
-        nll = store.model.score(question, expected, context=selection)
+        nll = store.model.nll(question, expected, context=selection)
         print(f"    ratio {ratio:<2}     {selection.kv_entries:>4} entries, {nll:.2f} nats: {' '.join(answer.split())}")
 
 

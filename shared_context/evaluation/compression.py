@@ -89,9 +89,9 @@ class Passage:
             return ContextKV([self._kv], [self._rows], self._ids[self._rows])
         coarse = self._kv.ragged(kept_rows(self._kv, [(0, len(self._ids), self._ratio)]))
         rows, tokens = coarse.tokens.long(), len(self._ids)
-        span = self.kv_entries if self._squeezed else tokens
-        parts = [CoarseKV(coarse, rows * span // tokens, rows)]
-        return ContextKV([None], [self._rows], self._ids[:0], coarse=parts, span=span)
+        extent = self.kv_entries if self._squeezed else tokens
+        parts = [CoarseKV(coarse, rows * extent // tokens, rows)]
+        return ContextKV([None], [self._rows], self._ids[:0], coarse=parts, extent=extent)
 
 
 Shown = Passage | Selection | str | None
@@ -133,7 +133,7 @@ def measure_passages(
                 together = [way for way, context in shown.items() if isinstance(context, Passage) and way != PROBED]
                 for ways in (together, *([way] for way in shown if way not in together)):
                     same = [question.text] * len(ways), [question.answers[0]] * len(ways)
-                    found = reader.score(*same, context=[shown[way] for way in ways])
+                    found = reader.nll(*same, context=[shown[way] for way in ways])
                     scored += [[way, weights, nll] for way, nll in zip(ways, found, strict=True)]
             yield scored
 
@@ -343,4 +343,4 @@ def _score(
 ) -> None:
     for way, context in shown.items():
         answering = model if way[1] == TRAINED else base
-        scores.setdefault(way, []).append(answering.score(question.text, question.answers[0], context=context))
+        scores.setdefault(way, []).append(answering.nll(question.text, question.answers[0], context=context))

@@ -207,16 +207,16 @@ def _result(
     lead = read.between(begin, begin + LEAD)
     running = read.between(begin + LEAD, begin + LEAD + RUNNING)
     prompt = PROMPT.format(lead=lead)
-    result = {NONE: model.score(prompt, running)}
+    result = {NONE: model.nll(prompt, running)}
     for length in lengths:
         parts = [str(part) for part in lengths if part <= length]
         right, wrong = _as_large(stores.at(place, number), stores.at(place, other), lead, parts, budget, recent)
-        result[f"{RIGHT}|{length}"] = model.score(prompt, running, context=right)
-        result[f"{WRONG}|{length}"] = model.score(prompt, running, context=wrong)
+        result[f"{RIGHT}|{length}"] = model.nll(prompt, running, context=right)
+        result[f"{WRONG}|{length}"] = model.nll(prompt, running, context=wrong)
         pasted = min(length, _pasted_most(model))
         if pasted >= NEARLY_ALL * length:
             for way, text, at in (FULL, read, begin), (FULL_WRONG, unrelated, elsewhere):
-                result[f"{way}|{length}"] = model.score(prompt, running, context=text.between(at - pasted, at))
+                result[f"{way}|{length}"] = model.nll(prompt, running, context=text.between(at - pasted, at))
     return result
 
 

@@ -161,7 +161,7 @@ def _result(
         shown[CONTROL, budget] = store.select(other.text, budget=budget, **elsewhere)
     named = {way: _what(selection) for way, selection in shown.items()}
     once = {name: shown[way] for way, name in named.items()}
-    found = model.score(
+    found = model.nll(
         [question.text] * len(once), [question.answers[0]] * len(once), context=list(once.values()), batch_size=8
     )
     nll = dict(zip(once, found, strict=True))

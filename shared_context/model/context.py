@@ -43,7 +43,7 @@ class ContextKV:
         positions: for each of those rows the row that it is of the whole encoding, [n_i], counted from where encoding
             began. None where encodings are whole.
         coarse: for each chunk what its coarse nodes show; None for chunks without any, or where none has any.
-        span: positions that the context takes; None is as many as it has columns.
+        extent: positions that the context takes; None is as many as it has columns.
     """
 
     chunks: Sequence[ChunkKV | None]
@@ -52,7 +52,7 @@ class ContextKV:
     places: Sequence[torch.Tensor] | None = None
     positions: Sequence[torch.Tensor] | None = None
     coarse: Sequence[CoarseKV | None] | None = None
-    span: int | None = None
+    extent: int | None = None
 
     @property
     def columns(self) -> int:
@@ -62,7 +62,7 @@ class ContextKV:
     @property
     def length(self) -> int:
         """Positions that the context takes."""
-        return self.columns if self.span is None else self.span
+        return self.columns if self.extent is None else self.extent
 
     @property
     def coarse_parts(self) -> list[CoarseKV]:

@@ -12,13 +12,13 @@ from shared_context.config import InjectionKind, require
 from shared_context.model.adapter import Adapter
 from shared_context.model.adapting import AdaptingModel
 from shared_context.model.answering import AnsweringModel
+from shared_context.model.likelihood import LikelihoodModel
 from shared_context.model.loading import load
 from shared_context.model.pretrained import DEFAULT_MODEL, HubOptions
-from shared_context.model.scoring import ScoringModel
 from shared_context.model.step_weights import StepWeights
 
 
-class SharedLLMModel(AnsweringModel, ScoringModel, AdaptingModel):
+class SharedLLMModel(AnsweringModel, LikelihoodModel, AdaptingModel):
     """One short-context language model, stacked on itself (SharedLLM, arXiv 2603.04759).
 
     As the compressor it turns chunks of documents into keys and values; as the injecting decoder it answers with

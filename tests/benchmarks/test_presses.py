@@ -49,7 +49,7 @@ def test_a_press_that_keeps_everything_gives_what_pasted_text_gives(small, of):
         caches, failed = pressing.prefilled(small.hf_model, ids, {"all": Last(len(ids))})
         found = pressing.score_behind(small.hf_model, caches["all"], len(ids), of)
     assert failed == {}
-    assert found == pytest.approx(small.score(QUESTION, ANSWER, context=CONTEXT), abs=1e-4)
+    assert found == pytest.approx(small.nll(QUESTION, ANSWER, context=CONTEXT), abs=1e-4)
 
 
 @torch.inference_mode()

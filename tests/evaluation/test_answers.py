@@ -154,7 +154,7 @@ def test_what_is_computed_together_is_what_each_question_gives_alone(few_questio
         results = answers._results(shown, likelihoods=True)
         for (question, contexts), result in zip(shown, results, strict=True):
             for shown in contexts:
-                nll = exact.score(question.text, question.answers[0], context=shown.context)
+                nll = exact.nll(question.text, question.answers[0], context=shown.context)
                 assert result[shown.key]["nll"] == pytest.approx(nll, abs=1e-3), shown.key
                 assert result[shown.key]["tokens"] == shown.tokens
                 if not shown.is_control:

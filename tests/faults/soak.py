@@ -113,7 +113,7 @@ def ask(store: SharedLLMContextStore, random: Random, name: str) -> None:
     selection = store.select(" ".join(random.choices(WORDS, k=4)), budget=random.choice([32, 128]))
     checked(name, [selection.text])
     if selection.nodes:
-        store.model.score("Where?", " Here.", context=selection)
+        store.model.nll("Where?", " Here.", context=selection)
 
 
 def talk(store: SharedLLMContextStore, random: Random, name: str) -> None:

@@ -149,8 +149,8 @@ def test_a_batch_that_is_wider_than_a_sliding_window_hides_nothing(make_model, i
     while len(model.prompt_format.render([{"role": "user", "content": long}], with_context=True)) > window - 60:
         long = long[:-10]
     questions, contexts = ["the lamp", long], [wide, narrow]
-    alone = [model.score(q, "the harbour", context=c) for q, c in zip(questions, contexts, strict=True)]
-    assert model.score(questions, ["the harbour"] * 2, context=contexts) == pytest.approx(alone, abs=1e-4)
+    alone = [model.nll(q, "the harbour", context=c) for q, c in zip(questions, contexts, strict=True)]
+    assert model.nll(questions, ["the harbour"] * 2, context=contexts) == pytest.approx(alone, abs=1e-4)
 
 
 def test_streams_that_go_on_together_answer_as_each_alone(make_model, inject, tokens, family):
@@ -222,7 +222,7 @@ class Rows:
     def __init__(self, model: SharedLLMModel, chunk: torch.Tensor, rows: torch.Tensor, ragged: bool):
         (encoded,) = model.compressor.encode([chunk])
         if not ragged:
-            self._context = ContextKV([encoded], [rows], chunk[rows], [rows], span=len(chunk))
+            self._context = ContextKV([encoded], [rows], chunk[rows], [rows], extent=len(chunk))
         else:
             kept = torch.zeros(len(chunk), dtype=torch.bool)
             kept[rows] = True

@@ -29,7 +29,7 @@ def test_a_selection_is_worth_its_text(gemma):
         for question in asked.sample(8):
             selection = store.select(question.text, budget=512)
             for found, context in ((shown, selection), (pasted, selection.text), (none, None)):
-                found.append(gemma.score(question.text, question.answers[0], context=context))
+                found.append(gemma.nll(question.text, question.answers[0], context=context))
     assert fmean(shown) < fmean(none) - 0.5
     assert fmean(shown) < fmean(pasted) + 0.1
 

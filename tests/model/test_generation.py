@@ -34,7 +34,7 @@ def test_the_answer_comes_from_the_injected_context(model, selection):
 
 
 def test_the_right_context_makes_the_answer_likelier_as_much_as_pasted_text_does(model, selection):
-    injected, pasted, none = (model.score(QUESTION, "21:47", context=c) for c in (selection, TEXT, None))
+    injected, pasted, none = (model.nll(QUESTION, "21:47", context=c) for c in (selection, TEXT, None))
     assert injected < none - 0.5
     assert abs(injected - pasted) < 0.1
 
@@ -43,10 +43,10 @@ def test_a_batch_is_scored_as_each_of_it_alone(model, selection):
     questions = [QUESTION, "Who is the harbour master of the whole north coast?", QUESTION, "Who is it?"]
     answers = ["21:47", "Ingrid Vale", "at the north gate", "Ingrid"]
     contexts = [selection, selection, None, TEXT]
-    alone = [model.score(q, a, context=c) for q, a, c in zip(questions, answers, contexts, strict=True)]
-    assert model.score(questions, answers, context=contexts, batch_size=3) == pytest.approx(alone, abs=0.05)
+    alone = [model.nll(q, a, context=c) for q, a, c in zip(questions, answers, contexts, strict=True)]
+    assert model.nll(questions, answers, context=contexts, batch_size=3) == pytest.approx(alone, abs=0.05)
     with pytest.raises(ConfigError, match="4 questions"):
-        model.score(questions, answers[:2], context=contexts)
+        model.nll(questions, answers[:2], context=contexts)
 
 
 def test_a_completion_says_what_it_took(model, selection):
@@ -108,7 +108,7 @@ def test_a_selection_is_read_by_the_model_it_was_made_for_alone(make_small_model
         store.add(TEXT, id="gate")
         selection = store.select(QUESTION)
         mine.generate(QUESTION, context=selection, max_new_tokens=2)
-        for ask in (other.generate, other.stream, lambda q, context: other.score(q, "21:47", context=context)):
+        for ask in (other.generate, other.stream, lambda q, context: other.nll(q, "21:47", context=context)):
             with pytest.raises(ModelMismatchError, match="selected for .* Select from a store"):
                 ask(QUESTION, context=selection)
 
@@ -267,9 +267,9 @@ def test_what_is_no_text_is_named(model, ask):
         getattr(model, ask)(3)
 
 
-@pytest.mark.parametrize("ask", ["count_tokens", "tokenize", "score"])
+@pytest.mark.parametrize("ask", ["count_tokens", "tokenize", "nll"])
 def test_half_a_character_is_refused_wherever_text_is_taken(model, ask):
-    call = {"score": lambda text: model.score("hi", text)}.get(ask) or getattr(model, ask)
+    call = {"nll": lambda text: model.nll("hi", text)}.get(ask) or getattr(model, ask)
     with pytest.raises(QueryError, match="lone surrogate"):
         call("half \ud83d")
 
@@ -424,3 +424,9 @@ def test_streams_that_are_read_by_several_threads_share_their_steps_and_answer_a
         found = list(pool.map(lambda of: "".join(small.stream(of[0], context=of[1], **options)), asked.items()))
     assert found == alone
     assert max(rows) > 1
+
+
+def test_the_former_name_of_nll_goes_on_with_a_warning(model):
+    with pytest.warns(DeprecationWarning, match=r"called nll\(\).*0\.3"):
+        former = model.score(QUESTION, "21:47")
+    assert former == model.nll(QUESTION, "21:47")

@@ -106,8 +106,8 @@ def test_prompts_without_a_context_are_answered_by_the_base_model(make_model, lo
     together = model.generate(prompts, context=contexts, **options)
     assert together == [model.generate(p, context=c, **options) for p, c in zip(prompts, contexts, strict=True)]
     assert [together[0], together[2]] == [base.generate(prompts[i], **options) for i in (0, 2)]
-    assert model.score("the lamp", "log", context=contexts[1]) != base.score("the lamp", "log", context=contexts[1])
-    assert model.score("the lamp", "log") == base.score("the lamp", "log")
+    assert model.nll("the lamp", "log", context=contexts[1]) != base.nll("the lamp", "log", context=contexts[1])
+    assert model.nll("the lamp", "log") == base.nll("the lamp", "log")
     assert "".join(model.stream("the log", **options)) == base.generate("the log", **options)
 
 

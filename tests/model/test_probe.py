@@ -62,7 +62,7 @@ def test_a_store_uses_the_probe_it_is_asked_for(make_small_model, tmp_path):
         context = selection.key_values()
         assert all(part.kv.entries == -(-chunk.tree.length // 4)
                    for part, chunk in zip(context.coarse, selection.chunks, strict=True))  # fmt: skip
-        scores.append(model.score("the lamp", "harbour", context=selection))
+        scores.append(model.nll("the lamp", "harbour", context=selection))
     assert scores[0] != scores[1]
 
 

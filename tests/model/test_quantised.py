@@ -39,7 +39,7 @@ def test_answers_come_from_the_injected_context(quantised, model):
         store.add(TEXT, id="gate")
         selection = store.select(QUESTION)
         assert "21:47" in quantised.generate(QUESTION, context=selection, max_new_tokens=12)
-        injected, pasted = (quantised.score(QUESTION, "21:47", context=c) for c in (selection, TEXT))
+        injected, pasted = (quantised.nll(QUESTION, "21:47", context=c) for c in (selection, TEXT))
     assert abs(injected - pasted) < 0.1
 
 

@@ -34,7 +34,7 @@ class Spaced:
     """Rows of a chunk that every head shows, where they stood, behind them as many positions as the chunk has."""
 
     def __init__(self, model, chunk, rows):
-        self._context = ContextKV(model.compressor.encode([chunk]), [rows], chunk[rows], [rows], span=len(chunk))
+        self._context = ContextKV(model.compressor.encode([chunk]), [rows], chunk[rows], [rows], extent=len(chunk))
         self.kv_entries = len(rows)
 
     def key_values(self, room=None):

@@ -48,8 +48,8 @@ def test_a_text_that_is_read_step_by_step_is_nearly_as_likely(model, bits):
 def test_what_is_read_is_read_by_the_weights_themselves(model, quantised, store):
     selection = store.select(QUESTION)
     assert quantised.identity == model.identity
-    assert quantised.score(QUESTION, "21:47", context=selection) == model.score(QUESTION, "21:47", context=selection)
-    assert quantised.score(QUESTION, "Yes") == model.score(QUESTION, "Yes")
+    assert quantised.nll(QUESTION, "21:47", context=selection) == model.nll(QUESTION, "21:47", context=selection)
+    assert quantised.nll(QUESTION, "Yes") == model.nll(QUESTION, "Yes")
 
 
 @pytest.mark.parametrize("fine", [1, 2])

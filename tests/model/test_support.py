@@ -262,7 +262,7 @@ def test_a_model_that_transformers_loaded_whole_on_one_device_answers_as_one_loa
     with SharedLLMContextStore(ours, embedder=None) as store:
         store.add("the harbour master keeps the lamp and the log of the harbour " * 40, id="log")
         coarse = store.select("the lamp", ratio=4)
-        expected, found = (model.score("where", "the lamp", context=coarse) for model in (ours, theirs))
+        expected, found = (model.nll("where", "the lamp", context=coarse) for model in (ours, theirs))
     assert found == pytest.approx(expected, abs=1e-4)
 
 

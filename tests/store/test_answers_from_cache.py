@@ -26,14 +26,14 @@ def model() -> SharedLLMModel:
 @pytest.fixture
 def exact(filled, model) -> float:
     """The answer's score when all is computed for the first time."""
-    return model.score(QUERY, ANSWER, context=filled.select(QUERY, budget=96))
+    return model.nll(QUERY, ANSWER, context=filled.select(QUERY, budget=96))
 
 
 def test_the_score_is_the_same_from_memory_and_from_disk(filled, model, exact, open_store, path):
-    assert model.score(QUERY, ANSWER, context=filled.select(QUERY, budget=96)) == pytest.approx(exact, abs=1e-4)
+    assert model.nll(QUERY, ANSWER, context=filled.select(QUERY, budget=96)) == pytest.approx(exact, abs=1e-4)
     filled.close()
     again = open_store(path)
-    assert model.score(QUERY, ANSWER, context=again.select(QUERY, budget=96)) == pytest.approx(exact, abs=1e-4)
+    assert model.nll(QUERY, ANSWER, context=again.select(QUERY, budget=96)) == pytest.approx(exact, abs=1e-4)
     disk = again.stats()["kv_cache"]["disk"]
     assert disk["hits"] > 0
     assert disk["misses"] == 0
@@ -44,10 +44,10 @@ def test_a_deleted_cache_folder_is_made_again(filled, model, exact, open_store, 
     filled.close()
     shutil.rmtree(path / "kv")
     again = open_store(path)
-    assert model.score(QUERY, ANSWER, context=again.select(QUERY, budget=96)) == pytest.approx(exact, abs=1e-3)
+    assert model.nll(QUERY, ANSWER, context=again.select(QUERY, budget=96)) == pytest.approx(exact, abs=1e-3)
     assert (path / "kv").is_dir()
     shutil.rmtree(path / "kv")
-    assert model.score(QUERY, ANSWER, context=selection) == pytest.approx(exact, abs=1e-3)
+    assert model.nll(QUERY, ANSWER, context=selection) == pytest.approx(exact, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_cache_too_small_for_the_selection_gives_the_same_answer(filled, model
     shutil.rmtree(path / "kv")
     small = open_store(path, config=replace(filled.config, cache=cache))
     for _ in range(2):
-        assert model.score(QUERY, ANSWER, context=small.select(QUERY, budget=96)) == pytest.approx(exact, abs=1e-3)
+        assert model.nll(QUERY, ANSWER, context=small.select(QUERY, budget=96)) == pytest.approx(exact, abs=1e-3)
     stats = small.stats()["kv_cache"]
     assert stats["memory"]["bytes"] <= cache.memory_bytes
     assert stats["disk"]["bytes"] <= cache.disk_bytes
@@ -75,10 +75,10 @@ def test_int8_is_close_and_the_first_answer_is_no_other_than_the_next(filled, mo
     shutil.rmtree(path / "kv")
     config = replace(filled.config, cache=CacheConfig(quantize=True))
     store = open_store(path, config=config)
-    scores = [model.score(QUERY, ANSWER, context=store.select(QUERY, budget=96)) for _ in range(2)]
+    scores = [model.nll(QUERY, ANSWER, context=store.select(QUERY, budget=96)) for _ in range(2)]
     store.close()
     again = open_store(path, config=config)
-    scores.append(model.score(QUERY, ANSWER, context=again.select(QUERY, budget=96)))
+    scores.append(model.nll(QUERY, ANSWER, context=again.select(QUERY, budget=96)))
     assert scores[0] == pytest.approx(scores[1], abs=1e-4) == pytest.approx(scores[2], abs=1e-4)
     assert scores[0] == pytest.approx(exact, abs=0.1)
     assert again.stats()["kv_cache"]["disk"]["hits"] > 0
@@ -98,7 +98,7 @@ def test_warming_a_selection_computes_what_it_needs(filled, model):
     assert filled.stats()["kv_cache"]["memory"]["entries"] == chunks
     assert calls[-1] == (chunks, chunks, "chunks")
     misses = filled.stats()["kv_cache"]["memory"]["misses"]
-    model.score(QUERY, ANSWER, context=selection)
+    model.nll(QUERY, ANSWER, context=selection)
     assert filled.stats()["kv_cache"]["memory"]["misses"] == misses
 
 
@@ -124,7 +124,7 @@ def test_a_selection_survives_the_deletion_of_its_document(filled, model, exact)
     filled.delete(filled.ids())
     filled.add("Nothing of interest.", id="ferry")
     assert (selection.text, selection.nodes) == (text, nodes)
-    assert model.score(QUERY, ANSWER, context=selection) == pytest.approx(exact, abs=1e-3)
+    assert model.nll(QUERY, ANSWER, context=selection) == pytest.approx(exact, abs=1e-3)
 
 
 def test_the_keys_and_values_of_a_deleted_document_are_deleted_too(filled, documents, path):
@@ -154,7 +154,7 @@ def test_behind_a_lead_in_that_reaches_its_beginning_a_document_is_read_as_in_on
         tree = TreeConfig(chunk_size=chunk_size, height=2)
         store = open_store(config=StoreConfig(tree=tree, lead_in=lead_in))
         store.add(documents[1])
-        return model.score(QUERY, ANSWER, context=store.select(None, ratio=1))
+        return model.nll(QUERY, ANSWER, context=store.select(None, ratio=1))
 
     whole = score(chunk_size=128, lead_in=0)
     assert score(chunk_size=64, lead_in=64) == pytest.approx(whole, abs=1e-4)
@@ -175,7 +175,7 @@ def test_no_more_is_held_than_the_cache_may_and_what_is_shown(documents, model, 
             selection = store.select(QUERY, budget=96)
             assert len(selection.chunks) > 1
             context = selection.key_values()
-            scores.append(reader.score(QUERY, ANSWER, context=selection))
+            scores.append(reader.nll(QUERY, ANSWER, context=selection))
     assert sum(chunk.tokens for chunk in context.chunks) == selection.kv_entries
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)
 
@@ -183,11 +183,11 @@ def test_no_more_is_held_than_the_cache_may_and_what_is_shown(documents, model, 
 def test_no_keys_and_values_of_a_deleted_document_come_back(filled, model, documents):
     selection = filled.select(QUERY, budget=96)
     filled.delete(selection.doc_ids)
-    model.score(QUERY, ANSWER, context=selection)
+    model.nll(QUERY, ANSWER, context=selection)
     cache = filled.stats()["kv_cache"]
     assert (cache["memory"]["entries"], cache["disk"]["entries"]) == (0, 0)
     filled.add([d for d in documents if d.id not in filled])
-    model.score(QUERY, ANSWER, context=filled.select(QUERY, budget=96))
+    model.nll(QUERY, ANSWER, context=filled.select(QUERY, budget=96))
     assert filled.stats()["kv_cache"]["disk"]["entries"] > 0
 
 
@@ -196,7 +196,7 @@ def test_what_another_document_says_too_is_kept(filled, model, documents):
     filled.add(Document(twin.text, "twin"))
     filled.delete("ferry")
     for _ in range(2):
-        model.score(QUERY, ANSWER, context=filled.select(QUERY, budget=64, doc_ids=["twin"]))
+        model.nll(QUERY, ANSWER, context=filled.select(QUERY, budget=64, doc_ids=["twin"]))
     cache = filled.stats()["kv_cache"]
     assert 0 < cache["disk"]["entries"] == cache["memory"]["entries"]
 
@@ -227,10 +227,10 @@ def test_kv_files_that_somebody_else_made_are_computed_again(make_small_model, t
     model = make_small_model()
     with SharedLLMContextStore(model, tmp_path / "store", embedder=None) as store:
         store.add("The gate opens at six and closes at nine. " * 9, id="gate")
-        right = model.score("When does the gate open?", "at six", context=store.select("gate", budget=64))
+        right = model.nll("When does the gate open?", "at six", context=store.select("gate", budget=64))
     (file,) = (tmp_path / "store" / "kv").rglob("*.safetensors")
     chunk_kv = kv_file.decoded(file.stem, file.read_bytes(), "")
     file.write_bytes(kv_file.encoded(file.stem, ChunkKV(change(chunk_kv.data).contiguous()), ""))
     with SharedLLMContextStore(model, tmp_path / "store", embedder=None) as store:
-        assert model.score("When does the gate open?", "at six", context=store.select("gate", budget=64)) == right
+        assert model.nll("When does the gate open?", "at six", context=store.select("gate", budget=64)) == right
     assert kv_file.decoded(file.stem, file.read_bytes(), "").data.equal(chunk_kv.data)

@@ -26,7 +26,7 @@ def make(model, path=None, **options):
 
 
 def likelihood(model, store, ratio):
-    return model.score("the lamp", "harbour", context=store.select(None, ratio=ratio))
+    return model.nll("the lamp", "harbour", context=store.select(None, ratio=ratio))
 
 
 def rows_of(context, layers, kv_heads):
@@ -61,10 +61,10 @@ def test_nothing_of_the_lead_in_is_kept(small):
 def test_ratio_1_by_importance_is_ratio_1_by_stride(small):
     store = make(small)
     found, expected = (store.select(None, ratio=1, rows=rows) for rows in ("importance", "stride"))
-    assert small.score("the lamp", "harbour", context=found) == small.score("the lamp", "harbour", context=expected)
+    assert small.nll("the lamp", "harbour", context=found) == small.nll("the lamp", "harbour", context=expected)
     coarse = [store.select(None, ratio=4, rows=rows) for rows in ("importance", "stride")]
     assert coarse[0].kv_entries == coarse[1].kv_entries
-    scores = [small.score("the lamp", "harbour", context=selection) for selection in coarse]
+    scores = [small.nll("the lamp", "harbour", context=selection) for selection in coarse]
     assert scores[0] != scores[1]
 
 
@@ -145,13 +145,13 @@ def test_what_is_shown_coarsely_stays_in_memory_without_the_rest(small):
     chunk_bytes = 2 * 4 * 2 * 64 * small.hf_model.config.head_dim * 4
     store = make(small, cache=CacheConfig(memory_bytes=chunk_bytes))
     selection = store.select(None, ratio=8)
-    expected = small.score("the lamp", "harbour", context=selection)
+    expected = small.nll("the lamp", "harbour", context=selection)
     before = store.stats()["kv_cache"]["memory"]
     assert 0 < before["bytes"] <= chunk_bytes
-    assert small.score("the lamp", "harbour", context=store.select(None, ratio=8)) == expected
+    assert small.nll("the lamp", "harbour", context=store.select(None, ratio=8)) == expected
     assert store.stats()["kv_cache"]["memory"]["misses"] == before["misses"]
     store.delete("log")
-    assert small.score("the lamp", "harbour", context=selection) == pytest.approx(expected)
+    assert small.nll("the lamp", "harbour", context=selection) == pytest.approx(expected)
     assert store.stats()["kv_cache"]["memory"]["bytes"] == 0
 
 
@@ -162,18 +162,18 @@ def test_warming_computes_the_importance_that_coarse_nodes_need(small, monkeypat
     chosen.warm(chosen.select(None, ratio=8))
     monkeypatch.setattr(small.compressor, "_importance", lambda *_: pytest.fail("computed again"))
     for selection in (coarse.select("the lamp", budget=80), chosen.select(None, ratio=8)):
-        assert isinstance(small.score("the lamp", "harbour", context=selection), float)
+        assert isinstance(small.nll("the lamp", "harbour", context=selection), float)
 
 
 def test_importance_of_another_method_is_computed_again(small, tmp_path, monkeypatch):
     for finest in (1, 4):
         path = tmp_path / str(finest)
         store = make(small, path, cache=CacheConfig(finest=finest))
-        expected = small.score("the lamp", "harbour", context=store.select(None, ratio=8))
+        expected = small.nll("the lamp", "harbour", context=store.select(None, ratio=8))
         store.close()
         monkeypatch.setattr(small.compressor, "importance_method", "another")
         with SharedLLMContextStore(small, path, embedder=None) as again:
-            assert small.score("the lamp", "harbour", context=again.select(None, ratio=8)) == pytest.approx(expected)
+            assert small.nll("the lamp", "harbour", context=again.select(None, ratio=8)) == pytest.approx(expected)
             names = again._rooms.encoder._names(again.select(None, ratio=8).chunks)
             computed = [again._rooms.cache.get(key) for key in names]
             assert all(kv.importance is not None for kv in computed)

@@ -89,7 +89,7 @@ def every_method(random: Random) -> list[tuple[int, Callable[[Random, SharedLLMC
         (2, lambda r, s, _: selected(s.selection_from([(r.choice(IDS), 0, 20)]))),
         (2, lambda r, s, _: s.warm(s.select(r.choice(QUESTIONS), budget=64))),
         (1, lambda r, s, _: s.warm()),
-        (2, lambda r, s, _: s.model.score("Why?", "So.", context=s.select(r.choice(QUESTIONS), budget=32))),
+        (2, lambda r, s, _: s.model.nll("Why?", "So.", context=s.select(r.choice(QUESTIONS), budget=32))),
         (5, lambda r, s, _: s.conversation(r.choice("xy"), recent_tokens=20).append("user", r.choice(SENTENCES))),
         (2, lambda r, s, _: s.conversation(r.choice("xy")).messages()),
         (2, lambda r, s, _: s.conversation(r.choice("xy")).recent()),

@@ -74,7 +74,7 @@ def test_the_last_message_stays_verbatim_however_long(store):
 def test_an_answer_comes_from_the_compressed_turns(talk, store):
     question = "What is the name of the person who repairs accordions?"
     selection = talk.select(question, budget=64)
-    with_it, without = (store.model.score(question, "Ottilie", context=context) for context in (selection, None))
+    with_it, without = (store.model.nll(question, "Ottilie", context=context) for context in (selection, None))
     assert with_it < without
 
 

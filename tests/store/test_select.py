@@ -450,7 +450,7 @@ def test_a_whole_document_by_its_span_is_that_document_at_one_grain(hybrid, mode
     whole = hybrid.select(None, ratio=1)
     assert spans.kv_entries == whole.kv_entries
     assert "".join(n.text for n in spans.nodes) == "".join(n.text for n in whole.nodes)
-    scores = [model.score(QUERY, "at 17:30", context=selection) for selection in (spans, whole)]
+    scores = [model.nll(QUERY, "at 17:30", context=selection) for selection in (spans, whole)]
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
@@ -498,7 +498,7 @@ def test_a_subset_shows_only_the_nodes_kept(hybrid, model):
     assert selection.subset(stranger.nodes).nodes == () or stranger.nodes[0] in selection.nodes
     same = hybrid.selection_from([(n.doc_id, n.start, n.end, n.ratio, n.score) for n in kept.nodes])
     assert same.kv_entries == kept.kv_entries
-    scores = [model.score(QUERY, "at 17:30", context=s) for s in (kept, same)]
+    scores = [model.nll(QUERY, "at 17:30", context=s) for s in (kept, same)]
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
@@ -628,7 +628,7 @@ def test_joined_selections_are_read_one_behind_the_other(hybrid, model):
 def test_joined_selections_are_read_as_one_selection_is_in_that_order(hybrid, model):
     whole = hybrid.selection_from([("kitchen", 0, 60, 1, 2.0), ("ferry", 0, 80, 1, 1.0)])
     kitchen, ferry = (whole.subset(n for n in whole.nodes if n.doc_id == id) for id in ("kitchen", "ferry"))
-    scores = [model.score(QUERY, "At 17:30.", context=context) for context in (whole, ferry + kitchen, kitchen + ferry)]
+    scores = [model.nll(QUERY, "At 17:30.", context=context) for context in (whole, ferry + kitchen, kitchen + ferry)]
     assert scores[1] == pytest.approx(scores[0], rel=1e-3)
     assert scores[2] != pytest.approx(scores[0], rel=1e-3)
 

@@ -212,7 +212,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.selections:
             selection = self.selections[number % len(self.selections)]
             try:
-                assert self.model.score("Where?", " Here.", context=selection if selection.nodes else None) > 0
+                assert self.model.nll("Where?", " Here.", context=selection if selection.nodes else None) > 0
             except SharedContextError:
                 current = [d for kept in self.documents.values() for d in kept.values()]
                 texts = [one.text for one in current]

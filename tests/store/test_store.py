@@ -274,7 +274,7 @@ def test_an_appended_document_is_as_if_added_whole(open_store, path, empty_folde
     selections = [s.select(QUERY, budget=64) for s in (grown, whole)]
     assert selections[0].text == selections[1].text
     question, answer = QUERY, "at 17:30"
-    nlls = [grown.model.score(question, answer, context=selection) for selection in selections]
+    nlls = [grown.model.nll(question, answer, context=selection) for selection in selections]
     assert nlls[0] == pytest.approx(nlls[1], abs=0.02)
 
 
@@ -418,7 +418,7 @@ def test_a_store_is_closed_at_the_end_of_its_block(model, path):
         selection = store.select("lamp", budget=100)
     with pytest.raises(errors.StoreClosedError):
         len(store)
-    assert model.score("What is lit?", "the lamp", context=selection) > 0
+    assert model.nll("What is lit?", "the lamp", context=selection) > 0
 
 
 def test_a_change_that_was_interrupted_behind_its_commit_is_whole(filled, monkeypatch):

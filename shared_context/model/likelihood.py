@@ -1,7 +1,8 @@
-"""Scoring: how likely the model finds an answer, and what of the context it leans on."""
+"""How likely the model finds an answer, and what of the context it leans on."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, overload
@@ -20,9 +21,7 @@ from shared_context.model.requests import Context, Request
 from shared_context.model.stacked import StackedModel
 
 
-def score_batch(
-    decoder: InjectingDecoder, requests: Sequence[Request], answers: Sequence[Sequence[int]]
-) -> list[float]:
+def nll_batch(decoder: InjectingDecoder, requests: Sequence[Request], answers: Sequence[Sequence[int]]) -> list[float]:
     """Mean negative log-likelihood of each answer's tokens, behind the prompts of one batch."""
     # The last token of the prompt predicts the first of the answer.
     behind = [
@@ -54,11 +53,11 @@ class ContextOfNodes(Context, Protocol):
         """In the order in which they are injected."""
 
 
-class ScoringModel(StackedModel):
+class LikelihoodModel(StackedModel):
     """A model that says how likely an answer is, and what it leans on."""
 
     @overload
-    def score(
+    def nll(
         self,
         question: str | Sequence[Message],
         answer: str,
@@ -68,7 +67,7 @@ class ScoringModel(StackedModel):
         batch_size: int = ...,
     ) -> float: ...
     @overload
-    def score(
+    def nll(
         self,
         question: Sequence,
         answer: Sequence[str],
@@ -78,7 +77,7 @@ class ScoringModel(StackedModel):
         batch_size: int = ...,
     ) -> list[float]: ...
     @torch.inference_mode()
-    def score(
+    def nll(
         self,
         question: str | Sequence,
         answer: str | Sequence[str],
@@ -91,7 +90,7 @@ class ScoringModel(StackedModel):
 
         Args:
             question: as ``prompt`` of :meth:`complete`.
-            answer: the text to score; one for each question of a batch.
+            answer: the text to judge; one for each question of a batch.
             context, chat_template_kwargs, batch_size: as in :meth:`complete`.
 
         Raises:
@@ -101,17 +100,26 @@ class ScoringModel(StackedModel):
         answers = [answer] if isinstance(answer, str) else list(answer)
         answer_ids = [self.tokenize(a).ids.tolist() for a in answers]
         if not all(answer_ids):
-            raise QueryError("An answer to be scored is empty; give at least one token.")
+            raise QueryError("The answer is empty; give at least one token.")
         new_tokens = [len(ids) for ids in answer_ids]
         single, requests = self._requests.read(
             question, context, False, new_tokens, self.identity, chat_template_kwargs
         )
         batch_size = whole_number("batch_size", batch_size, "prompts")
-        scores: dict[int, float] = {}
+        nlls: dict[int, float] = {}
         for batch in batches(requests, batch_size, new_tokens, self.context_window, self.injection.in_cache):
-            found = score_batch(self._decoder, [requests[i] for i in batch], [answer_ids[i] for i in batch])
-            scores |= zip(batch, found, strict=True)
-        return scores[0] if single else [scores[i] for i in range(len(requests))]
+            found = nll_batch(self._decoder, [requests[i] for i in batch], [answer_ids[i] for i in batch])
+            nlls |= zip(batch, found, strict=True)
+        return nlls[0] if single else [nlls[i] for i in range(len(requests))]
+
+    def score(self, *args: Any, **kwargs: Any) -> Any:
+        """The former name of :meth:`nll`, which a score of leaves must not be confused with."""
+        warnings.warn(
+            "SharedLLMModel.score() is called nll(); the old name goes with version 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.nll(*args, **kwargs)
 
     def logits(self, prompt: Prompt, context: Context | None = None, *, in_place: bool = False) -> torch.Tensor:
         """Logits [suffix tokens, vocabulary] over a prompt's running text.
