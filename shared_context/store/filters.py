@@ -30,6 +30,7 @@ def compile_filter(filters: Mapping[str, Any] | None) -> Predicate:
     ``$gt $gte $lt $lte``     compares so with it; numbers with numbers, strings with strings  false
     ``$in``, ``$nin``         equals one of the operand's list, or none                        false, true
     ``$contains``             is a list that holds the operand, or a string that includes it   false
+    ``$icontains``            is a string that includes the operand, in capitals or not        false
     ``$exists``               is there (operand True) or not (operand False)                   as asked
     ========================= ================================================================ ==============
 
@@ -139,6 +140,12 @@ class _Values:
         return (isinstance(value, bool), value) in self.hashed
 
 
+def _text(operand: Any, here: str) -> str:
+    if not isinstance(operand, str):
+        raise FilterError(f"{here} needs a string to look for, not {operand!r}")
+    return operand.casefold()
+
+
 def _list_of_values(operand: Any, here: str) -> _Values:
     if not isinstance(operand, list | tuple | set | frozenset):
         raise FilterError(f"{here} needs a list of values, not {operand!r}")
@@ -184,6 +191,10 @@ def _contains(value: Any, operand: Any) -> bool:
     return isinstance(value, list | tuple) and any(_equal(item, operand) for item in value)
 
 
+def _includes(value: Any, operand: str) -> bool:
+    return isinstance(value, str) and operand in value.casefold()
+
+
 def _comparing(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     def matches(value: Any, operand: Any) -> bool:
         if isinstance(value, bool):
@@ -213,6 +224,7 @@ _OPERATORS: dict[str, tuple[Callable[[Any, str], Any], Callable[[Any, Any], bool
     "$in": (_list_of_values, _one_of, _never),
     "$nin": (_list_of_values, lambda value, operands: not _one_of(value, operands), _always),
     "$contains": (_json_value, _contains, _never),
+    "$icontains": (_text, _includes, _never),
     "$exists": (_flag, lambda value, wanted: wanted, lambda wanted: not wanted),
 }
 

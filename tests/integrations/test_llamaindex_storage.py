@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 from llama_index.core import StorageContext, SummaryIndex, VectorStoreIndex, load_index_from_storage
-from llama_index.core.extractors import BaseExtractor
+from llama_index.core.extractors import (
+    BaseExtractor,
+    KeywordExtractor,
+    QuestionsAnsweredExtractor,
+    SummaryExtractor,
+    TitleExtractor,
+)
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
@@ -240,6 +246,45 @@ def test_extractors_run_and_documents_stay_whole(llm, store):
     assert index.ref_doc_info["kiln"].metadata["length"] == len("The kiln is cold.")
     with pytest.raises(DuplicateDocumentError):
         index.insert(documents()[0])
+
+
+@pytest.mark.parametrize(
+    ("extractor", "key"),
+    [
+        (KeywordExtractor, "excerpt_keywords"),
+        (QuestionsAnsweredExtractor, "questions_this_excerpt_can_answer"),
+        (SummaryExtractor, "section_summary"),
+        (TitleExtractor, "document_title"),
+    ],
+)
+def test_llamaindexs_extractors_read_documents_that_stay_whole(llm, store, extractor, key):
+    given = documents()[:2]
+    index = SharedContextIndex.from_documents(
+        given, llm=llm, store=store, transformations=[extractor(llm=llm, show_progress=False)]
+    )
+    assert sorted(index.ref_doc_info) == sorted(document.id_ for document in given)
+    for document in given:
+        assert key in index.ref_doc_info[document.id_].metadata
+        assert isinstance(index.docstore.get_document(document.id_), Document)
+        assert document.metadata == {"place": document.id_}, "what was handed over stays as it was"
+
+
+def test_what_is_no_document_is_said_in_words(llm, index):
+    for wrong, said in (
+        ("a text", "documents is a str"),
+        (documents()[0], "documents is a Document"),
+        (None, "documents is a NoneType"),
+        (["a text"], r"documents\[0\] is a str"),
+    ):
+        with pytest.raises(DocumentError, match=said):
+            SharedContextIndex.from_documents(wrong, llm=llm)
+        with pytest.raises(DocumentError, match=said):
+            index.refresh_ref_docs(wrong)
+    for change in (index.insert, index.update_ref_doc):
+        with pytest.raises(DocumentError, match=r"documents\[0\] is a str: give a LlamaIndex document"):
+            change("a text")
+    with pytest.raises(DocumentError, match=r"documents\[0\] is a dict"):
+        index.insert_nodes([{"text": "a text"}])
 
 
 def test_pieces_of_a_splitter_are_replaced_with_their_document(llm, store):

@@ -62,6 +62,7 @@ def test_operators(filters, expected):
         ({"$in": [1]}, False),
         ({"$nin": [1]}, True),
         ({"$contains": 1}, False),
+        ({"$icontains": "a"}, False),
         ({"$exists": True}, False),
         ({"$exists": False}, True),
     ],
@@ -94,6 +95,13 @@ def test_strings_contain_substrings_and_numbers_contain_nothing():
     assert not compile_filter({"year": {"$contains": 2}})(BOOK)
 
 
+def test_strings_contain_substrings_in_capitals_or_not():
+    street = {"street": "Hauptstraße", "number": 7}
+    assert compile_filter({"street": {"$icontains": "STRASSE"}})(street)
+    assert not compile_filter({"street": {"$icontains": "gasse"}})(street)
+    assert not compile_filter({"number": {"$icontains": "7"}})(street)
+
+
 @pytest.mark.parametrize("value, operand", [(True, 1), (1, True), (False, 0), ([True], [1]), ({"a": 0}, {"a": False})])
 def test_booleans_are_not_numbers(value, operand):
     assert not compile_filter({"flag": {"$eq": operand}})({"flag": value})
@@ -121,6 +129,7 @@ def test_booleans_are_not_numbers(value, operand):
         ({"year": {"$gt": True}}, ["filters['year']['$gt']", "True"]),
         ({"year": {"$lt": [3]}}, ["filters['year']['$lt']", "[3]"]),
         ({"year": {"$exists": 1}}, ["filters['year']['$exists']", "True or False"]),
+        ({"year": {"$icontains": 1}}, ["filters['year']['$icontains']", "string"]),
         ({"year": {1, 2}}, ["filters['year']", "set"]),
         ({"year": b"2024"}, ["filters['year']", "bytes"]),
         ({3: 3}, ["filters[3]", "int"]),

@@ -26,13 +26,13 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
 from shared_context import SharedLLMModel
-from shared_context.errors import ConfigError
 from shared_context.integrations.langchain.documents import describe
 from shared_context.integrations.langchain.history import history_of_run
-from shared_context.integrations.langchain.messages import to_conversation, with_instructions, with_request
+from shared_context.integrations.langchain.messages import to_conversation
 from shared_context.integrations.langchain.settings import GenerationSettings, details_of, load_model, usage_of
 from shared_context.integrations.langchain.structured import StructuredOutputMethod, parser_for
-from shared_context.model.tool_calls import Toolbox, read_calls, words_before_calls
+from shared_context.integrations.turns import toolbox, with_instructions, with_schema
+from shared_context.model.tool_calls import read_calls, words_before_calls
 
 ANY_OBJECT = {"type": "object"}
 
@@ -112,7 +112,7 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
             **kwargs: bound, too.
         """
         schemas = [convert_to_openai_tool(tool) for tool in tools]
-        _toolbox(schemas, tool_choice, parallel_tool_calls)  # what is wrong with them is said now
+        toolbox(schemas, tool_choice, parallel_tool_calls)  # what is wrong with them is said now
         return self.bind(tools=schemas, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls, **kwargs)
 
     def with_structured_output(
@@ -235,28 +235,14 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
         if history is not None and history.store.model.identity == model.identity:
             messages, arguments["context"] = history.compressed(messages, arguments.get("context"))
         turns = to_conversation(messages, with_tools=bool(tools))
-        toolbox = _toolbox(tools, choice, parallel) if tools else None
-        if toolbox is not None:
-            turns = with_instructions(turns, toolbox.instructions(), model.system_prompt)
-            arguments["grammar"] = toolbox.grammar()
+        box = toolbox(tools, choice, parallel) if tools else None
+        if box is not None:
+            turns = with_instructions(turns, box.instructions(), model.system_prompt)
+            arguments["grammar"] = box.grammar()
         if schema is not None:
-            turns = with_request(turns, f"Answer with JSON that follows this schema:\n{json.dumps(schema)}")
+            turns = with_schema(turns, schema)
             arguments["response_schema"] = schema
-        return model, turns, arguments, toolbox is not None
-
-
-def _toolbox(schemas: Sequence[dict[str, Any]], choice: Any, parallel: bool) -> Toolbox | None:
-    """The tools of a call; None where it must call none."""
-    tools = [schema["function"] for schema in schemas]
-    if isinstance(choice, dict):
-        choice = choice.get("function", choice).get("name", choice)
-    if choice in (None, False, "auto"):
-        return Toolbox(tools, parallel=parallel)
-    if choice in (True, "any", "required"):
-        return Toolbox(tools, required=True, parallel=parallel)
-    if not isinstance(choice, str):
-        raise ConfigError(f"tool_choice={choice!r}: must be 'auto', 'any', 'none' or the name of a tool")
-    return None if choice == "none" else Toolbox(tools, only=choice, parallel=parallel)
+        return model, turns, arguments, box is not None
 
 
 def _call_id() -> str:

@@ -19,7 +19,8 @@ from langchain_core.messages import (
 from langchain_core.runnables import ensure_config
 
 from shared_context import Selection, SharedLLMContextStore
-from shared_context.integrations.langchain.messages import TURN_SEPARATOR, role_of, text_of
+from shared_context.integrations.langchain.messages import role_of, text_of
+from shared_context.integrations.turns import TURN_SEPARATOR
 from shared_context.store.selection import JoinedSelections
 
 Shown: TypeAlias = Selection | JoinedSelections | str

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, SystemMessage, ToolMessage
 
 from shared_context.errors import QueryError
+from shared_context.integrations.turns import TURN_SEPARATOR
 from shared_context.model.tool_calls import call_text, result_text
-
-TURN_SEPARATOR = "\n\n"
 
 
 def role_of(message: BaseMessage) -> str:
@@ -80,18 +79,3 @@ def to_conversation(messages: Sequence[BaseMessage], *, with_tools: bool = False
     if not turns:
         raise QueryError("no message with text was given: end the conversation with a HumanMessage")
     return turns
-
-
-def with_instructions(turns: list[dict[str, str]], instructions: str, default: str) -> list[dict[str, str]]:
-    """The conversation with ``instructions`` in its system turn, behind ``default`` where it has none of its own."""
-    own = turns[0]["role"] == "system"
-    said = turns[0]["content"] if own else default
-    content = TURN_SEPARATOR.join(filter(None, [said, instructions]))
-    return [{"role": "system", "content": content}, *turns[own:]]
-
-
-def with_request(turns: list[dict[str, str]], request: str) -> list[dict[str, str]]:
-    """The conversation with ``request`` at its end, in the user's words."""
-    if turns[-1]["role"] != "user":
-        return [*turns, {"role": "user", "content": request}]
-    return [*turns[:-1], {"role": "user", "content": turns[-1]["content"] + TURN_SEPARATOR + request}]

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from shared_context.errors import ConfigError
 from shared_context.integrations.llamaindex.docstore import SharedContextDocumentStore
-from shared_context.integrations.llamaindex.documents import to_documents
+from shared_context.integrations.llamaindex.documents import all_nodes, to_documents
+from shared_context.integrations.llamaindex.extraction import extracting_whole
 from shared_context.integrations.llamaindex.opening import ContextStoreStruct
 from shared_context.integrations.llamaindex.vector_store import SharedContextVectorStore
 from shared_context.store.documents import OnError, load_documents, stored_already
@@ -58,6 +59,7 @@ class Filled(BaseIndex[IndexDict]):
             DuplicateDocumentError: its id is stored already; see :meth:`update_ref_doc`.
             DocumentError: it is empty or holds more than text.
         """
+        all_nodes([document])
         with self._callback_manager.as_trace("insert"):
             if self._documents.get_ref_doc_info(document.id_) is not None:
                 raise stored_already(document.id_)
@@ -99,6 +101,7 @@ class Filled(BaseIndex[IndexDict]):
 
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Replace the document of the same id, or add it; options as in :meth:`insert`."""
+        all_nodes([document])
         with self._callback_manager.as_trace("update_ref_doc"):
             self._add([document], on_error="raise", replace=True)
 
@@ -122,7 +125,7 @@ class Filled(BaseIndex[IndexDict]):
                 nothing was changed.
         """
         on_error = self._on_error if on_error is None else on_error
-        documents = list(documents)
+        documents = all_nodes(documents)
         with self._callback_manager.as_trace("refresh_ref_docs"):
             if self._transforms:
                 changed = [d for d in documents if self._documents.get_document_hash(d.id_) != d.hash]
@@ -149,7 +152,8 @@ class Filled(BaseIndex[IndexDict]):
             before = {id: info.node_ids for id, info in infos if info is not None}
         if self._transforms:
             hashes = {document.id_: document.hash for document in documents}
-            nodes = run_transformations(documents, self._transformations, show_progress=self._show_progress)
+            transformations = extracting_whole(self._transformations)
+            nodes = run_transformations(documents, transformations, show_progress=self._show_progress)
         self._put(to_documents(nodes, hashes, on_error), on_error, replace=replace)
         # Pieces that a new text has no more; only now, and where something of it is stored, so that nothing is lost.
         made = {node.node_id: node.ref_doc_id or node.node_id for node in nodes if node.node_id in self._store}

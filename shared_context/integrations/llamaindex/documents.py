@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_index.core.schema import (
     BaseNode,
@@ -22,6 +22,8 @@ from shared_context.store.documents import Document, OnError, check_metadata, sk
 
 REF_DOC_ID, SOURCE_HASH = "shared_context.ref_doc_id", "shared_context.hash"
 """Metadata of a stored document that transformations made of another one: that one's id, and the hash it had."""
+
+NodeType = TypeVar("NodeType", bound=BaseNode)
 
 _NODE = "shared_context.node"
 """Metadata of a stored node: its class, and what LlamaIndex has beside text and metadata (relationships, places)."""
@@ -107,6 +109,7 @@ def to_documents(
     Raises:
         BatchError: some were refused; ``failures`` names each of them.
     """
+    nodes = all_nodes(nodes)
     translated: list[Document] = []
     failures: dict[str, DocumentError] = {}
     for node in nodes:
@@ -116,6 +119,24 @@ def to_documents(
             failures[node.node_id] = error
     skip_or_refuse(failures, len(translated) + len(failures), on_error)
     return translated
+
+
+def all_nodes(nodes: Iterable[NodeType]) -> list[NodeType]:
+    """The nodes or documents as a list.
+
+    Raises:
+        DocumentError: they are no iterable of them.
+    """
+    kind = type(nodes).__name__
+    if isinstance(nodes, str | BaseNode) or not isinstance(nodes, Iterable):
+        raise DocumentError(f"documents is a {kind}: give a list of LlamaIndex documents, [Document(text=...)]")
+    given = list(nodes)
+    for position, node in enumerate(given):
+        if not isinstance(node, BaseNode):
+            raise DocumentError(
+                f"documents[{position}] is a {type(node).__name__}: give a LlamaIndex document, Document(text=...)"
+            )
+    return given
 
 
 def to_llamaindex(document: Document) -> BaseNode:

@@ -22,6 +22,7 @@ _OPERATORS = {
     FilterOperator.NIN: "$nin",
     FilterOperator.CONTAINS: "$contains",
     FilterOperator.TEXT_MATCH: "$contains",
+    FilterOperator.TEXT_MATCH_INSENSITIVE: "$icontains",
 }
 _OF_LISTS = {FilterOperator.ANY: "$or", FilterOperator.ALL: "$and"}
 
@@ -51,6 +52,8 @@ def _to_filter(part: MetadataFilter) -> dict[str, Any]:
         )
     if part.operator in _OPERATORS:
         return {part.key: {_OPERATORS[part.operator]: part.value}}
+    if part.operator in _OF_LISTS and part.value == []:  # a list that was computed, of nothing
+        return {part.key: {"$in": []} if part.operator == FilterOperator.ANY else {"$exists": True}}
     if part.operator in _OF_LISTS and isinstance(part.value, list):
         return {_OF_LISTS[part.operator]: [{part.key: {"$contains": value}} for value in part.value]}
     if part.operator == FilterOperator.IS_EMPTY:

@@ -22,6 +22,7 @@ from shared_context.errors import ConfigError, StoreFormatError
 from shared_context.integrations.llamaindex.contents import Filled
 from shared_context.integrations.llamaindex.copies import PlainOverStore
 from shared_context.integrations.llamaindex.docstore import PERSISTED, SharedContextDocumentStore
+from shared_context.integrations.llamaindex.documents import all_nodes
 from shared_context.integrations.llamaindex.engines import Asked
 from shared_context.integrations.llamaindex.llm import SharedLLM
 from shared_context.integrations.llamaindex.opening import (
@@ -159,10 +160,11 @@ class SharedContextIndex(PlainOverStore, Asked, Filled):
 
         Raises: as the class.
         """
+        given = all_nodes(documents)
         index = cls(None, llm, store=store, **options)
         try:
             with index._callback_manager.as_trace("index_construction"):
-                index._add(list(documents))
+                index._add(given)
         except BaseException:
             if store is None and store_in(options.get("storage_context")) is None:
                 index._store.close()

@@ -24,12 +24,16 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.llm import LLM, default_completion_to_prompt
+from llama_index.core.llms.llm import default_completion_to_prompt
 
-from shared_context.errors import ConfigError, ModelMismatchError
+from shared_context.errors import ConfigError, ModelMismatchError, QueryError
 from shared_context.integrations.llamaindex.copies import Sharing
 from shared_context.integrations.llamaindex.messages import to_conversation
+from shared_context.integrations.llamaindex.structured import Structured
+from shared_context.integrations.llamaindex.tools import Calling, blocks_of
 from shared_context.integrations.loading import load_model, loaded_model
+from shared_context.integrations.turns import toolbox, with_instructions, with_schema
+from shared_context.model.tool_calls import words_before_calls
 
 if TYPE_CHECKING:
     from shared_context import Completion, Selection, SharedLLMModel
@@ -64,7 +68,7 @@ def _over_context(call: Callable) -> Callable:
     return bound
 
 
-class SharedLLM(Sharing, LLM):
+class SharedLLM(Sharing, Structured, Calling):
     r"""A :class:`SharedLLMModel` as a LlamaIndex LLM, for pipelines that paste text and for those that inject KV.
 
     ``llm.chat(messages, context=selection)`` answers over a selection of a context store; so do ``complete`` and the
@@ -74,6 +78,12 @@ class SharedLLM(Sharing, LLM):
     Responses carry the call's figures in ``additional_kwargs`` and in ``raw["usage"]``: prompt_tokens,
     completion_tokens, total_tokens, context_entries (injected KV) and time_to_first_token (seconds). A stream carries
     them in its last response, whose delta is empty.
+
+    It calls tools (``FunctionAgent``, ``predict_and_call``) and fills classes (``structured_predict``,
+    ``as_structured_llm``, ``output_cls``): it is told what is wanted and can write nothing else. The form is certain;
+    what stands in it is the model's, and the default model, of 135 million parameters, hardly knows when to call.
+    ``tools`` and ``tool_choice``, as OpenAI writes them, go with ``chat`` too, and so do ``response_schema`` (a JSON
+    schema) and ``grammar``, which bind an answer without telling the model.
 
     Args:
         model: a loaded :class:`SharedLLMModel`, or a name or folder for ``SharedLLMModel.from_pretrained``; all that
@@ -162,6 +172,7 @@ class SharedLLM(Sharing, LLM):
             num_output=self.max_new_tokens,
             model_name=self.model,
             is_chat_model=True,
+            is_function_calling_model=True,
         )
 
     def with_context(self, context: Selection | str | None) -> SharedLLM:
@@ -204,42 +215,63 @@ class SharedLLM(Sharing, LLM):
     @_over_context
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        completion = self._model.complete(**self._conversation(messages, kwargs))
-        return _chat_response(completion.text, None, completion)
+        call, respond = self._conversation(messages, kwargs)
+        completion = self._model.complete(**call)
+        return respond(completion.text, None, completion)
 
     @_over_context
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return self._stream(self._conversation(messages, kwargs), _chat_response)
+        return self._stream(*self._conversation(messages, kwargs))
 
     @_over_context
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        call = self._conversation(messages, kwargs)
+        call, respond = self._conversation(messages, kwargs)
         completion = await self._model.acomplete(**call)
-        return _chat_response(completion.text, None, completion)
+        return respond(completion.text, None, completion)
 
     @_over_context
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        call = self._conversation(messages, kwargs)
-        return await self._astream(call, _chat_response)
+        return await self._astream(*self._conversation(messages, kwargs))
 
     # ----------------------------------------------------------------------------------------------------- arguments
 
     def _completion(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the model for a prompt: one user message, unless it comes in the model's own format."""
+        if not isinstance(prompt, str):
+            raise QueryError(f"the prompt is a {type(prompt).__name__}: complete() takes a text, chat() takes messages")
         to_prompt = self.completion_to_prompt
         if not formatted and to_prompt is not None and to_prompt is not default_completion_to_prompt:
             prompt, formatted = to_prompt(prompt), True
         return self._call(prompt, formatted, kwargs)
 
-    def _conversation(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of the model for messages: the model's chat template, unless the user brought another format."""
+    def _conversation(
+        self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], Callable[..., ChatResponse]]:
+        """Arguments of the model for messages, and what makes a response of its answer.
+
+        The messages are put in the model's chat template, unless the user brought another format.
+        """
+        kwargs = dict(kwargs)
+        tools, schema = kwargs.pop("tools", None), kwargs.pop("told_schema", None)
+        choice, parallel = kwargs.pop("tool_choice", None), kwargs.pop("parallel_tool_calls", False)
+        box = toolbox(tools, choice, parallel) if tools else None
+        if schema is not None:
+            kwargs["response_schema"] = schema
+        if box is not None:
+            kwargs["grammar"] = box.grammar()
+        respond = _chat_response if box is None else _calling_response
         to_prompt = self.messages_to_prompt
         if to_prompt is not None and to_prompt is not default_messages_to_prompt:
-            return self._call(to_prompt(messages), True, kwargs)
-        return self._call(to_conversation(messages), False, kwargs)
+            return self._call(to_prompt(messages), True, kwargs), respond
+        turns = to_conversation(messages, with_tools=bool(tools))
+        if box is not None and turns:
+            turns = with_instructions(turns, box.instructions(), self._model.system_prompt)
+        if schema is not None and turns:
+            turns = with_schema(turns, schema)
+        return self._call(turns, False, kwargs), respond
 
     def _call(self, prompt: str | list[dict[str, str]], formatted: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -314,3 +346,15 @@ def _completion_response(text: str, delta: str | None, completion: Completion | 
 def _chat_response(text: str, delta: str | None, completion: Completion | None) -> ChatResponse:
     message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
     return ChatResponse(message=message, delta=delta, **_figures(completion))
+
+
+def _calling_response(text: str, delta: str | None, completion: Completion | None) -> ChatResponse:
+    """As :func:`_chat_response`, of an answer that may call tools: a call is there when it is whole."""
+    if completion is None:
+        words = words_before_calls(text)
+        given = words_before_calls(text.removesuffix(delta or ""))
+        message = ChatMessage(role=MessageRole.ASSISTANT, content=words)
+        return ChatResponse(message=message, delta=words[len(given) :])
+    message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks_of(text))
+    rest = None if delta is None else (message.content or "")[len(words_before_calls(text)) :]
+    return ChatResponse(message=message, delta=rest, **_figures(completion))

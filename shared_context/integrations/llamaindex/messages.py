@@ -19,6 +19,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from shared_context.errors import QueryError
+from shared_context.model.tool_calls import call_text, result_text
 
 _ROLES = {
     MessageRole.DEVELOPER: "system",
@@ -91,6 +92,34 @@ def _document_text(block: DocumentBlock, role: str) -> str:
     return f"{block.title}:\n{text}"
 
 
-def to_conversation(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """Messages as a chat template reads them: ``[{"role": ..., "content": ...}, ...]``."""
-    return [{"role": role_of(message), "content": message_text(message)} for message in messages]
+def to_conversation(messages: Sequence[ChatMessage], *, with_tools: bool = False) -> list[dict[str, str]]:
+    """Messages as a chat template reads them: ``[{"role": ..., "content": ...}, ...]``.
+
+    Args:
+        with_tools: calls of tools and what came of them are written as a model that has tools writes and reads them.
+
+    Raises:
+        QueryError: a message is none, or holds something that a text model cannot read.
+    """
+    if isinstance(messages, str | ChatMessage) or not all(isinstance(message, ChatMessage) for message in messages):
+        raise QueryError(f"messages={messages!r}: chat() takes a list of ChatMessage; complete() takes a text")
+    if not with_tools:
+        return [{"role": role_of(message), "content": message_text(message)} for message in messages]
+    return [_turn_with_tools(message) for message in messages]
+
+
+def _turn_with_tools(message: ChatMessage) -> dict[str, str]:
+    if role_of(message) == "tool":  # text from outside, which chat templates without tools know no other place for
+        return {"role": "user", "content": result_text(message_text(message))}
+    calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    words = [block for block in message.blocks if not isinstance(block, ToolCallBlock)]
+    said = message_text(message.model_copy(update={"blocks": words}))
+    return {"role": role_of(message), "content": "\n".join(filter(None, [said, *map(_call_text, calls)]))}
+
+
+def _call_text(block: ToolCallBlock) -> str:
+    arguments = block.tool_kwargs
+    try:
+        return call_text(block.tool_name, json.loads(arguments) if isinstance(arguments, str) else arguments)
+    except ValueError:  # no JSON: as another model wrote it
+        return f"{block.tool_name}({arguments})"
