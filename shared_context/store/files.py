@@ -203,7 +203,10 @@ def _main_text(content: bytes, name: str) -> str:
     config = deepcopy(DEFAULT_CONFIG)
     # By default what it finds on a short page is thrown away for all the text there is, menus included.
     config.set("DEFAULT", "MIN_EXTRACTED_SIZE", "1")
-    text = extract(_decoded(content), output_format="markdown", include_comments=False, config=config)
+    page = _decoded(content)
+    if "<html" not in page.lower():  # a part of a page, or one without the tag, which trafilatura takes for none
+        page = f"<html><body><main>{page}</main></body></html>"
+    text = extract(page, output_format="markdown", include_comments=False, config=config)
     if not text:
         raise UnreadableError(f"{name} is a page without text: there is nothing to store, leave it out")
     return text

@@ -76,6 +76,20 @@ def test_of_a_page_the_main_text_is_read(tmp_path, encoding, declared):
     assert not any(word in text for word in ("About", "rights", "no text"))
 
 
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<h2>Hours</h2><p>Closed on Monday.</p>", "## Hours\n\nClosed on Monday."),
+        ("<!doctype html><title>The house</title><h1>Hours</h1><p>Closed on Monday.", "# Hours\n\nClosed on Monday."),
+        ("<p>Closed on Monday.</p>", "Closed on Monday."),
+        ("<table><tr><th>Day</th></tr><tr><td>Monday</td></tr></table>", "| Day | \n|---|\n| Monday |"),
+    ],
+)
+def test_a_part_of_a_page_is_a_page(tmp_path, page, text):
+    (tmp_path / "part.htm").write_text(page)
+    assert read_text(tmp_path / "part.htm", 10**6, "page") == text
+
+
 @pytest.mark.parametrize("name", ["app.py", "rows.csv", "values.json", "LICENSE", "main.rs"])
 def test_what_is_text_itself_is_read_as_it_is(tmp_path, name):
     content = '{"gate": 6}\r\n\ta, b\n'
