@@ -15,9 +15,8 @@ from shared_context.cli.evaluate import (
     LimitOption,
     ResumeOption,
     SeedOption,
-    finish,
-    load,
 )
+from shared_context.cli.measuring import finish, load
 from shared_context.cli.options import AdapterOption, DeviceOption, DtypeOption
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from shared_context.cli.evaluate import (
     EvalModelOption,
     HtmlFileOption,
     JsonFileOption,
-    finish,
-    load,
 )
+from shared_context.cli.measuring import finish, load
 from shared_context.cli.options import AdapterOption, DeviceOption, DtypeOption
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from shared_context.cli import output, session
+from shared_context.cli import output
+from shared_context.cli.measuring import finish, load
 from shared_context.cli.options import AdapterOption, DeviceOption, DtypeOption, to_be_written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from shared_context import SharedLLMModel
     from shared_context.evaluation.needle_tasks import Task
     from shared_context.evaluation.report import Report
 
@@ -385,32 +385,3 @@ def language_model(
         resume=resume,
     )
     finish([report], ", ".join(path.name for path in texts), json_file, html_file)
-
-
-def load(name: str | None, adapter: str | None = None, dtype: str = "auto", device: str = "auto") -> SharedLLMModel:
-    """The model named, or the default one, with an adapter or none."""
-    from shared_context.model.pretrained import DEFAULT_MODEL
-
-    output.silence_libraries()
-    return session.load_model(name or DEFAULT_MODEL, adapter, dtype, device)
-
-
-def finish(reports: Iterable[Report], data: str, json_file: Path | None, html_file: Path | None) -> None:
-    """Print each report as it comes, and write all so far where that is wanted: a later one may fail or be stopped.
-
-    Args:
-        data: the name of what was measured on, the page's title.
-    """
-    from shared_context.evaluation.report import write_reports
-
-    done = []
-    for report in reports:
-        print(report.markdown(), flush=True)
-        done.append(report)
-        if json_file is not None:
-            write_reports(json_file, done)
-        if html_file is not None:
-            from shared_context.evaluation.page import page
-
-            title = ", ".join(one.name for one in done)
-            html_file.write_text(page(f"{data}: {title}", done), encoding="utf-8")

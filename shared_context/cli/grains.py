@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from shared_context.cli.evaluate import DataArgument, JsonFileOption, ResumeOption, SeedOption, finish, load
+from shared_context.cli.evaluate import DataArgument, JsonFileOption, ResumeOption, SeedOption
+from shared_context.cli.measuring import finish, load
 from shared_context.cli.options import AdapterOption, DeviceOption, DtypeOption
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shared_context.cli import output
-from shared_context.cli.evaluate import load
+from shared_context.cli.measuring import load
 from shared_context.cli.options import DeviceOption, DtypeOption, to_be_written
 
 

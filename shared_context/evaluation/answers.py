@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from shared_context import Document, Selection, SharedLLMContextStore, SharedLLMModel
 from shared_context.config import require
 from shared_context.errors import WindowExceededError
+from shared_context.evaluation.answers_report import report_of
 from shared_context.evaluation.contexts import (
     ADAPTER,
     CONTROL,
@@ -30,26 +30,11 @@ from shared_context.evaluation.contexts import (
     shown_contexts,
 )
 from shared_context.evaluation.ledger import Ledger, reader_identity
-from shared_context.evaluation.metrics import (
-    containment,
-    exact_match,
-    f1,
-    mean_with_interval,
-    paired_difference,
-    verdict,
-)
 from shared_context.evaluation.questions import Question, QuestionSet, read_questions
 from shared_context.evaluation.reading import TextReader
 from shared_context.evaluation.report import (
-    Answer,
-    AskedQuestion,
-    Exhibit,
-    Lines,
-    Point,
     Report,
-    Series,
     Source,
-    Table,
     model_setting,
 )
 from shared_context.store.embedder import load_default_embedder
@@ -162,7 +147,7 @@ def measure(
         "seed": seed,
         **({} if adapter is None else {"adapter": _digest(readers[ADAPTER])}),
     }
-    return _report(setting, results, chosen, budgets, not_run, seed)
+    return report_of(setting, results, chosen, budgets, not_run, seed)
 
 
 def several_documents(data: str | Path) -> QuestionSet:
@@ -257,176 +242,9 @@ def _beginning(text: str) -> str:
 
 def _likelihoods(model: SharedLLMModel, questions: Sequence[Question], contexts: Sequence[Any]) -> list[float]:
     texts, gold = [question.text for question in questions], [question.answers[0] for question in questions]
-    return model.score(texts, gold, context=contexts, batch_size=TOGETHER)
+    return model.nll(texts, gold, context=contexts, batch_size=TOGETHER)
 
 
 def _answers(model: SharedLLMModel, questions: Sequence[Question], contexts: Sequence[Any]) -> list[str]:
     texts = [question.text for question in questions]
     return model.generate(texts, context=contexts, max_new_tokens=ANSWER_TOKENS, batch_size=TOGETHER)
-
-
-# ---- the report
-
-METRICS = {"exact match": exact_match, "F1": f1, "containment": containment}
-
-
-def _report(
-    setting: dict[str, Any],
-    results: Sequence[Mapping[str, Any]],
-    questions: Sequence[Question],
-    budgets: Sequence[int],
-    not_run: dict[str, str],
-    seed: int,
-) -> Report:
-    gold = [question.answers for question in questions]
-    keys = list(dict.fromkeys(key for result in results for key in result))
-    for key in list(keys):
-        missing = sum(key not in result for result in results)
-        if missing:
-            keys.remove(key)
-            not_run[_title(key)] = f"for {missing} of {len(results)} questions it does not fit the model's window"
-    nll = {key: [result[key]["nll"] for result in results] for key in keys if "nll" in results[0][key]}
-    tokens = {key: fmean(result[key]["tokens"] for result in results) for key in keys}
-    answered = [key for key in keys if not key.startswith(CONTROL)]
-    quality = {
-        (name, key): [metric(r[key]["answer"], g) for r, g in zip(results, gold, strict=True)]
-        for key in answered
-        for name, metric in METRICS.items()
-    }
-
-    def curves(values: Mapping[str, Sequence[float]], keys: Sequence[str]) -> list[Series]:
-        ways = list(dict.fromkeys(key.partition("|")[0] for key in keys))
-        points = {
-            way: [_point(n, values[key], seed) for n in budgets for key in (f"{way}|{n}", way) if key in values]
-            for way in ways
-        }
-        return [Series(way, several) for way, several in points.items() if several]
-
-    def differences(values: Mapping[str, Sequence[float]], *, more_is_better: bool) -> list[tuple]:
-        """The selection's values minus those of every other way that the same weights answer."""
-        return [
-            (
-                n,
-                _title(ours),
-                _title(other),
-                tokens[other],
-                gain.mean,
-                gain.low,
-                gain.high,
-                verdict(gain, more_is_better=more_is_better),
-            )
-            for n in budgets
-            for ours in (f"{INJECTED}|{n}", f"{INJECTED}{ADAPTER}|{n}")
-            for other in answered
-            if ours in values and other != ours and other.partition("|")[2] in ("", str(n))
-            if other.partition("|")[0].endswith(ADAPTER) == (ADAPTER in ours)
-            for gain in [paired_difference(values[ours], values[other], seed=seed)]
-        ]
-
-    against_control = [
-        (_title(key), fmean(nll[key]), fmean(nll[CONTROL + key]), gain.mean, gain.low, gain.high)
-        for key in answered
-        if CONTROL + key in nll
-        for gain in [paired_difference(nll[key], nll[CONTROL + key], seed=seed)]
-    ]
-    parts: list[Exhibit] = [
-        *(
-            Lines(
-                f"Negative log-likelihood of the gold answer, {of}: less is better",
-                "KV entries or tokens allowed",
-                "nats per token, mean",
-                curves(nll, some),
-                log_x=True,
-            )
-            for of, some in (
-                ("with the right context", answered),
-                ("with a wrong one, the control", [key for key in keys if key not in answered]),
-            )
-            if nll
-        ),
-        *(
-            Lines(
-                f"Answers, {name}: more is better",
-                "KV entries or tokens allowed",
-                "mean over questions",
-                curves({key: quality[name, key] for key in answered}, answered),
-                log_x=True,
-            )
-            for name in METRICS
-        ),
-        Table(
-            "All ways; 95% interval over questions",
-            ("context", "tokens shown", "NLL", "from", "to", *METRICS),
-            [
-                (
-                    _title(key),
-                    tokens[key],
-                    *((interval.mean, interval.low, interval.high) if interval else (None, None, None)),
-                    *(fmean(quality[name, key]) if key in answered else None for name in METRICS),
-                )
-                for key in keys
-                for interval in [mean_with_interval(nll[key], seed=seed) if key in nll else None]
-            ],
-        ),
-        *(
-            Table(
-                f"{name} of {INJECTED}, minus that of others by the same weights, paired, 95% interval over questions",
-                ("budget", "selection", "minus", "tokens shown there", "difference", "from", "to", "the selection is"),
-                differences(values, more_is_better=more_is_better),
-                keys=3,
-            )
-            for name, values, more_is_better in (
-                ("NLL", nll, False),
-                ("F1", {key: quality["F1", key] for key in answered}, True),
-            )
-            if values
-        ),
-        Table(
-            "NLL with the right context minus that with a wrong one, paired, 95% interval over questions",
-            ("context", "right", "wrong", "difference", "from", "to"),
-            against_control,
-        ),
-    ]
-
-    def asked(question: Question, result: Mapping[str, Any]) -> AskedQuestion:
-        answers = [
-            Answer(
-                _title(key),
-                found["answer"],
-                found["tokens"],
-                {name: metric(found["answer"], question.answers) for name, metric in METRICS.items()}
-                | ({"NLL": found["nll"]} if "nll" in found else {}),
-                [Source(**source) for source in found.get("sources", ())],
-            )
-            for key, found in result.items()
-            if "answer" in found
-        ]
-        return AskedQuestion(question.text, question.answers, question.document, answers)
-
-    return Report(
-        "answers",
-        setting,
-        parts,
-        questions=[asked(question, result) for question, result in zip(questions, results, strict=True)],
-        not_run=not_run,
-        notes=[
-            "What has no budget of its own is drawn as a level line. The question's own document is what retrieval "
-            "would have to find first: nobody else is told which document it is. Controls show as many tokens of other "
-            "documents, chosen for another question; of them only the likelihood is measured. The controls of the gold "
-            "paragraph and of the whole document are another question's, whole, of whatever length they have: the "
-            "table has their tokens.",
-            "A selection may leave out what is far below its best leaf (StoreConfig.floor); without the floor it "
-            "spends the whole budget. All ways use the same prompt, and pasted text stands where the injected "
-            "selection does.",
-        ],
-    )
-
-
-def _title(key: str) -> str:
-    way, _, budget = key.partition("|")
-    return f"{way}, {int(budget):,}" if budget else way
-
-
-def _point(x: int, values: Sequence[float], seed: int) -> Point:
-    interval = mean_with_interval(values, seed=seed)
-    return Point(x, interval.mean, interval.low, interval.high)

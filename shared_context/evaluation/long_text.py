@@ -9,7 +9,7 @@ from pathlib import Path
 from shared_context import SharedLLMModel
 from shared_context.config import require
 from shared_context.errors import DocumentError
-from shared_context.evaluation.questions import JSON_LINES, json_lines
+from shared_context.evaluation.question_files import JSON_LINES, json_lines
 
 
 def read_texts(path: str | Path) -> list[str]:

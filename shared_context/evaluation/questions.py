@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from shared_context.config import StoreConfig, require
 from shared_context.errors import DocumentError
+from shared_context.evaluation.question_files import JSON_LINES, LeftOut, UnusableError, content_of, field_of, rows_of
 from shared_context.store.documents import load_documents
-
-T = TypeVar("T")
 
 BETWEEN_PARAGRAPHS = "\n\n"
 
 QUESTION_FILES = ("questions.json", "questions.jsonl", "questions.jsonl.gz")
 """What the question file of a folder of documents may be called."""
-
-JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-"""How the names of files of JSON lines end."""
 
 NO_ANSWERS = "no answers"
 """Why a question is left out that has none, as the impossible ones of SQuAD 2.0."""
@@ -168,18 +162,18 @@ def read_evidence(path: str | Path) -> QuestionSet:
     Raises:
         DocumentError: it is not in this format, or none of its questions can be used.
     """
-    path, left_out = Path(path), _LeftOut()
+    path, left_out = Path(path), LeftOut()
     documents: dict[str, str] = {}
     questions = []
     try:
-        for at, row in _rows(path, left_out):
+        for at, row in rows_of(path, left_out):
             with left_out.unusable(at):
-                text = _field(row, "text", str)
+                text = field_of(row, "text", str)
                 id = _new_title(str(row.get("id") or at), documents.keys())
                 documents[id] = text
-                for number, one in enumerate(_field(row, "questions", list), start=1):
+                for number, one in enumerate(field_of(row, "questions", list), start=1):
                     with left_out.unusable(f"{at}, question {number}"):
-                        asked, spans = _field(one, "question", str), _evidence(one, id, text)
+                        asked, spans = field_of(one, "question", str), _evidence(one, id, text)
                         whole = Span(id, min(span.start for span in spans), max(span.end for span in spans))
                         questions.append(Question(asked, tuple(map(str, one.get("answers") or ())), spans, whole))
     except (ValueError, TypeError, AttributeError) as error:
@@ -197,11 +191,11 @@ def _evidence(asked: Mapping[str, Any], id: str, text: str) -> tuple[Span, ...]:
     marked = asked.get("evidence")
     pairs = [tuple(pair) for pair in marked] if isinstance(marked, list) else []
     if not pairs:
-        raise _UnusableError("no evidence")
+        raise UnusableError("no evidence")
     if not all(len(pair) == 2 and 0 <= pair[0] < pair[1] <= len(text) for pair in pairs):
-        raise _UnusableError("evidence outside of the text")
+        raise UnusableError("evidence outside of the text")
     if not any(text[start:end].strip() for start, end in pairs):
-        raise _UnusableError("no evidence")
+        raise UnusableError("no evidence")
     return tuple(Span(id, start, end) for start, end in pairs)
 
 
@@ -209,22 +203,22 @@ def _evidence(asked: Mapping[str, Any], id: str, text: str) -> tuple[Span, ...]:
 
 
 def _read_squad(path: Path, unit: Unit) -> QuestionSet:
-    builder, left_out = _Builder(), _LeftOut()
+    builder, left_out = _Builder(), LeftOut()
     titles: set[str] = set()
     questions = []
-    for a, article in enumerate(json.loads(_content(path))["data"], start=1):
+    for a, article in enumerate(json.loads(content_of(path))["data"], start=1):
         with left_out.unusable(at := f"article {a}"):
-            paragraphs = _field(article, "paragraphs", list)
+            paragraphs = field_of(article, "paragraphs", list)
             title = _new_title(str(article.get("title") or at), titles)
             titles.add(title)
             for p, paragraph in enumerate(paragraphs, start=1):
                 with left_out.unusable(beneath := f"{at}, paragraph {p}"):
-                    context, asked = _field(paragraph, "context", str), _field(paragraph, "qas", list)
+                    context, asked = field_of(paragraph, "context", str), field_of(paragraph, "qas", list)
                     names = {"file": path.stem, "article": title, "paragraph": str(len(builder.places))}
                     passage = builder.add(names[unit], context)
                     for q, one in enumerate(asked, start=1):
                         with left_out.unusable(f"{beneath}, question {q}"):
-                            text, gold = _field(one, "question", str), _gold(context, passage, one)
+                            text, gold = field_of(one, "question", str), _gold(context, passage, one)
                             questions.append(Question(text, tuple(gold.values()), tuple(gold), passage))
     return QuestionSet(builder.documents(), tuple(questions), left_out)
 
@@ -242,12 +236,12 @@ def _gold(context: str, passage: Span, asked: Mapping[str, Any]) -> dict[Span, s
     """The answers by where they stand."""
     gold, answers = {}, asked.get("answers")
     for answer in answers if isinstance(answers, list) else ():
-        start, text = _field(answer, "answer_start", int), _field(answer, "text", str)
+        start, text = field_of(answer, "answer_start", int), field_of(answer, "text", str)
         if start < 0 or not context.startswith(text, start):
-            raise _UnusableError("an answer that is not at its answer_start")
+            raise UnusableError("an answer that is not at its answer_start")
         gold[Span(passage.document, passage.start + start, passage.start + start + len(text))] = text
     if not gold:
-        raise _UnusableError(NO_ANSWERS)
+        raise UnusableError(NO_ANSWERS)
     return gold
 
 
@@ -255,15 +249,15 @@ def _gold(context: str, passage: Span, asked: Mapping[str, Any]) -> dict[Span, s
 
 
 def _read_rows(path: Path, unit: Unit) -> QuestionSet:
-    builder, left_out = _Builder(), _LeftOut()
+    builder, left_out = _Builder(), LeftOut()
     asked = []
-    for at, row in _rows(path, left_out):
+    for at, row in rows_of(path, left_out):
         with left_out.unusable(at):
             given = row["passages"] if "passages" in row else row.get("passage")
             titled = [
-                (_field(one, "text", str), one.get("title"))
+                (field_of(one, "text", str), one.get("title"))
                 if isinstance(one, Mapping)
-                else (_field({"passage": one}, "passage", str), row.get("title"))
+                else (field_of({"passage": one}, "passage", str), row.get("title"))
                 for one in (given if isinstance(given, list) else [given])
             ]
             passages = []
@@ -285,41 +279,17 @@ def _read_folder(path: Path) -> QuestionSet:
     documents = load_documents(path, max_bytes=limit, exclude=QUESTION_FILES, on_error="raise")
     texts = {Path(document.id).relative_to(path).as_posix(): document.text for document in documents}
     whole = {id: Span(id, 0, len(text)) for id, text in texts.items()}
-    left_out, asked = _LeftOut(), []
-    for at, row in _rows(file, left_out):
+    left_out, asked = LeftOut(), []
+    for at, row in rows_of(file, left_out):
         with left_out.unusable(at):
             document = row.get("document")
             if document is not None and str(document) not in whole:
-                raise _UnusableError("a document that is not in the folder")
+                raise UnusableError("a document that is not in the folder")
             asked.append((at, row, list(whole.values()) if document is None else [whole[str(document)]]))
     return _found(texts, asked, left_out)
 
 
 # ---- what they share
-
-
-class _UnusableError(Exception):
-    """Why something of a file cannot be used, as a noun."""
-
-
-class _LeftOut(dict[str, list[str]]):
-    """Where in a file there is what cannot be used, by why."""
-
-    @contextmanager
-    def unusable(self, at: str) -> Iterator[None]:
-        """Leave out what stands at a place where it turns out to be of no use."""
-        try:
-            yield
-        except _UnusableError as error:
-            self.setdefault(str(error), []).append(at)
-
-
-def _field(of: Any, name: str, kind: type[T]) -> T:
-    """A field that must be there, and a text not blank."""
-    value = of.get(name) if isinstance(of, Mapping) else None
-    if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
-        raise _UnusableError(f"no {name}")
-    return value
 
 
 @dataclass
@@ -343,65 +313,27 @@ class _Builder:
         return {id: BETWEEN_PARAGRAPHS.join(parts) for id, parts in self.parts.items()}
 
 
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, also compressed (``.gz``)."""
-    return [json.loads(line) for _, line in _lines(path)]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers."""
-    # Not splitlines: inside a JSON string stand the line separators of Unicode as they are.
-    return ((n, line) for n, line in enumerate(_content(path).split("\n"), start=1) if line.strip())
-
-
-def _rows(path: Path, left_out: _LeftOut) -> list[tuple[str, Mapping[str, Any]]]:
-    """The objects of a file of JSON lines, or of one list, with where they stand."""
-    if path.suffix == ".json":
-        rows = [(f"row {n}", row) for n, row in enumerate(json.loads(_content(path)), start=1)]
-    else:
-        rows = [(f"line {n}", _parsed(line)) for n, line in _lines(path)]
-    found = []
-    for at, row in rows:
-        with left_out.unusable(at):
-            if not isinstance(row, Mapping):
-                raise _UnusableError("no JSON object")
-            found.append((at, row))
-    return found
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
-def _content(path: Path) -> str:
-    content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-
-
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     answers = row.get("answers")
     answers = answers.get("text") if isinstance(answers, Mapping) else answers
     answers = answers if isinstance(answers, list) else [answers]
     found = tuple(str(a) for a in answers if isinstance(a, str | int | float) and str(a).strip())
     if not found:
-        raise _UnusableError(NO_ANSWERS)
+        raise UnusableError(NO_ANSWERS)
     return found
 
 
 def _found(
-    documents: dict[str, str], asked: Iterable[tuple[str, Mapping[str, Any], Sequence[Span]]], left_out: _LeftOut
+    documents: dict[str, str], asked: Iterable[tuple[str, Mapping[str, Any], Sequence[Span]]], left_out: LeftOut
 ) -> QuestionSet:
     """The questions that one of their passages answers word for word, upper and lower case being the same."""
     questions = []
     for at, row, passages in asked:
         with left_out.unusable(at):
-            text, answers = _field(row, "question", str), _answers(row)
+            text, answers = field_of(row, "question", str), _answers(row)
             spans = [span for passage in passages for span in _occurrences(documents, passage, answers)]
             if not spans:
-                raise _UnusableError("no answer that stands in the documents")
+                raise UnusableError("no answer that stands in the documents")
             passage = next(p for p in passages if p.document == spans[0].document and p.start <= spans[0].start < p.end)
             questions.append(Question(text, answers, tuple(spans), passage))
     return QuestionSet(documents, tuple(questions), left_out)

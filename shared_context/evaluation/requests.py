@@ -16,7 +16,7 @@ from shared_context.errors import DocumentError
 from shared_context.evaluation.contexts import ADAPTER, INJECTED, PASTED
 from shared_context.evaluation.ledger import Ledger, reader_identity
 from shared_context.evaluation.metrics import is_refusal, mean_with_interval, paired_difference
-from shared_context.evaluation.questions import json_lines
+from shared_context.evaluation.question_files import json_lines
 from shared_context.evaluation.report import Answer, AskedQuestion, Report, Table, model_setting
 from shared_context.store.documents import load_documents
 from shared_context.store.embedder import load_default_embedder
@@ -153,7 +153,7 @@ def _result(stores: Mapping[str, SharedLLMContextStore], request: Request, budge
             is_reference = way == PASTED and not suffix
             result[way + suffix] = {
                 "answer": reference if is_reference else _answer(model, request, context),
-                "nll": model.score(request.text, reference, context=context) if reference else None,
+                "nll": model.nll(request.text, reference, context=context) if reference else None,
                 "tokens": tokens,
             }
     return result

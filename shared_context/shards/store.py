@@ -25,6 +25,7 @@ from shared_context.remote.snapshot import Snapshot
 from shared_context.shards.catalogue import ShardedCatalogue
 from shared_context.shards.crew import Crew, LocalWorkers, Missing, Workers
 from shared_context.shards.index import MOST_SHARDS
+from shared_context.shards.published_kv import PublishedKV
 from shared_context.shards.shard import Place
 from shared_context.shards.writing import Writers
 from shared_context.store.about import About, check_window
@@ -141,7 +142,7 @@ class ShardedContextStore(SharedLLMContextStore):
             cache.disk_bytes,
             quantize=cache.quantize,
             importance_method=scorer.method,
-            further=None if self._checkout is None else _AllKV(self._checkout),
+            further=None if self._checkout is None else PublishedKV(self._checkout),
         )
         self._catalogue = ShardedCatalogue(self._crew, self.config.tree, model.device)
         self._writers = Writers(self._open_writer, len(self._folders), self._catalogue)
@@ -416,17 +417,3 @@ def _same(one: tuple[bytes, bytes, bytes], other: tuple[bytes, bytes, bytes]) ->
 
 def _about(made: tuple[bytes, bytes, bytes]) -> About:
     return About.from_bytes(made[0])
-
-
-class _AllKV:
-    """Keys and values that were published with any of the shards."""
-
-    def __init__(self, checkout: Checkout):
-        self._of_stores = checkout.kv
-
-    def __contains__(self, key: object) -> bool:
-        return any(key in published for published in self._of_stores)
-
-    def read(self, key: str) -> bytes | None:
-        """The file of a key; None where it cannot be had."""
-        return next((published.read(key) for published in self._of_stores if key in published), None)

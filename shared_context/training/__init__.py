@@ -2,8 +2,8 @@
 
 from shared_context.training.averaging import average
 from shared_context.training.config import TrainingConfig
-from shared_context.training.examples import Tasks
 from shared_context.training.layout import CutConfig
+from shared_context.training.streams import Tasks
 from shared_context.training.trainer import train, validate
 
 __all__ = ["CutConfig", "Tasks", "TrainingConfig", "average", "train", "validate"]

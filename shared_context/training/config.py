@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from shared_context.config import InjectionKind, one_of, require
-from shared_context.training.examples import Tasks
 from shared_context.training.layout import CutConfig
+from shared_context.training.streams import Tasks
 
 Stage = Literal["questions", "running_text"]
 

@@ -18,9 +18,8 @@ from shared_context.training.examples import (
     PASSAGE,
     Example,
     ExampleMaker,
-    question_stream,
-    running_stream,
 )
+from shared_context.training.streams import question_stream, running_stream
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,20 +14,20 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from shared_context.config import require
 from shared_context.errors import TrainingError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.training.callbacks import Progress, StopAtBrokenGradients, advice
 from shared_context.training.card import model_card
 from shared_context.training.config import TrainingConfig
 from shared_context.training.curves import curves
 from shared_context.training.examples import (
     Example,
     ExampleMaker,
-    other_contexts,
 )
 from shared_context.training.layout import LayoutMaker
 from shared_context.training.objective import InjectionObjective
@@ -42,6 +41,7 @@ from shared_context.training.run_folder import (
     write_whole,
 )
 from shared_context.training.sharding import adapter_held_whole, deepspeed_stage, launched_with_fsdp, shard_layers
+from shared_context.training.streams import other_contexts
 
 PACKED_SEPARATOR = "\n\n"
 
@@ -186,7 +186,7 @@ class AdapterTrainer(Trainer):
             data_collator=lambda examples: {"examples": examples},
             train_dataset=stream,
             eval_dataset=list(validation),
-            callbacks=[StopAtBrokenGradients(), _Progress()],
+            callbacks=[StopAtBrokenGradients(), Progress()],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, where a command's results go
         self.model_accepts_loss_kwargs = False
@@ -209,7 +209,7 @@ class AdapterTrainer(Trainer):
         if not torch.isfinite(parts["loss"]):
             step = self.state.global_step + 1
             raise TrainingError(
-                f"The loss is {parts['loss'].item()} at step {step}; it was not learned from. {_advice(self.args)}"
+                f"The loss is {parts['loss'].item()} at step {step}; it was not learned from. {advice(self.args)}"
             )
         self._parts.append({name: value.item() for name, value in parts.items() if name != "loss"})
         return (parts["loss"], parts) if return_outputs else parts["loss"]
@@ -241,7 +241,7 @@ class AdapterTrainer(Trainer):
         for name, value in metrics.items():
             if not math.isfinite(value):
                 step = self.state.global_step
-                raise TrainingError(f"{name} is {value} at step {step}, which was not saved. {_advice(self.args)}")
+                raise TrainingError(f"{name} is {value} at step {step}, which was not saved. {advice(self.args)}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -287,7 +287,7 @@ class AdapterTrainer(Trainer):
             # DeepSpeed keeps its gradients to itself, so that nothing before can have seen them.
             if not torch.isfinite(weight).all():
                 step = self.state.global_step
-                raise TrainingError(f"{name} is no number after step {step}, which was not saved. {_advice(self.args)}")
+                raise TrainingError(f"{name} is no number after step {step}, which was not saved. {advice(self.args)}")
         super()._save(output_dir, state_dict)
         adapter.save_pretrained(Path(output_dir or self.args.output_dir) / ADAPTER_FOLDER)
 
@@ -321,46 +321,6 @@ def _figures(
         for name, examples in (("right", right), ("wrong", wrong))
     }
     return {**means, "eval_gain": means["eval_wrong"] - means["eval_right"]}
-
-
-class StopAtBrokenGradients(TrainerCallback):
-    """Keeps an update by gradients that are no numbers out of the weights, and so out of the next checkpoint."""
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                step = state.global_step + 1
-                raise TrainingError(
-                    f"The gradient of {name} is no number at step {step}; it was not learned from. {_advice(args)}"
-                )
-
-
-def _advice(args: TrainingArguments) -> str:
-    """What to do after a number that is none: a run is resumed with its own settings only, so a new one is needed."""
-    checkpoint = last_checkpoint(Path(args.output_dir), args.world_size)
-    start = f"from the last checkpoint's adapter (--start {checkpoint / ADAPTER_FOLDER}) " if checkpoint else ""
-    return (
-        f"Begin a new run {start}with a lower learning rate (--learning-rate) in another folder (--output), or look "
-        "at the data of this step."
-    )
-
-
-class _Progress(TrainerCallback):
-    """One line on stderr for all that is logged."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if state.is_world_process_zero and logs:
-            figures = "  ".join(f"{name} {value:.4g}" for name, value in logs.items() if name != "epoch")
-            print(f"step {state.global_step}/{state.max_steps}  {figures}", file=sys.stderr, flush=True)
 
 
 def _check_model(model: SharedLLMModel, config: TrainingConfig) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from shared_context.errors import TrainingDataError
 from shared_context.training.data import Row
-from shared_context.training.examples import ExampleMaker, Tasks, other_contexts, question_stream, running_stream
+from shared_context.training.examples import ExampleMaker
+from shared_context.training.streams import Tasks, other_contexts, question_stream, running_stream
 
 
 def row(number: int, passage: str = "") -> Row:

@@ -15,9 +15,9 @@ from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.errors import ConfigError, ModelMismatchError, TrainingDataError, TrainingError
 from shared_context.model.adapter import Adapter
 from shared_context.training import CutConfig, Tasks, TrainingConfig, average, train, validate
+from shared_context.training.callbacks import StopAtBrokenGradients
 from shared_context.training.objective import InjectionObjective
 from shared_context.training.run_folder import ADAPTER_FOLDER, CURVES_FILE, HISTORY_FILE, last_checkpoint
-from shared_context.training.trainer import StopAtBrokenGradients
 
 SMALL = {
     "steps": 6,
@@ -85,9 +85,9 @@ def test_a_run_leaves_history_checkpoints_and_an_adapter_that_serves(whole_run, 
     assert f"{last['step']}" in [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert f"fingerprint `{adapter.config.base_fingerprint}`" in adapter.card
     model = make_small_model()
-    before = model.score("who keeps lamp 3", "Ann", context="Ann keeps it.")
+    before = model.nll("who keeps lamp 3", "Ann", context="Ann keeps it.")
     model.load_adapter(adapter)
-    assert model.score("who keeps lamp 3", "Ann", context="Ann keeps it.") != before
+    assert model.nll("who keeps lamp 3", "Ann", context="Ann keeps it.") != before
 
 
 def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(
@@ -549,8 +549,8 @@ def test_cross_attention_is_trained_for_a_model_in_bfloat16(tmp_path, data):
     with SharedLLMContextStore(trained, embedder=None) as store:
         store.add("In the year 1807 the keeper of lamp 7 was Ann the 7th.", id="lamp")
         shown = store.select("who keeps lamp 7")
-        assert trained.score("who keeps lamp 7", "Ann the 7th", context=shown) != pytest.approx(
-            untrained.score("who keeps lamp 7", "Ann the 7th"), abs=1e-3
+        assert trained.nll("who keeps lamp 7", "Ann the 7th", context=shown) != pytest.approx(
+            untrained.nll("who keeps lamp 7", "Ann the 7th"), abs=1e-3
         )
 
 
