@@ -22,8 +22,14 @@ def toolbox(schemas: Sequence[Mapping[str, Any]], choice: Any, parallel: bool) -
         parallel: an answer may hold several calls.
 
     Raises:
-        ConfigError: a tool has no name, or ``choice`` is none of these.
+        ConfigError: a tool is a provider's own or has no name, or ``choice`` is none of these.
     """
+    for schema in schemas:
+        if not isinstance(schema.get("function"), Mapping):
+            raise ConfigError(
+                f"the tool {json.dumps(schema, default=str)} is run by a provider of models, and here there is none: "
+                "give a function, or a schema with a name and parameters"
+            )
     tools = [schema["function"] for schema in schemas]
     if isinstance(choice, dict):
         choice = choice.get("function", choice).get("name", choice)

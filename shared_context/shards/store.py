@@ -12,12 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from shared_context.config import StoreConfig, require, require_count
-from shared_context.errors import (
-    ConfigError,
-    ShardUnavailableError,
-    StoreFormatError,
-    StoreUnavailableError,
-)
+from shared_context.errors import ConfigError, ShardUnavailableError, StoreFormatError, StoreUnavailableError
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.remote.address import is_address
 from shared_context.remote.fetching import Checkout, check_out, store_folders
@@ -25,6 +20,7 @@ from shared_context.remote.snapshot import Snapshot
 from shared_context.shards.catalogue import ShardedCatalogue
 from shared_context.shards.crew import Crew, LocalWorkers, Missing, Workers
 from shared_context.shards.index import MOST_SHARDS
+from shared_context.shards.made import made_together
 from shared_context.shards.published_kv import PublishedKV
 from shared_context.shards.shard import Place
 from shared_context.shards.writing import Writers
@@ -121,14 +117,7 @@ class ShardedContextStore(SharedLLMContextStore):
 
     def _set_up_shards(self, config: StoreConfig | None, embedder: Embedder | Literal["auto"] | None) -> None:
         assert self.path is not None  # shards lie in a folder
-        made = self._answered(partial(self._crew.ask_all, "made_with"))
-        first = next(iter(made.values()))
-        apart = [number for number, each in made.items() if not _same(each, first)]
-        if apart:
-            raise StoreFormatError(
-                f"{self.place}: the shards {apart} were not made together with the first, so their scores do not "
-                "compare. Ingest their documents into one store."
-            )
+        first = made_together(self._answered(partial(self._crew.ask_all, "made_with")), self.place)
         about = About.from_bytes(first[0])
         about.check_model(self.model, self.path)
         self.embedder = about.chosen_embedder(embedder, None, self.path, str(self.model.device))
@@ -407,13 +396,3 @@ class ShardedContextStore(SharedLLMContextStore):
 def _release(checkout: Checkout) -> None:
     with suppress(FileNotFoundError):
         checkout.release()
-
-
-def _same(one: tuple[bytes, bytes, bytes], other: tuple[bytes, bytes, bytes]) -> bool:
-    """Whether two shards were made together; their limits of the cache may differ."""
-    fixed = [(about.fingerprint, about.embedder, about.config.fixed()) for about in map(_about, (one, other))]
-    return fixed[0] == fixed[1] and one[1:] == other[1:]
-
-
-def _about(made: tuple[bytes, bytes, bytes]) -> About:
-    return About.from_bytes(made[0])

@@ -338,6 +338,9 @@ def test_structured_output_reads_a_selection(model, store):
 def test_what_structured_output_cannot_enforce_is_refused_in_words(llm):
     with pytest.raises(ConfigError, match="method"):
         llm.with_structured_output(Person, method="guessing")
+    for wrong in (int, "Person", Person(name="Alice", age=3)):
+        with pytest.raises(ConfigError, match="must be a Pydantic class, a TypedDict or a JSON schema"):
+            llm.with_structured_output(wrong)
     unenforceable = {"title": "Odd", "type": "object", "properties": {"a": {"not": {"type": "string"}}}}
     with pytest.raises(ConfigError, match="cannot be enforced"):
         llm.with_structured_output(unenforceable).invoke(ALICE)
@@ -367,6 +370,12 @@ def test_a_forced_call_takes_its_arguments_from_the_question(calling):
     assert call["id"] and answer.content == ""
     (call,) = calling.bind_tools([get_weather, add], tool_choice="add").invoke("What is 17 + 25?").tool_calls
     assert (call["name"], call["args"]) == ("add", {"a": 17, "b": 25})
+
+
+def test_a_providers_own_tool_is_refused_in_words(calling):
+    for own in ({"type": "web_search_preview"}, {"type": "file_search", "vector_store_ids": ["a"]}):
+        with pytest.raises(ConfigError, match=f"{own['type']}.*run by a provider.*give a function"):
+            calling.bind_tools([own])
 
 
 def test_a_streamed_call_is_the_same_call(calling):

@@ -135,7 +135,7 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
             **kwargs: bound, too.
 
         Raises:
-            ConfigError: ``method`` is none of these.
+            ConfigError: ``method`` is none of these, or ``schema`` no schema.
         """
         parser = parser_for(schema, method)
         described = convert_to_json_schema(schema)

@@ -13,8 +13,9 @@ from langchain_core.runnables import Runnable, RunnableGenerator
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
+from typing_extensions import is_typeddict
 
-from shared_context.config import one_of
+from shared_context.config import one_of, require
 
 StructuredOutputMethod = Literal["json_schema", "function_calling", "json_mode"]
 
@@ -23,9 +24,11 @@ def parser_for(schema: dict[str, Any] | type, method: StructuredOutputMethod) ->
     """What makes an object of ``schema`` from a message: an instance of a Pydantic class, and else a dict.
 
     Raises:
-        ConfigError: ``method`` is none that there is.
+        ConfigError: ``method`` is none that there is, or ``schema`` no schema.
     """
     one_of("method", method, StructuredOutputMethod)
+    schemas = isinstance(schema, dict) or is_typeddict(schema) or _is_class(schema)
+    require(schemas, "schema", schema, "must be a Pydantic class, a TypedDict or a JSON schema")
     if method == "function_calling":
         if _is_class(schema):
             parser: Runnable = PydanticToolsParser(tools=[schema], first_tool_only=True)
