@@ -11,7 +11,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig, TreeConfig
 from shared_context.errors import ConfigError, ModelMismatchError, QueryError
@@ -60,6 +60,30 @@ def test_what_is_found_is_injected_and_not_pasted(chain):
     assert "porter" not in str(asked.inputs)
     message = asked.outputs["generations"][0][0]["message"]["kwargs"]
     assert message["response_metadata"]["context_entries"] > 0
+
+
+class Code(BaseModel):
+    """What opens something."""
+
+    code: int = Field(le=99999)
+
+
+async def test_an_llm_with_structured_output_answers_with_objects(model, store):
+    llm = ChatSharedLLM(model=model, max_tokens=32).with_structured_output(Code)
+    chain = SharedContextChain.from_store(store, llm=llm)
+    runs = RunCollectorCallbackHandler()
+    assert chain.invoke(SAFE, config={"callbacks": [runs]})["answer"] == Code(code=4711)
+    assert "porter" not in str(runs.traced_runs[0].child_runs[-1].inputs), "it is injected all the same"
+    assert (await chain.ainvoke(SAFE))["answer"] == Code(code=4711)
+    assert list(chain.stream(SAFE))[-1]["answer"] == Code(code=4711)
+    assert [piece async for piece in chain.astream(SAFE)][-1]["answer"] == Code(code=4711)
+
+
+def test_a_parser_behind_the_llm_parses_its_answer(model, store):
+    chain = SharedContextChain.from_store(store, llm=ChatSharedLLM(model=model, max_tokens=12) | StrOutputParser())
+    answer = chain.invoke(SAFE)["answer"]
+    assert "4711" in answer
+    assert "".join(piece["answer"] for piece in chain.stream(SAFE) if "answer" in piece) == answer
 
 
 def test_what_is_injected_is_the_selection_behind_the_passages(handbook_store, model):

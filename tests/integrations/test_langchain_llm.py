@@ -7,7 +7,7 @@ from langchain_core.prompts import PromptTemplate
 
 from shared_context import SharedLLMContextStore
 from shared_context.errors import AdapterError, ConfigError, WindowExceededError
-from shared_context.integrations.langchain import SharedLLM
+from shared_context.integrations.langchain import ChatSharedLLM, SharedLLM
 
 QUESTION = "What is the code of the safe?"
 
@@ -35,6 +35,14 @@ async def test_all_async_forms_give_the_same_answer(llm):
     assert await llm.ainvoke(QUESTION) == expected
     assert "".join([piece async for piece in llm.astream(QUESTION)]) == expected
     assert await llm.abatch([QUESTION]) == [expected]
+
+
+def test_a_setting_that_is_none_is_named(model):
+    for kind in SharedLLM, ChatSharedLLM:
+        with pytest.raises(
+            ConfigError, match=f"{kind.__name__} has no setting max_tokns, model_name: .*generate_kwargs"
+        ):
+            kind(model=model, max_tokns=4, model_name="another")
 
 
 def test_a_batch_takes_a_context_for_each_prompt(llm, store):

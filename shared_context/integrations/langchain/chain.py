@@ -16,7 +16,14 @@ from langchain_core.messages import (
     convert_to_messages,
 )
 from langchain_core.prompts import BasePromptTemplate
-from langchain_core.runnables import AddableDict, Runnable, RunnableConfig, RunnableSerializable, run_in_executor
+from langchain_core.runnables import (
+    AddableDict,
+    Runnable,
+    RunnableConfig,
+    RunnableSequence,
+    RunnableSerializable,
+    run_in_executor,
+)
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
@@ -25,7 +32,7 @@ from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.errors import ConfigError, ModelMismatchError, QueryError
 from shared_context.integrations.langchain.chat_model import ChatSharedLLM
 from shared_context.integrations.langchain.documents import SOURCE_KEY, as_text, divide, sync
-from shared_context.integrations.langchain.messages import answer_text, text_of
+from shared_context.integrations.langchain.messages import answer_of, text_of
 from shared_context.integrations.langchain.retriever import SharedContextRetriever
 from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given, of_type
 from shared_context.model.prompt import CONTEXT_FOOTER, CONTEXT_HEADER
@@ -43,11 +50,11 @@ class ChainInput(TypedDict):
 
 
 class ChainOutput(TypedDict):
-    """The input's keys, the passages that were injected, and the answer."""
+    """The input's keys, the passages that were injected, and the answer: a text, or what a parser in ``llm`` made."""
 
     input: str | BaseMessage
     context: list[Document]
-    answer: str
+    answer: Any
 
 
 class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
@@ -65,7 +72,7 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
     Args:
         store: holds the documents.
         retriever: question in, passages out; a SharedContextRetriever, or one with a reranker or a filter behind it.
-        llm: a chat model or an LLM, with whatever is bound to it.
+        llm: a chat model or an LLM, with whatever is bound to it; with structured output, the answer is the object.
         prompt: a prompt template with ``{input}``, and ``{chat_history}`` and ``{context}`` where it wants them; other
             keys of the chain's input are its variables, too. What is pasted stands where ``{context}`` is, or in front
             of the last message; what is injected stands in front of the first user message wherever ``{context}`` is.
@@ -225,13 +232,13 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
         passages = self.retriever.invoke(_question(input), config)
         messages, context = self._prompt(input, passages)
         message = self.llm.invoke(messages, config, **context, **kwargs)
-        return _output(**_passed_through(input), context=passages, answer=answer_text(message))
+        return _output(**_passed_through(input), context=passages, answer=answer_of(message))
 
     async def _aanswer(self, input: ChainInput, config: RunnableConfig, **kwargs: Any) -> ChainOutput:
         passages = await self.retriever.ainvoke(_question(input), config)
         messages, context = await run_in_executor(config, self._prompt, input, passages)
         message = await self.llm.ainvoke(messages, config, **context, **kwargs)
-        return _output(**_passed_through(input), context=passages, answer=answer_text(message))
+        return _output(**_passed_through(input), context=passages, answer=answer_of(message))
 
     def _pieces(self, inputs: Iterator[ChainInput], config: RunnableConfig, **kwargs: Any) -> Iterator[ChainOutput]:
         for input in inputs:
@@ -241,7 +248,7 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
             yield _output(context=passages)
             messages, context = self._prompt(input, passages)
             for chunk in self.llm.stream(messages, config, **context, **kwargs):
-                yield _output(answer=answer_text(chunk))
+                yield _output(answer=answer_of(chunk))
 
     async def _apieces(
         self, inputs: AsyncIterator[ChainInput], config: RunnableConfig, **kwargs: Any
@@ -253,7 +260,7 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
             yield _output(context=passages)
             messages, context = await run_in_executor(config, self._prompt, input, passages)
             async for chunk in self.llm.astream(messages, config, **context, **kwargs):
-                yield _output(answer=answer_text(chunk))
+                yield _output(answer=answer_of(chunk))
 
     def _prompt(self, input: ChainInput, passages: list[Document]) -> tuple[list[BaseMessage], dict[str, Any]]:
         """The conversation to be answered, and the keyword argument with what is injected into it, if anything is."""
@@ -280,9 +287,9 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
 
 
 def _shared_llm(llm: object) -> ChatSharedLLM | None:
-    """The ChatSharedLLM that answers, whatever is bound to it; None where another model does."""
-    while isinstance(llm, RunnableBindingBase):
-        llm = llm.bound
+    """The ChatSharedLLM that answers, whatever is bound to it or parses its answers; None where another model does."""
+    while isinstance(llm, RunnableBindingBase | RunnableSequence):
+        llm = llm.bound if isinstance(llm, RunnableBindingBase) else llm.first
     return llm if isinstance(llm, ChatSharedLLM) else None
 
 

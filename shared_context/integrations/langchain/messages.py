@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, SystemMessage, ToolMessage
 
@@ -44,9 +45,9 @@ def text_of(message: BaseMessage) -> str:
     return str(message.text)
 
 
-def answer_text(answer: BaseMessage | str) -> str:
-    """The text of what a chat model, or an LLM, answered."""
-    return answer if isinstance(answer, str) else str(answer.text)
+def answer_of(answer: Any) -> Any:
+    """What a chat model, or an LLM, answered: its text, or the object that a parser behind it made of that."""
+    return str(answer.text) if isinstance(answer, BaseMessage) else answer
 
 
 def to_conversation(messages: Sequence[BaseMessage], *, with_tools: bool = False) -> list[dict[str, str]]:

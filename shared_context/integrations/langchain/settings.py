@@ -21,6 +21,9 @@ from shared_context.store.embedder import Embedder
 
 PROVIDER = "shared_context"
 
+_OVER_A_NETWORK = {"api_key", "base_url", "max_retries", "timeout"}
+"""Standard settings of LangChain's chat models that mean nothing for one that runs here, and are passed over."""
+
 
 def of_type(name: str, value: object, wanted: Any, described: str) -> None:
     """Raise ConfigError unless ``value`` is a ``wanted``, which ``described`` says in words."""
@@ -65,6 +68,9 @@ class GenerationSettings(BaseLanguageModel):
         seed: makes sampling repeatable.
         model_kwargs: further arguments of ``from_pretrained`` where ``model`` is a name (system_prompt, revision, ...).
         generate_kwargs: further generation settings of transformers, by their names there.
+
+    Raises:
+        ConfigError: a setting is none of these.
     """
 
     model: SharedLLMModel
@@ -90,6 +96,12 @@ class GenerationSettings(BaseLanguageModel):
         generate_kwargs: dict[str, Any] | None = None,
         **settings: Any,
     ):
+        known = {name for field, about in type(self).model_fields.items() for name in (field, about.alias) if name}
+        if unknown := sorted(settings.keys() - known - _OVER_A_NETWORK):
+            raise ConfigError(
+                f"{type(self).__name__} has no setting {', '.join(unknown)}: what else the model is loaded with goes "
+                "into model_kwargs, further settings of generation into generate_kwargs"
+            )
         of_type("model_kwargs", model_kwargs, dict | None, "a dict of arguments by their names")
         of_type("generate_kwargs", generate_kwargs, dict | None, "a dict of settings by their names")
         loading, misplaced = _divided(model_kwargs or {})
