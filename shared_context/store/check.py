@@ -19,7 +19,7 @@ from shared_context.store.database import LEAF_FILE, Database
 from shared_context.store.format import OF_CONVERSATION, OF_NAMESPACE
 from shared_context.store.node_data import NodeShape, Part
 from shared_context.store.sqlite_file import FILE, UNFINISHED, access, give_name
-from shared_context.store.word_index import FIRST_NAMESPACE, LeafWords
+from shared_context.store.word_index import FIRST_NAMESPACE, KEYS, LeafWords
 
 ANY_TOKEN = 1 << 31
 """Token ids lie below it whatever the model is."""
@@ -132,7 +132,7 @@ class _Whole:
         values = {}
         with self._database.snapshot():
             for key in self._database.meta_keys():
-                if key.startswith((LEAF_FILE, OF_NAMESPACE, OF_CONVERSATION)):
+                if key == KEYS or key.startswith((LEAF_FILE, OF_NAMESPACE, OF_CONVERSATION)):
                     continue  # made anew, or written with what they are of
                 try:
                     values[key] = self._database.get_meta(key)

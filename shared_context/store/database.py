@@ -302,6 +302,19 @@ class Database(NamespaceRows, ConversationRows):
         """Let go of changes that few processes can have missed."""
         self._connection.execute("DELETE FROM changes WHERE version <= ?", (self.version() - CHANGES_KEPT,))
 
+    def compact(self) -> None:
+        """Give the space of what was deleted back to the file system, and let nothing be left of it in the file.
+
+        SQLite overwrites what is deleted where it stands, but seldom the copies that it left in unused parts of pages
+        when it moved rows: a file that is made anew has none. Other processes that have not seen the last changes take
+        everything in anew.
+        """
+        with self.transaction():
+            self._connection.execute("DELETE FROM changes WHERE version < ?", (self.version(),))
+            self._connection.execute("UPDATE changes SET digests = x''")
+            self._log_has_deleted = True
+        super().compact()
+
     def alive(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those that a chunk or the header of some document has."""
         found = "SELECT 1 FROM parts WHERE digest = ?1 UNION ALL SELECT 1 FROM headers WHERE digest = ?1 LIMIT 1"
@@ -512,6 +525,10 @@ class Database(NamespaceRows, ConversationRows):
         with self.snapshot():
             for reason in self.numbering():
                 raise damaged(self._place, reason)
+            known = self.words.knows_its_keys()
+        if not known and not self.read_only:
+            with self.transaction():
+                self.words.note_keys()
 
     def _mend_words(self, leaf_size: int, *, thorough: bool = False) -> None:
         with self.snapshot():

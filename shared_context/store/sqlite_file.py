@@ -182,6 +182,8 @@ def errors(place: str) -> Iterator[None]:
     """Say in the library's own errors what SQLite refuses; what can only be a mistake in this library stays raw."""
     try:
         yield
+    except UnicodeDecodeError as error:  # of what SQLite quotes in its message
+        raise damaged(place, "it holds text that is not UTF-8") from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode"):
             # Not of SQLite but of Python's module, which quotes the whole text.

@@ -280,6 +280,7 @@ class StoreFile:
             if self.read_only:
                 raise StoreUnavailableError(f"{self._place} is open for reading only. {RIGHTS}")
             self._connection.execute("VACUUM")
+            self._log_has_deleted = True
             self._empty_log()
 
     def nbytes(self) -> int:

@@ -44,6 +44,10 @@ SCHEMA = (
     # One row: the sum of the checksums of all rows of both, so that none can vanish unnoticed.
     "CREATE TABLE word_checksum (total INTEGER)",
 )
+KEYS = "keys of words"
+"""What the sum of the keys of postings is kept under, among the values of the store as a whole."""
+_KEY_SUM = "(term & 0xFFFFFFFF) + (term >> 32 & 0xFFFFFFFF) + (block & 0xFFFFFFFF) + (block >> 32)"
+"""Of one row; a sum of many is less than 2**63."""
 _WORDED = "key, document, language, leaf_size"
 
 BEFORE_CHARACTERS = 128
@@ -176,9 +180,11 @@ class WordIndex:
             described = set(self._connection.execute("SELECT DISTINCT language, leaf_size FROM worded"))
             if not described <= {(language, leaf_size) for language in LANGUAGES} or self._stored() != self._total():
                 return False
+            if (keys := self._stored_keys()) is not None and keys != self._keys():
+                return False
             rows = self._connection.execute("SELECT term, block, checksum, places FROM postings") if thorough else ()
             return all(expected == _checksum(term, block, places) for term, block, expected, places in rows)
-        except (TypeError, sqlite3.DatabaseError) as error:
+        except (TypeError, ValueError, sqlite3.DatabaseError) as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGE:
                 return False
             raise
@@ -191,6 +197,27 @@ class WordIndex:
         rows = self._connection.execute(f"SELECT {_WORDED} FROM worded")
         (of_postings,) = self._connection.execute("SELECT COALESCE(SUM(checksum), 0) FROM postings").fetchone()
         return of_postings + sum(checksum(*row) for row in rows)
+
+    def knows_its_keys(self) -> bool:
+        """Whether the sum of the keys of rows is kept, which an earlier version did not."""
+        return self._stored_keys() is not None
+
+    def note_keys(self) -> None:
+        """Keep the sum of the keys of rows: where one is damaged, no look-up meets its row, nor the row's checksum."""
+        self._put_keys(self._keys())
+
+    def _keys(self) -> int:
+        return self._connection.execute(f"SELECT COALESCE(SUM({_KEY_SUM}), 0) FROM postings").fetchone()[0]
+
+    def _stored_keys(self) -> int | None:
+        row = self._connection.execute("SELECT checksum, value FROM meta WHERE key = ?", (KEYS,)).fetchone()
+        if row is None:
+            return None
+        return int(row[1]) if row[0] == checksum(KEYS, row[1]) else -1
+
+    def _put_keys(self, total: int) -> None:
+        value = str(total).encode()
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (KEYS, checksum(KEYS, value), value))
 
     def _add_to_total(self, more: int) -> None:
         self._connection.execute("UPDATE word_checksum SET total = total + ?", (more,))
@@ -206,6 +233,7 @@ class WordIndex:
         for table in ("postings", "worded", "word_checksum"):
             self._connection.execute(f"DELETE FROM {table}")
         self._connection.execute("INSERT INTO word_checksum VALUES (0)")
+        self._put_keys(0)
         self.undo()
         for namespace, content, key, chunks in documents:
             leaf = 0
@@ -269,7 +297,7 @@ class WordIndex:
         Raises:
             DamagedWordsError: it belongs into a row that is damaged.
         """
-        added = 0
+        added = keys = 0
         for (term, block), changed in sorted(self._pending.items()):
             row = self._connection.execute(
                 "SELECT checksum, places FROM postings WHERE term = ? AND block = ?", (term, block)
@@ -278,7 +306,10 @@ class WordIndex:
             if row is not None:
                 expected, before = row
                 _check(term, block, expected, before)
-            if after := _changed(before, changed):
+            after = _changed(before, changed)
+            if bool(after) != (row is not None):
+                keys += _key_sum(term, block) if after else -_key_sum(term, block)
+            if after:
                 total = _checksum(term, block, after)
                 self._connection.execute(
                     "INSERT INTO postings VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET checksum = ?3, places = ?4",
@@ -290,6 +321,8 @@ class WordIndex:
             added += total - expected
         if added:
             self._add_to_total(added)
+        if keys and (stored := self._stored_keys()) is not None:
+            self._put_keys(stored + keys)
         self.undo()
 
     def undo(self) -> None:
@@ -391,6 +424,11 @@ def _changed(places: bytes, changed: dict[int, bool]) -> bytes:
         # isin takes five times as long as a comparison.
         places = kept[kept != gone[0] if len(gone) == 1 else ~np.isin(kept, gone)].tobytes()
     return places + pack(f"<{len(came)}H", *came)
+
+
+def _key_sum(term: int, block: int) -> int:
+    low = (1 << 32) - 1
+    return (term & low) + (term >> 32 & low) + (block & low) + (block >> 32)
 
 
 def _checksum(term: int, block: int, places: bytes) -> int:

@@ -67,6 +67,9 @@ WORD_FAULTS = (
     "UPDATE worded SET document = document + 1",
     "UPDATE worded SET language = 'finnish'",
     "DELETE FROM word_checksum",
+    "UPDATE postings SET term = term + 1 WHERE term = (SELECT MAX(term) FROM postings)",
+    "UPDATE postings SET block = block + 1 WHERE term = (SELECT MIN(term) FROM postings)",
+    "UPDATE meta SET value = '5' WHERE key = 'keys of words'",
 )
 
 

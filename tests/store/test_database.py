@@ -1,5 +1,6 @@
 """The store's file: what is written lands whole, what is no store is refused, damage is found and named."""
 
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -510,4 +511,34 @@ def test_a_full_disk_stores_nothing_of_the_change_and_loses_nothing(folder):
     store = Database(folder)
     with store.snapshot():
         assert [entry.id for entry in store.catalogue(OWN).values()] == ["one", "two", "new 10", "new 200000"]
+    store.close()
+
+
+def test_nothing_that_was_deleted_is_in_the_file_once_it_was_made_anew(tmp_path):
+    drawn, store = random.Random(2), Database(tmp_path, META)
+    there: dict[int, list[str]] = {}
+    gone: list[str] = []
+    for _ in range(60):
+        with store.transaction():
+            for _ in range(drawn.choice([1, 2, 12])):
+                if there and drawn.random() < 0.45:
+                    key = drawn.choice(list(there))
+                    store.clear_messages(OWN, there[key][0])
+                    gone += [*there.pop(key), *(digest.hex() for digest in store.remove(key))]
+                    continue
+                id, metadata, message = (
+                    f"{kind}{drawn.getrandbits(48):012x}" for kind in ("id", "metadata", "message")
+                )
+                tokens = drawn.choice([1, 5, 30])
+                chunk = SHAPE.split(text(tokens), nodes(tokens, 0))
+                entry = Entry("document", id, {"of": metadata, "more": "x" * drawn.choice([0, 20, 200])})
+                key = store.insert(OWN, entry, [(drawn.randbytes(20), part) for part in chunk])
+                store.add_message(OWN, id, {"role": "user", "content": message}, 1)
+                there[key] = [id, metadata, message]
+    store.compact()
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir() if not path.name.endswith("-shm"))
+    assert [
+        value for value in gone if value.encode() in kept or (len(value) == 40 and bytes.fromhex(value) in kept)
+    ] == []
+    assert all(value.encode() in kept for values in there.values() for value in values)
     store.close()
