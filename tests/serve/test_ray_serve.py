@@ -2,11 +2,14 @@
 
 import os
 import socket
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 import yaml
 
@@ -99,6 +102,28 @@ def test_answers_are_those_of_one_process_and_nothing_is_changed(running, expect
     sent = {"files": {"file": ("new.txt", b"New.")}, "data": {"purpose": "assistants"}}
     refused = httpx.post(f"{running}/v1/files", headers={"Authorization": f"Bearer {secret}"}, **sent)
     assert refused.status_code == 403 and "a server that takes documents" in refused.text
+
+
+def fronts() -> list[psutil.Process]:
+    """Processes of the front in the cluster that this one began."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "".join(process.cmdline()[:1]).startswith("ray::ServeReplica:boats:front"):
+                found.append(process)
+    return found
+
+
+@pytest.mark.slow
+def test_what_a_dead_front_was_asked_is_answered_when_it_is_asked_again(running, expected, key):
+    secret, _ = key
+    (front,) = fronts()
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask, running, number, secret, retries=60) for number in range(6)]
+        wait(asked, return_when=FIRST_COMPLETED)
+        front.kill()
+        assert [one.result() for one in asked] == expected
+    assert front not in fronts()
 
 
 class DiesOnce:
