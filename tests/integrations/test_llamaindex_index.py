@@ -398,6 +398,17 @@ def test_metadata_filters_mean_what_they_mean_elsewhere(index, filters, expected
     assert {node.node.ref_doc_id for node in nodes} == expected
 
 
+def test_options_of_other_retrievers_are_refused_by_the_name_of_what_is_here(index):
+    for option, instead in (
+        ({"top_k": 2}, "similarity_top_k="),
+        ({"vector_store_query_mode": "hybrid"}, "policy="),
+        ({"node_ids": ["doors"]}, "doc_ids="),
+    ):
+        for make in index.as_retriever, index.as_query_engine, index.as_chat_engine:
+            with pytest.raises(ConfigError, match=f"{next(iter(option))}= is not of.*{instead}"):
+                make(**option)
+
+
 def test_filters_without_a_translation_are_errors(index):
     with pytest.raises(FilterError, match=r"'doc_id' is about ids.*doc_ids="):
         index.as_retriever(filters=where(("doc_id", FilterOperator.EQ, "doors")))

@@ -42,6 +42,16 @@ _PASTING_OPTIONS = (
     "use_async",
 )
 
+_OF_OTHER_RETRIEVERS = {
+    "top_k": "give similarity_top_k=, or budget=",
+    "node_ids": "documents are whole; give doc_ids=",
+    "vector_store_query_mode": "give policy=; the default, hybrid, takes words and embeddings together",
+    "alpha": "the default policy weighs words and embeddings by itself; give policy= for one of them alone",
+    "sparse_top_k": "words and embeddings are scored together; give similarity_top_k=",
+    "hybrid_top_k": "words and embeddings are scored together; give similarity_top_k=",
+    "embed_model": "questions are embedded by the store's own embedder; leave it out",
+}
+
 # Tokens of the window that a chat's memory leaves to the question and the chat format.
 _QUESTION_TOKENS = 256
 
@@ -56,7 +66,13 @@ class Asked(BaseIndex[IndexDict]):
     _llm: SharedLLM
 
     def as_retriever(self, **kwargs: Any) -> SharedContextRetriever:
-        """A retriever: budget, similarity_top_k, filters, ... as in :class:`SharedContextRetriever`."""
+        """A retriever: budget, similarity_top_k, filters, ... as in :class:`SharedContextRetriever`.
+
+        Raises:
+            ConfigError: an option is of other retrievers; it names what stands here in its place.
+        """
+        for name in _OF_OTHER_RETRIEVERS.keys() & kwargs.keys():
+            raise ConfigError(f"{name}= is not of a SharedContextRetriever: {_OF_OTHER_RETRIEVERS[name]}")
         return SharedContextRetriever(self._store, **{"callback_manager": self._callback_manager, **kwargs})
 
     def as_query_engine(
