@@ -16,8 +16,8 @@ from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.config import MIB
 from shared_context.evaluation.report import Cell, Report, Table, model_setting
 from shared_context.progress import with_progress
-from shared_context.store.database import Entry
 from shared_context.store.embedder import load_default_embedder
+from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import HeaderData, NodeData, StoredText
 from shared_context.store.word_index import LeafWords
 

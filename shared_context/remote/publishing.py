@@ -30,8 +30,9 @@ from shared_context.remote.snapshot import (
     object_name,
     objects_of,
 )
-from shared_context.store.database import DIGEST_BYTES, Database
+from shared_context.store.database import Database
 from shared_context.store.format import DEFAULT_NAMESPACE
+from shared_context.store.part_rows import DIGEST_BYTES
 from shared_context.store.shard_folders import is_sharded, shard_folders
 from shared_context.store.sqlite_file import FILE
 

@@ -13,8 +13,8 @@ from shared_context.errors import DocumentNotFoundError, ShardUnavailableError, 
 from shared_context.shards.crew import Crew
 from shared_context.shards.index import ShardedIndex, ShardedWords, shard_of, whole_key
 from shared_context.shards.shard import ShardState
-from shared_context.store.database import Entry
 from shared_context.store.forks import ForkSafeLock
+from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import StoredText
 from shared_context.store.texts import Texts
 

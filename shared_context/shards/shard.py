@@ -14,11 +14,12 @@ from shared_context.remote.fetching import Checkout, check_out, store_folders
 from shared_context.store.about import About
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.codec import Codec
-from shared_context.store.database import Database, Entry
+from shared_context.store.database import Database
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.header_index import HeaderScores
 from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import NodeShape, StoredText
 from shared_context.store.node_index import NodeIndex
 

@@ -14,16 +14,18 @@ import numpy as np
 from shared_context.errors import DocumentNotFoundError, SharedContextError, StoreClosedError
 from shared_context.store import leaf_file
 from shared_context.store.change import Change
-from shared_context.store.database import CHANGES_KEPT, DIGEST_BYTES, Database, Entry, Kind
+from shared_context.store.database import CHANGES_KEPT, Database
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.header import header as header_text
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.leaf_file import LeafFile
 from shared_context.store.leaves import Leaves
+from shared_context.store.line_rows import Entry, Kind
 from shared_context.store.lines import Lines
 from shared_context.store.node_data import HeaderData, NodeData, NodeShape, Part, StoredText
 from shared_context.store.node_index import NodeIndex
+from shared_context.store.part_rows import DIGEST_BYTES
 from shared_context.store.prefilter import Prefilter
 from shared_context.store.span_lists import SpanFile, SpanLists
 from shared_context.store.texts import Texts

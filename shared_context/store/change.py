@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from shared_context.store.database import Database, Entry, Header
+from shared_context.store.database import Database
 from shared_context.store.encoding import chunk_digest
+from shared_context.store.header_rows import Header
+from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import HeaderData, NodeData, NodeShape, Part, StoredText, joined_nodes
 
 

@@ -15,9 +15,10 @@ from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.change import Change
 from shared_context.store.conversation_rows import Message
-from shared_context.store.database import Database, Entry
+from shared_context.store.database import Database
 from shared_context.store.document_store import DocumentStore
 from shared_context.store.documents import check_size
+from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import Part
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.query import longest_query

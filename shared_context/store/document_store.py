@@ -20,7 +20,6 @@ from shared_context.errors import (
 from shared_context.model.cache import give_back_freed
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.change import Change
-from shared_context.store.database import Entry
 from shared_context.store.documents import (
     Document,
     OnError,
@@ -36,6 +35,7 @@ from shared_context.store.documents import (
 from shared_context.store.filters import compile_filter
 from shared_context.store.header import header
 from shared_context.store.ingestion import Ingestion
+from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import HeaderData, NodeData, Part, StoredText
 from shared_context.store.read_only import read_only
 

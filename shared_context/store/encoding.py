@@ -14,9 +14,10 @@ import torch
 from shared_context.config import Rows, StoreConfig
 from shared_context.kernels import ChunkKV, RaggedKV
 from shared_context.model.shared_llm import SharedLLMModel
-from shared_context.store.database import DIGEST_BYTES, Entry
 from shared_context.store.header import header
 from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.line_rows import Entry
+from shared_context.store.part_rows import DIGEST_BYTES
 from shared_context.store.selection import SelectedChunk, ShownChunk
 from shared_context.tree import important_rows, kv_entries
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from shared_context.store.database import Database, Entry, Kind
+from shared_context.store.database import Database
+from shared_context.store.line_rows import Entry, Kind
 
 READ_ONE_BY_ONE = 256
 """Lines that are read one after the other; of more all are read at once."""

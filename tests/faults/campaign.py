@@ -39,10 +39,11 @@ from shared_context.kernels import ChunkKV
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import leaf_file
 from shared_context.store.catalogue import Catalogue
-from shared_context.store.database import Database, Entry
+from shared_context.store.database import Database
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import HeaderData, NodeData, NodeShape, StoredText
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.sqlite_file import FILE, is_vacant

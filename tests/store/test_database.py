@@ -23,7 +23,8 @@ from shared_context.errors import StoreUnavailableError
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import format as file_format
 from shared_context.store import sqlite_file
-from shared_context.store.database import Database, Entry
+from shared_context.store.database import Database
+from shared_context.store.line_rows import Entry
 from shared_context.store.log import lost_changes, running_checksum
 from shared_context.store.node_data import NodeData, NodeShape, StoredText
 from shared_context.store.sqlite_file import FILE, check_files, is_vacant
@@ -193,7 +194,8 @@ KILLED = """
     from pathlib import Path
     import numpy as np
     from shared_context.model.tokenization import TokenizedText
-    from shared_context.store.database import Database, Entry
+    from shared_context.store.database import Database
+    from shared_context.store.line_rows import Entry
     from shared_context.store.node_data import NodeData, Part, StoredText
     from shared_context.store.word_index import LeafWords
 
@@ -481,7 +483,8 @@ def test_a_full_disk_stores_nothing_of_the_change_and_loses_nothing(folder):
         from shared_context import errors
         from shared_context.model.tokenization import TokenizedText
         from shared_context.errors import StoreUnavailableError
-        from shared_context.store.database import Database, Entry
+        from shared_context.store.database import Database
+        from shared_context.store.line_rows import Entry
         from shared_context.store.node_data import NodeData, Part, StoredText
         from shared_context.store.word_index import LeafWords
 
