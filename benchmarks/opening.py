@@ -17,9 +17,9 @@ from shared_context.config import MIB
 from shared_context.evaluation.report import Cell, Report, Table, model_setting
 from shared_context.progress import with_progress
 from shared_context.store.embedder import load_default_embedder
+from shared_context.store.leaf_words import LeafWords
 from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import HeaderData, NodeData, StoredText
-from shared_context.store.word_index import LeafWords
 
 DOCUMENTS = (1_000, 10_000, 100_000)
 

@@ -32,7 +32,7 @@ from shared_context.progress import progress
 
 if TYPE_CHECKING:
     from shared_context import Document, SharedLLMContextStore, StoreConfig
-    from shared_context.store.documents import TextFile
+    from shared_context.store.loading import TextFile
 
     Failures = dict[str, DocumentError]
 
@@ -206,8 +206,8 @@ def _find_files(
     paths: Sequence[Path], patterns: Mapping[str, Sequence[str]]
 ) -> tuple[list[TextFile], Failures, dict[str, str]]:
     """All files under the paths, why paths have none, and what of folders holds no text."""
-    from shared_context.store.documents import TextFile
     from shared_context.store.files import find_files
+    from shared_context.store.loading import TextFile
 
     found: dict[Path, TextFile] = {}  # a file named twice, itself and by its folder, is one document
     failures: Failures = {}
@@ -230,7 +230,7 @@ def _read_files(
     files: Sequence[TextFile], metadata: Mapping[str, Any] | None, max_bytes: int, failures: Failures
 ) -> Iterator[Document]:
     """Their documents, read as they are needed; notes in ``failures`` why others cannot be read."""
-    from shared_context.store.documents import load_documents
+    from shared_context.store.loading import load_documents
 
     for file in files:
         try:

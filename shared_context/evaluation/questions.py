@@ -15,7 +15,7 @@ import numpy as np
 from shared_context.config import StoreConfig, require
 from shared_context.errors import DocumentError
 from shared_context.evaluation.question_files import JSON_LINES, LeftOut, UnusableError, content_of, field_of, rows_of
-from shared_context.store.documents import load_documents
+from shared_context.store.loading import load_documents
 
 BETWEEN_PARAGRAPHS = "\n\n"
 

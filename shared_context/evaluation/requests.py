@@ -18,8 +18,8 @@ from shared_context.evaluation.ledger import Ledger, reader_identity
 from shared_context.evaluation.metrics import is_refusal, mean_with_interval, paired_difference
 from shared_context.evaluation.question_files import json_lines
 from shared_context.evaluation.report import Answer, AskedQuestion, Report, Table, model_setting
-from shared_context.store.documents import load_documents
 from shared_context.store.embedder import load_default_embedder
+from shared_context.store.loading import load_documents
 
 BUDGET = 1024
 """KV entries of a selection."""

@@ -28,12 +28,13 @@ from shared_context.store.about import About, check_window
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.codec import Codec
 from shared_context.store.document_store import Progress
-from shared_context.store.documents import Document, OnError, Source, load_documents
+from shared_context.store.documents import Document
 from shared_context.store.embedder import Embedder
 from shared_context.store.encoding import ChunkEncoder
 from shared_context.store.filters import compile_filter
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.loading import OnError, Source, load_documents
 from shared_context.store.namespaces import Namespace
 from shared_context.store.part_rows import DIGEST_BYTES
 from shared_context.store.query import Rewrite

@@ -17,9 +17,10 @@ from shared_context.store.about import About
 from shared_context.store.codec import Codec
 from shared_context.store.database import LEAF_FILE, Database
 from shared_context.store.format import OF_CONVERSATION, OF_NAMESPACE
+from shared_context.store.leaf_words import LeafWords
 from shared_context.store.node_data import NodeShape, Part
 from shared_context.store.sqlite_file import FILE, UNFINISHED, access, give_name
-from shared_context.store.word_index import FIRST_NAMESPACE, KEYS, LeafWords
+from shared_context.store.word_index import FIRST_NAMESPACE, KEYS
 
 ANY_TOKEN = 1 << 31
 """Token ids lie below it whatever the model is."""

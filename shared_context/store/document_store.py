@@ -20,22 +20,12 @@ from shared_context.errors import (
 from shared_context.model.cache import give_back_freed
 from shared_context.store.catalogue import Catalogue
 from shared_context.store.change import Change
-from shared_context.store.documents import (
-    Document,
-    OnError,
-    Source,
-    check_metadata,
-    check_size,
-    check_text,
-    load_documents,
-    refuse,
-    skip_or_refuse,
-    stored_already,
-)
+from shared_context.store.documents import Document, check_metadata, check_size, check_text
 from shared_context.store.filters import compile_filter
 from shared_context.store.header import header
 from shared_context.store.ingestion import Ingestion
 from shared_context.store.line_rows import Entry
+from shared_context.store.loading import OnError, Source, load_documents, refuse, skip_or_refuse, stored_already
 from shared_context.store.node_data import HeaderData, NodeData, Part, StoredText
 from shared_context.store.read_only import read_only
 

@@ -22,8 +22,8 @@ from shared_context.config import TreeConfig
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store import word_index
 from shared_context.store.checksum import checksum
+from shared_context.store.leaf_words import LeafWords
 from shared_context.store.node_data import COLUMNS, NodeData, NodeShape, StoredText
-from shared_context.store.word_index import LeafWords
 
 APPLICATION_ID = 0x5C0471E8
 """Marks the file as ours, in the header field that SQLite keeps for it."""

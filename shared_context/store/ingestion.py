@@ -14,8 +14,8 @@ from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.codec import Codec
 from shared_context.store.embedder import Embedder, embed
+from shared_context.store.leaf_words import BEFORE_CHARACTERS, LeafWords
 from shared_context.store.node_data import NodeData, Part, StoredText, joined_text
-from shared_context.store.word_index import BEFORE_CHARACTERS, LeafWords
 
 BATCH_TOKENS = 4096
 """Tokens that pass the first layer together, prefixes and padding included."""

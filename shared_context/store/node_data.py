@@ -10,7 +10,7 @@ import numpy as np
 
 from shared_context.config import TreeConfig
 from shared_context.model.tokenization import TokenizedText
-from shared_context.store.word_index import LeafWords
+from shared_context.store.leaf_words import LeafWords
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from shared_context.model.tokenization import TokenizedText
 from shared_context.store import format as file_format
 from shared_context.store.checksum import checksum
 from shared_context.store.format import Line
+from shared_context.store.leaf_words import BEFORE_CHARACTERS, LeafWords
 from shared_context.store.line_rows import LineRows
 from shared_context.store.node_data import COLUMNS, NodeData, NodeShape, Part, StoredText, joined_nodes, joined_text
 from shared_context.store.sqlite_file import damaged
-from shared_context.store.word_index import BEFORE_CHARACTERS, LeafWords
 
 DIGEST_BYTES = 20
 """Of a chunk's digest."""

@@ -30,9 +30,10 @@ from shared_context.store.codec import Codec
 from shared_context.store.conversations import Conversations
 from shared_context.store.database import Database
 from shared_context.store.document_store import DocumentStore, Progress
-from shared_context.store.documents import Document, OnError, Source, check_id
+from shared_context.store.documents import Document, check_id
 from shared_context.store.embedder import Embedder, load_default_embedder
 from shared_context.store.encoding import chunk_digest
+from shared_context.store.loading import OnError, Source
 from shared_context.store.memory import ConversationMemory
 from shared_context.store.namespaces import Namespace, Namespaces, with_disk_bytes
 from shared_context.store.overview import overview_html
@@ -224,7 +225,7 @@ class SharedLLMContextStore:
 
         Args:
             source: a file's or folder's path, a text together with ``id``, a :class:`Document`, or an iterable of
-                paths and Documents; :func:`~shared_context.store.documents.load_documents` says how each is read.
+                paths and Documents; :func:`~shared_context.store.loading.load_documents` says how each is read.
             id: of a single document.
             metadata: merged over the metadata of every document.
             replace: documents whose ids are taken take the place of those that are stored, instead of being refused;

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from shared_context.errors import DocumentError
-from shared_context.store.documents import Document, TextFile, load_documents
+from shared_context.store.documents import Document
 from shared_context.store.files import clip, find_files, resolved
+from shared_context.store.loading import TextFile, load_documents
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ from shared_context.store.database import Database
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.kv_cache import TieredKVCache
+from shared_context.store.leaf_words import LeafWords
 from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import HeaderData, NodeData, NodeShape, StoredText
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.sqlite_file import FILE, is_vacant
-from shared_context.store.word_index import LeafWords
 
 LIBRARY = "SHARED_CONTEXT_RECORD"
 TREE = TreeConfig(chunk_size=64, height=2)

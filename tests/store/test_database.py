@@ -24,11 +24,11 @@ from shared_context.model.tokenization import TokenizedText
 from shared_context.store import format as file_format
 from shared_context.store import sqlite_file
 from shared_context.store.database import Database
+from shared_context.store.leaf_words import LeafWords
 from shared_context.store.line_rows import Entry
 from shared_context.store.log import lost_changes, running_checksum
 from shared_context.store.node_data import NodeData, NodeShape, StoredText
 from shared_context.store.sqlite_file import FILE, check_files, is_vacant
-from shared_context.store.word_index import LeafWords
 
 META = {"about": b"{}", "codec": b"-"}
 CODE, DIMENSION = 4, 6
@@ -197,7 +197,7 @@ KILLED = """
     from shared_context.store.database import Database
     from shared_context.store.line_rows import Entry
     from shared_context.store.node_data import NodeData, Part, StoredText
-    from shared_context.store.word_index import LeafWords
+    from shared_context.store.leaf_words import LeafWords
 
     store = Database(Path(sys.argv[1]))
     with store.transaction():
@@ -486,7 +486,7 @@ def test_a_full_disk_stores_nothing_of_the_change_and_loses_nothing(folder):
         from shared_context.store.database import Database
         from shared_context.store.line_rows import Entry
         from shared_context.store.node_data import NodeData, Part, StoredText
-        from shared_context.store.word_index import LeafWords
+        from shared_context.store.leaf_words import LeafWords
 
         def insert(tokens):
             stored = StoredText("x" * tokens, TokenizedText(np.zeros(tokens, "i4"), np.arange(tokens + 1)))

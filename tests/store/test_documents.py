@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from shared_context.errors import BatchError, ConfigError, DocumentError, DuplicateDocumentError
-from shared_context.store.documents import Document, TextFile, load_documents
+from shared_context.store.documents import Document
+from shared_context.store.loading import TextFile, load_documents
 
 LIMIT = 1000
 

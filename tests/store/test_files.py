@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from shared_context.errors import UnreadableError
-from shared_context.store.documents import load_documents
 from shared_context.store.files import read_text
+from shared_context.store.loading import load_documents
 
 SENTENCE = "The gate opens at six in the morning."
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from shared_context import Document, TreeConfig
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.database import Database
+from shared_context.store.leaf_words import LeafWords
 from shared_context.store.lexical import Gains, bm25, bm25_naive
 from shared_context.store.node_data import NodeData
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
-from shared_context.store.word_index import LeafWords, NamespaceWords
+from shared_context.store.word_index import NamespaceWords
 
 PEOPLE = ("the pilot", "the cooper", "the chandler", "the smith")
 

@@ -11,8 +11,9 @@ import pytest
 from shared_context import Document, SharedLLMContextStore
 from shared_context.store import format as file_format
 from shared_context.store.check import check
+from shared_context.store.leaf_words import LeafWords
 from shared_context.store.sqlite_file import FILE
-from shared_context.store.word_index import LeafWords, WordIndex
+from shared_context.store.word_index import WordIndex
 
 VOCABULARY = [f"word{number}" for number in range(1000)]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.database import Database
-from shared_context.store.word_index import LeafWords
+from shared_context.store.leaf_words import LeafWords
 from shared_context.store.words import language_of, literals, other_spellings, query_terms, words
 
 

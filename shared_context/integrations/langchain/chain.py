@@ -36,8 +36,8 @@ from shared_context.integrations.langchain.messages import answer_of, text_of
 from shared_context.integrations.langchain.retriever import SharedContextRetriever
 from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given, of_type
 from shared_context.model.prompt import CONTEXT_FOOTER, CONTEXT_HEADER
-from shared_context.store.documents import OnError
 from shared_context.store.embedder import Embedder
+from shared_context.store.loading import OnError
 
 PASSAGE_SEPARATOR = "\n\n"
 

@@ -11,7 +11,8 @@ from langchain_core.documents import Document as LangChainDocument
 
 from shared_context import Document, Passage, Selection, SharedLLMContextStore
 from shared_context.errors import DocumentError
-from shared_context.store.documents import MAX_ID_LENGTH, OnError
+from shared_context.store.documents import MAX_ID_LENGTH
+from shared_context.store.loading import OnError
 from shared_context.store.passages import REACH
 from shared_context.store.selection import JoinedSelections
 

@@ -18,8 +18,8 @@ from shared_context.config import Policy
 from shared_context.errors import BatchError, ConfigError, UnreadableError
 from shared_context.integrations.langchain.documents import SOURCE_KEY, from_passages, from_store, sync, to_store
 from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given
-from shared_context.store.documents import OnError
 from shared_context.store.embedder import Embedder
+from shared_context.store.loading import OnError
 
 
 class SharedContextRetriever(DocumentIndex):

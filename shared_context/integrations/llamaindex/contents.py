@@ -19,7 +19,7 @@ from shared_context.integrations.llamaindex.documents import all_nodes, to_docum
 from shared_context.integrations.llamaindex.extraction import extracting_whole
 from shared_context.integrations.llamaindex.opening import ContextStoreStruct
 from shared_context.integrations.llamaindex.vector_store import SharedContextVectorStore
-from shared_context.store.documents import OnError, load_documents, stored_already
+from shared_context.store.loading import OnError, load_documents, stored_already
 
 if TYPE_CHECKING:
     from shared_context import Document as StoreDocument

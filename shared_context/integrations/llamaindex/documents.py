@@ -18,7 +18,8 @@ from llama_index.core.schema import (
 from llama_index.core.schema import Document as LlamaIndexDocument
 
 from shared_context.errors import DocumentError, UnreadableError
-from shared_context.store.documents import Document, OnError, check_metadata, skip_or_refuse
+from shared_context.store.documents import Document, check_metadata
+from shared_context.store.loading import OnError, skip_or_refuse
 
 REF_DOC_ID, SOURCE_HASH = "shared_context.ref_doc_id", "shared_context.hash"
 """Metadata of a stored document that transformations made of another one: that one's id, and the hash it had."""

@@ -38,7 +38,7 @@ from shared_context.integrations.llamaindex.synthesizer import check_model
 from shared_context.integrations.llamaindex.vector_store import SharedContextVectorStore
 from shared_context.remote.address import is_address
 from shared_context.shards import open_store
-from shared_context.store.documents import OnError
+from shared_context.store.loading import OnError
 
 
 class SharedContextIndex(PlainOverStore, Asked, Filled):
