@@ -122,5 +122,8 @@ class SharedLLMModel(AnsweringModel, LikelihoodModel, AdaptingModel):
             shared.load_adapter(trained)
         return shared
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedLLMModel:
+        return self  # what frameworks copy shares its weights
+
     def __repr__(self) -> str:
         return f"SharedLLMModel({self.name!r}, {self.injection.kind} over {self.compressor.layers} layers)"

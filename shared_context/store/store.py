@@ -185,6 +185,9 @@ class SharedLLMContextStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedLLMContextStore:
+        return self  # what frameworks copy stands over the same documents
+
     def __repr__(self) -> str:
         of = f", namespace {self.namespace_name!r}" if self.namespace_name else ""
         return f"SharedLLMContextStore({self.place or 'in memory'!r}, {self.model.name!r}{of})"

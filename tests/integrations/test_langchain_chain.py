@@ -1,5 +1,6 @@
 """SharedContextChain: what a user of create_retrieval_chain would look for."""
 
+import copy
 from operator import itemgetter
 
 import pytest
@@ -127,6 +128,15 @@ def test_a_batch_keeps_questions_and_contexts_together(chain):
     safe, network = chain.batch([SAFE, NETWORK])
     assert "4711" in safe["answer"]
     assert "marigold" in network["answer"]
+
+
+def test_a_deep_copy_shares_store_and_model(chain, store):
+    again = copy.deepcopy(chain)
+    assert again.invoke(SAFE) == chain.invoke(SAFE)
+    store.add("The code of the bicycle shed is 0815.", id="shed")
+    found = again.invoke({"input": "What is the code of the bicycle shed?"})["context"]
+    store.delete("shed")
+    assert "shed" in [passage.metadata["doc_id"] for passage in found]
 
 
 def test_it_composes(chain):
