@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
@@ -82,10 +82,11 @@ class Said:
         self._owners: dict[tuple[str, ...], int] = {}
         self._words: set[str] = set()
         self._texts: list[list[str]] = []
+        self._formed: dict[str, tuple[list[str], list[str]]] = {}
 
     def add(self, text: str) -> int:
         """Take in a text; returns its number, counted from 0."""
-        exact, unmarked = _forms(text)
+        exact, unmarked = self._forms(text)
         for form in exact, unmarked:
             self._words |= set(form)
             for run in _runs(form):
@@ -100,7 +101,7 @@ class Said:
         and so does another word within what was said: reports that are alike but for these say different things, and
         a sentence with a "not" in it says the opposite.
         """
-        exact, unmarked = _forms(text)
+        exact, unmarked = self._forms(text)
         runs = list(_runs(unmarked))
         known = [run in self._owners for run in runs]
         owners = Counter(self._owners[run] for run, there in zip(runs, known, strict=True) if there)
@@ -113,6 +114,15 @@ class Said:
             return Novelty(1.0, False, twin)
         repeated = all(known) and all(run in self._owners for run in _runs(exact))
         return Novelty(known.count(False) / len(known), repeated, twin)
+
+    def _forms(self, text: str) -> tuple[list[str], list[str]]:
+        """The words of a text as they are, and with all marks of copies alike."""
+        if text not in self._formed:
+            plain = _MARKUP.sub("", text)
+            marked = _MARK.sub(f" {_MARKED} ", plain)
+            exact, unmarked = ([word.casefold() for word in _WORD.findall(form)] for form in (plain, marked))
+            self._formed[text] = exact, unmarked
+        return self._formed[text]
 
     def _differs(self, words: list[str], twin: int) -> bool:
         """Whether a text says something else within what its twin says: another word, or a "not" more or less."""
@@ -141,13 +151,6 @@ def _holds(changes: Sequence[tuple[str, int, int, int, int]], side: int) -> bool
 
 _MARKED = "0"
 """Stands for every mark of a copy."""
-
-
-def _forms(text: str) -> Iterator[list[str]]:
-    """The words of a text as they are, and with all marks of copies alike."""
-    text = _MARKUP.sub("", text)
-    for form in (text, _MARK.sub(f" {_MARKED} ", text)):
-        yield [word.casefold() for word in _WORD.findall(form)]
 
 
 def _runs(words: list[str]) -> Iterable[tuple[str, ...]]:

@@ -16,6 +16,7 @@ class Texts:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, StoredText] = OrderedDict()
+        self._characters = 0
 
     def of(self, key: int, read: Callable[[int], StoredText]) -> StoredText:
         """A document's text.
@@ -28,15 +29,17 @@ class Texts:
             self._kept.move_to_end(key)
             return self._kept[key]
         stored = self._kept[key] = read(key)
-        characters = sum(len(kept.text) for kept in self._kept.values())
-        while len(self._kept) > TEXTS_KEPT and characters > CHARACTERS_KEPT:
-            characters -= len(self._kept.popitem(last=False)[1].text)
+        self._characters += len(stored.text)
+        while len(self._kept) > TEXTS_KEPT and self._characters > CHARACTERS_KEPT:
+            self.forget(next(iter(self._kept)))
         return stored
 
     def forget(self, key: int) -> None:
         """Let go of a document's text."""
-        self._kept.pop(key, None)
+        if key in self._kept:
+            self._characters -= len(self._kept.pop(key).text)
 
     def clear(self) -> None:
         """Let go of all."""
         self._kept.clear()
+        self._characters = 0
