@@ -82,12 +82,13 @@ def test_of_a_page_the_main_text_is_read(tmp_path, encoding, declared):
         ("<h2>Hours</h2><p>Closed on Monday.</p>", "## Hours\n\nClosed on Monday."),
         ("<!doctype html><title>The house</title><h1>Hours</h1><p>Closed on Monday.", "# Hours\n\nClosed on Monday."),
         ("<p>Closed on Monday.</p>", "Closed on Monday."),
-        ("<table><tr><th>Day</th></tr><tr><td>Monday</td></tr></table>", "| Day | \n|---|\n| Monday |"),
+        ("<table><tr><th>Day</th></tr><tr><td>Monday</td></tr></table>", "| Day |\n|---|\n| Monday |"),
     ],
 )
 def test_a_part_of_a_page_is_a_page(tmp_path, page, text):
     (tmp_path / "part.htm").write_text(page)
-    assert read_text(tmp_path / "part.htm", 10**6, "page") == text
+    lines = read_text(tmp_path / "part.htm", 10**6, "page").splitlines()
+    assert [line.rstrip() for line in lines] == text.split("\n")  # releases end a row with a blank or without
 
 
 @pytest.mark.parametrize("name", ["app.py", "rows.csv", "values.json", "LICENSE", "main.rs"])
