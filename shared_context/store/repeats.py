@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 import numpy as np
+import torch
 
+from shared_context.store.chosen_cuts import Twins
 from shared_context.store.duplicates import NEARLY, Said
+from shared_context.store.scored import Scored
+from shared_context.tree import Node
 
 COMPARED = 2
 """Leaves that are looked at for duplicates, for each that the budget holds."""
@@ -20,7 +24,46 @@ COMPARED_BESIDE = 32
 """Leaves or passages that are looked at whatever the budget."""
 
 
-def judged(
+def without_repeats(
+    scored: Scored, wanted: int, read: Callable[[int, Node], tuple[int, int, str]]
+) -> tuple[torch.Tensor, torch.Tensor, list[int], Twins]:
+    """Scores of the leaves in which each text that several leaves have counts once.
+
+    The best leaves are taken one after the other. One that repeats what was taken is not opened, one of which a
+    part is new keeps that share of its score. As many are looked at as it takes to fill the budget.
+
+    Args:
+        scored: the leaves.
+        wanted: leaves that fill the budget.
+        read: a chunk's document and number, and what one of its nodes says.
+
+    Returns:
+        The scores, [chunks, leaves], minus infinity where a leaf repeats another or nearly does; which leaves were
+        looked at, [chunks, leaves]; places of those that nearly repeat another, in the flattened scores, best
+        first; and what else says the same as a leaf that is taken.
+    """
+    flat, slots = scored.leaves.flatten().numpy(force=True), scored.leaves.shape[1]
+    present = int(np.isfinite(flat).sum())
+    compared = min(COMPARED * wanted + COMPARED_BESIDE, present)
+    texts: dict[int, tuple[int, int, str]] = {}
+    while True:
+        best = np.argpartition(-flat, compared - 1)[:compared].tolist()
+        for leaf in best:
+            if leaf not in texts:
+                texts[leaf] = read(leaf // slots, Node(scored.height, leaf % slots))
+        opened, late, twins = _judged(flat, best, texts, slots)
+        if np.isfinite(opened[best]).sum() + len(late) >= wanted or compared in (present, COMPARED_AT_MOST):
+            break
+        compared = min(2 * compared, present, COMPARED_AT_MOST)
+    looked_at = np.zeros(len(flat), bool)
+    looked_at[best] = True
+    scores, compared_ones = (
+        torch.from_numpy(of).to(scored.leaves.device).view_as(scored.leaves) for of in (opened, looked_at)
+    )
+    return scores, compared_ones, late, twins
+
+
+def _judged(
     scores: np.ndarray, best: Sequence[int], read: Mapping[int, tuple[int, int, str]], slots: int
 ) -> tuple[np.ndarray, list[int], dict[tuple[int, int, int], set[int]]]:
     """Of leaves, the scores of those that say something new, those that nearly say nothing new, and their twins.

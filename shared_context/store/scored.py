@@ -12,7 +12,9 @@ import torch
 
 from shared_context.kernels import node_scores, preserved_cuts
 from shared_context.store.chosen_cuts import ChunkCut
-from shared_context.tree import ContextTree, GrainedNode, Node
+from shared_context.store.leaves import Leaves
+from shared_context.store.word_edges import WordEdges, WordTrees
+from shared_context.tree import ContextTree, GrainedNode, Node, kv_entries
 
 
 def by_level(leaf_scores: torch.Tensor) -> list[np.ndarray]:
@@ -43,6 +45,31 @@ class Scored:
     trees: Sequence[ContextTree]
     first: np.ndarray
 
+    @classmethod
+    def of(cls, scores: torch.Tensor, leaves: Leaves, rows: np.ndarray, height: int, edges: WordEdges) -> Scored:
+        """The scores of leaves.
+
+        Args:
+            scores: [rows].
+            leaves: those of the index.
+            rows: those that are scored, rising.
+            height: of the context trees.
+            edges: where leaves begin and end in what is shown.
+        """
+        owners = leaves.chunk[rows]
+        begins = np.diff(owners, prepend=-1) != 0  # they rise
+        first, place = np.flatnonzero(begins), np.cumsum(begins) - 1
+        chunks = owners[first]
+        places = leaves.places(chunks)
+        by_chunk = scores.new_full((len(chunks), 2**height), -torch.inf)
+        by_chunk[torch.from_numpy(place), torch.from_numpy(leaves.slot[rows])] = scores
+        return cls(by_chunk, places, leaves.chunk_length[chunks].tolist(), WordTrees(edges, places), rows[first])
+
+    @property
+    def height(self) -> int:
+        """Of the context trees."""
+        return self.leaves.shape[1].bit_length() - 1
+
     @cached_property
     def levels(self) -> list[np.ndarray]:
         """Scores of the nodes of every level, root first."""
@@ -71,6 +98,18 @@ class Scored:
         unseen = max(0, sum(sizes) - tokens)
         return sum(end > unseen for end in accumulate(sizes))
 
+    def fitting(self, count: int, budget: int, fine: int) -> int:
+        """How many of the last ``count`` leaves a budget holds, at least one: none is shown behind a gap."""
+        fits = 0
+        for chunk in reversed(range(len(self.trees))):
+            leaves = range(int(self.leaves[chunk].isfinite().sum()))
+            for leaf in reversed(leaves):
+                budget -= kv_entries(self.trees[chunk].size(Node(self.height, leaf)), fine)
+                if fits == count or (budget < 0 and fits):
+                    return fits
+                fits += 1
+        return fits
+
     def similarity(self, chunk: int) -> Callable[[Node], float]:
         """How promising a node of a chunk is: as good as its best leaf."""
         return lambda node: float(self.levels[node.level][chunk, node.index])
@@ -82,7 +121,7 @@ class Scored:
             query: hidden state of the query's last token, [hidden].
             states: those of the last tokens of all leaves of the index, [all leaves, hidden].
         """
-        device, height = states.device, self.leaves.shape[1].bit_length() - 1
+        device = states.device
         first, count = torch.from_numpy(self.first).to(device), self.leaves.isfinite().sum(dim=1)
-        nodes = preserved_cuts(query.to(device), states, first, count, height).tolist()
+        nodes = preserved_cuts(query.to(device), states, first, count, self.height).tolist()
         return [[Node(n.bit_length() - 1, n - (1 << n.bit_length() - 1)) for n in path if n] for path in nodes]

@@ -140,38 +140,6 @@ def score(query: Query, leaves: Leaves, rows: torch.Tensor | slice, policy: Poli
     return best
 
 
-CHANCE = 0.55
-"""How alike a query's tokens and the most similar ones of a leaf are on average where the two are of different things;
-counted in inverse leaf frequencies, with the codes of the default model."""
-
-
-def relevance(query: Query, leaves: Leaves, rows: torch.Tensor, policy: Policy) -> torch.Tensor:
-    """How much leaves have to do with a query, 0 to 1, [rows]; it means the same whatever else is in the store.
-
-    For the policies embedding and last_token that is the cosine which they compare. For the others it is the share of
-    the query's tokens, weighted by inverse leaf frequency, that a leaf's tokens are more alike than by CHANCE; where
-    there is an embedder, the mean of that and the cosine. Of a query's parts the best counts.
-
-    Args:
-        rows: of ``leaves``, in any order.
-    """
-    found = [_relevance(part, leaves, rows, policy) * weight for part, weight in query.parts]
-    return torch.stack(found).amax(dim=0).clamp(0, 1)
-
-
-def _relevance(query: Query, leaves: Leaves, rows: torch.Tensor, policy: Policy) -> torch.Tensor:
-    if policy in ("embedding", "last_token"):
-        return POLICIES[policy](query, leaves, rows)
-    weights = query.index.weights(query.token_ids)
-    said = leaves.late_interaction(query.codes, weights, rows) / weights.sum().clamp(min=1e-6)
-    shared = ((said - CHANCE) / (1 - CHANCE)).clamp(min=0)
-    if len(query.index.headers):
-        headers = query.headers
-        of_header = headers.of(leaves.document[rows.numpy(force=True)], headers.words)
-        shared = (shared + torch.from_numpy(of_header).to(shared.device) / weights.sum().clamp(min=1e-6)).clamp(max=1)
-    return shared if query.embedder is None else (shared + embedding(query, leaves, rows).clamp(min=0)) / 2
-
-
 def standardize(scores: torch.Tensor) -> torch.Tensor:
     """Scores in standard deviations from their mean; zeros where all are equal."""
     return (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, islice
 from numbers import Integral
 from typing import TypeAlias, cast
@@ -35,28 +36,18 @@ from shared_context.store.leaf_states import LeafStates
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
 from shared_context.store.query import Queries, Query, Rewrite
-from shared_context.store.repeats import COMPARED, COMPARED_AT_MOST, COMPARED_BESIDE, judged
+from shared_context.store.relevance import node_relevances
+from shared_context.store.repeats import COMPARED, COMPARED_BESIDE, without_repeats
 from shared_context.store.scored import Scored, by_level
-from shared_context.store.scoring import relevance, score
-from shared_context.store.surroundings import (
-    run_leaves,
-    run_weight,
-    section_leaves,
-    touching,
-    with_neighbours,
-    with_runs,
-    with_section,
-)
-from shared_context.store.word_edges import WordEdges, WordTrees
+from shared_context.store.scoring import score
+from shared_context.store.surroundings import touching, with_surroundings
+from shared_context.store.word_edges import WordEdges
 from shared_context.store.word_index import NamespaceWords
 from shared_context.tree import GrainedNode, Node, expand_under_budget, kv_entries, split_and_search
 from shared_context.tree.search import smallest_cut
 
 Text: TypeAlias = Callable[[int, int, int], str]
 """What a document, by its key, says from one token up to another."""
-
-RANK = 1e-6
-"""What a score is less for each that is ranked before it."""
 
 
 class Selector:
@@ -208,7 +199,7 @@ class Selector:
                 found.append(passage)
             chunk_of[passage.key, passage.number] = chunk
         ranked = [(chunk_of[passage.key, passage.number], passage.cut[0].node) for passage in [*found, *late][:k]]
-        relevances = self._relevances(query, scored, policy, ranked)
+        relevances = node_relevances(query, self._index.leaves(), scored, policy, ranked, level)
         cuts = [
             scored.graded(chunk, [GrainedNode(node, 1)], {node: found})
             for (chunk, node), found in zip(ranked, relevances, strict=True)
@@ -232,7 +223,7 @@ class Selector:
         """Best-first expansion under one budget over all chunks considered."""
         scored = self._score(sought, considered, policy, budget * tree.fine, runs=True)
         # First, for what is repeated also counts once where the floor is laid.
-        opened, compared, late, twins = self._without_duplicates(scored, budget)
+        opened, compared, late, twins = without_repeats(scored, budget // tree.leaf_size, partial(self._read, scored))
         if any(total > budget for total in accumulate(kv_entries(length, tree.fine) for length in scored.lengths)):
             opened = above_floor(opened, floor, scored.stretches())
         if not any(tree.coarse):
@@ -242,7 +233,7 @@ class Selector:
         first_of_all = None
         if recent:
             count = scored.last_leaves(recent, tree.leaf_size)
-            at_the_end = recent_scores(scored.leaves, self._fitting(scored, count, budget, tree.fine))
+            at_the_end = recent_scores(scored.leaves, scored.fitting(count, budget, tree.fine))
             scored = replace(scored, leaves=torch.maximum(scored.leaves, at_the_end))
             opened = torch.maximum(opened, at_the_end)
             first_of_all = by_level(at_the_end)
@@ -262,7 +253,8 @@ class Selector:
         # What stands right before is not there for what it says.
         ends = [p for p in ranked if first_of_all is not None and first_of_all[p[1].level][p[0], p[1].index] > -np.inf]
         rest = [place for place in ranked if place not in set(ends)]
-        graded = dict.fromkeys(ends, 1.0) | dict(zip(rest, self._relevances(query, scored, policy, rest), strict=True))
+        found = node_relevances(query, self._index.leaves(), scored, policy, rest, tree.embedded_level)
+        graded = dict.fromkeys(ends, 1.0) | dict(zip(rest, found, strict=True))
         relevant = {
             chunk: [grained for grained in cut if graded[chunk, grained.node] >= min_score]
             for chunk, cut in cuts.items()
@@ -272,76 +264,6 @@ class Selector:
             for chunk, cut in relevant.items()
             if cut
         ], twins
-
-    def _relevances(
-        self, query: Query, scored: Scored, policy: Policy, ranked: Sequence[tuple[int, Node]]
-    ) -> list[float]:
-        """How much nodes have to do with a query, 0 to 1, by chunk and node, from the best to the last.
-
-        A leaf has as much to do with it as the span that it is embedded in: what a question asks and what answers it
-        often lie side by side. None has more than one that is ranked before it: on their order the policy has the last
-        word, which knows of all leaves.
-        """
-        if not ranked:
-            return []
-        height, counts = self._config.tree.height, scored.leaves.isfinite().sum(dim=1).numpy(force=True)
-        rows: list[int] = []
-        sizes: list[int] = []
-        for chunk, node in ranked:
-            level = min(node.level, self._config.tree.embedded_level)
-            span, below = node.index >> (node.level - level), height - level
-            slots = range(span << below, min((span + 1) << below, int(counts[chunk])))
-            rows += [int(scored.first[chunk]) + slot for slot in slots]
-            sizes.append(len(slots))
-        leaves = self._index.leaves()
-        of_leaves = relevance(query, leaves, torch.tensor(rows, device=leaves.device), policy).numpy(force=True)
-        of_nodes = np.maximum.reduceat(of_leaves, np.cumsum([0, *sizes[:-1]]))
-        # A little less for each rank: whoever orders nodes by their scores finds the policy's order.
-        behind_others = RANK * np.arange(len(of_nodes))
-        return (np.minimum.accumulate(of_nodes).astype(float) - behind_others).clip(min=0).tolist()
-
-    def _without_duplicates(self, scored: Scored, budget: int) -> tuple[torch.Tensor, torch.Tensor, list[int], Twins]:
-        """Scores of the leaves in which each text that several leaves have counts once.
-
-        The best leaves are taken one after the other. One that repeats what was taken is not opened, one of which a
-        part is new keeps that share of its score. As many are looked at as it takes to fill the budget.
-
-        Returns:
-            The scores, [chunks, leaves], minus infinity where a leaf repeats another or nearly does; which leaves were
-            looked at, [chunks, leaves]; places of those that nearly repeat another, in the flattened scores, best
-            first; and what else says the same as a leaf that is taken.
-        """
-        flat, slots = scored.leaves.flatten().numpy(force=True), scored.leaves.shape[1]
-        wanted, present = budget // self._config.tree.leaf_size, int(np.isfinite(flat).sum())
-        compared = min(COMPARED * wanted + COMPARED_BESIDE, present)
-        read: dict[int, tuple[int, int, str]] = {}
-        while True:
-            best = np.argpartition(-flat, compared - 1)[:compared].tolist()
-            for leaf in best:
-                if leaf not in read:
-                    read[leaf] = self._read(scored, leaf // slots, Node(self._config.tree.height, leaf % slots))
-            opened, late, twins = judged(flat, best, read, slots)
-            if np.isfinite(opened[best]).sum() + len(late) >= wanted or compared in (present, COMPARED_AT_MOST):
-                break
-            compared = min(2 * compared, present, COMPARED_AT_MOST)
-        looked_at = np.zeros(len(flat), bool)
-        looked_at[best] = True
-        scores, compared_ones = (
-            torch.from_numpy(of).to(scored.leaves.device).view_as(scored.leaves) for of in (opened, looked_at)
-        )
-        return scores, compared_ones, late, twins
-
-    def _fitting(self, scored: Scored, count: int, budget: int, fine: int) -> int:
-        """How many of the last ``count`` leaves a budget holds, at least one: none is shown behind a gap."""
-        height, fits = self._config.tree.height, 0
-        for chunk in reversed(range(len(scored.trees))):
-            leaves = range(int(scored.leaves[chunk].isfinite().sum()))
-            for leaf in reversed(leaves):
-                budget -= kv_entries(scored.trees[chunk].size(Node(height, leaf)), fine)
-                if fits == count or (budget < 0 and fits):
-                    return fits
-                fits += 1
-        return fits
 
     def _read(self, scored: Scored, chunk: int, node: Node) -> tuple[int, int, str]:
         """A chunk's document and number, and what one of its nodes says."""
@@ -399,24 +321,6 @@ class Selector:
         everywhere_alike = torch.zeros(len(rows), device=leaves.device)
         scores = everywhere_alike if query is None else score(query, leaves, taken, policy)
         if shown is not None and policy != "last_token":
-            touch = touching(leaves, rows)
-            reach = section_leaves(shown, tree.leaf_size)
-            scores = with_section(scores, touch, reach, self._config.section_weight)
-            scores = with_neighbours(scores, touch, self._config.neighbour_weight)
-            if runs:
-                weight = run_weight(shown, int(leaves.chunk_length[considered].sum()))
-                scores = with_runs(scores, touch, run_leaves(shown, tree.leaf_size), weight)
-        owners = leaves.chunk[rows]
-        begins = np.diff(owners, prepend=-1) != 0  # they rise
-        first, place = np.flatnonzero(begins), np.cumsum(begins) - 1
-        chunks = owners[first]
-        places = leaves.places(chunks)
-        by_chunk = scores.new_full((len(chunks), 2**tree.height), -torch.inf)
-        by_chunk[torch.from_numpy(place), torch.from_numpy(leaves.slot[rows])] = scores
-        return Scored(
-            by_chunk,
-            places,
-            leaves.chunk_length[chunks].tolist(),
-            WordTrees(self._edges, places),
-            rows[first],
-        )
+            tokens = int(leaves.chunk_length[considered].sum()) if runs else None
+            scores = with_surroundings(scores, touching(leaves, rows), self._config, shown, tokens)
+        return Scored.of(scores, leaves, rows, tree.height, self._edges)

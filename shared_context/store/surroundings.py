@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from shared_context.config import StoreConfig
 from shared_context.store.leaves import Leaves
 
 
@@ -127,3 +128,23 @@ def with_neighbours(scores: torch.Tensor, touch: np.ndarray, weight: float) -> t
     smoothed[1:] += above[:-1] * same
     smoothed[:-1] += above[1:] * same
     return smoothed
+
+
+def with_surroundings(
+    scores: torch.Tensor, touch: np.ndarray, config: StoreConfig, shown: int, tokens: int | None
+) -> torch.Tensor:
+    """Scores to which all that surrounds a leaf is added.
+
+    Args:
+        scores: [leaves], leaves in document order.
+        touch: of the leaves, see :func:`touching`.
+        config: what sections and neighbours weigh.
+        shown: tokens that will be shown.
+        tokens: of all text that is considered; None where leaves that follow one another are not shown as one text.
+    """
+    leaf_size = config.tree.leaf_size
+    scores = with_section(scores, touch, section_leaves(shown, leaf_size), config.section_weight)
+    scores = with_neighbours(scores, touch, config.neighbour_weight)
+    if tokens is None:
+        return scores
+    return with_runs(scores, touch, run_leaves(shown, leaf_size), run_weight(shown, tokens))
