@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 from shared_context.errors import DocumentNotFoundError, SharedContextError, StoreClosedError
 from shared_context.store import leaf_file
 from shared_context.store.change import Change
-from shared_context.store.database import CHANGES_KEPT, Database
+from shared_context.store.database import Database
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.header import header as header_text
@@ -23,6 +21,7 @@ from shared_context.store.leaf_file import LeafFile
 from shared_context.store.leaves import Leaves
 from shared_context.store.line_rows import Entry, Kind
 from shared_context.store.lines import Lines
+from shared_context.store.mapped_leaves import MappedLeaves
 from shared_context.store.node_data import HeaderData, NodeData, NodeShape, Part, StoredText
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.part_rows import DIGEST_BYTES
@@ -75,16 +74,15 @@ class Catalogue:
         embedder: str = "",
     ):
         self.index, self.namespace, self.shape = index, namespace, shape
-        self._file = None if folder is None else folder / leaf_file.FILE
         self._spans = None if folder is None else SpanFile(folder, embedder, shape, database)
-        self._stale: tuple[list[int], list[int]] = [], []
-        self._file_is_due = True
         self.words = NamespaceWords(database.words, namespace)
         self._name = name
         self._database, self._salt, self._cache, self._header_ids = database, salt, cache, header_ids
         self._data_version: int | None = None
         self._version: int | None = None
         self._lines = Lines(database, namespace)
+        file = None if folder is None else folder / leaf_file.FILE
+        self._mapped = MappedLeaves(file, database, namespace, shape, index, self._lines)
         self._texts = Texts()
         self.headerless: set[int] = set()
 
@@ -143,14 +141,14 @@ class Catalogue:
         file = None
         if self._version is None and not len(self._lines):
             self.sweep()
-            file = None if self._file is None else LeafFile.read(self._file, self.shape)
+            file = self._mapped.read()
             if file is not None:
-                self._adopt(file)
+                self._version = self._mapped.adopt(file)
         changes = self._database.changes(self._version) if self._version is not None else None
         if changes is None:
             self._take_in_all(file)
         else:
-            self._take_in_changes({*changes.documents, *self._stale[1]})
+            self._take_in_changes({*changes.documents, *self._mapped.changed})
             dead = changes.digests - self._database.alive(changes.digests)
             self._cache.discard(digest.hex() for digest in dead)
         self._data_version, self._version = data_version, version
@@ -168,15 +166,7 @@ class Catalogue:
         entries = self._database.catalogue(self.namespace)
         for key in set(self._lines) - entries.keys():
             self._forget(key)
-        kept: frozenset[int] = frozenset()
-        self._file_is_due = True
-        if file is not None:
-            there = file.there(self._database.node_sums(self.namespace))
-            self._stale = file.leaves.keys[file.leaves.held & ~there].tolist(), []
-            if there.any():
-                self.index.adopt(file.leaves, there)
-                kept = frozenset(file.leaves.keys[there].tolist())
-        self._put(entries, kept)
+        self._put(entries, self._mapped.adopt_same(file))
 
     def _put(self, entries: dict[int, Entry], kept: frozenset[int]) -> None:
         """Take in lines, and of documents that are new what scoring needs of them, but for those that are ``kept``."""
@@ -196,95 +186,29 @@ class Catalogue:
 
     # The file that is mapped
 
-    def _adopt(self, file: LeafFile) -> None:
-        """Take in what the file holds as of its version, where the database knows of it and all adds up."""
-        changes = self._database.changes(file.version)
-        known_here = file.name == self._database.leaf_file(self.namespace)
-        if not known_here or changes is None or not self._database.is_complete(self.namespace):
-            return
-        keys, held = file.leaves.keys, file.leaves.held
-        described = keys[held & (file.lines < 0)].tolist()
-        conversations = self._database.conversation_keys(self.namespace)
-        changed = {*changes.documents, *described, *conversations}
-        sums = self._database.line_sums(self.namespace, changed)
-        same = held & ~np.isin(keys, list(changed))
-        # Those that went, and with another process killed before it could tell the file; then those that changed.
-        total = int(file.lines[same].sum()) + sum(sums.values())
-        if self._database.counted(self.namespace) != (int(same.sum()) + len(sums), total):
-            return
-        known = keys[held & ~same]
-        there = np.isin(known, list(sums))
-        self._stale = known[~there].tolist(), sorted({*known[there].tolist()})
-        self._file_is_due = len(changes.documents) > CHANGES_KEPT // 2
-        self.index.adopt(file.leaves, held)
-        self.index.headers.adopt(file.headers, same[file.headed])
-        self._lines.adopt(keys[held].tolist(), self._database.entries(self.namespace, conversations))
-        self._version = file.version
-
     def keep(self, *, tight: bool = False) -> None:
         """Bring the file up to date where it pays; nothing is lost where that fails.
 
         Args:
             tight: also where little was deleted, to give its space back.
         """
-        file = self._file
-        if file is None or self._database.read_only:
+        if self._mapped.path is None or self._database.read_only:
             return
         try:
             with self._database.locked():
                 if self._version is not None:  # else it is not known what there is
                     if self._spans is not None:
                         self._spans.forget(self.index)
-                    self._keep(file, tight)
+                    if not self.headerless:  # else what is kept would be without their headers for good
+                        self._mapped.keep(self.reading, tight=tight)
         except (OSError, SharedContextError) as error:
-            logger.debug("%s cannot be written (%s); the next opening takes longer.", file, error)
-
-    def _keep(self, file: Path, tight: bool) -> None:
-        tokens, (kept, held) = self.index.tokens, self.index.kept_tokens
-        if self.headerless:
-            return  # what is kept would be without their headers for good
-        if tokens < leaf_file.LEAST_TOKENS:
-            file.unlink(missing_ok=True)
-            return
-        changed = max(tokens - kept, held - kept) > (0 if tight else tokens // leaf_file.SHARE)
-        if not changed and not self._file_is_due:
-            if any(self._stale):
-                with self._database.transaction():
-                    leaf_file.forget(file, self.shape, *self._stale)
-                self._stale = [], []
-            return
-        with self.reading():
-            version, name = self._database.version(), secrets.randbits(62)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            written = leaf_file.write(
-                file.parent, self.shape, self.index, self._database.line_sums(self.namespace),
-                self._database.node_sums(self.namespace), name, version,
-            )  # fmt: skip
-        try:
-            with self._database.transaction():
-                # Else what was deleted meanwhile would come back.
-                if self._database.version() == version:
-                    os.replace(written, file)
-                    self._database.set_leaf_file(self.namespace, name)
-                    self._stale, self._file_is_due = ([], []), False
-                    mapped = LeafFile.read(file, self.shape)
-                    if mapped is not None:
-                        self.index.adopt(mapped.leaves, mapped.leaves.held)
-                        self.index.headers.adopt(mapped.headers, np.ones(len(mapped.headed), bool))
-        finally:
-            written.unlink(missing_ok=True)
+            logger.debug("%s cannot be written (%s); the next opening takes longer.", self._mapped.path, error)
 
     def _overwrite(self, keys: Collection[int], described: Collection[int]) -> None:
-        """Let nothing be left in the file of documents, and nothing of how others were described before."""
+        """Let nothing be left in files of documents, and nothing of how others were described before."""
         if keys and self._spans is not None:
             self._spans.forget(self.index)
-        if not (keys or described) or self._file is None or not self._file.exists():
-            return
-        try:
-            with self._database.transaction():
-                leaf_file.forget(self._file, self.shape, keys, described)
-        except (OSError, SharedContextError):
-            self._file.unlink(missing_ok=True)
+        self._mapped.overwrite(keys, described)
 
     # What the prefilter has learned
 
