@@ -18,7 +18,7 @@ from shared_context.store.header import header
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.line_rows import Entry
 from shared_context.store.part_rows import DIGEST_BYTES
-from shared_context.store.selection import SelectedChunk, ShownChunk
+from shared_context.store.selected_chunk import SelectedChunk, ShownChunk
 from shared_context.tree import important_rows, kv_entries
 
 logger = logging.getLogger(__name__)

@@ -3,71 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, count, groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from shared_context.config import Rows
 from shared_context.errors import ModelMismatchError
-from shared_context.kernels import ChunkKV, RaggedKV
 from shared_context.model.context import CoarseKV, ContextKV
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.seen import as_html, parts_of
 from shared_context.store.selected import Passage, SelectedNode
-from shared_context.tree import ContextTree, GrainedNode, cut_rows, node_rows
-
-
-@dataclass(frozen=True)
-class SelectedChunk:
-    """The cut of one chunk, with all that is needed to encode the chunk again, should its KV be gone.
-
-    Attributes:
-        token_ids: of the whole chunk and its lead-in, int32 [lead_in + tokens].
-        lead_in: tokens before the chunk that it is encoded behind.
-        begin: the first token that its tree spans: that of the chunk or, where this lies within a word, the one in the
-            lead-in that the word begins with.
-        tree: the chunk's context tree.
-        cut: the grained nodes that are shown, from left to right.
-        nodes: the same as the user sees them.
-        text: of the whole document, for showing the nodes where they stand.
-    """
-
-    token_ids: np.ndarray
-    lead_in: int
-    begin: int
-    tree: ContextTree
-    cut: tuple[GrainedNode, ...]
-    nodes: tuple[SelectedNode, ...]
-    text: str = field(repr=False)
-
-    def rows(self, rows: Rows) -> list[int]:
-        """Those of ``token_ids`` that every head shows: of nodes at ratio 1, and by stride of all others, too."""
-        even = [grained for grained in self.cut if rows == "stride" or grained.ratio == 1]
-        return [self.begin + row for row in cut_rows(self.tree, even)]
-
-    def coarse_spans(self, rows: Rows) -> list[tuple[int, int, int]]:
-        """Spans of ``token_ids`` of which every head shows rows of its own: first, end and ratio of each."""
-        if rows == "stride":
-            return []
-        spans = ((*self.tree.span(node), ratio) for node, ratio in self.cut if ratio is not None and ratio > 1)
-        return [(self.begin + start, self.begin + end, ratio) for start, end, ratio in spans]
-
-
-class ShownChunk(NamedTuple):
-    """Keys and values that are shown of a chunk.
-
-    Attributes:
-        kv: rows of every head; None where all that is shown is coarse.
-        rows: those of ``kv`` that are shown, [n].
-        coarse: what coarse nodes show; None where there are none.
-    """
-
-    kv: ChunkKV | None
-    rows: torch.Tensor
-    coarse: RaggedKV | None
+from shared_context.store.selected_chunk import SelectedChunk, ShownChunk
+from shared_context.tree import node_rows
 
 
 class Selection:

@@ -22,7 +22,8 @@ from shared_context.store.header import header
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.query import Rewrite
 from shared_context.store.selected import Passage, SelectedNode
-from shared_context.store.selection import SelectedChunk, Selection
+from shared_context.store.selected_chunk import SelectedChunk
+from shared_context.store.selection import Selection
 from shared_context.store.selector import Selector
 from shared_context.store.word_edges import WordEdges
 from shared_context.tree import ContextTree, GrainedNode, Node, kv_entries
