@@ -6,7 +6,6 @@ import asyncio
 import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,23 +18,17 @@ from shared_context.errors import (
     StoreFormatError,
     UnreadableError,
 )
-from shared_context.model.cache import give_back_freed
 from shared_context.model.shared_llm import SharedLLMModel
-from shared_context.remote.address import is_address
-from shared_context.remote.fetching import Checkout, check_out
-from shared_context.remote.snapshot import Snapshot
-from shared_context.store.about import About, check_window
+from shared_context.store.about import About
 from shared_context.store.check import copy_namespace
-from shared_context.store.codec import Codec
 from shared_context.store.conversations import Conversations
-from shared_context.store.database import Database
 from shared_context.store.document_store import DocumentStore, Progress
 from shared_context.store.documents import Document, check_id
-from shared_context.store.embedder import Embedder, load_default_embedder
-from shared_context.store.encoding import chunk_digest
+from shared_context.store.embedder import Embedder
 from shared_context.store.loading import OnError, Source
 from shared_context.store.memory import ConversationMemory
-from shared_context.store.namespaces import Namespace, Namespaces, with_disk_bytes
+from shared_context.store.namespaces import Namespace, with_disk_bytes
+from shared_context.store.opening import open_store
 from shared_context.store.overview import overview_html
 from shared_context.store.query import Rewrite
 from shared_context.store.selected import Passage
@@ -81,65 +74,11 @@ class SharedLLMContextStore:
         embedder: Embedder | Literal["auto"] | None = "auto",
         rewrite: Rewrite | None = None,
     ):
-        known = embedder is None or embedder == "auto" or isinstance(embedder, Embedder)
-        require(known, "embedder", embedder, "must be 'auto', None or an object with name, dimension and encode()")
-        self.model = model
-        self._checkout: Checkout | None = None
-        if is_address(path):
-            self._checkout = check_out(path, partial(self._check_snapshot, path))
-            path = self._checkout.folder
-        self.path = Path(path).absolute() if path is not None else None
-        self.embedder: Embedder | None = None
-        made_with: Embedder | None = None
-        if self._checkout is not None:
-            self._database = Database(self.path, read_only=True)
-        elif self.path is None or is_vacant(self.path):
-            made_with = load_default_embedder(str(model.device)) if embedder == "auto" else embedder
-            self._database = self._make(config or StoreConfig(), made_with)
-        else:
-            self._database = Database(self.path, digest=chunk_digest)
-        try:
-            # Read back even where it was just made: another process may have been faster.
-            with self._database.decoding():
-                about = About.from_bytes(self._database.get_meta("about"))
-            about.check_model(model, self.path)
-            self.embedder = about.chosen_embedder(embedder, made_with, self.path, str(model.device))
-            self.config = about.chosen_config(config, self.path)
-            check_window(model, self.config)
-            self._database.mend_words(self.config.tree.leaf_size)
-            with self._database.decoding():
-                codec = Codec.from_bytes(self._database.get_meta("codec"))
-                if len(codec.mean) != model.hf_model.config.hidden_size:
-                    raise ValueError("its codec is another model's")
-            self._namespaces = Namespaces(
-                model, self.config, codec, self.embedder, self._database, self.path, rewrite, self._checkout
-            )
-            self._namespace, self._let_go = self._namespaces.own(), False
-            self._namespaces.sweep()
-            self._documents.mend_headers()  # takes everything in
-            self._rooms.catalogue.keep()
-        except BaseException:
-            self._close_files()
-            raise
-
-    # Opening and closing
-
-    def _check_snapshot(self, place: str, snapshot: Snapshot) -> None:
-        """Refuse a snapshot before it is fetched."""
-        About.from_dict(snapshot.about).check_model(self.model, place)
-        if len(snapshot.stores) > 1:
-            raise StoreFormatError(
-                f"{place} is a store of {len(snapshot.stores)} shards: open it with "
-                "shared_context.shards.ShardedContextStore."
-            )
-
-    def _make(self, config: StoreConfig, embedder: Embedder | None) -> Database:
-        """A new store's database. What it needs is made first, so that a failure leaves no half-made store."""
-        check_window(self.model, config)
-        about = About.of(self.model, embedder, config)
-        codec = Codec.fit(self.model, config.code_size)
-        give_back_freed()
-        return Database(self.path, {"about": about.to_bytes(), "codec": codec.to_bytes()})
+        opened = open_store(model, path, config, embedder, rewrite)
+        self.model, self.path, self.config, self.embedder = model, opened.path, opened.config, opened.embedder
+        self._database, self._namespaces, self._checkout = opened.database, opened.namespaces, opened.checkout
+        self._namespace, self._let_go = opened.own, False
+        self._files = opened.files
 
     @property
     def _rooms(self) -> Namespace:
@@ -172,12 +111,7 @@ class SharedLLMContextStore:
             self._let_go = True
         else:
             self._namespaces.keep()
-            self._close_files()
-
-    def _close_files(self) -> None:
-        self._database.close()
-        if self._checkout is not None:
-            self._checkout.release()
+            self._files.close()
 
     def __enter__(self) -> SharedLLMContextStore:
         return self

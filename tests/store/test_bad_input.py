@@ -289,7 +289,7 @@ def test_a_store_that_could_not_be_made_leaves_nothing_behind(model, tmp_path, m
     def unreachable(*_):
         raise errors.ModelNotFoundError("no network")
 
-    monkeypatch.setattr("shared_context.store.store.load_default_embedder", unreachable)
+    monkeypatch.setattr("shared_context.store.opening.load_default_embedder", unreachable)
     with pytest.raises(errors.ModelNotFoundError):
         SharedLLMContextStore(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
