@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from shared_context import SharedLLMModel
 from shared_context.errors import ConfigError
@@ -15,6 +15,7 @@ _DEFAULTS = (("adapter", None), ("dtype", "auto"), ("device", "auto"))
 
 _loading = Lock()
 _in_use: WeakSet[SharedLLMModel] = WeakSet()
+_options: WeakKeyDictionary[SharedLLMModel, dict[str, Any]] = WeakKeyDictionary()
 
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:
@@ -54,9 +55,17 @@ def load_model(model: SharedLLMModel | str | Path, **options: Any) -> SharedLLMM
     try:
         hash(tuple(options.values()))
     except TypeError:  # a dict among them, say: it cannot be recognised when it is asked for again
-        return load_model(SharedLLMModel.from_pretrained(model, **options))
-    with _loading:  # two threads that name a model at once load it once
-        return load_model(_load_by_name(str(model), **dict(sorted(options.items()))))
+        loaded = SharedLLMModel.from_pretrained(model, **options)
+    else:
+        with _loading:  # two threads that name a model at once load it once
+            loaded = _load_by_name(str(model), **dict(sorted(options.items())))
+    _options[loaded] = options
+    return load_model(loaded)
+
+
+def loaded_with(model: SharedLLMModel) -> dict[str, Any]:
+    """The options that :func:`load_model` loaded a model with; none where the model was given to it."""
+    return _options.get(model, {})
 
 
 def loaded_model(mark: str) -> SharedLLMModel | None:

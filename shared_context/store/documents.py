@@ -13,6 +13,7 @@ from typing import Any
 from shared_context.config import MIB
 from shared_context.errors import DocumentError, UnreadableError
 from shared_context.store.files import EXTRACT, too_large
+from shared_context.store.json_values import json_form
 
 MAX_ID_LENGTH = 512
 """Characters."""
@@ -35,7 +36,9 @@ class Document:
         text: what is read, exactly; all character positions count in it.
         id: names the document in its store; 1 to 512 characters without control characters. None derives one from
             text and metadata.
-        metadata: what filters see, queries are compared with and answers cite; JSON values under string keys.
+        metadata: what filters see, queries are compared with and answers cite; JSON values under string keys. Dates,
+            paths, UUIDs, enumerations, decimals and numpy's numbers are stored as what stands for them in JSON,
+            see :func:`~shared_context.store.json_values.json_form`.
         unsearched_keys: metadata that no query is compared with; filters see them all the same.
         hidden_keys: metadata that no model is shown.
 
@@ -129,10 +132,10 @@ def check_id(id: str, name: str = "the document") -> str:
 def check_metadata(
     metadata: Mapping[str, Any], name: str = "the document", max_bytes: int = MAX_METADATA_BYTES
 ) -> dict[str, Any]:
-    """A copy of ``metadata`` in plain JSON values; tuples become lists.
+    """A copy of ``metadata`` in plain JSON values; tuples become lists, dates and the like what stands for them.
 
     Raises:
-        DocumentError: a key is not a str, or a value is none that JSON has (NaN and infinities are not).
+        DocumentError: a key is not a str, or nothing in JSON stands for a value (NaN and infinities are no JSON).
     """
     if not isinstance(metadata, Mapping):
         raise DocumentError(f"{name}: the metadata are a {type(metadata).__name__}, expected a dict")
@@ -152,6 +155,7 @@ def _json_value(value: Any, where: str, depth: int) -> Any:
             f"{where[:80]}...: the metadata are nested more than {MAX_METADATA_DEPTH} deep, or contain themselves; "
             "store them as a string"
         )
+    value = json_form(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= LARGEST_INTEGER:
         raise DocumentError(f"{where} is an integer of more than 64 bits: pass it as a string")
     if value is None or isinstance(value, bool | int):
@@ -172,7 +176,7 @@ def _json_value(value: Any, where: str, depth: int) -> Any:
                 raise DocumentError(f"{where} has the key {key!r}: keys must be strings of valid Unicode")
         return {key: _json_value(item, f"{where}[{key!r}]", depth - 1) for key, item in value.items()}
     raise DocumentError(
-        f"{where} is a {type(value).__name__}: pass a string, a number, True, False, None, a list or a dict"
+        f"{where} is a {type(value).__name__}: pass a string, a number, True, False, None, a date, a list or a dict"
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared_context.errors import FilterError
+from shared_context.store.json_values import json_form
 
 Predicate = Callable[[Mapping[str, Any]], bool]
 
@@ -36,7 +37,8 @@ def compile_filter(filters: Mapping[str, Any] | None) -> Predicate:
 
     Equality is of whole values, as in vector stores: ``{"tags": "a"}`` does not match the tags ``["a", "b"]``, which
     is what ``$contains`` is for. Values of unlike types are unequal and never compare; True is not 1, but 1 is 1.0.
-    Dates compare as ISO 8601 strings.
+    Dates, paths and the like are taken as they are stored, see :func:`~shared_context.store.json_values.json_form`:
+    dates compare as ISO 8601 text, in which a day is before all times of that day.
 
     Raises:
         FilterError: an unknown operator or a malformed filter; names the operator, where it stands and what exists.
@@ -103,6 +105,7 @@ def _any_of(parts: list[Predicate]) -> Predicate:
 
 
 def _json_value(operand: Any, here: str) -> Any:
+    operand = json_form(operand)
     if operand is None or isinstance(operand, bool | int | float | str):
         return operand
     if isinstance(operand, list | tuple):
@@ -111,11 +114,12 @@ def _json_value(operand: Any, here: str) -> Any:
         return {key: _json_value(item, here) for key, item in operand.items()}
     raise FilterError(
         f"{here}: metadata holds JSON values and never {_kind(operand)}; pass a string, a number, True, False, None, "
-        f"a list or a dict (dates as ISO 8601 strings)"
+        f"a date, a list or a dict"
     )
 
 
 def _ordered_value(operand: Any, here: str) -> int | float | str:
+    operand = json_form(operand)
     if isinstance(operand, bool) or not isinstance(operand, int | float | str):
         raise FilterError(f"{here} needs a number or a string to compare with, not {operand!r}")
     return operand

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from shared_context.config import Rows
-from shared_context.errors import ModelMismatchError
+from shared_context.errors import ConfigError, ModelMismatchError
 from shared_context.model.context import CoarseKV, ContextKV
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.seen import as_html, parts_of
@@ -135,6 +135,18 @@ class Selection:
 
     def __len__(self) -> int:
         return sum(len(chunk.nodes) for chunk in self.chunks)
+
+    def __copy__(self) -> Selection:
+        return self  # nothing changes it
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Selection:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise ConfigError(
+            f"the selection for {self.query!r} stays with its store and cannot be pickled: keep the question, and "
+            "select again"
+        )
 
     def __bool__(self) -> bool:
         return len(self) > 0

@@ -1,6 +1,8 @@
 """SharedContextRetriever: LangChain's conformance suite, and what a user of a retriever would notice."""
 
 import json
+from datetime import date
+from pathlib import Path
 
 import pytest
 from langchain_core.documents import Document
@@ -194,6 +196,18 @@ def test_a_second_run_adds_nothing_and_takes_in_what_changed(small_store):
     SharedContextRetriever.from_documents([page("The gate opens at seven.", "gate.txt", year=7)], store=small_store)
     assert small_store.get("gate.txt").metadata["year"] == 7
     assert "The lamp is lit at dusk." in texts(small_store).values(), "another source stays"
+
+
+def test_metadata_of_loaders_are_stored_and_filtered_as_they_are(small_store):
+    day = date(2024, 5, 1)
+    for text in ("The gate opens at six.", "The gate opens at seven."):
+        pages = [page(text, Path("/srv/gate.txt"), day=day), page("The lamp is lit at dusk.", "lamp.txt")]
+        retriever = SharedContextRetriever.from_documents(pages, store=small_store)
+        assert texts(small_store)["/srv/gate.txt"] == text and len(small_store) == 2
+    found = retriever.invoke("When does the gate open?", filters={"day": {"$gte": day}})
+    assert [passage.metadata["day"] for passage in found] == ["2024-05-01"]
+    SharedContextRetriever.from_documents([page("Another page.", Path("/srv/gate.txt"), id=1)], store=small_store)
+    assert "The gate opens at seven." not in texts(small_store).values()
 
 
 def test_pages_that_are_gone_go_from_the_store(small_store):

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -60,22 +58,11 @@ def test_an_llm_with_a_context_is_copied_with_it(make_small_model, store):
         pickle.dumps(bound)
 
 
-def in_another_process(program, pickled, tmp_path):
-    (tmp_path / "pickled").write_bytes(pickled)
-    program = f"import pickle, sys\nthing = pickle.load(open(sys.argv[1], 'rb'))\n{program}"
-    command = [sys.executable, "-c", program, str(tmp_path / "pickled")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
-
-
-def test_an_llm_is_loaded_by_its_name_in_another_process(model, make_small_model, tmp_path):
+def test_an_llm_is_loaded_by_its_name_in_another_process(model, make_small_model, in_another_process):
     llm = SharedLLM(model=model, max_new_tokens=8, system_prompt="Be brief.")
-    printed = in_another_process(
-        "print(thing.shared_model.identity, thing.complete('Hello'))", pickle.dumps(llm), tmp_path
-    )
+    printed = in_another_process("print(thing.shared_model.identity, thing.complete('Hello'))", llm)
     assert printed == f"{model.identity} {llm.complete('Hello')}"
-    nameless = pickle.dumps(SharedLLM(model=make_small_model()))
-    assert ModelNotFoundError.__name__ in in_another_process("", nameless, tmp_path)
+    assert ModelNotFoundError.__name__ in in_another_process("", SharedLLM(model=make_small_model()))
 
 
 def test_an_llm_of_another_name_is_not_taken_for_it(make_small_model):

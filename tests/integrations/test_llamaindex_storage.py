@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,16 @@ def test_a_node_with_a_picture_is_refused_whatever_its_class(store):
         with pytest.raises(DocumentError, match="holds image"):
             SharedContextVectorStore(store).add([node])
     assert len(store) == 0
+
+
+def test_dates_and_paths_among_metadata_are_stored_as_text_and_are_no_change(llm, store):
+    documents = [Document(text="Rye bread.", id_="bread", metadata={"day": date(2024, 5, 1), "from": Path("/srv")})]
+    index = SharedContextIndex.from_documents(documents, llm, store=store)
+    assert index.docstore.get_document("bread").metadata == {"day": "2024-05-01", "from": "/srv"}
+    assert index.as_retriever(filters={"day": {"$lte": date(2024, 5, 1)}}).retrieve("bread")
+    assert index.refresh_ref_docs(documents) == [False]
+    documents[0].metadata["day"] = date(2024, 5, 2)
+    assert index.refresh_ref_docs(documents) == [True]
 
 
 def test_a_pipeline_leaves_alone_what_has_not_changed_of_loose_nodes(store):

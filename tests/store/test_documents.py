@@ -1,11 +1,18 @@
 import io
+import json
 import os
-from pathlib import Path
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from uuid import UUID
 
+import numpy as np
 import pytest
 
 from shared_context.errors import BatchError, ConfigError, DocumentError, DuplicateDocumentError
 from shared_context.store.documents import Document
+from shared_context.store.filters import compile_filter
 from shared_context.store.loading import TextFile, load_documents
 
 LIMIT = 1000
@@ -155,6 +162,44 @@ def test_metadata_are_copied_as_json_values():
     assert loaded == {"tags": ["a", "b"], "nested": {"n": None, "t": True}}
     given["nested"]["n"] = 1
     assert loaded["nested"]["n"] is None
+
+
+class Shift(StrEnum):
+    NIGHT = "night"
+
+
+AS_JSON = [
+    (datetime(2024, 5, 1, 10, 30), "2024-05-01T10:30:00"),
+    (datetime(2024, 5, 1, 10, 30, tzinfo=timezone(timedelta(hours=2))), "2024-05-01T08:30:00+00:00"),
+    (date(2024, 5, 1), "2024-05-01"),
+    (time(22, 15), "22:15:00"),
+    (PurePosixPath("/srv/rules.pdf"), "/srv/rules.pdf"),
+    (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+    (Shift.NIGHT, "night"),
+    (Decimal("149.5"), 149.5),
+    (Decimal(149), 149),
+    (np.int64(3), 3),
+    (np.float32(0.5), 0.5),
+    (np.bool_(True), True),
+    (np.datetime64("2024-05-01T10:30:00.000000000"), "2024-05-01T10:30:00"),
+    (np.array([[1, 2]]), [[1, 2]]),
+]
+
+
+@pytest.mark.parametrize("value, stored", AS_JSON, ids=[str(value) for value, _ in AS_JSON])
+def test_what_loaders_note_is_stored_as_what_stands_for_it_in_json(value, stored):
+    metadata = load(Document("text", "x", {"a": value, "b": [{"c": value}]}))[0].metadata
+    assert metadata == {"a": stored, "b": [{"c": stored}]}
+    assert json.loads(json.dumps(metadata)) == metadata and type(metadata["a"]) is type(stored)
+    assert compile_filter({"a": value})(metadata) and compile_filter({"a": {"$in": [value]}})(metadata)
+    assert not compile_filter({"a": {"$ne": value}})(metadata)
+
+
+@pytest.mark.parametrize(
+    "value", [np.datetime64("NaT"), Decimal("NaN"), np.nan, timedelta(1), np.timedelta64(1, "D"), 1j]
+)
+def test_what_nothing_in_json_stands_for_is_refused(value):
+    assert "metadata['a'] is" in refused(Document("text", "x", {"a": value}))
 
 
 # ---- files

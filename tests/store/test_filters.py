@@ -1,3 +1,5 @@
+from datetime import date, datetime, timedelta, timezone
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +110,15 @@ def test_booleans_are_not_numbers(value, operand):
     assert compile_filter({"flag": {"$ne": operand}})({"flag": value})
     assert not compile_filter({"flag": {"$in": [operand]}})({"flag": value})
     assert not compile_filter({"flag": {"$lte": 1}})({"flag": True})
+
+
+def test_dates_compare_as_the_text_that_is_stored():
+    opened = {"at": "2024-05-01T08:30:00+00:00"}
+    berlin = timezone(timedelta(hours=2))
+    assert compile_filter({"at": datetime(2024, 5, 1, 10, 30, tzinfo=berlin)})(opened)
+    assert compile_filter({"at": {"$lt": datetime(2024, 5, 1, 10, 31, tzinfo=berlin)}})(opened)
+    assert compile_filter({"at": {"$gte": date(2024, 5, 1), "$lt": date(2024, 5, 2)}})(opened)
+    assert not compile_filter({"at": {"$lt": date(2024, 5, 1)}})(opened)
 
 
 @pytest.mark.parametrize(

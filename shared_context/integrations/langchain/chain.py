@@ -33,6 +33,7 @@ from shared_context.errors import ConfigError, ModelMismatchError, QueryError
 from shared_context.integrations.langchain.chat_model import ChatSharedLLM
 from shared_context.integrations.langchain.documents import SOURCE_KEY, as_text, divide, sync
 from shared_context.integrations.langchain.messages import answer_of, text_of
+from shared_context.integrations.langchain.pickles import PickledByReference
 from shared_context.integrations.langchain.retriever import SharedContextRetriever
 from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given, of_type
 from shared_context.model.prompt import CONTEXT_FOOTER, CONTEXT_HEADER
@@ -57,7 +58,7 @@ class ChainOutput(TypedDict):
     answer: Any
 
 
-class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
+class SharedContextChain(PickledByReference, RunnableSerializable[ChainInput, ChainOutput]):
     """Retrieves, injects and answers: the place of ``create_retrieval_chain`` over a vector store.
 
         chain = SharedContextChain.from_documents(loader.load())
@@ -151,7 +152,8 @@ class SharedContextChain(RunnableSerializable[ChainInput, ChainOutput]):
 
         Args:
             documents: any LangChain loader's, not split. Their ids are kept; without one a document is named by its
-                source. Their metadata must be JSON values.
+                source. Of metadata, dates, paths and the like are stored as what stands for them in
+                JSON.
             model: the model that compresses, and answers where ``llm`` is None; None is that of ``llm``, or the
                 default. Not used when ``store`` is given, which has its own.
             store: add to this store instead of making one.

@@ -12,6 +12,7 @@ from langchain_core.documents import Document as LangChainDocument
 from shared_context import Document, Passage, Selection, SharedLLMContextStore
 from shared_context.errors import DocumentError
 from shared_context.store.documents import MAX_ID_LENGTH
+from shared_context.store.json_values import json_form
 from shared_context.store.loading import OnError
 from shared_context.store.passages import REACH
 from shared_context.store.selection import JoinedSelections
@@ -60,7 +61,7 @@ def to_store(documents: Iterable[LangChainDocument], *, source_key: str | None =
                 f"documents[{position}] is a {type(document).__name__}, not a LangChain Document: "
                 "Document(page_content=...) makes one of a text"
             )
-        id, source = document.id, document.metadata.get(source_key) if source_key is not None else None
+        id, source = document.id, json_form(document.metadata.get(source_key)) if source_key is not None else None
         if id is None and isinstance(source, str) and source.strip():
             read[source] += 1
             named = source if read[source] == 1 else f"{source}#{read[source]}"
@@ -101,7 +102,8 @@ def sync(
     added = len(store) - before
     gone: list[str] = []
     if source_key is not None:
-        sources = {source for document in given if isinstance(source := document.metadata.get(source_key), str)}
+        named = (json_form(document.metadata.get(source_key)) for document in given)
+        sources = {source for source in named if isinstance(source, str)}
         held = store.ids(filters={source_key: {"$in": sources}}) if sources else []
         gone = [id for id in held if id not in ids]
     # Only now: should this be interrupted, too much is stored and not too little.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -15,12 +16,14 @@ from langchain_core.messages import (
     message_chunk_to_message,
     message_to_dict,
     messages_from_dict,
+    messages_to_dict,
 )
 from langchain_core.runnables import ensure_config
 
 from shared_context import Selection, SharedLLMContextStore
 from shared_context.integrations.langchain.messages import role_of, text_of
 from shared_context.integrations.turns import TURN_SEPARATOR
+from shared_context.integrations.whereabouts import by_reference
 from shared_context.store.selection import JoinedSelections
 
 Shown: TypeAlias = Selection | JoinedSelections | str
@@ -55,8 +58,20 @@ class SharedContextChatMessageHistory(BaseChatMessageHistory):
         super().__init__()
         self.session_id = session_id
         self.store = store
-        self.budget = budget
+        self.recent_tokens, self.budget = recent_tokens, budget
         self._memory = store.conversation(session_id, recent_tokens=recent_tokens)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # of a store in memory, what was said goes along
+        said = messages_to_dict(self.messages) if self.store.path is None else []
+        store = by_reference(self.store, anew=True)
+        return _history_again, (self.session_id, store, self.recent_tokens, self.budget, said)
+
+    def __copy__(self) -> SharedContextChatMessageHistory:
+        return type(self)(self.session_id, self.store, recent_tokens=self.recent_tokens, budget=self.budget)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedContextChatMessageHistory:
+        return copy.copy(self)  # it goes on with the same conversation
 
     @property
     def messages(self) -> list[BaseMessage]:
@@ -180,6 +195,15 @@ def history_of_run() -> SharedContextChatMessageHistory | None:
         if isinstance(value, KeepsHistories) and "thread_id" in configurable:
             return value.history(str(configurable["thread_id"]))
     return None
+
+
+def _history_again(
+    session_id: str, store: SharedLLMContextStore, recent_tokens: int, budget: int, said: list[dict[str, Any]]
+) -> SharedContextChatMessageHistory:
+    history = SharedContextChatMessageHistory(session_id, store, recent_tokens=recent_tokens, budget=budget)
+    if said and not history.messages:
+        history.add_messages(messages_from_dict(said))
+    return history
 
 
 def _whole(message: BaseMessage) -> BaseMessage:

@@ -17,12 +17,13 @@ from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.config import Policy
 from shared_context.errors import BatchError, ConfigError, UnreadableError
 from shared_context.integrations.langchain.documents import SOURCE_KEY, from_passages, from_store, sync, to_store
+from shared_context.integrations.langchain.pickles import PickledByReference
 from shared_context.integrations.langchain.settings import DEFAULT_MODEL, new_or_given
 from shared_context.store.embedder import Embedder
 from shared_context.store.loading import OnError
 
 
-class SharedContextRetriever(DocumentIndex):
+class SharedContextRetriever(PickledByReference, DocumentIndex):
     """Finds the passages of whole documents that a question needs; the text serves any LLM.
 
         retriever = SharedContextRetriever(store=store, k=3)
@@ -96,7 +97,8 @@ class SharedContextRetriever(DocumentIndex):
 
         Args:
             documents: any LangChain loader's, not split. Their ids are kept; without one a document is named by its
-                source. Their metadata must be JSON values.
+                source. Of metadata, dates, paths and the like are stored as what stands for them in
+                JSON.
             model: whose context trees the store holds; not used when ``store`` is given.
             store: add to this store instead of making one.
             path: folder of the store, made where there is none; None keeps it in memory.

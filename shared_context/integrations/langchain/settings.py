@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 
 from shared_context import Completion, SharedLLMContextStore, SharedLLMModel, StoreConfig
 from shared_context.errors import ConfigError
+from shared_context.integrations.langchain.pickles import PickledByReference
 from shared_context.integrations.loading import chosen, load_model
 from shared_context.model.pretrained import DEFAULT_MODEL
 from shared_context.shards import open_store
@@ -54,7 +55,7 @@ def new_or_given(
     return store
 
 
-class GenerationSettings(BaseLanguageModel):
+class GenerationSettings(PickledByReference, BaseLanguageModel):
     """The model and how it generates. Every setting can be overridden in a call, or with ``bind``.
 
     Args:

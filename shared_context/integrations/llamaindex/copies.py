@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
 
-from shared_context.integrations.llamaindex.whereabouts import remember, store_again, whereabouts
+from shared_context.integrations.whereabouts import remember, store_again, whereabouts
 
 if TYPE_CHECKING:
     from shared_context import SharedLLMContextStore

@@ -61,7 +61,7 @@ def to_document(node: BaseNode, hashes: Mapping[str, str] | None = None) -> Docu
 
     Raises:
         UnreadableError: it holds an image, audio or video, of which a text store would lose everything.
-        DocumentError: its metadata are no JSON.
+        DocumentError: nothing in JSON stands for something among its metadata.
     """
     media = [name.partition("_")[0] for name in _MEDIA if getattr(node, name, None) is not None]
     if media:
@@ -70,12 +70,15 @@ def to_document(node: BaseNode, hashes: Mapping[str, str] | None = None) -> Docu
             "describe it in words or leave it out"
         )
     metadata = check_metadata(node.metadata, f"document {node.node_id!r}")
+    as_given = str(metadata) == str(node.metadata)
     beside = _beside(node)
     if beside != _PLAIN:
         metadata |= {_NODE: check_metadata(beside, f"document {node.node_id!r}")}
     ref_doc_id = node.ref_doc_id or node.node_id
     if hashes is not None or ref_doc_id != node.node_id:
         metadata |= {REF_DOC_ID: ref_doc_id, SOURCE_HASH: (hashes or {}).get(ref_doc_id)}
+    elif not as_given:  # the hash is made of them as they were
+        metadata |= {REF_DOC_ID: ref_doc_id, SOURCE_HASH: node.hash}
     own = tuple(key for key in _OWN if key in metadata)
     return Document(
         text=node.get_content(metadata_mode=MetadataMode.NONE),

@@ -15,7 +15,7 @@ from llama_index.core.schema import QueryBundle
 from shared_context.integrations.llamaindex.conversation import edit, messages_of, put, replace, to_message
 from shared_context.integrations.llamaindex.copies import OverStore
 from shared_context.integrations.llamaindex.messages import readable_text
-from shared_context.integrations.llamaindex.whereabouts import remember, store_again, whereabouts
+from shared_context.integrations.whereabouts import remember, store_again, whereabouts
 
 if TYPE_CHECKING:
     from shared_context import Selection, SharedLLMContextStore
