@@ -45,8 +45,25 @@ _ASKS = re.compile(
 
 _REFERS = re.compile(r"\b(?:it|its|they|them|their|this|that|these|those|there|he|him|his|she|her)\b", re.IGNORECASE)
 
-_TURN = re.compile(r"^\s*(user|human|assistant|ai|bot|system)\s*:\s*", re.IGNORECASE | re.MULTILINE)
+_TURN = re.compile(
+    r"^\s*[*_]*(user|human|assistant|ai|bot|system|q|a|question|answer|frage|antwort)[*_]*\s*:[*_]*\s*",
+    re.IGNORECASE | re.MULTILINE,
+)
 """What turns begin with in a conversation that was written out as one text."""
+
+_TAG = re.compile(
+    r"</?(?:chat_)?(?:context|conversation|documents?|history|input|instructions?|messages?|query|question|text|user"
+    r"|assistant|system)>",
+    re.IGNORECASE,
+)
+"""What prompts are put together with."""
+
+_QUOTED = re.compile(
+    r"[ \t]*(?:>"
+    r"|\[?\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}"
+    r"|\[?(?:\d{1,4}[./-]\d{1,2}[./-]\d{1,4},? )?\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]m)?\]?(?: -)? [^\n:]{1,30}: )"
+)
+"""How lines begin that others wrote: in a quoted mail, a chat that was copied, or a log."""
 
 _ANNOUNCED = re.compile(r"^[^:：]{1,60}[:：]\s+(?=\S+\s+\S+\s+\S)")
 """What announces a question: ``My question: how ...``."""
@@ -69,7 +86,8 @@ def parts(text: str, count: Callable[[str], int]) -> list[QueryPart]:
 
     A short query is one part. Of a longer one each sentence that asks is a part, together with the one before it where
     it refers to that; what stands between is cut into parts of several sentences, which weigh less. Where nothing is
-    recognised as a question, the last part counts most. Of a conversation the last turn asks, and no earlier one.
+    recognised as a question, the last part counts most. Of a conversation the last turn asks, and no earlier one. What
+    is quoted asks where nothing else does.
 
     Args:
         text: the query, not blank.
@@ -77,13 +95,17 @@ def parts(text: str, count: Callable[[str], int]) -> list[QueryPart]:
     """
     if count(text) <= WHOLE_TOKENS:
         return [QueryPart(text)]
+    text = _TAG.sub("\n", text) if _TAG.sub("", text).strip() else text
     turns = list(_TURN.finditer(text))
     last_turn = turns[-1].start() if len(turns) > 1 else 0
     asked: list[QueryPart] = []
     told: list[str] = []
     before = ""
-    for start, sentence in _sentences(text, count):
-        if start >= last_turn and _asks(sentence):
+    sentences = list(_sentences(text, count))
+    asking = {start for start, sentence in sentences if start >= last_turn and _asks(sentence)}
+    asking = {start for start in asking if not _is_quoted(text, start)} or asking
+    for start, sentence in sentences:
+        if start in asking and _asks(sentence):
             asked.append(QueryPart(_ANNOUNCED.sub("", sentence)))
             if before and _REFERS.search(sentence) and count(f"{before} {sentence}") <= PART_TOKENS:
                 asked.append(QueryPart(f"{before} {sentence}"))
@@ -107,6 +129,11 @@ def _some(found: list[T], most: int) -> list[T]:
 
 def _asks(sentence: str) -> bool:
     return bool(_QUESTION_MARK.search(sentence) or _ASKS.match(_ANNOUNCED.sub("", sentence)))
+
+
+def _is_quoted(text: str, start: int) -> bool:
+    """Whether the line that a character stands in is another's."""
+    return bool(_QUOTED.match(text, text.rfind("\n", 0, start) + 1))
 
 
 def _sentences(text: str, count: Callable[[str], int]) -> Iterator[tuple[int, str]]:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import Stemmer
 
+from shared_context.store.layouts import layouts
+
 # Chinese, Japanese, Thai, Lao, Burmese and Khmer write no spaces; Korean writes them around whole phrases.
 _UNSPACED = (
     r"\u0e01-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
@@ -51,6 +53,9 @@ _DATED = re.compile(
 LONGEST_JOINED = 4
 MOST_JOINED = 96
 """Words of a query that are looked up as one name, and how many such names: each is looked up in the index."""
+
+MOST_LAYOUTS = 96
+"""Of the numbers of a query."""
 
 LONGEST_WORD = 64
 """Characters; a longer one is known by its parts."""
@@ -134,8 +139,9 @@ def literals(text: str, language: str) -> list[str]:
 def other_spellings(text: str, language: str) -> list[str]:
     """The terms of what a query names literally as a text may write it otherwise, each once.
 
-    The pieces of a path, an address or a timestamp, a number without its marks, a day in figures, and words that stand
-    together as the one name that they may be: ``max retries`` is ``max_retries``, too.
+    The pieces of a path, an address or a timestamp, a number without its marks or with others, in groups or in one, a
+    day in figures, and words that stand together as the one name that they may be: ``max retries`` is ``max_retries``,
+    too.
     """
     names = _names(text)
     pieces = [piece for name in names for piece in (*_PIECES.split(name), *_HOST.findall(name)) if _NAME.search(piece)]
@@ -144,6 +150,8 @@ def other_spellings(text: str, language: str) -> list[str]:
     for day, time in pairwise(names):
         found += [f"{day}T{time}", f"{day}T{time}Z"] if _DAY.fullmatch(day) and _TIME.match(time) else []
     found += _dates(text)
+    found += (spelling for match in WORD.finditer(text) for spelling in _compounds(match.group()))
+    found += islice((layout for layout in layouts(text, names) if layout not in names), MOST_LAYOUTS)
     found += islice(_joined([match.group() for match in WORD.finditer(text)], language), MOST_JOINED)
     return _terms_of_names(found, language)
 
@@ -174,6 +182,14 @@ def _dates(text: str) -> Iterator[str]:
         yield f"{year}-{_MONTHS[month[:3].casefold()]:02}-{int(day):02}"
 
 
+def _compounds(word: str) -> Iterator[str]:
+    """A name of several words as other programs and tables write it: max_retries as max-retries, and the reverse."""
+    if word.replace("_", "").isalpha() and "_" in word.strip("_"):
+        yield from (word.replace("_", mark) for mark in ("-", ""))
+    elif word.replace("-", "").isalpha():
+        yield from (word.replace("-", mark) for mark in ("_", "")[: word.count("-")])
+
+
 def _joined(found: Sequence[str], language: str) -> Iterator[str]:
     """Words that stand together as one name, as programs and tables write it."""
     common = _common_terms(language)
@@ -185,10 +201,8 @@ def _joined(found: Sequence[str], language: str) -> Iterator[str]:
                 break
             yield "_".join(together)
             # "long term" is no name because "long-term" is a word.
-            numbered = len({word.isdigit() for word in together}) == 2
-            if numbered:
+            if len({word.isdigit() for word in together}) == 2 or len(together) > 2:
                 yield "-".join(together)
-            if numbered or len(together) > 2:
                 yield "".join(together)
 
 

@@ -57,6 +57,42 @@ def test_of_a_conversation_the_last_turn_asks():
     assert all("Where is the inn" not in part.text for part in parts(talk, words) if part.weight == 1)
 
 
+MAIL = (
+    "> On Tue, 4 Mar 2031 at 18:20, Lena Ostrov wrote:\n>> did you get the pictures? What do you think of the roof?\n"
+    "> I got them. Who has the key of the cellar?\n> When does the train arrive on Saturday?\n"
+)
+CHAT = (
+    "[10:03] Jon: morning! who takes the early boat?\n[10:05] Sepp: I can. did anybody see my gloves?\n"
+    "04.05.31, 10:06 - Mira Lund: what's for lunch anyway?\n"
+)
+LOG = "2031-05-02T10:11:01Z WARN slow: select * from tides where port = ?\n2031-05-02 10:12:44 who am i?\n" * 3
+
+
+@pytest.mark.parametrize("others", [MAIL, CHAT, LOG])
+@pytest.mark.parametrize("message", ["{q}\n{o}", "{o}\n{q}", "{o}{q}\n{o}"])
+def test_what_others_asked_is_not_asked(others, message):
+    found = parts(message.format(q="What does a ticket to Holm cost?", o=others * 2), words)
+    assert [part.text for part in found if part.weight == 1] == ["What does a ticket to Holm cost?"]
+
+
+def test_tags_of_a_prompt_part_what_stands_between_them():
+    prompt = f"<history>{LETTER}So much for that</history><question>What does a ticket to Holm cost?</question>"
+    found = [part.text for part in parts(prompt, words) if part.weight == 1]
+    assert found == ["What does a ticket to Holm cost?"]
+    assert parts("<question></question>" * 50, len)
+
+
+def test_what_is_quoted_asks_where_nothing_else_does():
+    found = parts(MAIL * 2, words)
+    assert {"> When does the train arrive on Saturday?"} <= {part.text for part in found if part.weight == 1}
+
+
+@pytest.mark.parametrize(("user", "model"), [("**User:**", "**Assistant:**"), ("Q:", "A:"), ("Frage:", "Antwort:")])
+def test_of_a_conversation_in_other_marks_the_last_turn_asks(user, model):
+    talk = f"{user} Where is the inn?\n{model} Behind the hall. {LETTER}\n{user} And who cooks?"
+    assert [part.text for part in parts(talk, words) if part.weight == 1] == ["And who cooks?"]
+
+
 @pytest.mark.parametrize(
     "text", ["word " * 5000, "What is it? " * 5000, "x" * 20_000, "為什麼。" * 3000, "...\n" * 500]
 )

@@ -100,6 +100,25 @@ def test_what_is_named_literally_is_not_what_is_counted_or_dated():
         ("the delay retry size setting", "delay_retry_size"),
         ("the delay retry limit", "delayRetryLimit"),
         ("Is part AB 1234 in stock?", "ab-1234"),
+        ("Who has the number 0471-555-8812?", "+45 471 555 8812"),
+        ("Who has the number 471.555.8812?", "(471) 555-8812"),
+        ("Who has the number 4715558812?", "(471) 555-8812"),
+        ("Who has the number (471) 555 8812?", "4715558812"),
+        ("the account NL03 8841 2207 9165 30", "NL0388412207916530"),
+        ("the account NL0388412207916530", "NL03 8841 2207 9165 30"),
+        ("the book 978-3-418-20561-7", "9783418205617"),
+        ("the paper 2709.41835", "arXiv:2709.41835"),
+        ("Who got 48210,75 crowns?", "48.210,75"),
+        ("Who got 48.210,75 crowns?", "48,210.75"),
+        ("Who got 48210.75 crowns?", "48'210.75"),
+        ("Who got 48210,75 crowns?", "48 210,75"),
+        ("Who got 48.210 crowns?", "48210"),
+        ("the card 5c-0e-91-7a-d3-22", "5C:0E:91:7A:D3:22"),
+        ("the card 5c0e917ad322", "5C:0E:91:7A:D3:22"),
+        ("the option --max-open-files", "max_open_files"),
+        ("the setting max_open_files", "max-open-files"),
+        ("the setting max_open_files", "maxOpenFiles"),
+        ("the task lamp wick trim", "lamp-wick-trim"),
     ],
 )
 def test_what_is_named_is_found_in_another_spelling(asked, written):
@@ -110,10 +129,26 @@ def test_words_that_stand_together_are_no_name_for_that():
     assert other_spellings("What is the long term plan?", "english") == [
         "long_term",
         "long_term_plan",
+        "long-term-plan",
         "longtermplan",
         "term_plan",
     ]
-    assert other_spellings("Who lights the well-kept lamp in the yard?", "english") == []
+    assert other_spellings("Who lights the well-kept lamp in the yard?", "english") == ["well_kept"]
+
+
+def test_a_name_in_the_layout_that_was_asked_for_counts_once():
+    for asked in "48,210.75", "471-555-8812", "NL0388412207916530", "max_open_files", "5c:0e:91:7a:d3:22", "1,024":
+        assert not set(literals(asked, "english")) & set(other_spellings(asked, "english"))
+
+
+@pytest.mark.parametrize("asked", ["3.14 or 24-10", "1914-1918 or 2019", "06:40 or 3.5.", "1,024", "2.1"])
+def test_few_figures_are_no_number_in_groups(asked):
+    assert not {name for name in other_spellings(asked, "english") if name.isdigit() and len(name) < 4}
+
+
+def test_spellings_are_few_whatever_is_asked():
+    assert len(other_spellings("471-555-8812 48210,75 " * 500, "english")) < 50
+    assert len(other_spellings(" ".join(f"{n}-{n + 1}-{n + 2}" for n in range(1000, 4000, 3)), "english")) < 250
 
 
 def test_a_question_is_asked_by_its_own_words():
