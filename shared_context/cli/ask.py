@@ -149,9 +149,15 @@ def node_as_dict(node: SelectedNode) -> dict[str, Any]:
         "ratio": node.ratio,
         "score": node.score,
         "kv_entries": node.kv_entries,
+        "also_in": list(node.also_in),
         "text": node.text,
         "metadata": dict(node.metadata),
     }
+
+
+def also_in(node: SelectedNode) -> str:
+    """What is printed behind a source where other documents say the same; empty where none does."""
+    return f"  also in {', '.join(map(output.printable, node.also_in))}" if node.also_in else ""
 
 
 def best_first(selection: Selection) -> list[SelectedNode]:
@@ -173,7 +179,7 @@ def _print_sources(selection: Selection) -> None:
         line = Text.assemble(
             "  ",
             (output.printable(passage.doc_id), "cyan"),
-            f"  characters {passage.start}-{passage.end}  score {passage.score:.2f}",
+            f"  characters {passage.start}-{passage.end}  score {passage.score:.2f}{also_in(passage)}",
         )
         line.append(f"\n    {output.printable(excerpt(passage.text))}", style="dim")
         console.print(line, soft_wrap=True)

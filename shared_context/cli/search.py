@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from shared_context.cli import output, session
-from shared_context.cli.ask import excerpt, node_as_dict
+from shared_context.cli.ask import also_in, excerpt, node_as_dict
 from shared_context.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -54,7 +54,7 @@ def search(
         console.print(
             Text.assemble(
                 (output.printable(node.doc_id), "cyan"),
-                f"  characters {node.start}-{node.end}  score {node.score:.2f}",
+                f"  characters {node.start}-{node.end}  score {node.score:.2f}{also_in(node)}",
                 f"\n    {output.printable(node.text if full else excerpt(node.text))}",
             ),
             soft_wrap=True,

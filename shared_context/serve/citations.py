@@ -68,6 +68,7 @@ def annotation(citation: Citation, answer: str) -> dict[str, Any]:
             "start": passage.start,
             "end": passage.end,
             "score": round(passage.score, 4),
+            "also_in": list(passage.also_in),
             "attention": None if attention is None else round(attention, 4),
         },
     }

@@ -40,7 +40,7 @@ def without_repeats(
     Returns:
         The scores, [chunks, leaves], minus infinity where a leaf repeats another or nearly does; which leaves were
         looked at, [chunks, leaves]; places of those that nearly repeat another, in the flattened scores, best
-        first; and what else says the same as a leaf that is taken.
+        first; and what else says the same, or nearly, as a leaf that is taken.
     """
     flat, slots = scored.leaves.flatten().numpy(force=True), scored.leaves.shape[1]
     present = int(np.isfinite(flat).sum())
@@ -93,9 +93,10 @@ def _judged(
         if new.repeated and new.twin is not None:
             flat[leaf] = -np.inf
             twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
-        elif new.share <= NEARLY:
+        elif new.share <= NEARLY and new.twin is not None:
             flat[leaf] = -np.inf
             late.append(leaf)
+            twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
         elif worth < -score - 1e-6:
             flat[leaf] = worth
             heappush(waiting, (-worth, leaf))

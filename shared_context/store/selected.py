@@ -26,7 +26,8 @@ class SelectedNode:
         metadata: the document's, which all of its nodes share and none can change.
         said: of a conversation's node, who said it ("role"), as which of its messages ("message", counted from 0) and
             when ("time", ISO 8601); None of a document's.
-        also_in: ids of other documents that say the same; it is shown once.
+        also_in: ids of other documents that say the same, which is shown once, or nearly the same: all but a date, a
+            greeting or a few words.
         header: whether it is the document's header and no part of its text; ``start`` and ``end`` are 0 then.
         unsearched_keys, hidden_keys: the document's, see :class:`~shared_context.store.documents.Document`.
     """

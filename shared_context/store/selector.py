@@ -188,12 +188,12 @@ class Selector:
             node = Node(level, slot)
             key, _, text = self._read(scored, chunk, node)
             new, passage = said.novelty(text), scored.cut(chunk, [GrainedNode(node, 1)])
-            if new.repeated and new.twin is not None:
+            if new.share <= NEARLY and new.twin is not None:
                 same = found[new.twin]
                 leaf = same.cut[0].node.index << (self._config.tree.height - level)
                 twins.setdefault((same.key, same.number, leaf), set()).add(key)
-            elif new.share <= NEARLY:
-                late.append(passage)
+                if not new.repeated:
+                    late.append(passage)
             elif len(found) < k:
                 said.add(text)
                 found.append(passage)

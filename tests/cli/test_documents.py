@@ -114,6 +114,18 @@ def test_search_finds_passages_without_an_answer(house):
     assert run("search", "house.ctx", "Where?", "--filter", "file_name=none").exit_code == 4
 
 
+def test_sources_name_the_other_documents_that_say_the_same(house):
+    name, text = next(iter(TEXTS.items()))
+    write(Path("copy.md"), text)
+    assert run("ingest", "house.ctx", "copy.md").exit_code == 0
+    same = {f"docs/{name}", "copy.md"}
+    for command in (["search", "house.ctx", text], ["ask", "house.ctx", text, "--max-new-tokens", 1]):
+        told = run_json(*command)
+        (found,) = [one for one in told.get("passages") or told["sources"] if one["doc_id"] in same]
+        assert {found["doc_id"], *found["also_in"]} == same
+        assert f"also in {found['also_in'][0]}" in run(*command).stdout
+
+
 # ---- sync
 
 

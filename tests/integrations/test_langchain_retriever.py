@@ -15,6 +15,7 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 from langchain_tests.integration_tests.indexer import AsyncDocumentIndexTestSuite, DocumentIndexerTestSuite
 from pydantic import ValidationError
 
+from shared_context import Document as StoreDocument
 from shared_context import SharedLLMContextStore
 from shared_context.errors import BatchError, ConfigError, DocumentError, FilterError, QueryError
 from shared_context.integrations.langchain import SharedContextChain, SharedContextRetriever
@@ -88,6 +89,15 @@ def test_neighbours_come_as_one_passage(model):
         assert passage.page_content == text
         assert (passage.metadata["start"], passage.metadata["end"]) == (0, len(text))
         assert len(SharedContextRetriever(store=store, k=3).invoke("Which room is blue?")) == 3
+
+
+def test_a_passage_names_the_other_documents_that_say_the_same(model):
+    with SharedLLMContextStore(model, embedder=None) as store:
+        store.add([StoreDocument(TEXTS["door"], id) for id in ("old", "new")])
+        store.add(TEXTS["lift"], id="lift", metadata={"also_in": "the loader's own"})
+        door, lift = SharedContextRetriever(store=store, k=2).invoke(QUESTION)
+    assert {door.metadata["doc_id"], *door.metadata["also_in"]} == {"old", "new"}
+    assert lift.metadata["also_in"] == "the loader's own"
 
 
 def test_a_budget_in_a_call_goes_before_a_k_of_the_retriever(store):

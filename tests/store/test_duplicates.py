@@ -129,3 +129,24 @@ def test_nearly_the_same_is_shown_where_there_is_room(store):
     assert {f"Notice of {n} May" in store.select("Of when are the notices?", budget=512).text for n in range(1, 5)} == {
         True
     }
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "Dear {name},\n{fee}",
+        "# Fees (version 2.{n})\n\nLast updated on {n} May 2031 by {name}.\n\n{fee}",
+        "From: {name}\nDate: Mon, {n} May 2031 10:0{n}\n\n{fee}",
+        "Printed on {n} May 2031. {fee}",
+    ],
+)
+def test_the_sources_of_near_duplicates_are_named_too(store, copy):
+    copies = [copy.format(n=n, name=name, fee=FEE) for n, name in enumerate(["Ada", "Ilse Marr", "Ole"], start=1)]
+    store.add([*(Document(text, str(n)) for n, text in enumerate(copies)), Document(DISCOUNT, "club")])
+    selection = store.select(QUESTION, budget=96)
+    passages = store.retrieve(QUESTION, 2)
+    assert {"0", "1", "2"} <= set(selection.doc_ids) | {id for node in selection.nodes for id in node.also_in}
+    assert {"0", "1", "2"} <= {id for passage in passages for id in (passage.doc_id, *passage.also_in)}
+    assert "thirty per cent" in selection.text and not any(
+        "club" in node.also_in for node in (*selection.nodes, *passages)
+    )

@@ -28,7 +28,7 @@ BOOKKEEPING = (
 )
 """What loaders note of a file and not of what it says: no query is compared with it, no model is shown it."""
 
-HEADING, SHOWN = "heading", "shown"
+HEADING, SHOWN, ALSO_IN = "heading", "shown", "also_in"
 """Keys of a passage's metadata."""
 
 Span = tuple[str, int, int, int, float, str]
@@ -121,7 +121,8 @@ def from_passages(passages: Iterable[Passage]) -> list[LangChainDocument]:
 
     The metadata of each is the stored document's, and then ``doc_id``, ``start`` and ``end`` (characters), ``level``,
     ``ratio`` and ``score``, which win over keys of the same name; ``shown``, the characters that an injection shows,
-    where they are others; and its ``heading``, where it has one and the document no such key.
+    where they are others; ``also_in``, ids of other documents that say the same; and its ``heading``. The last two are
+    there where there are any, and the document has no such key.
 
     Args:
         passages: of one grain each.
@@ -136,6 +137,7 @@ def _from_passage(passage: Passage) -> LangChainDocument:
         page_content=passage.text,
         metadata={
             **({} if passage.heading is None else {HEADING: passage.heading}),
+            **({ALSO_IN: list(passage.also_in)} if passage.also_in else {}),
             **passage.metadata,
             "doc_id": passage.doc_id,
             "start": start,
