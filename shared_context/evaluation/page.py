@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
+from shared_context.evaluation.plots import heat_map_svg, lines_svg
 from shared_context.evaluation.report import (
     TARGETS,
     AskedQuestion,
@@ -18,10 +19,12 @@ from shared_context.evaluation.report import (
     Table,
     text_of,
 )
-from shared_context.evaluation.svg import heat_map_svg, legend, lines_svg
+from shared_context.plotting import can_draw
 
 LONG_TABLE = 24
 """Rows from which on a table is folded."""
+
+NO_PLOTS = "Tables alone: plots are drawn with Vega-Lite, pip install 'sharedllm[plots]'."
 
 # Colours after Okabe and Ito, which people with any kind of colour blindness tell apart; darkened for a light page.
 STYLE = """
@@ -38,7 +41,7 @@ body { margin: 0 auto; max-width: 62rem; padding: 1.5rem; background: var(--page
   font: 1rem/1.5 system-ui, sans-serif }
 h1, h2, h3 { line-height: 1.25 } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--rule) }
 a { color: var(--c0) } .setting, .note, caption { color: var(--soft) }
-a:focus-visible, summary:focus-visible, .scroll:focus-visible, g:focus-visible { outline: 2px solid var(--c1);
+a:focus-visible, summary:focus-visible, .scroll:focus-visible, path:focus-visible { outline: 2px solid var(--c1);
   outline-offset: 2px }
 .skip { position: absolute; left: -999px } .skip:focus { position: static }
 figure { margin: 1.5rem 0 } .scroll { overflow-x: auto }
@@ -49,32 +52,25 @@ caption { text-align: left; padding: 0.5rem 0 }
 .question { margin: 0.3rem 0 } .question[open] { border-left: 3px solid var(--rule); padding-left: 0.8rem }
 .yes { color: var(--good); font-weight: 600 } .no { color: var(--bad); font-weight: 700 }
 .plot { width: 100%; height: auto; display: block }
-.grid { stroke: var(--rule) } .tick, .axis, .value, .tip { font: 12px system-ui, sans-serif; fill: var(--soft) }
-.axis, .value { fill: var(--ink) } .value.over { fill: var(--over) }
-.line { fill: none; stroke-width: 2 } .bar { stroke-width: 1.5; opacity: 0.45 }
-.mark { stroke: var(--page); stroke-width: 1 } .reach { fill: transparent }
-.tip { visibility: hidden; fill: var(--ink); paint-order: stroke; stroke: var(--page); stroke-width: 5px }
-.point:hover .tip, .point:focus .tip { visibility: visible }
-.point:hover .bar, .point:focus .bar { opacity: 1; stroke-width: 3 }
-.shade { fill: var(--shade) }
-.legend { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; list-style: none; padding: 0; font-size: 0.9rem }
-.key { width: 44px; height: 14px; vertical-align: middle }
-""" + "\n".join(f".line.c{n}, .bar.c{n} {{ stroke: var(--c{n}) }} .mark.c{n} {{ fill: var(--c{n}) }}" for n in range(8))
+"""
 
 
 def page(title: str, reports: Sequence[Report]) -> str:
-    """A page of some reports, each plot followed by its table."""
+    """A page of some reports, each plot followed by its table; without the extra ``plots``, the tables alone."""
     names = [f"{_id(report.name)}-{number}" for number, report in enumerate(reports, start=1)]
     contents = "".join(
         f'<li><a href="#{id}">{escape(report.name)}</a></li>' for id, report in zip(names, reports, strict=True)
     )
     sections = "\n".join(_section(id, report) for id, report in zip(names, reports, strict=True))
+    plots = any(isinstance(part, Lines | HeatMap) for report in reports for part in report.parts)
+    note = f'<p class="note">{NO_PLOTS}</p>' if plots and not can_draw() else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f'<a class="skip" href="#main">Skip to the results</a>\n<header><h1>{escape(title)}</h1>\n'
-        f'<nav aria-label="Measurements"><ul>{contents}</ul></nav></header>\n<main id="main">\n{sections}\n</main>\n'
+        f'<nav aria-label="Measurements"><ul>{contents}</ul></nav></header>\n'
+        f'<main id="main">\n{note}{sections}\n</main>\n'
         "</body>\n</html>\n"
     )
 
@@ -134,11 +130,12 @@ def _source(source: Source) -> str:
 
 
 def _part(part: Exhibit, table: Table) -> str:
-    if isinstance(part, Lines):
-        return _figure(f"<h3>{escape(part.title)}</h3>{lines_svg(part)}{legend(part)}", table)
-    if isinstance(part, HeatMap):
-        return _figure(f"<h3>{escape(part.title)}</h3>{heat_map_svg(part)}", table)
-    return _figure("", table)
+    if isinstance(part, Table):
+        return _figure("", table)
+    plot = ""
+    if can_draw():
+        plot = lines_svg(part) if isinstance(part, Lines) else heat_map_svg(part)
+    return _figure(f"<h3>{escape(part.title)}</h3>{plot}", table)
 
 
 def _figure(plot: str, table: Table) -> str:

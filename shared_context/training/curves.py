@@ -1,15 +1,11 @@
-"""The curves of a run as a picture, without a plotting library."""
+"""The curves of a run as a picture."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
-WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 54, 44
-CHARACTER = 6.6
-"""Pixels of a letter of the legend, about."""
+from shared_context.plotting import svg
+
 SERIES = {
     "nll": ("training examples", "#9aa5b1"),
     "eval_wrong": ("held out, a wrong context of the same length", "#c2410c"),
@@ -23,56 +19,25 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> str:
     Args:
         history: what was logged, each entry with its ``step``.
         title: stands above the picture.
+
+    Raises:
+        ImportError: the extra ``plots`` is not installed.
     """
-    points = {name: [(entry["step"], entry[name]) for entry in history if name in entry] for name in SERIES}
-    every = [point for series in points.values() for point in series]
-    last = max((step for step, _ in every), default=1)
-    values = [value for _, value in every] or [0.0]
-    low, high = math.floor(min(values) * 2) / 2, math.ceil(max(values) * 2 + 0.01) / 2
+    import altair as alt
 
-    def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * step / last
-
-    def y(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-        'font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        f'<text x="{LEFT}" y="20" font-size="14">{title}</text>',
+    points = [
+        {"step": entry["step"], "nll": entry[name], "of": label}
+        for name, (label, _) in SERIES.items()
+        for entry in history
+        if name in entry
     ]
-    for tick in range(round((high - low) * 2) + 1):
-        value = low + tick / 2
-        parts += [
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#e5e7eb"/>',
-            f'<text x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.1f}</text>',
-        ]
-    step_size = _round_step(last / 8)
-    for step in range(0, int(last) + 1, step_size):
-        parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{step}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">step; nats per answer token</text>')
-    at = float(LEFT)
-    for name, (label, colour) in SERIES.items():
-        for (a, b), (c, d) in pairwise(points[name]):
-            parts.append(
-                f'<line x1="{x(a):.1f}" y1="{y(b):.1f}" x2="{x(c):.1f}" y2="{y(d):.1f}" stroke="{colour}" '
-                'stroke-width="2"/>'
-            )
-        parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5" fill="{colour}"/>' for a, b in points[name]]
-        parts += [
-            f'<circle cx="{at + 4:.1f}" cy="36" r="4" fill="{colour}"/>',
-            f'<text x="{at + 14:.1f}" y="40">{label}</text>',
-        ]
-        at += 34 + CHARACTER * len(label)
-    return "\n".join([*parts, "</svg>", ""])
-
-
-def _round_step(least: float) -> int:
-    """The smallest of 1, 2, 5, 10, 20, 50, ... that is not below ``least``."""
-    size = 1
-    while True:
-        for factor in (1, 2, 5):
-            if factor * size >= least:
-                return factor * size
-        size *= 10
+    labels, colours = zip(*SERIES.values(), strict=True)
+    chart = alt.Chart(alt.InlineData(values=points)).encode(
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, grid=False)),
+        y=alt.Y("nll:Q", title="nats per answer token", scale=alt.Scale(zero=False)),
+        color=alt.Color("of:N", title=None, scale=alt.Scale(domain=labels, range=colours)),
+    )
+    both = (chart.mark_line() + chart.mark_point(filled=True, size=20, opacity=1)).properties(
+        title=title, width=640, height=300
+    )
+    return svg(both.configure(background="white").configure_legend(orient="top", labelLimit=0, columnPadding=40))

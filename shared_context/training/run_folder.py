@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,15 @@ def write_whole(file: Path, text: str) -> None:
     unfinished = file.with_name(f".{file.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, file)
+
+
+def write_adapter(output: Path, adapter: Adapter) -> None:
+    """Write the result of a run whole or not at all."""
+    folder, unfinished = output / ADAPTER_FOLDER, output / f".{ADAPTER_FOLDER}.unfinished"
+    for old in (unfinished, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    adapter.save_pretrained(unfinished)
+    unfinished.rename(folder)
 
 
 def last_checkpoint(output: Path, processes: int = 1) -> Path | None:

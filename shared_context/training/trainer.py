@@ -21,6 +21,7 @@ from shared_context.config import require
 from shared_context.errors import TrainingError
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.shared_llm import SharedLLMModel
+from shared_context.plotting import can_draw
 from shared_context.training.callbacks import Progress, StopAtBrokenGradients, advice
 from shared_context.training.card import model_card
 from shared_context.training.config import TrainingConfig
@@ -38,6 +39,7 @@ from shared_context.training.run_folder import (
     HISTORY_FILE,
     last_checkpoint,
     prepare,
+    write_adapter,
     write_whole,
 )
 from shared_context.training.sharding import adapter_held_whole, deepspeed_stage, launched_with_fsdp, shard_layers
@@ -60,8 +62,8 @@ def train(
     """Train an adapter.
 
     What is written into ``output``: ``adapter``, the result; ``checkpoint-STEP``, each with its own ``adapter`` and
-    all that is needed to go on; ``history.json``, every figure that was logged, ``curves.svg``, its picture, and where
-    TensorBoard is installed its logs in ``runs``.
+    all that is needed to go on; ``history.json``, every figure that was logged; and with the extra ``train``
+    ``curves.svg``, its picture, and TensorBoard's logs in ``runs``.
 
     Args:
         model: the base model, without an adapter, with the injection and the layers that are to be trained. Launched
@@ -99,7 +101,7 @@ def train(
         if arguments.should_save:
             launch = {"processes": arguments.world_size, "zero_stage": stage}
             prepare(output, model, config, {"data": sources, "texts": long_texts}, start, launch, resume)
-    if resume and (output / CURVES_FILE).exists():  # what a run writes last
+    if resume and (output / ADAPTER_FOLDER).exists():  # what a run writes last
         return Adapter.from_pretrained(output / ADAPTER_FOLDER)
     checkpoint = last_checkpoint(output, arguments.world_size) if resume else None
     state = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME) if checkpoint else TrainerState()
@@ -123,8 +125,9 @@ def train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         adapter, state = trainer.adapter(), trainer.state
     if arguments.should_save:
-        adapter.save_pretrained(output / ADAPTER_FOLDER)
-        write_whole(output / CURVES_FILE, curves(state.log_history, f"{model.name}, {config.injection} injection"))
+        if can_draw():
+            write_whole(output / CURVES_FILE, curves(state.log_history, f"{model.name}, {config.injection} injection"))
+        write_adapter(output, adapter)
     return adapter
 
 

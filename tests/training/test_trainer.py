@@ -90,6 +90,18 @@ def test_a_run_leaves_history_checkpoints_and_an_adapter_that_serves(whole_run, 
     assert model.nll("who keeps lamp 3", "Ann", context="Ann keeps it.") != before
 
 
+def test_a_run_without_what_draws_has_no_picture_and_is_done_all_the_same(
+    tmp_path, make_small_model, data, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "altair", None)
+    settings = TrainingConfig(**SMALL | {"steps": 3})
+    made = train(make_small_model(), data, tmp_path, settings)
+    assert not (tmp_path / CURVES_FILE).exists()
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)  # nothing could be computed anew from
+    assert train(make_small_model(), data, tmp_path, settings, resume=True).digest == made.digest
+
+
 def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(
     whole_run, tmp_path, make_small_model, data, texts, monkeypatch
 ):
@@ -476,7 +488,7 @@ def launched(tmp_path, make_small_model, data):
 
 def undo_the_last_steps(folder):
     shutil.rmtree(folder / "checkpoint-4")
-    (folder / CURVES_FILE).unlink()
+    shutil.rmtree(folder / ADAPTER_FOLDER)
 
 
 @pytest.mark.slow
