@@ -181,7 +181,7 @@ def test_the_swaps_of_the_readme_answer(weights, checkout, number):
 
 @pytest.mark.slow
 def test_an_answer_changes_with_the_document(weights, checkout):
-    printed = run("bash", "-euc", shell_block("README.md", "cp examples/data/handbook.md"), cwd=checkout)
+    printed = run("bash", "-euc", shell_block("docs/command-line.md", "cp examples/data/handbook.md"), cwd=checkout)
     # Degrees are written in one way or the other: selections differ a little between processors.
     before, after = re.findall(r"^.*\d\d (?:°C|degrees).*\n(?=\nSources)", printed, re.MULTILINE)
     assert "41 " in before and "52 " in after

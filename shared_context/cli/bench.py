@@ -101,7 +101,7 @@ def latency(
 def under_load(
     url: Annotated[str, typer.Argument(metavar="URL", help="Of a shared-context serve that runs.", show_default=False)],
     data: DataArgument,
-    store: Annotated[str | None, typer.Option("--store", help="Which of its stores. [the first]")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="Which of its stores; the first if left out.")] = None,
     key: Annotated[
         str | None, typer.Option("--key", envvar="SHARED_CONTEXT_API_KEY", help="API key; a soak's may write.")
     ] = None,

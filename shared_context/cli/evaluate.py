@@ -101,7 +101,7 @@ def evidence(
         typer.Argument(
             metavar="DATA",
             help="Documents with marked characters: JSONL with id, text and questions, each with question and "
-            "evidence, a list of [start, end] in characters.",
+            "evidence, a list of pairs: first character and the one behind the last.",
             show_default=False,
         ),
     ],
@@ -145,7 +145,9 @@ def answers(
     ] = False,
     way: Annotated[
         list[str] | None,
-        typer.Option("--way", help="Only this way, as the report names it without its budget; several. [all of them]"),
+        typer.Option(
+            "--way", help="Only this way, as the report names it without its budget; several. All if left out."
+        ),
     ] = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -300,7 +302,7 @@ def needle(
         list[str] | None,
         typer.Option(
             "--task",
-            help="single, multi-key, multi-value, key-value or 'variable tracking'; several. [all of them]",
+            help="single, multi-key, multi-value, key-value or 'variable tracking'; several. All if left out.",
         ),
     ] = None,
     length: Annotated[

@@ -70,7 +70,7 @@ FineOption = Annotated[
 ]
 PolicyOption = Annotated[
     Policy | None,
-    typer.Option("--policy", help="How passages are scored. [hybrid]"),
+    typer.Option("--policy", help="How passages are scored; hybrid if left out."),
 ]
 FilterOption = Annotated[
     list[str] | None,
