@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from shared_context.config import CacheConfig, StoreConfig, TreeConfig
     from shared_context.model.generation import Completion
     from shared_context.model.shared_llm import SharedLLMModel
+    from shared_context.store.conversation_memory import ConversationMemory
     from shared_context.store.documents import Document
-    from shared_context.store.memory import ConversationMemory
     from shared_context.store.selected import Passage, SelectedNode
     from shared_context.store.selection import Selection
     from shared_context.store.store import SharedLLMContextStore
@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CacheConfig": "config",
     "Completion": "model.generation",
-    "ConversationMemory": "store.memory",
+    "ConversationMemory": "store.conversation_memory",
     "Document": "store.documents",
     "Passage": "store.selected",
     "SelectedNode": "store.selected",

@@ -33,7 +33,7 @@ SAID_AT = "\0said_at"
 
 
 class Conversations:
-    """Keeps conversations; :class:`~shared_context.store.memory.ConversationMemory` is one of them.
+    """Keeps conversations; :class:`~shared_context.store.conversation_memory.ConversationMemory` is one of them.
 
     Args:
         model: counts a message's tokens.

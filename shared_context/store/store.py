@@ -21,12 +21,12 @@ from shared_context.errors import (
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.about import About
 from shared_context.store.check import copy_namespace
+from shared_context.store.conversation_memory import ConversationMemory
 from shared_context.store.conversations import Conversations
 from shared_context.store.document_store import DocumentStore, Progress
 from shared_context.store.documents import Document, check_id
 from shared_context.store.embedder import Embedder
 from shared_context.store.loading import OnError, Source
-from shared_context.store.memory import ConversationMemory
 from shared_context.store.namespaces import Namespace, with_disk_bytes
 from shared_context.store.opening import open_store
 from shared_context.store.overview import overview_html

@@ -6,7 +6,7 @@ from itertools import dropwhile
 from typing import Any, NamedTuple
 
 from shared_context.config import Policy
-from shared_context.store.memory import ConversationMemory
+from shared_context.store.conversation_memory import ConversationMemory
 from shared_context.store.selection import JoinedSelections, Selection
 from shared_context.store.store import SharedLLMContextStore
 

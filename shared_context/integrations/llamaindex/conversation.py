@@ -9,7 +9,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from shared_context.integrations.llamaindex.messages import readable_text, role_of
 
 if TYPE_CHECKING:
-    from shared_context.store.memory import ConversationMemory
+    from shared_context.store.conversation_memory import ConversationMemory
 
 
 def put(conversation: ConversationMemory, message: ChatMessage) -> None:

@@ -19,7 +19,7 @@ from shared_context.integrations.whereabouts import remember, store_again, where
 
 if TYPE_CHECKING:
     from shared_context import Selection, SharedLLMContextStore
-    from shared_context.store.memory import ConversationMemory
+    from shared_context.store.conversation_memory import ConversationMemory
 
 EARLIER = "Earlier in this conversation:\n\n"
 """Begins the system message that brings back old turns."""
