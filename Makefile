@@ -3,7 +3,9 @@
 
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+# Where an environment has its programs; on Windows make runs in the shell of Git.
+PROGRAMS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(PROGRAMS)
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
@@ -49,7 +51,7 @@ coverage: $(STAMP)  ## make test, and which lines of the package no test runs
 test-newest: RESOLUTION := highest
 test-lowest: RESOLUTION := lowest-direct
 RANGED = build/$(@:test-%=%)
-RANGED_PIP = $(RANGED)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint $(RANGED).txt
+RANGED_PIP = $(RANGED)/$(PROGRAMS)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint $(RANGED).txt
 SUITES := tests/model tests/store tests/integrations
 MARKED := not slow
 
@@ -61,7 +63,7 @@ define test_ranged
 	@test -d $(RANGED) || $(BIN)/python -m venv $(RANGED)
 	@$(RANGED_PIP) torch
 	@$(RANGED_PIP) --editable '.[dev]'
-	@$(RANGED)/bin/python -m pytest -m "$(MARKED)" -p no:cacheprovider $(SUITES)
+	@$(RANGED)/$(PROGRAMS)/python -m pytest -m "$(MARKED)" -p no:cacheprovider $(SUITES)
 endef
 
 test-newest: $(STAMP)  ## models, stores and integrations with the newest releases that pyproject.toml allows
@@ -126,11 +128,11 @@ release: $(STAMP)  ## build wheel and sdist, check them, and try the wheel in a 
 	@$(BIN)/twine check --strict dist/*
 	@$(BIN)/python -m venv build/release
 	@grep '^torch==' requirements.lock > build/release/torch.txt
-	@build/release/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+	@build/release/$(PROGRAMS)/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
 		--constraint build/release/torch.txt torch
-	@build/release/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+	@build/release/$(PROGRAMS)/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
 		--constraint build/release/torch.txt "$$(echo dist/*.whl)[demo]"
-	@cd build/release && bin/python $(CURDIR)/examples/demo.py demo.ctx
+	@cd build/release && $(PROGRAMS)/python $(CURDIR)/examples/demo.py demo.ctx
 	@echo "dist/ is good for version $$($(BIN)/python -c 'import shared_context; print(shared_context.__version__)')"
 
 QUESTIONS := examples/data/handbook-questions.json
