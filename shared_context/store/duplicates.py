@@ -25,6 +25,8 @@ _STAMPED = (
 _TIME = r"(?: (?:at|um))? ?\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]m)?"
 _NAMES = r"[A-ZÀ-Ý][^\W\d_]*(?:[ .'’-]+[A-ZÀ-Ý]\w*){0,3}"
 _MARK = re.compile(
+    # Every mark begins where a word or a line does; most words are left at their first letter for that.
+    r"(?:\b(?=\w)|^)(?:"
     rf"(?i:{_STAMPED}(?:(?:{_DATE}),?(?:{_TIME})?|{_TIME}))(?: by {_NAMES})?"
     rf"|(?i:\b(?:updated|modified|revised|edited|maintained)) by:? {_NAMES}"
     r"|(?i:\b(?:page|seite) \d+(?: ?(?:of|von|/) ?\d+)?)"
@@ -32,10 +34,12 @@ _MARK = re.compile(
     rf"|^[> \t]*(?i:dear|hi|hello|hey|liebe[rs]?|hallo|guten tag) {_NAMES}(?=,|\n)"
     r"|^[> \t]*(?:From|To|Cc|Date|Sent|Von|An|Datum|Gesendet): .*$"
     r"|^[> \t]*(?:On|Am) .{1,80}(?:wrote|schrieb.{0,40}):[ \t]*$"
-    rf"|(?i:{_DATE})",
+    rf"|(?i:{_DATE}))",
     re.MULTILINE,
 )
 """What tells copies of a text apart and says nothing by itself: a date, a page's number, a greeting, a mail's head."""
+_MAY_BE_MARKED = re.compile(r"[\d:]|(?i:\bby\b)|^[> \t]*(?i:dear|hi|hello|hey|liebe|hallo|guten)", re.MULTILINE)
+"""What every mark holds; to look for it takes a fraction of the time."""
 _MARKUP = re.compile(r"</?[A-Za-z][^<>]{0,80}>")
 _WORD = re.compile(r"\w+")
 
@@ -75,6 +79,30 @@ class Novelty(NamedTuple):
     twin: int | None
 
 
+class _Forms(NamedTuple):
+    """A text as it is compared.
+
+    Attributes:
+        exact: its words.
+        unmarked: its words, with all marks of copies alike.
+        names: numbers, and words with a capital, which are not part of a mark; those within markup as well.
+    """
+
+    exact: list[str]
+    unmarked: list[str]
+    names: set[str]
+
+    @classmethod
+    def of(cls, text: str) -> _Forms:
+        plain = _MARKUP.sub("", text) if "<" in text else text
+        exact = _words(plain)
+        if not any(map(_MAY_BE_MARKED.search, {plain, text})):
+            return cls(exact, exact, _names([text]))
+        pieces = _MARK.split(plain)
+        unmarked = _words(f" {_MARKED} ".join(pieces)) if len(pieces) > 1 else exact
+        return cls(exact, unmarked, _names(pieces if plain is text else _MARK.split(text)))
+
+
 class Said:
     """Texts that were chosen; tells how much another one adds to them."""
 
@@ -82,17 +110,19 @@ class Said:
         self._owners: dict[tuple[str, ...], int] = {}
         self._words: set[str] = set()
         self._texts: list[list[str]] = []
-        self._formed: dict[str, tuple[list[str], list[str]]] = {}
+        self._formed: dict[str, _Forms] = {}
 
     def add(self, text: str) -> int:
         """Take in a text; returns its number, counted from 0."""
-        exact, unmarked = self._forms(text)
-        for form in exact, unmarked:
-            self._words |= set(form)
+        exact, unmarked, names = self._forms(text)
+        number = len(self._texts)
+        for form in (exact,) if unmarked is exact else (exact, unmarked):
+            self._words.update(form)
             for run in _runs(form):
-                self._owners.setdefault(run, len(self._texts))
+                self._owners.setdefault(run, number)
+        self._words |= names
         self._texts.append(unmarked)
-        return len(self._texts) - 1
+        return number
 
     def novelty(self, text: str) -> Novelty:
         """What is new in a text.
@@ -101,27 +131,21 @@ class Said:
         and so does another word within what was said: reports that are alike but for these say different things, and
         a sentence with a "not" in it says the opposite.
         """
-        exact, unmarked = self._forms(text)
-        runs = list(_runs(unmarked))
-        known = [run in self._owners for run in runs]
-        owners = Counter(self._owners[run] for run, there in zip(runs, known, strict=True) if there)
-        if not owners:
+        exact, unmarked, names = self._forms(text)
+        owners = [self._owners.get(run) for run in _runs(unmarked)]
+        known = Counter(owner for owner in owners if owner is not None)
+        if not known:
             return Novelty(1.0, False, None)
-        twin = owners.most_common(1)[0][0]
-        told = _MARK.sub(" ", text)
-        names = (word for word in _WORD.findall(told) if word[0].isupper() or any(map(str.isdigit, word)))
-        if any(name.casefold() not in self._words for name in names) or self._differs(unmarked, twin):
+        twin = known.most_common(1)[0][0]
+        if not names <= self._words or self._differs(unmarked, twin):
             return Novelty(1.0, False, twin)
-        repeated = all(known) and all(run in self._owners for run in _runs(exact))
-        return Novelty(known.count(False) / len(known), repeated, twin)
+        new = len(owners) - known.total()
+        repeated = not new and (unmarked is exact or all(run in self._owners for run in _runs(exact)))
+        return Novelty(new / len(owners), repeated, twin)
 
-    def _forms(self, text: str) -> tuple[list[str], list[str]]:
-        """The words of a text as they are, and with all marks of copies alike."""
+    def _forms(self, text: str) -> _Forms:
         if text not in self._formed:
-            plain = _MARKUP.sub("", text)
-            marked = _MARK.sub(f" {_MARKED} ", plain)
-            exact, unmarked = ([word.casefold() for word in _WORD.findall(form)] for form in (plain, marked))
-            self._formed[text] = exact, unmarked
+            self._formed[text] = _Forms.of(text)
         return self._formed[text]
 
     def _differs(self, words: list[str], twin: int) -> bool:
@@ -153,6 +177,22 @@ _MARKED = "0"
 """Stands for every mark of a copy."""
 
 
-def _runs(words: list[str]) -> Iterable[tuple[str, ...]]:
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _names(texts: Iterable[str]) -> set[str]:
+    """Words with a capital or a digit, case-folded."""
+    words = (word for text in texts for word in _WORD.findall(text))
+    return {
+        word.casefold()
+        for word in words
+        if word[0].isupper() or (not word.isalpha() and any(character.isdigit() for character in word))
+    }
+
+
+def _runs(words: list[str]) -> Sequence[tuple[str, ...]]:
     """Words that stand together, all of them where there are few."""
-    return (tuple(words[at : at + TOGETHER]) for at in range(max(1, len(words) - TOGETHER + 1)))
+    if len(words) < TOGETHER:
+        return [tuple(words)]
+    return list(zip(*(words[at:] for at in range(TOGETHER)), strict=False))

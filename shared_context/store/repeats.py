@@ -79,17 +79,19 @@ def _judged(
     waiting = [(-float(scores[leaf]), leaf) for leaf in best]
     heapify(waiting)
     taken: dict[int, int] = {}
+    done: set[int] = set()
+    documents: Counter[int] = Counter()
     twins: dict[tuple[int, int, int], set[int]] = {}
     alike = defaultdict(list)
     for leaf in best:
         alike[read[leaf][2]].append(leaf)
     while waiting:
         score, leaf = heappop(waiting)
+        if leaf in done:
+            continue
         key, number, text = read[leaf]
         new = said.novelty(text)
         worth = mean + new.share * (scores[leaf] - mean) if scores[leaf] > mean else scores[leaf]
-        if leaf in taken.values():
-            continue
         if new.repeated and new.twin is not None:
             flat[leaf] = -np.inf
             twins.setdefault(_place(read, taken[new.twin], slots), set()).add(key)
@@ -102,12 +104,13 @@ def _judged(
             heappush(waiting, (-worth, leaf))
         else:
             # Of equal documents one is shown, rather than the first words of this and the last of that.
-            documents = Counter(read[other][0] for other in taken.values())
             chosen = max(alike[text], key=lambda other: (documents[read[other][0]], -other))
             if chosen != leaf:
                 flat[chosen], flat[leaf] = flat[leaf], -np.inf
                 twins.setdefault(_place(read, chosen, slots), set()).add(key)
             taken[said.add(text)] = chosen
+            done.add(chosen)
+            documents[read[chosen][0]] += 1
     kept = []
     for leaf in sorted(late, key=lambda leaf: -scores[leaf]):
         key, _, text = read[leaf]

@@ -53,6 +53,12 @@ def test_another_greeting_and_markup_say_next_to_nothing():
     assert novelty(FEE, FEE.replace("mooring fee", "<b>mooring fee</b>")).repeated
 
 
+def test_a_copy_is_found_with_its_links_and_another_link_is_new():
+    linked = f'See <a href="plans/Quay7.html">the plan</a>. {FEE}'
+    assert novelty(linked, linked).repeated
+    assert novelty(linked, linked.replace("Quay7", "Quay8")).share == 1
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
