@@ -35,12 +35,16 @@ _DAY = re.compile(r"(?:^|\s)\d{1,2}$")
 _MONTH = re.compile(r"(?:jan|feb|mär|mar|apr|ma[iy]|jun|jul|aug|sep|o[kc]t|nov|de[zc])", re.IGNORECASE)
 _LIST = re.compile(r"(?:[-*+>#|•]|\d{1,3}[.)]\s|[\w ]{1,20}:\s)")
 _SCRIPTS_WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_LETTER = rf"[^\W{_SCRIPTS_WITHOUT_SPACES}]"
-_WORD = re.compile(rf"{_LETTER}+(?:[.:/@'’\-]{_LETTER}+|(?<=\d),(?=\d{{3}}(?!\d)){_LETTER}+)*")
+# Marks of vowels are part of a word although \w knows only some of them.
+_MARKS = r"\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0dff\u200c\u200d"
+_LETTER = rf"(?:[^\W{_SCRIPTS_WITHOUT_SPACES}]|(?!\w)[{_MARKS}])"
+_COMMA = r"(?<=\d),(?=\d{3}(?!\d))|(?<=\.\d{3}),(?=\d{1,2}(?!\d))"
+_WORD = re.compile(rf"{_LETTER}+(?:(?:[.:/@'’\-&?=]|://|{_COMMA}){_LETTER}+)*")
 _RUN = re.compile(rf"{_LETTER}+")
-"""A word or a number: ``3.14``, ``1,024``, ``06:40``, ``well-known`` and ``it's`` are one."""
+"""A word, a number or an address: ``3.14``, ``1,024``, ``1.024,50``, ``06:40``, ``well-known`` and ``it's`` are one."""
+_IN_QUOTES = re.compile(r'"[^"]*"')
 _HEADING = re.compile(
-    r"^(?:(?P<fence>```|~~~)|(?P<hashes>#{1,6})[ \t]+(?P<title>\S.*?)[ \t#]*$|(?P<underline>={3,}|-{3,})[ \t]*$)",
+    r"^(?:(?P<fence>```|~~~)|(?P<hashes>#{1,6})[ \t]+(?P<title>\S.*?)[ \t#\r]*$|(?P<underline>={3,}|-{3,})[ \t\r]*$)",
     re.MULTILINE,
 )
 
@@ -171,8 +175,8 @@ def heading_of(text: str, start: int) -> str | None:
 
 def _columns(text: str, start: int) -> str | None:
     """The first line of the table that a passage begins within; None where it begins in none, or with that line."""
-    paragraph = text.rfind("\n\n", 0, start)
-    top = 0 if paragraph < 0 else paragraph + 2
+    gaps = ((text.rfind(gap, 0, start), len(gap)) for gap in ("\n\n", "\n\r\n"))
+    top = max((at + length for at, length in gaps if at >= 0), default=0)
     row, names = _line(text, start), _line(text, top)
     inside = top + len(names) < start and _cells(row) is not None and _cells(row) == _cells(names)
     return names.strip() if inside else None
@@ -188,6 +192,7 @@ def _line(text: str, at: int) -> str:
 
 def _cells(line: str) -> tuple[str, int] | None:
     """What divides the cells of a row and how often it does; None of a line that is no row."""
+    line = _IN_QUOTES.sub("", line)
     for mark, least in (("|", 2), ("\t", 1), (";", 2), (",", 2)):
         count = line.count(mark)
         if count >= least and (mark != "," or line.count(", ") < count):

@@ -33,19 +33,37 @@ def test_a_header_tells_metadata_line_by_line():
     assert header(metadata, {"tags", "draft", "missing"}) == "title: On lamps\nyear: 1874"
 
 
-@pytest.mark.parametrize("nothing", [None, "", " \n", [], {}, {"a": {"b": 1}}, [[1, 2], [3, 4]], [{"a": 1}], [None]])
+def test_a_header_tells_what_is_nested_where_there_is_text_in_it():
+    assert header(
+        {"club": {"name": "Holm Rowing", "seat": {"city": "Trier", "lot": 7}, "boats": [4, 8], "box": {"x": 1}}}
+    ) == ("club: name Holm Rowing, seat city Trier, lot 7")
+    assert header({"authors": [{"name": "Ada Quist"}, {"name": "Ilse Marr", "age": 40}, {"x": 3}]}) == (
+        "authors: name Ada Quist, name Ilse Marr, age 40"
+    )
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [None, "", " \n", [], {}, {"a": {"b": 1}}, [[1, 2], [3, 4]], [{"a": 1}], [None], {"a": {"b": [1, [""]], "c": " "}}],
+)
 def test_what_has_no_words_is_left_out(nothing):
     assert header({"title": "Lamps", "other": nothing}) == "title: Lamps"
 
 
 def test_a_header_stays_short_however_much_there_is():
-    metadata = {"boxes": list(range(100_000)), "abstract": "long " * 1000, "title": "Lamps"}
+    metadata = {"boxes": list(range(100_000)), "abstract": "long " * 1000, "pages": [{"text": "wick"}] * 400}
+    metadata |= {"words": {str(n): "wick" for n in range(100_000)}, "title": "Lamps"}
     assert header(metadata) == "title: Lamps"
     assert len(header({str(n): "some words" for n in range(1000)})) <= HEADER_CHARACTERS
 
 
 def test_a_document_is_found_by_its_metadata(store):
     store.add(reports())
+    assert [best(store, f"What was the revenue of {town}?") for town in TOWNS] == list(TOWNS)
+
+
+def test_a_document_is_found_by_metadata_that_are_nested(store):
+    store.add([Document(REPORT.format(100 + n), town, {"seat": {"town": town}}) for n, town in enumerate(TOWNS)])
     assert [best(store, f"What was the revenue of {town}?") for town in TOWNS] == list(TOWNS)
 
 

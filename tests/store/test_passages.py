@@ -63,6 +63,14 @@ def test_rows_are_whole_and_have_the_names_of_their_columns():
     assert heading_of(MARKDOWN, MARKDOWN.index("| oats")) == "Prices\n| grain | euros |"
 
 
+def test_names_of_columns_are_known_where_lines_end_in_two_characters_and_cells_hold_commas():
+    table = 'id,name,price\r\n1,"Sieve, fine",149\r\n2,Belt,162\r\n'
+    text = f"# Mill\r\n\r\nIt grinds.\r\n\r\n{table}"
+    assert passage(text, 'fine",1') == '1,"Sieve, fine",149'
+    assert heading_of(text, text.index("1,")) == heading_of(text, text.index("2,Belt")) == "Mill\nid,name,price"
+    assert heading_of(text, text.index("It grinds")) == "Mill"
+
+
 def test_lines_of_code_are_whole_and_keep_their_indentation():
     assert passage(CODE, "fast(gr") == "    speed = fast(grain)"
     assert passage(CODE, "ed\n") == "    return speed"
@@ -100,7 +108,24 @@ def test_any_passage_keeps_its_words_and_cuts_none(text, start, end):
     assert word_start(text, first) == first and word_end(text, last) == last
 
 
-@pytest.mark.parametrize("word", ["149", "1,024", "3.14", "06:40", "2026-11-28", "it's", "INV-2041/7", "grüße"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "149",
+        "1,024",
+        "3.14",
+        "06:40",
+        "2026-11-28",
+        "it's",
+        "INV-2041/7",
+        "grüße",
+        "1.250,50",
+        "https://mill.example/rye?kind=2&year=2031",
+        "R&D",
+        "हिन्दी",
+        "தமிழ்",
+    ],
+)
 def test_a_word_or_number_is_whole(word):
     text = f"of {word}, and"
     for at in range(4, 3 + len(word)):
