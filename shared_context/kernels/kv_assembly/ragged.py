@@ -11,6 +11,9 @@ from shared_context.kernels.kv_assembly.ragged_kv import RaggedKV
 from shared_context.kernels.kv_assembly.reference import rotate_keys
 from shared_context.kernels.kv_assembly.rotary import Rotary
 
+BLOCK_ROWS = 2048
+"""Rows turned at a time on a processor, so that what is computed in float32 stays in a core's cache."""
+
 
 @dataclass(frozen=True, eq=False)
 class RaggedContext:
@@ -62,6 +65,9 @@ def assemble_ragged(
         return None
     layers, kv_heads = shape
     head_dim = next(part.data.shape[2] for parts in batch for part in parts)
+    most = max(part.data.shape[1] for parts in batch for part in parts)
+    block = min(most, BLOCK_ROWS) if device.type == "cpu" else most
+    turning = _Turning(Rotary.of(rotary), head_dim, block, device)
     counts = torch.zeros(layers, len(batch), kv_heads, dtype=torch.int64)
     # For each row of the batch and each part, keys, values and places, head by head.
     pieces: list[list[list[tuple[torch.Tensor, ...]]]] = []
@@ -71,7 +77,7 @@ def assemble_ragged(
             of_heads = part.counts.cpu()
             counts[:, row] += of_heads
             data = part.dequantized(dtype).data.to(device)
-            rows = [_turned(data[0], part, deltas[row][number], rotary), data[1]]
+            rows = [turning.turned(data[0], part, deltas[row][number]), data[1]]
             rows += [] if targets is None else [targets[row][number].to(device)]
             pieces[-1].append([of.split(of_heads.flatten().tolist()) for of in rows])
     total = int(counts.sum())
@@ -89,33 +95,47 @@ def assemble_ragged(
     return RaggedContext(gathered[0], gathered[1], starts, counts, None if targets is None else gathered[2])
 
 
-def _turned(keys: torch.Tensor, part: RaggedKV, delta: torch.Tensor, rotary: Rotary | torch.Tensor) -> torch.Tensor:
-    """The keys of a part, [rows, head_dim], moved: what a token is moved by is the same in all heads of a layer."""
-    rotary, tokens = Rotary.of(rotary), part.tokens
-    if rotary.uniform and len(delta) and (delta == delta[0]).all():
-        # All by the same: no angles have to be gathered, which are as much memory as the keys.
-        cos, sin = (angles[0] for angles in rotary.of_layer(0).cos_sin(delta[:1], keys.device))
-        return _turn(keys, cos, sin, rotary)
-    by_token = torch.zeros(int(tokens.max()) + 1 if len(tokens) else 0, dtype=torch.int64)
-    by_token[tokens.long().cpu()] = delta.cpu().long()
-    angles = torch.cat(rotary.cos_sin(by_token, torch.device("cpu")), dim=-1).flatten(0, 1)
-    index = tokens.cpu().long()
-    if not rotary.uniform:
-        kind = torch.tensor(rotary.by_layer(len(part.counts))).repeat_interleave(part.counts.sum(dim=1).cpu())
-        index = kind * len(by_token) + index
-    cos, sin = angles.to(keys.device).index_select(0, index.to(keys.device)).chunk(2, dim=-1)
-    return _turn(keys, cos, sin, rotary)
+class _Turning:
+    """Turns keys in float32, a block after the other in the same memory: fresh memory costs a page fault every 4 KB."""
 
+    def __init__(self, rotary: Rotary, head_dim: int, block: int, device: torch.device):
+        self._rotary, self._block = rotary.of_layer(0) if rotary.uniform else rotary, block
+        self._turned, self._angles, self._before = (
+            torch.empty((block, width), device=device) for width in (head_dim, 2 * rotary.half, rotary.half)
+        )
 
-def _turn(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Keys [rows, head_dim] turned by angles of every row, or of all of them; in one copy of float32."""
-    turned = keys.float()
-    turned = turned.clone() if turned is keys else turned
-    first, second = rotary.pairs(turned)
-    before = first.clone()
-    first.mul_(cos).addcmul_(second, sin, value=-1)
-    second.mul_(cos).addcmul_(before, sin)
-    return turned.to(keys.dtype)
+    def turned(self, keys: torch.Tensor, part: RaggedKV, delta: torch.Tensor) -> torch.Tensor:
+        """The keys of a part, [rows, head_dim], moved: what a token is moved by is the same in all heads of a layer."""
+        if self._rotary.uniform and len(delta) and (delta == delta[0]).all():
+            # All by the same: no angles have to be gathered, which are as much memory as the keys.
+            table, index = self._table(delta[:1], keys.device), None
+        else:
+            tokens = part.tokens.long().cpu()
+            by_token = torch.zeros(int(tokens.max()) + 1 if len(tokens) else 0, dtype=torch.int64)
+            by_token[tokens] = delta.cpu().long()
+            if not self._rotary.uniform:
+                kind = torch.tensor(self._rotary.by_layer(len(part.counts)))
+                tokens += len(by_token) * kind.repeat_interleave(part.counts.sum(dim=1).cpu())
+            table, index = self._table(by_token, keys.device), tokens.to(keys.device)
+        moved = torch.empty_like(keys)
+        for start in range(0, len(keys), self._block):
+            of = keys[start : start + self._block]
+            turned, before = self._turned[: len(of)].copy_(of), self._before[: len(of)]
+            angles = table
+            if index is not None:
+                rows = index[start : start + self._block]
+                angles = torch.index_select(table, 0, rows, out=self._angles[: len(of)])
+            cos, sin = angles.chunk(2, dim=-1)
+            first, second = self._rotary.pairs(turned)
+            before.copy_(first)
+            first.mul_(cos).addcmul_(second, sin, value=-1)
+            second.mul_(cos).addcmul_(before, sin)
+            moved[start : start + self._block] = turned
+        return moved
+
+    def _table(self, deltas: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Cosines and sines side by side, [kinds of layers * deltas, 2 * half]."""
+        return torch.cat(self._rotary.cos_sin(deltas, torch.device("cpu")), dim=-1).flatten(0, 1).to(device)
 
 
 def assemble_ragged_reference(
