@@ -7,7 +7,7 @@ compared with ``==``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -38,6 +38,16 @@ def require_count(setting: str, value: object, unit: str, error: type[SharedCont
     """Raise ``error`` for ``setting`` unless it is a whole number of ``unit``, 1 or more."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
         raise error(f"{setting}={value!r}: must be a whole number of {unit}, 1 or more.")
+
+
+def _to_plain_numbers(settings: object) -> None:
+    """Make numbers of NumPy's types Python's own: a store keeps its settings as JSON."""
+    for each in fields(settings):  # type: ignore[arg-type]  # all of them are dataclasses
+        value = getattr(settings, each.name)
+        if isinstance(value, Integral) and not isinstance(value, int):
+            object.__setattr__(settings, each.name, int(value))
+        elif isinstance(value, Real) and not isinstance(value, int | float):
+            object.__setattr__(settings, each.name, float(value))
 
 
 def one_of(setting: str, value: object, allowed: Any) -> None:
@@ -78,6 +88,7 @@ class TreeConfig:
     rows: Rows | None = None
 
     def __post_init__(self) -> None:
+        _to_plain_numbers(self)
         if self.rows is not None:
             one_of("rows", self.rows, Rows)
         if self.height is None:
@@ -92,7 +103,6 @@ class TreeConfig:
         require(_is_ratio(self.fine), "fine", self.fine, "must be a whole ratio of 1 or more")
         coarse = self.coarse if self.coarse is not None else (None,) * (self.height + 1)
         require(isinstance(coarse, Sequence), "coarse", coarse, "must be a sequence of ratios, root first")
-        object.__setattr__(self, "coarse", tuple(coarse))
         require(
             len(coarse) == self.height + 1,
             "coarse",
@@ -101,6 +111,7 @@ class TreeConfig:
         )
         whole = all(r is None or _is_ratio(r) for r in coarse)
         require(whole, "coarse", coarse, "ratios must be whole and 1 or more, or None")
+        object.__setattr__(self, "coarse", tuple(None if r is None else int(r) for r in coarse))
 
     @property
     def leaf_size(self) -> int:
@@ -154,6 +165,7 @@ class CacheConfig:
     finest: int = 1
 
     def __post_init__(self) -> None:
+        _to_plain_numbers(self)
         require(_is_ratio(self.finest), "finest", self.finest, "must be a whole ratio of 1 or more")
         require(self.memory_bytes >= 0, "memory_bytes", self.memory_bytes, "must be 0 or more bytes")
         require(self.disk_bytes >= 0, "disk_bytes", self.disk_bytes, "must be 0 or more bytes")
@@ -198,6 +210,7 @@ class StoreConfig:
     max_document_bytes: int = 32 * MIB
 
     def __post_init__(self) -> None:
+        _to_plain_numbers(self)
         require(self.code_size >= 1, "code_size", self.code_size, "must be 1 or more dimensions")
         require(0 <= self.neighbour_weight <= 1, "neighbour_weight", self.neighbour_weight, "must lie between 0 and 1")
         require(0 <= self.section_weight <= 4, "section_weight", self.section_weight, "must lie between 0 and 4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 Message = dict[str, str]
 
@@ -51,6 +52,16 @@ def _merged(messages: Iterator[Message]) -> list[Message]:
         else:
             turns.append(dict(message))
     return turns
+
+
+def as_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The same messages as lists of parts, which templates of models that see pictures may insist on."""
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
+def prints_parts(text: str) -> bool:
+    """Whether a template wrote such a list out as it is, for it knows texts alone."""
+    return any(f"[{{{quote}type{quote}: " in text for quote in ("'", '"', "&#39;", "&#34;"))
 
 
 def is_kept(message: Message, text: str, escaped: str) -> bool:

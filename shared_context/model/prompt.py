@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from shared_context.config import require
-from shared_context.errors import QueryError
+from shared_context.errors import ConfigError, QueryError
 from shared_context.model.control import ControlTokens
-from shared_context.model.conversation import SYSTEM_ROLES, Message, is_kept, variants
+from shared_context.model.conversation import SYSTEM_ROLES, Message, as_parts, is_kept, prints_parts, variants
 
 FIXED_DATE = "{% set date_string = '26 Jul 2024' %}{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
 """Opens a chat template so that this is today, by the two names that templates ask for the date."""
@@ -59,6 +60,10 @@ class PromptFormat:
         prefix: what chunks are encoded behind: the prompt up to the context, of a conversation with the default system
             prompt.
         end_of_turn: the token that the template ends the model's turns with; None where it ends them with none.
+
+    Raises:
+        ConfigError: there are several templates and none is the default, or an argument is the library's own.
+        QueryError: the template takes no question.
     """
 
     def __init__(
@@ -71,6 +76,12 @@ class PromptFormat:
         self._system_prompt = system_prompt
         self.check_template_kwargs(template_kwargs or {})
         self._template_kwargs = dict(template_kwargs or {})
+        templates = tokenizer.chat_template
+        if isinstance(templates, dict) and "default" not in templates:
+            raise ConfigError(
+                f"The model has the chat templates {', '.join(templates)} and none named 'default': set chat_template "
+                "of its tokenizer to the one that is meant."
+            )
         self._control = ControlTokens(tokenizer)
         skeletons = [self._skeleton(*roles) for roles in SKELETONS]
         self._control.add_written("".join(filter(None, skeletons)))
@@ -127,6 +138,7 @@ class PromptFormat:
             first["content"] = f"{CONTEXT_HEADER}{place}{CONTEXT_FOOTER}{first['content']}"
         arguments = self._control.hide({**self._template_kwargs, **template_kwargs}, hidden)
         before, found, behind = self._text(messages, opening, arguments, place).partition(place)
+        behind = behind.replace(place, "")  # some templates repeat a message
         if not found:
             return Prompt((), self._control.ids(before, hidden))
         return Prompt(self._control.ids(before, hidden), self._control.ids(behind, hidden))
@@ -145,11 +157,15 @@ class PromptFormat:
         if self._tokenizer.chat_template is None:
             return self._plain(messages, place)
         taken, reason = [], None
-        for form in variants(messages):
+        forms = list(variants(messages))
+        # Last the way of templates that were made for pictures, too: others print what they are given so.
+        for form, written in [*((form, form) for form in forms), *((form, as_parts(form)) for form in forms)]:
             try:
-                text = self._apply_template(form, opening, arguments)
+                text = self._apply_template(written, opening, arguments)
             except Exception as error:  # a template is a checkpoint's own code and may fail in any way
                 reason = reason or error
+                continue
+            if written is not form and prints_parts(text):
                 continue
             if all(is_kept(m, text, json.dumps(m["content"], ensure_ascii=False)[1:-1]) for m in form):
                 return text
@@ -165,7 +181,7 @@ class PromptFormat:
         return whole[0]
 
     def _apply_template(
-        self, messages: Sequence[Message], opening: str, arguments: Mapping[str, Any], answering: bool = True
+        self, messages: Sequence[Mapping[str, Any]], opening: str, arguments: Mapping[str, Any], answering: bool = True
     ) -> str:
         template = opening + self._tokenizer.get_chat_template(tools=arguments.get("tools"))
         return self._tokenizer.apply_chat_template(
@@ -188,10 +204,12 @@ class PromptFormat:
         if self._tokenizer.chat_template is None:
             return None
         turns = [{"role": role, "content": f"{self._control.nonce}{role}"} for role in roles]
-        try:
-            return self._apply_template(turns, "", self._template_kwargs, answering)
-        except Exception:  # as above
-            return None
+        for written in (turns, as_parts(turns)):
+            with suppress(Exception):  # as above
+                text = self._apply_template(written, "", self._template_kwargs, answering)
+                if self._control.nonce in text:
+                    return text
+        return None
 
     def _end_of_turn(self) -> int | None:
         answer = f"{self._control.nonce}assistant"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from shared_context.config import require, require_count
@@ -79,6 +80,7 @@ class ConversationMemory:
             DocumentError: there are no such messages.
         """
         require_count("count", count, "messages")
+        count = int(count)
         first = self._place(position)
         if first + count > len(self.messages()):
             raise DocumentError(f"conversation {self.id!r} has no {count} messages from position {position} on")
@@ -111,9 +113,9 @@ class ConversationMemory:
 
     def _place(self, position: int) -> int:
         count = len(self.messages())
-        if not isinstance(position, int) or not -count <= position < count:
+        if not isinstance(position, Integral) or not -count <= position < count:
             raise DocumentError(f"conversation {self.id!r} has {count} messages and none at position {position!r}")
-        return position % count
+        return int(position) % count
 
     def clear(self) -> None:
         """Forget the whole conversation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +51,16 @@ class OpenedStore:
     files: ExitStack
 
 
+def _folder(path: str | Path) -> Path:
+    folder = Path(path).absolute()
+    try:
+        named = b"\0" not in os.fsencode(folder)
+    except UnicodeEncodeError:
+        named = False
+    require(named, "path", str(path), "has characters that no folder's name can have; give another one")
+    return folder
+
+
 def open_store(
     model: SharedLLMModel,
     path: str | Path | None,
@@ -67,7 +78,7 @@ def open_store(
             checkout = check_out(path, partial(_check_snapshot, model, path))
             files.callback(checkout.release)
             path = checkout.folder
-        folder = Path(path).absolute() if path is not None else None
+        folder = _folder(path) if path is not None else None
         made_with: Embedder | None = None
         if checkout is not None:
             database = Database(folder, read_only=True)

@@ -115,6 +115,13 @@ SHAPES = {
         "{% if add_generation_prompt %}<|START|><|CHATBOT|>{% endif %}",
         "<|END|>",
     ),
+    "parts": Shape(
+        ("<|im_start|>", "<|im_end|>"),
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "<|im_end|>",
+    ),
     "channels": Shape(
         ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"),
         "<|start|>system<|message|>Reasoning: {{ reasoning_effort | default('medium') }}<|end|>"
@@ -297,6 +304,22 @@ def test_arguments_that_change_the_prefix_are_part_of_it(tokenizer):
     chosen = copy.deepcopy(tokenizer)
     chosen.chat_template = SHAPES["channels"].template
     assert PromptFormat(chosen, "", {"reasoning_effort": "low"}).prefix != PromptFormat(chosen, "").prefix
+
+
+def test_a_message_that_a_template_repeats_has_the_context_once(tokenizer):
+    chosen = copy.deepcopy(tokenizer)
+    chosen.chat_template = "{{ messages[-1].content }}\n{{ messages[-1].content }}\nanswer:"
+    prompt = PromptFormat(chosen, "").render(turns("user"), with_context=True)
+    assert chosen.decode(prompt.prefix) == CONTEXT_HEADER
+    behind = f"{CONTEXT_FOOTER}where is the lamp\n"
+    assert chosen.decode(prompt.suffix) == f"{behind}{CONTEXT_HEADER}{behind}answer:"
+
+
+def test_several_templates_and_no_default_are_named(tokenizer):
+    chosen = copy.deepcopy(tokenizer)
+    chosen.chat_template = {"rag": "{{ messages[0].content }}", "plain": "{{ messages[0].content }}"}
+    with pytest.raises(ConfigError, match="rag, plain"):
+        PromptFormat(chosen, "")
 
 
 @pytest.mark.parametrize("name", ["add_generation_prompt", "tokenize", "chat_template", "conversation"])

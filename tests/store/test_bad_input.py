@@ -7,6 +7,7 @@ import sqlite3
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -397,6 +398,25 @@ def test_what_the_store_was_made_with_is_readable_json(filled, path):
     connection.close()
     assert about["model"] == filled.model.name
     assert about["config"]["tree"]["chunk_size"] == 64
+
+
+def test_settings_may_be_numpys_numbers(model, tmp_path):
+    tree = TreeConfig(
+        chunk_size=np.int64(64), height=np.int32(2), coarse=np.array([8, 4, 2]).tolist(), fine=np.uint8(1)
+    )
+    config = StoreConfig(tree, floor=np.float32(0.5), lead_in=np.int64(16), code_size=np.int16(32))
+    with SharedLLMContextStore(model, tmp_path / "store", config=config, embedder=None) as store:
+        store.limit_kv(np.int64(10_000))
+        store.add("The lamp is lit at dusk.", id="lamp")
+    with SharedLLMContextStore(model, tmp_path / "store", embedder=None) as store:
+        assert store.config.cache.disk_bytes == 10_000 and store.config.floor == 0.5
+        assert "dusk" in store.select("When is the lamp lit?", budget=np.int64(64), min_score=np.float32(0)).text
+
+
+@pytest.mark.parametrize("name", ["store\ud800", "store\0"])
+def test_a_path_that_no_folder_can_have_is_named(model, tmp_path, name):
+    with pytest.raises(errors.ConfigError, match="path="):
+        SharedLLMContextStore(model, f"{tmp_path}/{name}", embedder=None)
 
 
 def test_a_path_may_be_a_string(model, path):

@@ -3,6 +3,7 @@
 import time
 from datetime import datetime
 
+import numpy as np
 import pytest
 import torch
 
@@ -246,12 +247,12 @@ def test_a_message_that_is_forgotten_is_not_found_any_more(corrected, store, pat
     assert len(corrected.messages()) == before - 1
     assert "Rope Street" not in corrected.select("What is my address?", budget=4096).text
     assert "Quay Lane" in corrected.select("What is my address?", budget=4096).text
-    corrected.forget(-2, 2)
+    corrected.forget(np.int64(-2), np.int64(2))
     assert corrected.messages()[-1]["content"] == topics(2)[1]
 
 
 def test_a_message_is_edited_in_its_place(corrected):
-    corrected.edit(7, "We have moved, my address is 3 Mill Road now.", note="corrected")
+    corrected.edit(np.int64(7), "We have moved, my address is 3 Mill Road now.", note="corrected")
     message = corrected.messages()[7]
     assert message == {"role": "user", "content": "We have moved, my address is 3 Mill Road now.", "note": "corrected"}
     text = corrected.select("What is my address?", budget=4096).text
