@@ -29,7 +29,7 @@ from shared_context.cli.options import (
     parse_filters,
     read_question,
 )
-from shared_context.store.seen import Grain, SeenPart, as_html, parts_of, stretches, summary, surroundings
+from shared_context.store.shown_document import Grain, ShownPart, as_html, parts_of, stretches, summary, surroundings
 
 if TYPE_CHECKING:
     from shared_context import Document, Selection
@@ -90,14 +90,14 @@ def inspect(
             output.nothing_found(path, wanted)
         documents = asked_for or [store.get(id) for id in selection.doc_ids]
         fine = fine or store.config.tree.fine
-    seen = [(d, parts_of(len(d.text), (n for n in selection.nodes if n.doc_id == d.id), fine)) for d in documents]
+    shown = [(d, parts_of(len(d.text), (n for n in selection.nodes if n.doc_id == d.id), fine)) for d in documents]
     if as_json:
-        output.print_json(_as_dict(selection, seen, full))
+        output.print_json(_as_dict(selection, shown, full))
     elif html_file is not None:
-        html_file.write_text(_page(selection, seen, full), encoding="utf-8")
+        html_file.write_text(_page(selection, shown, full), encoding="utf-8")
         output.messages().print(f"wrote {html_file}", soft_wrap=True)
     else:
-        _print(selection, seen, full)
+        _print(selection, shown, full)
 
 
 def _parse_ratios(text: str | None) -> tuple[int | None, ...] | None:
@@ -112,7 +112,7 @@ def _parse_ratios(text: str | None) -> tuple[int | None, ...] | None:
 # ---- terminal
 
 
-def _print(selection: Selection, seen: Sequence[tuple[Document, list[SeenPart]]], full: bool) -> None:
+def _print(selection: Selection, shown: Sequence[tuple[Document, list[ShownPart]]], full: bool) -> None:
     console = output.results()
     marks = _marks(console)
     legend = Text("Seen: ")
@@ -126,7 +126,7 @@ def _print(selection: Selection, seen: Sequence[tuple[Document, list[SeenPart]]]
         legend.append("  ")
     legend.append(f"{selection.kv_entries:,} KV entries of {selection.budget:,}, {selection.policy}")
     console.print(legend, soft_wrap=True)
-    for document, parts in seen:
+    for document, parts in shown:
         title = Text.assemble((output.printable(document.id), "bold cyan"), f"  {summary(document.text, parts)}")
         console.print("\n", title, "\n", sep="", soft_wrap=True)
         body = Text()
@@ -150,8 +150,8 @@ def _marks(console: Console) -> dict[Grain, tuple[str, str]]:
 # ---- programs
 
 
-def _as_dict(selection: Selection, seen: Sequence[tuple[Document, list[SeenPart]]], full: bool) -> dict[str, Any]:
-    def span(document: Document, part: SeenPart) -> dict[str, Any]:
+def _as_dict(selection: Selection, shown: Sequence[tuple[Document, list[ShownPart]]], full: bool) -> dict[str, Any]:
+    def span(document: Document, part: ShownPart) -> dict[str, Any]:
         node = part.node
         return {
             "start": part.start,
@@ -175,7 +175,7 @@ def _as_dict(selection: Selection, seen: Sequence[tuple[Document, list[SeenPart]
                 "metadata": dict(document.metadata),
                 "spans": [span(document, part) for part in parts],
             }
-            for document, parts in seen
+            for document, parts in shown
         ],
     }
 
@@ -197,8 +197,8 @@ body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem aut
 """
 
 
-def _page(selection: Selection, seen: Sequence[tuple[Document, list[SeenPart]]], full: bool) -> str:
+def _page(selection: Selection, shown: Sequence[tuple[Document, list[ShownPart]]], full: bool) -> str:
     """A page of its own: no script, nothing fetched."""
     figures = f"{selection.kv_entries:,} KV entries of {selection.budget:,}, policy {selection.policy}."
-    documents = as_html(figures, ((document.id, document.text, parts) for document, parts in seen), full=full)
+    documents = as_html(figures, ((document.id, document.text, parts) for document, parts in shown), full=full)
     return _PAGE.format(question=html.escape(selection.query or ""), documents=documents)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from shared_context.store.citing import Citation
-from shared_context.store.seen import parts_of
 from shared_context.store.selected import SelectedNode
 from shared_context.store.selection import Selection
+from shared_context.store.shown_document import parts_of
 
 
 def shown(selection: Selection | None) -> list[Citation]:

@@ -14,9 +14,9 @@ from shared_context.config import Rows
 from shared_context.errors import ConfigError, ModelMismatchError
 from shared_context.model.context import CoarseKV, ContextKV
 from shared_context.model.shared_llm import SharedLLMModel
-from shared_context.store.seen import as_html, parts_of
 from shared_context.store.selected import Passage, SelectedNode
 from shared_context.store.selected_chunk import SelectedChunk, ShownChunk
+from shared_context.store.shown_document import as_html, parts_of
 from shared_context.tree import node_rows
 
 
@@ -158,12 +158,12 @@ class Selection:
     def _repr_html_(self) -> str:
         """For notebooks: each document with what is seen of it finely (ratio 1), coarsely and not at all."""
         texts = {chunk.nodes[0].doc_id: chunk.text for chunk in self.chunks}
-        seen = (
+        shown = (
             (id, text, parts_of(len(text), (n for n in self.nodes if n.doc_id == id))) for id, text in texts.items()
         )
         allowed = "" if self.budget is None else f" of {self.budget:,}"
         asked = "" if self.query is None else f"{self.query} "
-        return as_html(f"{asked}{self.kv_entries:,} KV entries{allowed}, policy {self.policy or 'none'}.", seen)
+        return as_html(f"{asked}{self.kv_entries:,} KV entries{allowed}, policy {self.policy or 'none'}.", shown)
 
     def subset(self, nodes: Iterable[SelectedNode]) -> Selection:
         """The selection of some of these nodes only, still in document order; a document keeps its header.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Response
 
-from shared_context.store.seen import STYLE
+from shared_context.store.shown_document import STYLE
 
 FOLDER = Path(__file__).parent.parent / "page"
 HEADERS = {

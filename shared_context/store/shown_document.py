@@ -1,4 +1,4 @@
-"""What a query sees of a document: finely, coarsely or not at all; as parts, in words and as HTML."""
+"""A document as a selection shows it, finely, coarsely or not at all: as parts, in words and as HTML."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ STYLE = """
 
 
 @dataclass(frozen=True)
-class SeenPart:
-    """A part of a document and how it is seen.
+class ShownPart:
+    """A part of a document and how it is shown.
 
     Attributes:
         start, end: characters.
         grain: finely, coarsely or not at all.
-        node: the node that is seen there; None where nothing is.
+        node: the node that is shown there; None where nothing is.
     """
 
     start: int
@@ -45,28 +45,28 @@ class SeenPart:
     node: SelectedNode | None = None
 
 
-def parts_of(length: int, nodes: Iterable[SelectedNode], fine: int = 1) -> list[SeenPart]:
-    """A document of ``length`` characters cut up, without gaps, by the nodes that are seen of it.
+def parts_of(length: int, nodes: Iterable[SelectedNode], fine: int = 1) -> list[ShownPart]:
+    """A document of ``length`` characters cut up, without gaps, by the nodes that are shown of it.
 
     Args:
         nodes: of this document, in its order. Where a character lies on the edge of two, the first has it.
         fine: the largest ratio that counts as fine.
     """
-    parts: list[SeenPart] = []
+    parts: list[ShownPart] = []
     at = 0
     for node in nodes:
         if node.start > at:
-            parts.append(SeenPart(at, node.start, "unseen"))
+            parts.append(ShownPart(at, node.start, "unseen"))
         start = max(at, node.start)
         if node.end > start:
-            parts.append(SeenPart(start, node.end, "fine" if node.ratio <= fine else "coarse", node))
+            parts.append(ShownPart(start, node.end, "fine" if node.ratio <= fine else "coarse", node))
             at = node.end
     if at < length:
-        parts.append(SeenPart(at, length, "unseen"))
+        parts.append(ShownPart(at, length, "unseen"))
     return parts
 
 
-def summary(text: str, parts: Sequence[SeenPart]) -> str:
+def summary(text: str, parts: Sequence[ShownPart]) -> str:
     """How much of a document is seen, in one line."""
     counts = {grain: sum(part.end - part.start for part in parts if part.grain == grain) for grain in GRAINS}
     entries = sum(part.node.kv_entries for part in parts if part.node is not None)
@@ -75,7 +75,7 @@ def summary(text: str, parts: Sequence[SeenPart]) -> str:
     )
 
 
-def stretches(parts: Sequence[SeenPart]) -> Iterator[tuple[Grain, int, int]]:
+def stretches(parts: Sequence[ShownPart]) -> Iterator[tuple[Grain, int, int]]:
     """Grain, start and end of runs of parts with one grain."""
     for grain, run in groupby(parts, key=lambda part: part.grain):
         together = list(run)
@@ -101,7 +101,7 @@ def surroundings(text: str, before: bool, after: bool) -> tuple[str, int, str]:
     return text[:head], tail - head, text[tail:]
 
 
-def as_html(figures: str, documents: Iterable[tuple[str, str, Sequence[SeenPart]]], *, full: bool = False) -> str:
+def as_html(figures: str, documents: Iterable[tuple[str, str, Sequence[ShownPart]]], *, full: bool = False) -> str:
     """Documents with their parts marked, and links from passage to passage: no script, nothing fetched.
 
     A passage is what is seen without a gap. Hovering names a node's ratio and score.
@@ -120,7 +120,7 @@ def as_html(figures: str, documents: Iterable[tuple[str, str, Sequence[SeenPart]
     def place(number: int, words: str) -> str:
         return f'<a href="#seen-{name}-{number}">{words}</a>' if 1 <= number <= last else words
 
-    def marked(text: str, parts: Sequence[SeenPart], at: int) -> str:
+    def marked(text: str, parts: Sequence[ShownPart], at: int) -> str:
         part = parts[at]
         words = text[part.start : part.end]
         if part.node is None:
@@ -153,6 +153,6 @@ def as_html(figures: str, documents: Iterable[tuple[str, str, Sequence[SeenPart]
     )
 
 
-def _is_passage(parts: Sequence[SeenPart], at: int) -> bool:
+def _is_passage(parts: Sequence[ShownPart], at: int) -> bool:
     """Whether a passage begins with a part."""
     return parts[at].node is not None and (at == 0 or parts[at - 1].node is None)

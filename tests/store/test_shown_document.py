@@ -1,4 +1,4 @@
-"""What a query sees of a document, cut into parts and as HTML."""
+"""A document as a selection shows it, cut into parts and as HTML."""
 
 import html
 import re
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from shared_context.store.seen import as_html, parts_of
+from shared_context.store.shown_document import as_html, parts_of
 
 
 @dataclass
