@@ -12,7 +12,9 @@ from shared_context.model.tool_calls import Toolbox
 TURN_SEPARATOR = "\n\n"
 
 
-def toolbox(schemas: Sequence[Mapping[str, Any]], choice: Any, parallel: bool) -> Toolbox | None:
+def toolbox(
+    schemas: Sequence[Mapping[str, Any]], choice: Any, parallel: bool, schema: Mapping[str, Any] | None = None
+) -> Toolbox | None:
     """The tools of a call; None where it must call none.
 
     Args:
@@ -20,21 +22,22 @@ def toolbox(schemas: Sequence[Mapping[str, Any]], choice: Any, parallel: bool) -
         choice: None or "auto" leaves it to the model whether it calls one; "any", "required" or True makes it call
             one, a tool's name, or OpenAI's dict with one, that tool, and "none" none.
         parallel: an answer may hold several calls.
+        schema: what is answered instead of a call is JSON of this schema; None leaves it free.
 
     Raises:
         ConfigError: a tool is a provider's own or has no name, or ``choice`` is none of these.
     """
-    for schema in schemas:
-        if not isinstance(schema.get("function"), Mapping):
+    for tool in schemas:
+        if not isinstance(tool.get("function"), Mapping):
             raise ConfigError(
-                f"the tool {json.dumps(schema, default=str)} is run by a provider of models, and here there is none: "
+                f"the tool {json.dumps(tool, default=str)} is run by a provider of models, and here there is none: "
                 "give a function, or a schema with a name and parameters"
             )
-    tools = [schema["function"] for schema in schemas]
+    tools = [tool["function"] for tool in schemas]
     if isinstance(choice, dict):
         choice = choice.get("function", choice).get("name", choice)
     if choice in (None, False, "auto"):
-        return Toolbox(tools, parallel=parallel)
+        return Toolbox(tools, parallel=parallel, schema=schema)
     if choice in (True, "any", "required"):
         return Toolbox(tools, required=True, parallel=parallel)
     if not isinstance(choice, str):
@@ -56,3 +59,22 @@ def with_schema(turns: list[dict[str, str]], schema: Mapping[str, Any]) -> list[
     if turns[-1]["role"] != "user":
         return [*turns, {"role": "user", "content": request}]
     return [*turns[:-1], {"role": "user", "content": turns[-1]["content"] + TURN_SEPARATOR + request}]
+
+
+def schema_of(response_format: Any) -> tuple[Mapping[str, Any] | None, bool]:
+    """The JSON schema of a response format as OpenAI writes it, and whether the model is told it.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match response_format:
+        case None | {"type": "text"}:
+            return None, False
+        case {"type": "json_object"}:
+            return {"type": "object"}, False
+        case {"type": "json_schema", "json_schema": {"schema": Mapping() as schema}}:
+            return schema, True
+    raise ConfigError(
+        f"response_format={response_format!r}: must be {{'type': 'json_schema', 'json_schema': {{'schema': ...}}}}, "
+        "{'type': 'json_object'} or {'type': 'text'}; with_structured_output takes a class"
+    )

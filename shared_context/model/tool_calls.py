@@ -55,6 +55,7 @@ class Toolbox:
         required: the answer is a call; otherwise the model may answer in words instead.
         only: the one tool that is called then; None leaves the choice to the model.
         parallel: an answer may hold several calls. A small model that may go on mostly does.
+        schema: what is answered instead of a call is JSON of this schema; None leaves it free.
 
     Raises:
         ConfigError: a tool has no name, or ``only`` is none of them.
@@ -67,6 +68,7 @@ class Toolbox:
         required: bool = False,
         only: str | None = None,
         parallel: bool = False,
+        schema: Mapping[str, Any] | None = None,
     ):
         given = [tool.get("name") for tool in tools]
         names = [name for name in given if isinstance(name, str) and name]
@@ -78,6 +80,7 @@ class Toolbox:
         self._tools = [tool for tool in self._all if only in (None, tool["name"])]
         self._required = required or only is not None
         self._parallel = parallel
+        self._schema = schema
 
     def instructions(self) -> str:
         """What a model is told of them, for its system message."""
@@ -88,22 +91,28 @@ class Toolbox:
         form = call_text("name of the tool", {"parameter": "value"})
         lines = "\n".join(json.dumps(each, ensure_ascii=False) for each in described)
         when = "Answer by calling a tool" if self._required else "To call a tool, answer"
-        otherwise = "" if self._required else "\nWhere no tool helps, or its response says enough, answer in words."
+        words = (
+            "in words" if self._schema is None else f"with JSON that follows this schema: {json.dumps(self._schema)}"
+        )
+        otherwise = "" if self._required else f"\nWhere no tool helps, or its response says enough, answer {words}."
         tools = f"You have these tools, each described by a JSON schema:\n{lines}"
         return f"{tools}\n{when} in this form:\n{form}{otherwise}"
 
     def grammar(self) -> str:
         """What an answer may be, for the ``grammar`` of a generation."""
-        begins = f'"{CALL_OPENS}"' if self._required else "opening"
+        free = not self._required and self._schema is None
+        begins = "opening" if free else f'"{CALL_OPENS}"'
         again = f'("\\n{CALL_OPENS}" body)*' if self._parallel else ""
         names = " | ".join(f"tool_{number}" for number in range(len(self._tools)))
         rules = [
-            f"start: {'' if self._required else 'WORDS | '}{begins} body {again}",
+            f"start: {'' if self._required else 'words | '}{begins} body {again}",
             f'body: "\\n" ({names}) "\\n{CALL_ENDS}"',
         ]
-        if not self._required:
+        if free:
             # A lazy rule ends with the first tag, so that words without one are words to their end.
-            rules += [f'opening[lazy]: WORDS "{CALL_OPENS}"', r"WORDS: /(.|\n)*/"]
+            rules += ["words: WORDS", f'opening[lazy]: WORDS "{CALL_OPENS}"', r"WORDS: /(.|\n)*/"]
+        elif self._schema is not None and not self._required:
+            rules.append(f"words: {inline_json(self._schema)}")
         for number, tool in enumerate(self._tools):
             head = json.dumps(f'{{"name": {json.dumps(tool["name"], ensure_ascii=False)}, "arguments": ')
             rules.append(f'tool_{number}: {head} {inline_json(_parameters(tool))} "}}"')

@@ -130,6 +130,12 @@ def test_a_batch_keeps_questions_and_contexts_together(chain):
     assert "marigold" in network["answer"]
 
 
+def test_it_is_a_tool_that_takes_a_question(chain):
+    tool = chain.as_tool(name="handbook", description="Answers from the handbook.")
+    assert tool.args.keys() == {"input"}
+    assert "4711" in tool.invoke(SAFE)["answer"]
+
+
 def test_a_deep_copy_shares_store_and_model(chain, store):
     again = copy.deepcopy(chain)
     assert again.invoke(SAFE) == chain.invoke(SAFE)

@@ -426,6 +426,27 @@ def test_an_agent_calls_a_tool_and_answers(calling):
     assert "17" in messages[3].content
 
 
+WEATHER = {"type": "object", "properties": {"degrees": {"type": "integer"}}, "required": ["degrees"]}
+AS_JSON = {"type": "json_schema", "json_schema": {"name": "Weather", "schema": WEATHER, "strict": True}}
+
+
+@pytest.mark.parametrize("tools", [[], [get_weather]], ids=["no tools", "tools"])
+def test_an_agents_response_format_is_followed(calling, tools):
+    bound = calling.bind_tools(tools, response_format=AS_JSON, strict=True)  # as create_agent binds them
+    answer = bound.invoke("It is 17 degrees in Paris. How warm is it?")
+    assert bool(answer.tool_calls) != (answer.text.startswith("{") and json.loads(answer.text).keys() == {"degrees"})
+    words = calling.bind_tools(tools, response_format=AS_JSON, tool_choice="none").invoke("It is 17 degrees in Paris.")
+    assert json.loads(words.text).keys() == {"degrees"}
+
+
+def test_without_tools_nothing_is_bound(calling):
+    assert calling.bind_tools([]).invoke("Say hello.").content == calling.invoke("Say hello.").content
+    with pytest.raises(ConfigError, match="give one or more"):
+        calling.bind_tools([], tool_choice="any")
+    with pytest.raises(ConfigError, match="response_format"):
+        calling.invoke("Say hello.", response_format="json")
+
+
 def test_it_counts_and_declares_with_the_models_own_numbers(model, llm):
     assert llm.get_num_tokens(SAFE) == model.count_tokens(SAFE)
     assert llm.profile["max_input_tokens"] == model.context_window

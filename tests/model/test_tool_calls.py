@@ -57,6 +57,18 @@ def test_words_calls_and_words_with_a_call_are_allowed(model, parallel, most):
         assert (matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()) is expected, text
 
 
+def test_beside_a_schema_an_answer_is_a_call_or_follows_it(model):
+    schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    tools = Toolbox([ADD, NOW], schema=schema)
+    assert json.dumps(schema) in tools.instructions()
+    start = LLMatcher(from_tokenizer(model.tokenizer), LLMatcher.grammar_from_lark(tools.grammar()))
+    call = call_text("add", {"a": 1, "b": 2})
+    for text, expected in {'{"sum": 3}': True, call: True, "Three.": False, f'{{"sum": 3}}{call}': False}.items():
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        matcher = start.deep_copy()
+        assert (matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()) is expected, text
+
+
 def test_calls_are_read_with_the_words_before_them():
     first, second = (
         ToolCall("add", {"a": 1, "b": 2}),

@@ -25,7 +25,8 @@ from langchain_core.runnables import (
     run_in_executor,
 )
 from langchain_core.runnables.base import RunnableBindingBase
-from pydantic import ConfigDict
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
 from shared_context import SharedLLMContextStore, SharedLLMModel, StoreConfig
@@ -229,6 +230,12 @@ class SharedContextChain(PickledByReference, RunnableSerializable[ChainInput, Ch
         pieces = self._atransform_stream_with_config(inputs(), self._apieces, config, **kwargs)  # type: ignore[arg-type]
         async for piece in pieces:
             yield piece
+
+    def as_tool(self, args_schema: type[BaseModel] | None = None, **options: Any) -> BaseTool:
+        """A tool of one argument, ``input``, the question; ``args_schema`` and ``options`` as LangChain has them."""
+        if args_schema is None:  # LangChain would ask for every key, those that may be left out among them
+            options.setdefault("arg_types", {"input": str})
+        return super().as_tool(args_schema, **options)
 
     def _answer(self, input: ChainInput, config: RunnableConfig, **kwargs: Any) -> ChainOutput:
         passages = self.retriever.invoke(_question(input), config)

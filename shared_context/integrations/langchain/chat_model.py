@@ -31,10 +31,10 @@ from shared_context.integrations.langchain.history import history_of_run
 from shared_context.integrations.langchain.messages import to_conversation
 from shared_context.integrations.langchain.settings import GenerationSettings, details_of, load_model, usage_of
 from shared_context.integrations.langchain.structured import StructuredOutputMethod, parser_for
-from shared_context.integrations.turns import toolbox, with_instructions, with_schema
+from shared_context.integrations.turns import schema_of, toolbox, with_instructions, with_schema
 from shared_context.model.tool_calls import read_calls, words_before_calls
 
-ANY_OBJECT = {"type": "object"}
+ANY_OBJECT = {"type": "json_object"}
 
 CUT = "the answer ended at its most tokens, in the middle of this call: raise max_tokens"
 
@@ -55,7 +55,8 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
     ``bind_tools`` and ``with_structured_output`` tell the model what is wanted and let it write nothing else, so that
     every call and every object has the form asked for. What stands in it is the model's: the default model, of 135
     million parameters, fills a form but hardly knows when to call a tool; ``tool_choice="any"`` decides that for it.
-    ``response_schema`` (a JSON schema) and ``grammar`` bind an answer without telling the model.
+    ``response_schema`` (a JSON schema) and ``grammar`` bind an answer without telling the model. ``response_format``,
+    as OpenAI writes it and agents pass it, tells it; an answer is then the object, or a call where tools are.
 
     Args:
         streaming: generate through the streaming path in ``invoke`` too, so that callbacks see every token.
@@ -100,18 +101,23 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
         *,
         tool_choice: str | dict[str, Any] | bool | None = None,
         parallel_tool_calls: bool = False,
+        strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """This model with tools that it may call.
 
         Args:
-            tools: functions, Pydantic classes, LangChain's tools, or schemas as OpenAI writes them.
+            tools: functions, Pydantic classes, LangChain's tools, or schemas as OpenAI writes them; none leave the
+                model as it is.
             tool_choice: None or "auto" leaves it to the model whether it calls one; "any", "required" or True makes it
                 call one, a tool's name that one, and "none" none.
             parallel_tool_calls: an answer may hold several calls.
+            strict: without effect; calls always follow the schemas.
             **kwargs: bound, too.
         """
         schemas = [convert_to_openai_tool(tool) for tool in tools]
+        if not schemas and tool_choice in (None, False, "auto", "none"):
+            return self.bind(**kwargs)
         toolbox(schemas, tool_choice, parallel_tool_calls)  # what is wrong with them is said now
         return self.bind(tools=schemas, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls, **kwargs)
 
@@ -144,8 +150,8 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
             name = convert_to_openai_tool(schema)["function"]["name"]
             llm = self.bind_tools([schema], tool_choice=name, **output, **kwargs)
         else:
-            told = {"told_schema": described} if method == "json_schema" else {"response_schema": ANY_OBJECT}
-            llm = self.bind(**told, **output, **kwargs)
+            form = {"type": "json_schema", "json_schema": {"name": described.get("title", ""), "schema": described}}
+            llm = self.bind(response_format=form if method == "json_schema" else ANY_OBJECT, **output, **kwargs)
         if not include_raw:
             return llm | parser
         parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
@@ -228,19 +234,19 @@ class ChatSharedLLM(GenerationSettings, BaseChatModel):
     ) -> tuple[SharedLLMModel, list[dict[str, str]], dict[str, Any], bool]:
         """The model of one call, the turns it reads, its further arguments, and whether it may call tools."""
         kwargs = dict(kwargs)
-        tools, schema = kwargs.pop("tools", None), kwargs.pop("told_schema", None)
+        tools, (schema, told) = kwargs.pop("tools", None), schema_of(kwargs.pop("response_format", None))
         choice, parallel = kwargs.pop("tool_choice", None), kwargs.pop("parallel_tool_calls", False)
         model, arguments = self._call_arguments(stop, kwargs)
         history = history_of_run()
         if history is not None and history.store.model.identity == model.identity:
             messages, arguments["context"] = history.compressed(messages, arguments.get("context"))
         turns = to_conversation(messages, with_tools=bool(tools))
-        box = toolbox(tools, choice, parallel) if tools else None
+        box = toolbox(tools, choice, parallel, schema) if tools else None
         if box is not None:
             turns = with_instructions(turns, box.instructions(), model.system_prompt)
             arguments["grammar"] = box.grammar()
-        if schema is not None:
-            turns = with_schema(turns, schema)
+        elif schema is not None:
+            turns = with_schema(turns, schema) if told else turns
             arguments["response_schema"] = schema
         return model, turns, arguments, box is not None
 
