@@ -82,6 +82,8 @@ def load(
         )
     picked = _pick_dtype(dtype, config.dtype, place)
     given = options.get("quantization_config") or getattr(config, "quantization_config", None)
+    kind = isinstance(given, dict) or hasattr(given, "quant_method")
+    require(given is None or kind, "quantization_config", given, "must be one of transformers' quantization configs")
     if not in_file and given is not None:
         model = _quantised(source, name, {**options, "dtype": picked, "device_map": {"": place}})
         return model, tokenizer, fingerprint(model, tokenizer)
@@ -132,7 +134,9 @@ def _weights(source: str, name: str, options: dict[str, Any]) -> PreTrainedModel
     damaged = f"The weights of {name} are incomplete or damaged; fetch or save them again"
     given = ", ".join(sorted(options.keys() - SET_HERE)) or "none"
     untaken = f"{name} cannot be loaded with these model_options ({given}); leave out what transformers does not take"
+    unknown = f"The config.json of {name} says what transformers does not know; choose another model, or mend the file"
     with (
+        _said_as(UnsupportedModelError, unknown, KeyError),
         # StrictDataclassError: a configuration that transformers' own checks refuse
         _said_as(ConfigError, untaken, (TypeError, ValueError, StrictDataclassError)),
         _said_as(ModelNotFoundError, damaged, (OSError, RuntimeError, SafetensorError)),
@@ -162,7 +166,9 @@ def _pick_device(device: str) -> torch.device:
     if device != "auto":
         refused = (RuntimeError, AssertionError, TypeError)  # no such kind; none of that kind here; no device at all
         with _said_as(ConfigError, f"device={device!r}: must be 'auto', 'cpu' or a device of this machine", refused):
-            return torch.empty(0, device=device).device
+            picked = torch.empty(0, device=device).device
+        require(picked.type != "meta", "device", device, "holds no weights; choose 'auto', 'cpu' or a device")
+        return picked
     if torch.cuda.is_available():
         # Of several processes that torchrun starts on a machine, each has a GPU of its own.
         return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda")
@@ -170,12 +176,12 @@ def _pick_device(device: str) -> torch.device:
 
 
 def _pick_dtype(dtype: str | torch.dtype, own: torch.dtype | None, device: torch.device) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
     if dtype != "auto":
-        picked = getattr(torch, dtype, None)
+        picked = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
         if not isinstance(picked, torch.dtype):
             raise ConfigError(f"dtype={dtype!r}: must be 'auto' or the name of a torch dtype")
+        fewer = "weights compute in floating point; fewer bits are asked for by quantization_config"
+        require(picked.is_floating_point, "dtype", dtype, fewer)
         return picked
     if device.type != "cpu":
         return own or torch.float32

@@ -123,6 +123,10 @@ def test_a_model_whose_layers_slide_is_served_within_their_window(save):
         ({"tp_plan": "auto"}, "tp_plan='auto'"),
         ({"subfolder": "weights"}, "subfolder='weights'"),
         ({"no_such_option": 3}, "no_such_option"),
+        ({"quantization_config": "int8"}, "quantization_config='int8'"),
+        ({"dtype": 16}, "dtype=16"),
+        ({"dtype": "int8"}, "quantization_config"),
+        ({"device": "meta"}, "device='meta'"),
         ({"output_attentions": True}, "output_attentions"),
     ],
 )
@@ -175,6 +179,11 @@ DAMAGED = {
     "damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), ModelNotFoundError, "tokenizer"),
     "weights cut off": (cut_off, ModelNotFoundError, "weights of"),
     "a layer missing": (lambda f: drop(f, "layers.1."), ModelNotFoundError, "tensors are missing"),
+    "rotary positions of an unknown kind": (
+        lambda f: set_config(f, rope_parameters={"rope_type": "martian", "rope_theta": 1e4, "factor": 2.0}),
+        UnsupportedModelError,
+        "martian",
+    ),
     "another shape": (lambda f: set_config(f, intermediate_size=128), ModelNotFoundError, "weights of"),
 }
 
