@@ -41,6 +41,8 @@ _MARK = re.compile(
 _MAY_BE_MARKED = re.compile(r"[\d:]|(?i:\bby\b)|^[> \t]*(?i:dear|hi|hello|hey|liebe|hallo|guten)", re.MULTILINE)
 """What every mark holds; to look for it takes a fraction of the time."""
 _MARKUP = re.compile(r"</?[A-Za-z][^<>]{0,80}>")
+_HYPHEN = re.compile(r"\u00ad|(?<=[^\W\d_])-\r?\n[> \t]*(?=[a-zß-ÿ])")
+"""Where a word is parted at a line's end, or may be."""
 _WORD = re.compile(r"\w+")
 
 NEARLY = 0.5
@@ -94,6 +96,7 @@ class _Forms(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> _Forms:
+        text = _HYPHEN.sub("", text)
         plain = _MARKUP.sub("", text) if "<" in text else text
         exact = _words(plain)
         if not any(map(_MAY_BE_MARKED.search, {plain, text})):

@@ -48,6 +48,12 @@ def test_what_marks_a_copy_says_next_to_nothing(mark):
     assert new.share <= NEARLY and not new.repeated
 
 
+@pytest.mark.parametrize("parted", ["har-\nbour", "har-\n> bour", "har\u00adbour"])
+def test_a_word_that_is_parted_is_the_same_word(parted):
+    assert novelty(FEE, FEE.replace("harbour", parted)).repeated
+    assert novelty(FEE.replace("harbour", parted), FEE).repeated
+
+
 def test_another_greeting_and_markup_say_next_to_nothing():
     assert novelty(f"Dear Ada,\n{FEE}", f"Dear Ilse Marr,\n{FEE}").share <= NEARLY
     assert novelty(FEE, FEE.replace("mooring fee", "<b>mooring fee</b>")).repeated
