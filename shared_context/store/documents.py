@@ -59,8 +59,9 @@ def check_document(document: Document, *, max_bytes: int, name: str = "the docum
         DocumentError: text, id, metadata or names of metadata cannot be stored.
     """
     encoded = check_text(document.text, max_bytes=max_bytes, name=name)
+    id = None if document.id is None else check_id(document.id, name)  # a file's name is among its metadata too
     metadata = check_metadata(document.metadata, name)
-    id = _derived_id(encoded, metadata) if document.id is None else check_id(document.id, name)
+    id = id or _derived_id(encoded, metadata)
     unsearched, hidden = (
         _check_keys(getattr(document, setting), f"{name}: {setting}") for setting in ("unsearched_keys", "hidden_keys")
     )

@@ -31,6 +31,7 @@ _MAGIC = {
     b"\xff\xfe": "UTF-16 or UTF-32: convert it to UTF-8 first",
     b"\xfe\xff": "UTF-16: convert it to UTF-8 first",
 }
+_LINKED = "is a link to a folder, which is not followed: pass that folder by name"
 _OUTSIDE = "is a link to a file outside of the folder: pass that file by name"
 _BOM = codecs.BOM_UTF8
 _HEAD = 4096
@@ -67,6 +68,7 @@ def find_files(
         for root, folders, files in os.walk(folder, onerror=refuse):
             folders[:] = [name for name in folders if not name.startswith(".")]
             found.extend(Path(root, name) for name in files if not name.startswith("."))
+            found.extend(link for name in folders if (link := Path(root, name)).is_symlink())
     except OSError as error:  # leaving out what cannot be read would go unnoticed
         raise DocumentError(f"{clip(str(error.filename))} cannot be read: {error.strerror}") from error
     wanted = sorted(
@@ -156,6 +158,8 @@ def _lies_in(folder: Path, path: Path, file: BinaryIO) -> bool:
 def _no_text(path: Path, folder: Path) -> str | None:
     """Why a file of a folder is not read; None where it is, or where reading it will say what is wrong."""
     suffix = path.suffix.lower()
+    if path.is_symlink() and path.is_dir():
+        return _LINKED
     if path.is_symlink() and not resolved(path).is_relative_to(folder):
         return _OUTSIDE
     if not path.is_file():

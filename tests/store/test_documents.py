@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import sys
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import StrEnum
@@ -289,6 +290,25 @@ def test_a_folder_gives_its_text_files_in_order(folder):
     ]
     assert documents[5].text == "text of sub/deep/c.RST"
     assert documents[5].metadata == {"file_name": "c.RST", "file_path": "docs/sub/deep/c.RST", "team": "x"}
+
+
+def test_a_link_to_a_folder_is_not_followed_and_is_named(folder, caplog):
+    Path("docs/sub").mkdir(parents=True)
+    Path("docs/sub/fine.md").write_text("text")
+    Path("docs/loop").symlink_to(folder / "docs")
+    Path("docs/.hidden").symlink_to(folder)
+    assert [document.id for document in load("docs")] == ["docs/sub/fine.md"]
+    (said,) = caplog.messages
+    assert "docs/loop" in said and "link to a folder" in said
+    assert load("docs", exclude=["loop"]) and len(caplog.messages) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_file_whose_name_is_no_text_is_refused_by_its_id(folder):
+    Path("docs").mkdir()
+    Path("docs", os.fsdecode(b"a\xff.txt")).write_text("text")
+    Path("docs/fine.md").write_text("text")
+    assert "the id 'docs/a" in refused("docs")
 
 
 def test_links_that_lead_to_each_other_are_left_out(folder):
