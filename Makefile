@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage test-newest test-lowest test-beside test-vllm faults kills soak lint docs release figures gpu clean
+.PHONY: help setup demo test test-slow coverage test-newest test-lowest test-beside test-vllm faults kills soak lint docs release tag figures gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -122,7 +122,7 @@ docs: $(STAMP)  ## the site, in build/docs
 	@echo "build/docs/index.html"
 
 # torch is the lock's here, too: the newest one would bring gigabytes of CUDA along.
-release: $(STAMP)  ## build wheel and sdist, check them, and try the wheel in a clean environment
+release: $(STAMP)  ## build wheel and sdist, check them, try the wheel in a clean environment, and tag
 	@rm -rf dist build/release
 	@$(BIN)/python -m build --outdir dist .
 	@$(BIN)/twine check --strict dist/*
@@ -133,7 +133,19 @@ release: $(STAMP)  ## build wheel and sdist, check them, and try the wheel in a 
 	@build/release/$(PROGRAMS)/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
 		--constraint build/release/torch.txt "$$(echo dist/*.whl)[demo]"
 	@cd build/release && $(PROGRAMS)/python $(CURDIR)/examples/demo.py demo.ctx
-	@echo "dist/ is good for version $$($(BIN)/python -c 'import shared_context; print(shared_context.__version__)')"
+	@echo "dist/ is good"
+	@$(MAKE) --no-print-directory tag
+
+# The first section of CHANGELOG.md is of what is not released yet.
+tag: $(STAMP)  ## tag the version, where all that changed stands under it and is committed
+	@version=$$($(BIN)/python -c 'import shared_context; print(shared_context.__version__)'); \
+	if awk '/^## / {n++} n == 1 && /^- /' CHANGELOG.md | grep -q . || ! grep -qF "## [$$version]" CHANGELOG.md; then \
+		echo "$$version is not tagged: move the lines under Unreleased in CHANGELOG.md to a section of its own"; \
+	elif [ -n "$$(git status --porcelain)" ]; then \
+		echo "$$version is not tagged: commit what changed"; \
+	else \
+		git tag "v$$version" && echo "tagged v$$version"; \
+	fi
 
 QUESTIONS := examples/data/handbook-questions.json
 # Running text is measured on books, which do not ship: shared-context eval language-model BOOK BOOK.
