@@ -111,7 +111,7 @@ def test_the_default_embedder_is_loaded_where_the_model_is(model, tmp_path, monk
         asked.append(torch.device(device))
         return load_default_embedder(device)
 
-    for module in ("store", "about"):
+    for module in ("opening", "about"):
         monkeypatch.setattr(f"shared_context.store.{module}.load_default_embedder", load)
     for _ in range(2):
         SharedLLMContextStore(model, tmp_path / "store").close()
