@@ -123,7 +123,9 @@ def _first_token(
     model: SharedLLMModel, text: str, question: str, entries: Sequence[int], runs: int
 ) -> dict[tuple[int, str], list[float]]:
     """Seconds from a question to its first token over a whole document, by KV entries and grain."""
-    config = StoreConfig(importance="probe" if model.has_probe else "repetition")
+    # Whatever the model's dtype is: what does not fit would be computed again for each question.
+    cache = CacheConfig(memory_bytes=2**50)
+    config = StoreConfig(cache=cache, importance="probe" if model.has_probe else "repetition")
     seconds: dict[tuple[int, str], list[float]] = {}
     with SharedLLMContextStore(model, embedder=None, config=config) as store:
         for n in entries:
