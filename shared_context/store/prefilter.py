@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shared_context.errors import ConfigError
 from shared_context.store.leaves import Leaves
 from shared_context.store.span_lists import SPAN_BITS, SpanLists, bit_sums, mean_directions
 
@@ -41,9 +42,8 @@ class Prefilter:
         self._make(leaves, kept)
 
     def _make(self, leaves: Leaves, kept: SpanLists | None = None) -> None:
-        import faiss  # loaded where it is used: most stores never ask for it
-
-        self._index: Any  # faiss's types do not know that it takes arrays
+        faiss = _faiss()
+        self._index: Any
         ids, dimension, none = _ids(leaves), leaves.dimension, np.zeros(0, np.int64)
         self._leaves, self._lists = leaves, 0
         # How spans are divided into lists, where there are some, and how many of them are not kept so.
@@ -87,8 +87,7 @@ class Prefilter:
 
     def _take_in(self, ids: np.ndarray, known: SpanLists | None = None) -> None:
         """Add spans; these are the ids of all that there are."""
-        import faiss
-
+        faiss = _faiss()
         there = np.isin(ids, self._spans.ids, assume_unique=True)
         lists, sums = np.zeros((2, len(ids)), np.int64)
         lists[there], sums[there] = self._spans.lists, self._spans.sums
@@ -127,12 +126,22 @@ class Prefilter:
             wanted, probed = min(spans, 4 * wanted), min(lists, 4 * probed)
 
 
+def _faiss() -> Any:
+    """FAISS, whose types do not know that it takes arrays; loaded where it is used: most stores never ask for it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ConfigError(
+            f"A prefilter searches with FAISS ({error}): pip install 'sharedllm[faiss]', or select without a prefilter."
+        ) from error
+    return faiss
+
+
 def _learned(leaves: Leaves, ids: np.ndarray) -> SpanLists:
     """Lists that are made for the spans of now."""
-    import faiss
-
+    faiss = _faiss()
     count, lists = len(ids), int(4 * np.sqrt(len(ids)))
-    index: Any = faiss.index_factory(leaves.dimension, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(leaves.dimension, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
     # faiss wants 39 points per list to train on; more only take longer
     sample = np.random.default_rng(0).permutation(count)[: 39 * lists]
     index.train(_embeddings(leaves, np.sort(sample)))

@@ -1,5 +1,6 @@
 """Selecting and retrieving: budgets, grains, policies, filters, and whose text it is."""
 
+import sys
 from typing import get_args
 
 import numpy as np
@@ -294,6 +295,15 @@ def test_a_prefilter_of_as_many_chunks_as_there_are_changes_nothing(hybrid, poli
     expected = hybrid.select(QUERY, budget=64, policy=policy)
     for count in (chunks, chunks + 1, 10_000):
         assert hybrid.select(QUERY, budget=64, policy=policy, prefilter_chunks=count).nodes == expected.nodes
+
+
+def test_a_prefilter_without_faiss_names_the_extra(open_store, embedder, documents, monkeypatch):
+    store = open_store(embedder=embedder)
+    store.add(documents)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(errors.ConfigError, match=r"pip install 'sharedllm\[faiss\]'"):
+        store.select(QUERY, prefilter=1)
+    assert store.select(QUERY)
 
 
 def test_both_prefilters_hold(hybrid):
