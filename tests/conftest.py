@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZipFile
@@ -26,6 +27,11 @@ settings.load_profile("no deadline")
 
 HANDBOOK = Path(__file__).parent.parent / "examples" / "data" / "handbook.md"
 HANDBOOK_QUESTIONS = HANDBOOK.with_name("handbook-questions.json")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if sys.platform == "win32" and item.get_closest_marker("posix"):
+        pytest.skip("needs what POSIX systems alone have")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -357,6 +357,7 @@ def test_stdout_of_a_real_process_is_json_alone(store):
     assert "Loading weights" not in done.stderr
 
 
+@pytest.mark.posix
 def test_interrupted_chat_ends_cleanly(store):
     with subprocess.Popen(
         command("chat", store, "--json", "--max-new-tokens", 4),

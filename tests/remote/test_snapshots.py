@@ -155,7 +155,7 @@ def test_who_was_cut_off_behind_the_manifest_goes_on_from_there(small, folder, a
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="publishers are forked")
+@pytest.mark.posix
 def test_killed_publishers_leave_whole_snapshots_and_lose_nothing(small, folder, address):
     rng, acknowledged = random.Random(0), len(TEXTS)
     began = time.monotonic()

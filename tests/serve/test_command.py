@@ -30,6 +30,7 @@ def test_what_is_no_store_is_named(tmp_path):
     assert done.exit_code == 1 and "none.json" in done.output
 
 
+@pytest.mark.posix
 @pytest.mark.slow
 def test_it_answers_and_ends_when_it_is_told_to(model, tmp_path):
     from shared_context import SharedLLMContextStore

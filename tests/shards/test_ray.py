@@ -15,7 +15,7 @@ ray = pytest.importorskip("ray")
 
 from shared_context.shards.ray_workers import RayWorkers  # noqa: E402
 
-pytestmark = pytest.mark.slow  # every process loads torch
+pytestmark = [pytest.mark.posix, pytest.mark.slow]  # every process loads torch
 
 DOCUMENTS = [
     Document(f"The keeper of lamp {number} paints boat {number * 3} and sleeps.", f"d{number}", {"lamp": number})

@@ -18,7 +18,7 @@ ray = pytest.importorskip("ray")
 
 from shared_context.shards.ray_ingest import documents_of, ingest, ingest_published  # noqa: E402
 
-pytestmark = pytest.mark.slow  # every process loads torch
+pytestmark = [pytest.mark.posix, pytest.mark.slow]  # every process loads torch
 
 DOCUMENTS = [
     Document(f"The keeper of lamp {number} paints boat {number * 3}." * 40, f"d{number}", {"lamp": number})

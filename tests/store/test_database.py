@@ -373,7 +373,7 @@ MADE = """
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+@pytest.mark.posix
 @pytest.mark.parametrize("at", ["filled", "linked"])
 def test_a_store_whose_making_was_cut_off_is_made_again(tmp_path, at):
     folder = tmp_path / "store"
@@ -474,7 +474,7 @@ def test_a_file_that_another_process_writes_to_for_too_long_is_busy(folder, monk
     assert set(read_everything(folder)) == {"one", "two", "three"}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
+@pytest.mark.posix
 def test_a_full_disk_stores_nothing_of_the_change_and_loses_nothing(folder):
     code = """
         import resource, sys

@@ -262,6 +262,7 @@ def test_a_file_far_above_the_limit_is_not_read(folder):
     assert f"{1 << 40:,} bytes" in refused("huge.md")
 
 
+@pytest.mark.posix
 def test_what_is_no_regular_file(folder):
     os.mkfifo("pipe.md")
     assert "neither a regular file nor a folder" in refused("pipe.md")
@@ -270,6 +271,7 @@ def test_what_is_no_regular_file(folder):
 # ---- folders
 
 
+@pytest.mark.posix
 def test_a_folder_gives_its_text_files_in_order(folder):
     for name in ["b.md", "a.txt", "sub/deep/c.RST", "sub/d.md", ".hidden.md", ".git/e.md", "g.py", "noext", "t.csv"]:
         path = Path("docs", name)

@@ -327,10 +327,14 @@ def test_tensors_that_no_chunk_has_are_a_miss_and_go(tmp_path, tensors):
     assert not file.exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+@pytest.mark.posix
 @pytest.mark.parametrize(
     "instead",
-    [os.mkfifo, lambda file: file.symlink_to("/dev/zero"), lambda file: (file.touch(), os.truncate(file, 1 << 40))],
+    [
+        lambda file: os.mkfifo(file),
+        lambda file: file.symlink_to("/dev/zero"),
+        lambda file: (file.touch(), os.truncate(file, 1 << 40)),
+    ],
     ids=["a pipe", "an endless device", "a terabyte of holes"],
 )
 def test_what_is_no_file_of_this_cache_is_a_miss_and_never_waited_for(tmp_path, instead):

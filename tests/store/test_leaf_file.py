@@ -278,6 +278,7 @@ def test_a_store_that_may_only_be_read_uses_the_file_and_leaves_it(kept, reopen,
     assert (kept / FILE).read_bytes() == before
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_what_is_no_file_is_left_alone(kept, reopen, tmp_path, kind):
     expected = from_database(kept, tmp_path, reopen)

@@ -85,7 +85,7 @@ def test_who_may_only_read_sees_what_others_change(filled, path, open_store, mon
             assert seen()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.posix
 def test_a_child_sees_what_its_parent_changed_behind_the_fork(filled):
     told, tell = os.pipe()
     if (child := os.fork()) == 0:
@@ -234,7 +234,7 @@ KILLED = """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+@pytest.mark.posix
 def test_a_process_killed_while_it_adds_leaves_whole_batches(filled, open_store, path, documents):
     filled.close()
     process = subprocess.Popen(

@@ -98,6 +98,7 @@ def killed_writer(model, path):
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.posix
 def test_the_index_of_a_killed_writer_is_known_to_be_whole(filled, model, path, open_store, caplog):
     filled.close()
     killed_writer(model, path)
@@ -106,6 +107,7 @@ def test_the_index_of_a_killed_writer_is_known_to_be_whole(filled, model, path, 
     assert store.retrieve("eels", k=1, policy="lexical")[0].doc_id == "heron 3"
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     "damage",
     [
