@@ -24,22 +24,61 @@ _STAMPED = (
 )
 _TIME = r"(?: (?:at|um))? ?\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]m)?"
 _NAMES = r"[A-ZÀ-Ý][^\W\d_]*(?:[ .'’-]+[A-ZÀ-Ý]\w*){0,3}"
-_MARK = re.compile(
-    # Every mark begins where a word or a line does; most words are left at their first letter for that.
-    r"(?:\b(?=\w)|^)(?:"
+_MARKS = (
     rf"(?i:{_STAMPED}(?:(?:{_DATE}),?(?:{_TIME})?|{_TIME}))(?: by {_NAMES})?"
     rf"|(?i:\b(?:updated|modified|revised|edited|maintained)) by:? {_NAMES}"
-    r"|(?i:\b(?:page|seite) \d+(?: ?(?:of|von|/) ?\d+)?)"
-    r"|(?i:\b(?:version|revision|edition|draft|copy|fassung):? v?\d[\w.]*)"
+    r"|(?i:\b(?:page|seite)(?: no\.| nr\.)? \d+(?: ?(?:of|von|/) ?\d+)?)"
+    r"|(?i:\b(?:version|revision|edition|draft|copy|fassung):?(?: no\.| nr\.| number| #)? ?v?\d[\w.]*(?: of \d+)?)"
     rf"|^[> \t]*(?i:dear|hi|hello|hey|liebe[rs]?|hallo|guten tag) {_NAMES}(?=,|\n)"
     r"|^[> \t]*(?:From|To|Cc|Date|Sent|Von|An|Datum|Gesendet): .*$"
     r"|^[> \t]*(?:On|Am) .{1,80}(?:wrote|schrieb.{0,40}):[ \t]*$"
-    rf"|(?i:{_DATE}))",
-    re.MULTILINE,
+    rf"|(?i:{_DATE})"
 )
-"""What tells copies of a text apart and says nothing by itself: a date, a page's number, a greeting, a mail's head."""
+_JAPANESE_MARKS = r"\d{4}年\d{1,2}月(?:\d{1,2}日)?|\d{1,2}月\d{1,2}日|\d{1,4}(?:ページ|頁|枚目|部目)"
 _MAY_BE_MARKED = re.compile(r"[\d:]|(?i:\bby\b)|^[> \t]*(?i:dear|hi|hello|hey|liebe|hallo|guten)", re.MULTILINE)
-"""What every mark holds; to look for it takes a fraction of the time."""
+"""What every such mark holds; to look for it takes a fraction of the time."""
+
+_DAYS = (
+    "monday|tuesday|wednesday|thursday|friday|saturday|sunday|"
+    "montag|dienstag|mittwoch|donnerstag|freitag|samstag|sonnabend|sonntag"
+)
+_LONG_MONTHS = (
+    "january|february|march|april|may|june|july|august|september|october|november|december|"
+    "januar|februar|märz|mai|juni|juli|oktober|dezember"
+)
+_NOTICES = (
+    "notice|announcement|reminder|circular|leaflet|flyer|handout|bulletin|newsletter|memo|memorandum|mailing|letter|"
+    "sheet|slide|print|printout|copy|edition|aushang|bekanntmachung|mitteilung|hinweis|erinnerung|rundschreiben|"
+    "rundbrief|merkblatt|handzettel|flugblatt|blatt|folie|kopie|exemplar|ausfertigung|ausdruck|ausgabe"
+)
+_PERIOD = rf"(?:(?:{_DAYS}|{_LONG_MONTHS})\b(?: \d{{4}}\b)?(?!,? ?\d))"
+"""A day of the week or a month that is written out. In a sentence it may be the very thing that is asked."""
+_POSTED = (
+    r"(?:(?:last )?(?:updated|revised|printed|posted|put up|published|issued|sent|mailed|distributed|circulated|"
+    r"released|displayed)|(?:zuletzt )?(?:aktualisiert|gedruckt|ausgehängt|veröffentlicht|versandt|verteilt|"
+    r"ausgegeben)|stand)(?: on| in| at| am| im| vom)?:? "
+)
+_REFERRED = r"(?:see|read|siehe|cf|vgl|compare|and|or|und|oder|in|on|to|per|under|with|by|from|of)\b"
+"""What stands before a notice that another text speaks of."""
+_COUNT = r"(?: (?:no|nr|number|nummer)\b\.?| ?#)? ?\d{1,4}(?: ?(?:of|von|out of|/) ?\d{1,4})?\b(?![-./:]?\d)"
+_HEADED = 60
+"""Characters of a line that begins with its day or month; shorter it is a row of a timetable, and about that day."""
+_ABOUT_COPIES = (
+    # Where a line or a sentence begins, or in brackets.
+    r"(?i:(?:^[>#*_\[( \t]*|(?<=[.!?;:)\]] )|(?<=[(\[]))(?:(?:the|this|our|der|die|das) )?(?:"
+    rf"(?:(?!{_REFERRED})\w+ )?(?:{_NOTICES})\b(?:{_COUNT}"
+    rf"|,?(?: (?:of|for|from|vom|für|im))? \(?(?:the month of )?{_PERIOD})"
+    rf"|{_PERIOD}(?:['’]s)? (?:\w+ )?(?:{_NOTICES})\b|{_POSTED}{_PERIOD}))"
+    rf"|(?i:^[>#*_ \t]*{_PERIOD}(?=[.:*_ \t]*$|[.:] [^\n]{{{_HEADED},}}))"
+    rf"|(?i:\b(?:{_DAYS}),? (?:the |den |dem )?(?:{_DATE}))"
+)
+# Every mark begins where a word or a line does; most words are left at their first letter for that.
+_MARK = re.compile(rf"(?:\b(?=\w)|^)(?:{_MARKS})|{_JAPANESE_MARKS}", re.MULTILINE)
+"""What tells copies of a text apart and says nothing by itself: a date, a page's number, a greeting, a mail's head."""
+_MARK_OR_COUNT = re.compile(rf"(?:\b(?=\w)|^)(?:{_ABOUT_COPIES}|{_MARKS})|{_JAPANESE_MARKS}", re.MULTILINE)
+"""The same, and a notice's number, day or month."""
+_COUNTED = frozenset(f"{_DAYS}|{_LONG_MONTHS}|{_NOTICES}".split("|"))
+"""Words of which one is in every such number; to look for them takes next to no time."""
 _MARKUP = re.compile(r"</?[A-Za-z][^<>]{0,80}>")
 _HYPHEN = re.compile(r"\u00ad|(?<=[^\W\d_])-\r?\n[> \t]*(?=[a-zß-ÿ])")
 """Where a word is parted at a line's end, or may be."""
@@ -99,11 +138,13 @@ class _Forms(NamedTuple):
         text = _HYPHEN.sub("", text)
         plain = _MARKUP.sub("", text) if "<" in text else text
         exact = _words(plain)
-        if not any(map(_MAY_BE_MARKED.search, {plain, text})):
+        counted = not _COUNTED.isdisjoint(exact)
+        if not counted and not any(map(_MAY_BE_MARKED.search, {plain, text})):
             return cls(exact, exact, _names([text]))
-        pieces = _MARK.split(plain)
+        mark = _MARK_OR_COUNT if counted else _MARK
+        pieces = mark.split(plain)
         unmarked = _words(f" {_MARKED} ".join(pieces)) if len(pieces) > 1 else exact
-        return cls(exact, unmarked, _names(pieces if plain is text else _MARK.split(text)))
+        return cls(exact, unmarked, _names(pieces if plain is text else mark.split(text)))
 
 
 class Said:

@@ -48,6 +48,50 @@ def test_what_marks_a_copy_says_next_to_nothing(mark):
     assert new.share <= NEARLY and not new.repeated
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Notice 9 of 40. ", "Notice 17 of 40. "),
+        ("Copy no. 3\n\n", "Copy no. 14\n\n"),
+        ("(Notice 3 of 8) ", "(Notice 4 of 8) "),
+        ("Page no. 3\n", "Page no. 4\n"),
+        ("# Harbour notice no. 3\n\n", "# Harbour notice no. 4\n\n"),
+        ("Monday. ", "Tuesday. "),
+        ("Monday\n\n", "Friday\n\n"),
+        ("Posted on Monday. ", "Posted on Friday. "),
+        ("Monday, 4 May 2031. ", "Tuesday, 5 May 2031. "),
+        ("March newsletter: ", "April newsletter: "),
+        ("Notice for May. ", "Notice for June. "),
+        ("Aushang Nr. 3. ", "Aushang Nr. 17. "),
+        ("Stand März 2031. ", "Stand Juni 2031. "),
+        ("3ページ。", "4ページ。"),
+    ],
+)
+def test_the_number_the_day_or_the_month_of_a_copy_says_next_to_nothing(one, other):
+    assert novelty(one + FEE, other + FEE).share <= NEARLY
+    assert novelty(f"{FEE}\n{one}", f"{FEE}\n{other}").share <= NEARLY
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Invoice no. {} of 40 was paid by the harbour office on time and in full.", ("17", "18")),
+        ("Order {} was delivered to the yard at the lower end of the quay.", ("17", "18")),
+        ("Valve {} of 8 is broken and has to be replaced at once by the crew.", ("3", "4")),
+        ("See notice {} for the fee that larger boats have to pay here.", ("17", "18")),
+        ("Letter 17-{} was sent to the office of the mayor at noon.", ("204", "205")),
+        ("The market is held on {} in front of the town hall from six to noon.", ("Monday", "Friday")),
+        ("The results are published on {} by the harbour office.", ("Monday", "Friday")),
+        ("The office opens once a week: {}.", ("Monday", "Friday")),
+        ("{}: soup with bread", ("Monday", "Friday")),
+        ("| {} | soup | 14 |", ("Monday", "Friday")),
+        ("In {} the lock is closed for repairs and nobody may pass.", ("March", "June")),
+    ],
+)
+def test_a_number_or_a_day_that_may_be_asked_for_is_new(first, second):
+    assert novelty(*map(first.format, second)).share > NEARLY
+
+
 @pytest.mark.parametrize("parted", ["har-\nbour", "har-\n> bour", "har\u00adbour"])
 def test_a_word_that_is_parted_is_the_same_word(parted):
     assert novelty(FEE, FEE.replace("harbour", parted)).repeated
@@ -150,10 +194,13 @@ def test_nearly_the_same_is_shown_where_there_is_room(store):
         "# Fees (version 2.{n})\n\nLast updated on {n} May 2031 by {name}.\n\n{fee}",
         "From: {name}\nDate: Mon, {n} May 2031 10:0{n}\n\n{fee}",
         "Printed on {n} May 2031. {fee}",
+        "Notice {n} of 12. {fee}",
+        "{day}. {fee}",
     ],
 )
 def test_the_sources_of_near_duplicates_are_named_too(store, copy):
-    copies = [copy.format(n=n, name=name, fee=FEE) for n, name in enumerate(["Ada", "Ilse Marr", "Ole"], start=1)]
+    days = {"Ada": "Monday", "Ilse Marr": "Tuesday", "Ole": "Friday"}
+    copies = [copy.format(n=n, name=name, day=days[name], fee=FEE) for n, name in enumerate(days, start=1)]
     store.add([*(Document(text, str(n)) for n, text in enumerate(copies)), Document(DISCOUNT, "club")])
     selection = store.select(QUESTION, budget=96)
     passages = store.retrieve(QUESTION, 2)
