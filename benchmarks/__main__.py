@@ -154,12 +154,12 @@ def cost_memory(
     html_file: HtmlFileOption = None,
 ) -> None:
     """Peak memory for a question about a long text, of the same ways as cost."""
-    from benchmarks import cost as measurement
+    from benchmarks import cost_memory as measurement
     from shared_context.evaluation.questions import read_questions
 
     lengths = length or measurement.LENGTHS
     asked = read_questions(data)
-    report = measurement.measure_memory(_name(model), asked, lengths=lengths, read_at_most=read_at_most)
+    report = measurement.measure(_name(model), asked, lengths=lengths, read_at_most=read_at_most)
     finish([report], data.name, json_file, html_file)
 
 
