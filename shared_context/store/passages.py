@@ -78,6 +78,8 @@ def word_end(text: str, at: int) -> int:
 
 
 def _word_around(text: str, at: int) -> tuple[int, int]:
+    if not 0 < at < len(text) or text[at - 1].isspace() or text[at].isspace():
+        return at, at  # no word has white space in it
     begin = max(0, at - LONGEST_WORD)
     # From a word's beginning, or what the window cuts off would be read as one.
     while begin > 0 and begin > at - 2 * LONGEST_WORD and not text[begin - 1].isspace():
