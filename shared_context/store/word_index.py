@@ -96,7 +96,7 @@ class WordIndex:
             if (keys := self._stored_keys()) is not None and keys != self._keys():
                 return False
             rows = self._connection.execute("SELECT term, block, checksum, places FROM postings") if thorough else ()
-            return all(expected == _checksum(term, block, places) for term, block, expected, places in rows)
+            return all(_is_as_written(*row) for row in rows)
         except (TypeError, ValueError, sqlite3.DatabaseError) as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGE:
                 return False
@@ -349,6 +349,12 @@ def _checksum(term: int, block: int, places: bytes) -> int:
     return crc32(places, crc32(pack("<qq", term, block)))
 
 
+def _is_as_written(term: int, block: int, expected: int, places: bytes) -> bool:
+    """Whether a row is what was written; of a damaged one the types may be others, too."""
+    types = (type(term), type(block), type(places))
+    return types == (int, int, bytes) and len(places) % 2 == 0 and expected == _checksum(term, block, places)
+
+
 def _check(term: int, block: int, expected: int, places: bytes) -> None:
-    if type(places) is not bytes or len(places) % 2 or expected != _checksum(term, block, places):
+    if not _is_as_written(term, block, expected, places):
         raise DamagedWordsError("the checksum of a row of the index of words is wrong")

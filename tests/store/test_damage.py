@@ -89,13 +89,20 @@ def test_a_damaged_index_of_words_is_made_anew_of_the_texts(kept, open_store, st
 
 
 @pytest.mark.parametrize(
-    "places",
-    ["zeroblob(LENGTH(places))", "CAST(x'7f7f' || SUBSTR(places, 3) AS BLOB)", "x'00'", "'text'"],
+    "change_of_row",
+    [
+        "places = zeroblob(LENGTH(places))",
+        "places = CAST(x'7f7f' || SUBSTR(places, 3) AS BLOB)",
+        "places = x'00'",
+        "places = 'text'",
+        "block = block + 0.5",
+        "block = block || ' text'",
+    ],
 )
-def test_a_damaged_row_of_the_index_of_words_is_told_and_the_index_made_anew(kept, open_store, places, caplog):
+def test_a_damaged_row_of_the_index_of_words_is_told_and_the_index_made_anew(kept, open_store, change_of_row, caplog):
     path, expected = kept
     with closing(sqlite3.connect(path / FILE)) as connection:
-        connection.execute(f"UPDATE postings SET places = {places}")
+        connection.execute(f"UPDATE postings SET {change_of_row}")
         connection.commit()
     damaged = check(path).damage
     assert [("index of words" in damage) for damage in damaged] == [True] * len(damaged)
