@@ -67,7 +67,7 @@ def assemble_ragged(
     head_dim = next(part.data.shape[2] for parts in batch for part in parts)
     most = max(part.data.shape[1] for parts in batch for part in parts)
     block = min(most, BLOCK_ROWS) if device.type == "cpu" else most
-    turning = _Turning(Rotary.of(rotary), head_dim, block, device)
+    turning = _Turning(Rotary.of(rotary), [delta for of_row in deltas for delta in of_row], head_dim, block, device)
     counts = torch.zeros(layers, len(batch), kv_heads, dtype=torch.int64)
     # For each row of the batch and each part, keys, values and places, head by head.
     pieces: list[list[list[tuple[torch.Tensor, ...]]]] = []
@@ -98,25 +98,31 @@ def assemble_ragged(
 class _Turning:
     """Turns keys in float32, a block after the other in the same memory: fresh memory costs a page fault every 4 KB."""
 
-    def __init__(self, rotary: Rotary, head_dim: int, block: int, device: torch.device):
+    def __init__(self, rotary: Rotary, deltas: Sequence[torch.Tensor], head_dim: int, block: int, device: torch.device):
         self._rotary, self._block = rotary.of_layer(0) if rotary.uniform else rotary, block
+        # Cosines take time, and rows of all layers, heads and parts are moved by much the same.
+        moved_by = torch.cat([delta.cpu().long() for delta in deltas])
+        self._least = int(moved_by.min()) if len(moved_by) else 0
+        there = torch.bincount(moved_by - self._least) > 0
+        self._place, self._distinct = there.cumsum(0) - 1, int(there.sum())
+        angles = self._rotary.cos_sin(self._least + there.nonzero()[:, 0], torch.device("cpu"))
+        # Cosines and sines side by side, [kinds of layers * distinct, 2 * half].
+        self._table = torch.cat(angles, dim=-1).flatten(0, 1).to(device)
         self._turned, self._angles, self._before = (
             torch.empty((block, width), device=device) for width in (head_dim, 2 * rotary.half, rotary.half)
         )
 
     def turned(self, keys: torch.Tensor, part: RaggedKV, delta: torch.Tensor) -> torch.Tensor:
-        """The keys of a part, [rows, head_dim], moved: what a token is moved by is the same in all heads of a layer."""
+        """The keys of a part, [rows, head_dim], moved by so many positions each, [rows]."""
         if self._rotary.uniform and len(delta) and (delta == delta[0]).all():
             # All by the same: no angles have to be gathered, which are as much memory as the keys.
-            table, index = self._table(delta[:1], keys.device), None
+            table, index = self._table[self._place[delta[0].cpu().long() - self._least]][None], None
         else:
-            tokens = part.tokens.long().cpu()
-            by_token = torch.zeros(int(tokens.max()) + 1 if len(tokens) else 0, dtype=torch.int64)
-            by_token[tokens] = delta.cpu().long()
+            table, index = self._table, self._place[delta.cpu().long() - self._least]
             if not self._rotary.uniform:
                 kind = torch.tensor(self._rotary.by_layer(len(part.counts)))
-                tokens += len(by_token) * kind.repeat_interleave(part.counts.sum(dim=1).cpu())
-            table, index = self._table(by_token, keys.device), tokens.to(keys.device)
+                index = index + self._distinct * kind.repeat_interleave(part.counts.sum(dim=1).cpu())
+            index = index.to(keys.device)
         moved = torch.empty_like(keys)
         for start in range(0, len(keys), self._block):
             of = keys[start : start + self._block]
@@ -132,10 +138,6 @@ class _Turning:
             second.mul_(cos).addcmul_(before, sin)
             moved[start : start + self._block] = turned
         return moved
-
-    def _table(self, deltas: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Cosines and sines side by side, [kinds of layers * deltas, 2 * half]."""
-        return torch.cat(self._rotary.cos_sin(deltas, torch.device("cpu")), dim=-1).flatten(0, 1).to(device)
 
 
 def assemble_ragged_reference(
