@@ -17,10 +17,17 @@ LONGEST_TELEPHONE = 13
 _PARTED = re.compile(r"[^\W_]+(?:([-.:/])[^\W_]+)(?:\1[^\W_]+)*")
 _FIGURES = re.compile(r"[\dA-Fa-f]+(?:([-.:])[\dA-Fa-f]+){2,}[Xx]?")
 _GROUP = r"[A-Za-z]{0,2}\d[^\W_]*"
-_GROUPS = re.compile(rf"(?<!\w){_GROUP}(?:[-./() ]{{1,2}}{_GROUP})+(?![\w:])")
+_GROUPS = re.compile(rf"(?<!\w){_GROUP}(?:[-./() ]{{1,2}}{_GROUP})+(?:[- ][Xx])?(?![\w:])")
 _IBAN = re.compile(r"[A-Za-z]{2}\d{2}[A-Za-z\d]{11,30}")
 _MAC = re.compile(r"(?=.*[A-Fa-f])[\dA-Fa-f]{12}")
 _TELEPHONE = re.compile(r"\d*(\d{3})(\d{3})(\d{4})")
+_UUID = re.compile(r"(?=.*[A-Fa-f])([\dA-Fa-f]{8})([\dA-Fa-f]{4})([\dA-Fa-f]{4})([\dA-Fa-f]{4})([\dA-Fa-f]{12})")
+_CARD = re.compile(r"\d{16}")
+_ISBN = re.compile(
+    # The country's or language's group is known by its first digits.
+    r"(97[89])?(?=\d{9}[\dXx]$)([0-57]|65|8\d|9[0-4]|6[0-4]\d|9[5-8]\d|99[0-8]\d|999\d\d)(\d+)([\dXx])"
+)
+_DAY = re.compile(r"((?:19|20)\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _AMOUNT = re.compile(r"(\d{1,3}(?:([.,'’])\d{3})(?:\2\d{3})?|\d{5,9}|\d{4}(?=[.,]))(?:(?!\2)([.,])(\d{1,2}))?")
 _MARKS = ("", ".", ",", "'", "’")
 
@@ -37,8 +44,11 @@ def layouts(text: str, names: Sequence[str]) -> Iterator[str]:
             yield from _amounts(amount)
         elif parted := _PARTED.fullmatch(name):
             yield from _groups(name, parted[1])
+        yield from _parted(name)
         if _IBAN.fullmatch(name):
             yield from _pieces(name, 4)
+        if day := _DAY.fullmatch(name):
+            yield "-".join(day.groups())
         if len(name) <= LONGEST_TELEPHONE and (telephone := _TELEPHONE.fullmatch(name)):
             yield from (*telephone.groups(), "-".join(telephone.groups()[1:]))
         if _MAC.fullmatch(name):
@@ -47,6 +57,22 @@ def layouts(text: str, names: Sequence[str]) -> Iterator[str]:
         solid = "".join(filter(str.isalnum, match.group()))
         if SHORTEST_SOLID <= len(solid) <= LONGEST_SOLID:
             yield solid
+            yield from _parted(solid)
+
+
+def _parted(solid: str) -> Iterator[str]:
+    """A number of a book or a card, or an identifier, that was written as one, in the groups that it has."""
+    if book := _ISBN.fullmatch(solid):
+        prefix, group, rest, check = book.groups()
+        for at in range(1, len(rest)):
+            publisher, title = rest[:at], rest[at:]
+            yield "-".join(filter(None, (prefix, group, publisher, title, check)))
+            # Where spaces part the groups, those that are long enough to tell books apart.
+            yield from (part for part in (publisher, title) if len(part) > SHORTEST_GROUP + 1)
+    if identifier := _UUID.fullmatch(solid):
+        yield "-".join(identifier.groups())
+    if _CARD.fullmatch(solid):
+        yield from ("-".join(_pieces(solid, 4)), *_pieces(solid, 4))
 
 
 def _pieces(name: str, size: int) -> list[str]:

@@ -32,6 +32,9 @@ _PIECES = re.compile(r"[/@\\=&#]|(?<=\d)T(?=\d)")
 """What ends a name inside of a path, an address or a timestamp."""
 _PARTS = re.compile(r"[-_./:,'’~+]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _LETTERS_AND_DIGITS = re.compile(r"([^\W\d_]+)(\d+)|(\d+)([^\W\d_]+)")
+_HASH = re.compile(r"(?=[A-Fa-f]*\d)(?=\d*[A-Fa-f])[\dA-Fa-f]{8,64}")
+SHORT_HASH = 7
+"""Digits that a long hexadecimal number is shortened to, as git does; more of them are known by these, too."""
 _NUMBERED = re.compile(r"[^\W\d_]{1,3}(?=\d)")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _NAME = re.compile(r"[\d_]|[a-z][A-Z]|\w[./:@\\=&#]\w")
@@ -183,11 +186,15 @@ def _dates(text: str) -> Iterator[str]:
 
 
 def _compounds(word: str) -> Iterator[str]:
-    """A name of several words as other programs and tables write it: max_retries as max-retries, and the reverse."""
+    """A name of several words as other programs and tables write it: max_retries as max-retries, and the reverse.
+
+    So is maxRetries.
+    """
     if word.replace("_", "").isalpha() and "_" in word.strip("_"):
         yield from (word.replace("_", mark) for mark in ("-", ""))
     elif word.replace("-", "").isalpha():
         yield from (word.replace("-", mark) for mark in ("_", "")[: word.count("-")])
+        yield from (parted.replace("_", mark) for parted in _humps(word) for mark in "_-")
 
 
 def _joined(found: Sequence[str], language: str) -> Iterator[str]:
@@ -238,7 +245,7 @@ def terms_of(word: str, language: str = DEFAULT_LANGUAGE) -> frozenset[str]:
         return frozenset(word[at : at + 2] for at in range(max(1, len(word) - 1)))
     terms = {_stem(word, language)}
     for piece in _PIECES.split(word):
-        terms |= {_stem(piece, language), *_variants(piece)}
+        terms |= {_stem(form, language) for form in (piece, *_variants(piece))}
         for part in _PARTS.split(piece):
             terms.add(_stem(part, language))
             if match := _LETTERS_AND_DIGITS.fullmatch(part):
@@ -248,11 +255,26 @@ def terms_of(word: str, language: str = DEFAULT_LANGUAGE) -> frozenset[str]:
 
 
 def _variants(piece: str) -> Iterator[str]:
-    """Other ways to write a number or version: v2.1 as 2.1, 1,024 as 1024."""
+    """Other ways to write a number or name: v2.1 as 2.1, 1,024 as 1024, max_retries as maxRetries."""
     if match := _NUMBERED.match(piece):
         yield piece[match.end() :].casefold()
     if _THOUSANDS.fullmatch(piece):
         yield piece.replace(",", "")
+    if _HASH.fullmatch(piece):
+        yield piece[:SHORT_HASH]
+    named = piece.strip("_").split("_")
+    # No word that somebody spells.
+    if len(named) > 1 and all(word.isalpha() and len(word) > 1 for word in named):
+        yield "".join(named)
+    yield from _humps(piece)
+
+
+def _humps(name: str) -> Iterator[str]:
+    """A name of several words with capitals as one with marks between them: maxRetries as max_Retries; no MacLeod."""
+    if name[:1].islower() and name.isalpha() and not name.islower():
+        found = _PARTS.split(name)
+        if len(found) > 1 and min(map(len, found)) > 1:
+            yield "_".join(found)
 
 
 def _stem(word: str, language: str) -> str:

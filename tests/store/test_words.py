@@ -119,6 +119,20 @@ def test_what_is_named_literally_is_not_what_is_counted_or_dated():
         ("the setting max_open_files", "max-open-files"),
         ("the setting max_open_files", "maxOpenFiles"),
         ("the task lamp wick trim", "lamp-wick-trim"),
+        ("the lamp limit", "lampLimit"),
+        ("the setting maxOpenFiles", "max_open_files"),
+        ("the setting maxOpenFiles", "max-open-files"),
+        ("the book 9783418205617", "978-3-418-20561-7"),
+        ("the book 9783418205617", "978 3 418 20561 7"),
+        ("the book 978 3 418 20561 7", "978-3-418-20561-7"),
+        ("the book 341820561X", "3-418-20561-X"),
+        ("the book 3-418-20561-X", "341820561X"),
+        ("the commit 7c3e91f0a2", "7c3e91f0a2b84d5566f7081920a1b2c3d4e5f607"),
+        ("the commit 7c3e91f0a2b84d5566f7081920a1b2c3d4e5f607", "7c3e91f0"),
+        ("the job 5f0c1a2b-77d1-4e0f-9a31-0c44de81b6aa", "5f0c1a2b77d14e0f9a310c44de81b6aa"),
+        ("the job 5f0c1a2b77d14e0f9a310c44de81b6aa", "5f0c1a2b-77d1-4e0f-9a31-0c44de81b6aa"),
+        ("the card 4929118200337716", "4929 1182 0033 7716"),
+        ("what was paid on 20310503", "2031-05-03"),
     ],
 )
 def test_what_is_named_is_found_in_another_spelling(asked, written):
@@ -134,6 +148,16 @@ def test_words_that_stand_together_are_no_name_for_that():
         "term_plan",
     ]
     assert other_spellings("Who lights the well-kept lamp in the yard?", "english") == ["well_kept"]
+
+
+@pytest.mark.parametrize("written", ["max_open_files", "MAX_OPEN_FILES", "maxOpenFiles"])
+def test_a_name_of_several_words_is_found_in_small_letters_without_marks(written):
+    assert set(query_terms("What is maxopenfiles?", "english")) <= terms(written)
+
+
+def test_a_long_hash_is_found_by_its_first_digits():
+    assert terms("7c3e91f0a2b84d5566f7081920a1b2c3d4e5f607") >= set(literals("the commit 7c3e91f", "english"))
+    assert "2031050" not in terms("paid on 20310503")
 
 
 def test_a_name_in_the_layout_that_was_asked_for_counts_once():
