@@ -23,7 +23,11 @@ HEADING_REACH = 50_000
 HEADING_LENGTH = 1_000
 """Characters of the longest line that is read as a heading, or as names of columns."""
 
-_GAP = re.compile(r"\s+|[。！？]+[」』”’）]*\s*")
+CJK = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_GAP = re.compile(
+    # Behind these scripts an ASCII mark ends a sentence without a space; a full stop may be one of a name or number.
+    rf"\s+|(?:[。！？｡．‼⁉]+|(?<=[{CJK}])(?:[!?]+|\.(?=[{CJK}「『“（])))[」』”’）)\"\]]*\s*"
+)
 _STOP = re.compile(r"([.!?…؟।]+)[\"'’”»)\]*_]*$")
 _ABBREVIATED = re.compile(
     r"(?:^|[\s(\[\"'“„«])(?:[^\W\d_]|(?:\w\.)+\w|dr|mrs?|ms|prof|st|no|nos|nr|vol|vs|approx|ca|cf|fig|eq|sec|art|ed|eds|"
@@ -38,7 +42,9 @@ _SCRIPTS_WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\
 # Marks of vowels are part of a word although \w knows only some of them.
 _MARKS = r"\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0dff\u200c\u200d"
 _LETTER = rf"(?:[^\W{_SCRIPTS_WITHOUT_SPACES}]|(?!\w)[{_MARKS}])"
-_COMMA = r"(?<=\d),(?=\d{3}(?!\d))|(?<=\.\d{3}),(?=\d{1,2}(?!\d))"
+# Between two numbers of a row a comma is none of a number, hence no other one may stand beside them.
+_DECIMAL = "|".join(rf"(?<=^{digits}),|(?<=[^\w,]{digits})," for digits in (r"\d" * n for n in range(1, 5)))
+_COMMA = rf"(?<=\d),(?=\d{{3}}(?!\d))|(?<=\.\d{{3}}),(?=\d{{1,2}}(?!\d))|(?:{_DECIMAL})(?=\d{{1,2}}(?!\d|,\w))"
 _WORD = re.compile(rf"{_LETTER}+(?:(?:[.:/@'’\-&?=]|://|{_COMMA}){_LETTER}+)*")
 _RUN = re.compile(rf"{_LETTER}+")
 """A word, a number or an address: ``3.14``, ``1,024``, ``1.024,50``, ``06:40``, ``well-known`` and ``it's`` are one."""

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
+from shared_context.store.passages import CJK
+
 T = TypeVar("T")
 
 WHOLE_TOKENS = 40
@@ -26,9 +28,14 @@ BESIDE = 0.6
 BEFORE = 0.85
 """Weight of a part that is not the last, where none asks."""
 
-_SENTENCE = re.compile(r"[^.!?。！？؟\n]*(?:[.!?](?![\s\"')\]])[^.!?。！？؟\n]*)*(?:[.!?。！？؟]+[\"')\]]*|\n+|$)")
+_MARKS = ".!?。！？｡．؟"
+_SENTENCE = re.compile(
+    # Within a number or an address a mark ends none; behind Chinese and Japanese letters it does without a space.
+    rf"[^{_MARKS}\n]*(?:(?:(?<![{CJK}])[.!?](?![\s\"')\]])|(?<=[{CJK}])\.(?=[\dA-Za-z]))[^{_MARKS}\n]*)*"
+    rf"(?:[{_MARKS}]+[\"')\]」』]*|\n+|$)"
+)
 
-_QUESTION_MARK = re.compile(r"[?？؟][\"')\]]*\s*$")
+_QUESTION_MARK = re.compile(r"[?？؟][\"')\]」』]*\s*$")
 
 _ASKS = re.compile(
     r"(?:(?:please|and|but|so|also|now|then|bitte|und)[, ]+)*(?:"
@@ -42,6 +49,11 @@ _ASKS = re.compile(
     re.IGNORECASE,
 )
 """How sentences begin that ask without a question mark."""
+
+_ASKS_AT_THE_END = re.compile(
+    r"(?:[すうたるのいん]か|教えて(?:ください|下さい)?|知りたい(?:です)?|[吗嗎呢]|까요?|나요|니까)[。.｡．」』\s]*$"
+)
+"""How sentences end that ask without a question mark."""
 
 _REFERS = re.compile(r"\b(?:it|its|they|them|their|this|that|these|those|there|he|him|his|she|her)\b", re.IGNORECASE)
 
@@ -128,7 +140,8 @@ def _some(found: list[T], most: int) -> list[T]:
 
 
 def _asks(sentence: str) -> bool:
-    return bool(_QUESTION_MARK.search(sentence) or _ASKS.match(_ANNOUNCED.sub("", sentence)))
+    marked = _QUESTION_MARK.search(sentence) or _ASKS_AT_THE_END.search(sentence)
+    return bool(marked or _ASKS.match(_ANNOUNCED.sub("", sentence)))
 
 
 def _is_quoted(text: str, start: int) -> bool:

@@ -49,6 +49,18 @@ def test_sentences_of_other_scripts_end_too():
     assert passage("Мельница стоит внизу. Она старая. Её чинят.", "стара") == "Она старая."
 
 
+def test_sentences_without_spaces_end_at_ascii_marks_too():
+    mill = "磨坊有轮子!左边的夏天转.那边的不转?谁修它。版本.NET要3.5元!工人们."
+    for sentence in "磨坊有轮子!", "左边的夏天转.", "那边的不转?", "谁修它。", "版本.NET要3.5元!", "工人们.":
+        assert passage(mill, sentence[:2]) == passage(mill, sentence[1:-1]) == sentence
+    assert passage("水車は二つ!左は夏に回る.「職人だ!」と言う?", "は夏") == "左は夏に回る."
+
+
+def test_numbers_of_a_row_are_no_decimals():
+    for row, at in (("1,2,3,4", 4), ("sieve,3,5,fine", 8), ("3,5,7", 2)):
+        assert word_start(row, at) == at
+
+
 def test_lines_of_wrapped_prose_are_no_edges():
     assert passage(WRAPPED, "brook is") == WRAPPED[: WRAPPED.index(" Of these")]
     assert passage(WRAPPED, "left one") == "Of these\nonly the left one turns in summer."
@@ -120,6 +132,9 @@ def test_any_passage_keeps_its_words_and_cuts_none(text, start, end):
         "INV-2041/7",
         "grüße",
         "1.250,50",
+        "3,5",
+        "0,75",
+        "1250,5",
         "https://mill.example/rye?kind=2&year=2031",
         "R&D",
         "हिन्दी",

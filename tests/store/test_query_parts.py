@@ -40,6 +40,18 @@ def test_a_question_needs_no_mark(asked):
     assert [part.text for part in parts(f"{LETTER}\n{asked}\n", words) if part.weight == 1] == [asked]
 
 
+@pytest.mark.parametrize(
+    "asked", ["切符はいくらですか?", "切符はいくらですか。", "切符の値段を教えてください。", "船票多少钱?"]
+)
+@pytest.mark.parametrize("message", ["{l}{q}", "{q}{l}", "{l}{q}{l}"])
+def test_a_question_is_known_where_no_spaces_are_written(asked, message):
+    letter = (
+        "木曜日に小包が届いて子供は大喜びでした!凧は砂丘で揚げました.版本.NETは3.5です.日曜日には合唱団が歌いました!"
+    )
+    found = parts(message.format(q=asked, l=letter), len)
+    assert [part.text for part in found if part.weight == 1] == [asked]
+
+
 def test_a_question_that_refers_to_the_sentence_before_brings_it_along():
     found = parts(f"{LETTER}My bicycle has a broken chain. Who can mend it?", words)
     asked = [part.text for part in found if part.weight == 1]
