@@ -203,6 +203,44 @@ def opening(
     finish([report], data.name, json_file, html_file)
 
 
+@app.command(epilog=output.EXIT_CODES)
+def serving(
+    data: DataArgument,
+    vllm: Annotated[
+        str | None,
+        typer.Option("--vllm", metavar="COMMAND", help="As `serve --engine` takes it; without it in process only."),
+    ] = None,
+    model: EvalModelOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    entries: Annotated[
+        list[int] | None,
+        typer.Option("--entries", help="KV entries injected, tokens pasted; several. [1024 and 4096]"),
+    ] = None,
+    clients: Annotated[
+        list[int] | None, typer.Option("--clients", min=1, help="At a time; several. [1, 4 and 16]")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens of an answer at most.")] = 24,
+    limit: LimitOption = None,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """Answers under load: in process, injected into vLLM, and pasted into the same vLLM."""
+    from benchmarks import serving as measurement
+    from shared_context.evaluation.questions import read_questions
+
+    report = measurement.measure(
+        load(model, None, dtype, device),
+        read_questions(data),
+        vllm=vllm,
+        entries=tuple(sorted(entries or measurement.ENTRIES)),
+        clients=tuple(sorted(clients or measurement.CLIENTS)),
+        limit=limit,
+        max_tokens=max_tokens,
+    )
+    finish([report], data.name, json_file, html_file)
+
+
 def _text_and_questions(data: Path) -> tuple[str, Sequence[str]]:
     from shared_context.evaluation.questions import read_questions
 

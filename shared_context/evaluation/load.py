@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count, cycle, islice
@@ -34,19 +34,23 @@ _MEMORY = re.compile(r"^process_resident_memory_bytes ([0-9.e+]+)$", re.MULTILIN
 
 
 @dataclass
-class _Found:
+class Found:
     """What came of requests; several threads add to it.
 
     Attributes:
+        seconds: that all of it took.
         first_token, whole: seconds of each answer.
+        tokens: of all answers whose requests asked for their usage.
         statuses: how often each status came.
         citations, untrue: how many were looked up, and how many did not stand in their document.
         changes: documents that were added and deleted again.
         memory: bytes of the server's process, as the soak goes on.
     """
 
+    seconds: float = 0.0
     first_token: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
+    tokens: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     citations: int = 0
     untrue: int = 0
@@ -101,10 +105,9 @@ def measure(
         client.post("/v1/chat/completions", json=_asking(body, questions[0]) | {"stream": False})  # first of all: warm
         rows = []
         for at_once in clients:
-            found = _Found()
-            began = time.perf_counter()
-            _share_out(client, body, iter(questions), at_once, found)
-            rows.append((at_once, *_figures(found, time.perf_counter() - began)))
+            found = Found()
+            share_out(client, [_asking(body, question) for question in questions], at_once, found)
+            rows.append((at_once, *figures(found)))
         columns = ("clients", "first token, median (s)", "95th (s)", "answer, median (s)", "answers a minute", "failed")
         parts = [Table("Answers under load", columns, rows)]
         targets: list[Target] = []
@@ -119,35 +122,47 @@ def _asking(body: dict[str, Any], question: str) -> dict[str, Any]:
     return {**body, "messages": [{"role": "user", "content": question}]}
 
 
-def _share_out(
-    client: httpx2.Client, body: dict[str, Any], questions: Iterator[str], at_once: int, found: _Found
+def share_out(
+    client: httpx2.Client, bodies: Iterable[dict[str, Any]], at_once: int, found: Found
 ) -> list[list[dict[str, Any]]]:
-    """Let clients take questions until there are none; returns the citations of all answers."""
-    lock, cited = threading.Lock(), []
+    """Let clients take streamed chat completions until there are none.
+
+    Args:
+        client: of a server of OpenAI's protocol.
+        bodies: of the requests.
+        at_once: clients.
+        found: what came of it is added to this.
+
+    Returns:
+        The citations of each answer.
+    """
+    began, waiting, lock, cited = time.perf_counter(), iter(bodies), threading.Lock(), []
 
     def ask() -> None:
         while True:
             with lock:
-                question = next(questions, None)
-            if question is None:
+                body = next(waiting, None)
+            if body is None:
                 return
-            cited.append(_ask(client, _asking(body, question), found))
+            cited.append(_ask(client, body, found))
 
     with ThreadPoolExecutor(at_once) as pool:
         for done in [pool.submit(ask) for _ in range(at_once)]:
             done.result()
+    found.seconds += time.perf_counter() - began
     return cited
 
 
-def _ask(client: httpx2.Client, body: dict[str, Any], found: _Found) -> list[dict[str, Any]]:
+def _ask(client: httpx2.Client, body: dict[str, Any], found: Found) -> list[dict[str, Any]]:
     """One question; its citations."""
-    began, first, cited, failed = time.perf_counter(), None, [], False
+    began, first, cited, failed, tokens = time.perf_counter(), None, [], False, 0
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         for line in response.iter_lines():
             if not line.startswith("data: {"):
                 continue
             event = json.loads(line.removeprefix("data: "))
             failed = failed or "error" in event
+            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
             for choice in event.get("choices", ()):
                 if choice["delta"].get("content"):
                     first = first or time.perf_counter() - began
@@ -155,13 +170,15 @@ def _ask(client: httpx2.Client, body: dict[str, Any], found: _Found) -> list[dic
     with found.lock:
         status = 502 if failed else response.status_code
         found.statuses[status] += 1
+        found.tokens += tokens
         if status == 200:
             found.whole.append(time.perf_counter() - began)
             found.first_token.append(first or found.whole[-1])
     return cited
 
 
-def _figures(found: _Found, seconds: float) -> tuple[float | int, ...]:
+def figures(found: Found) -> tuple[float | int, ...]:
+    """Seconds to the first token (median, 95th percentile) and of an answer (median), answers a minute, failures."""
     failed = found.statuses.total() - len(found.whole)
     if not found.whole:
         return (float("nan"),) * 3 + (0.0, failed)
@@ -169,7 +186,7 @@ def _figures(found: _Found, seconds: float) -> tuple[float | int, ...]:
         float(np.median(found.first_token)),
         float(np.quantile(found.first_token, 0.95)),
         float(np.median(found.whole)),
-        60 * len(found.whole) / seconds,
+        60 * len(found.whole) / found.seconds,
         failed,
     )
 
@@ -180,7 +197,7 @@ def _figures(found: _Found, seconds: float) -> tuple[float | int, ...]:
 def _soak(
     client: httpx2.Client, body: dict[str, Any], questions: Sequence[str], at_once: int, seconds: float
 ) -> tuple[Table, list[Target]]:
-    found, until = _Found(), time.monotonic() + seconds
+    found, until = Found(), time.monotonic() + seconds
 
     def asked() -> Iterator[str]:
         for question in cycle(questions):
@@ -191,25 +208,24 @@ def _soak(
     with ThreadPoolExecutor(2) as beside:
         changing = beside.submit(_change, client, body["model"], until, found)
         watching = beside.submit(_watch, client, until, found)
-        waiting, began = asked(), time.perf_counter()
-        while batch := list(islice(waiting, 4 * at_once)):
-            cited = _share_out(client, body, iter(batch), at_once, found)
+        waiting = asked()
+        while batch := [_asking(body, question) for question in islice(waiting, 4 * at_once)]:
+            cited = share_out(client, batch, at_once, found)
             _look_up(client, body["model"], [one for notes in cited for one in notes], found)
-        figures = _figures(found, time.perf_counter() - began)
         changing.result()
         watching.result()
     quarter = max(1, len(found.memory) // 4)
     growth = float(np.mean(found.memory[-quarter:]) / np.mean(found.memory[:quarter])) if found.memory else None
-    refused = found.statuses[429]
+    refused, (*_, per_minute, failed) = found.statuses[429], figures(found)
     columns = (
         "clients", "minutes", "answers a minute", "failed", "refused (429)", "changes", "citations", "untrue", "memory",
     )  # fmt: skip
     row = (
-        at_once, seconds / 60, figures[3], figures[4] - refused, refused, found.changes, found.citations, found.untrue,
+        at_once, seconds / 60, per_minute, failed - refused, refused, found.changes, found.citations, found.untrue,
         growth,
     )  # fmt: skip
     targets = [
-        Target("requests that failed", float(figures[4] - refused), "<=", 0.0),
+        Target("requests that failed", float(failed - refused), "<=", 0.0),
         Target("citations that do not stand in their document", float(found.untrue), "<=", 0.0),
     ]
     if growth is not None:
@@ -217,7 +233,7 @@ def _soak(
     return Table("Soak", columns, [row]), targets
 
 
-def _change(client: httpx2.Client, store: str, until: float, found: _Found) -> None:
+def _change(client: httpx2.Client, store: str, until: float, found: Found) -> None:
     """Add a document and delete it, again and again."""
     for number in count():
         if time.monotonic() >= until:
@@ -243,7 +259,7 @@ def _change(client: httpx2.Client, store: str, until: float, found: _Found) -> N
                     found.statuses[response.status_code] += 1
 
 
-def _watch(client: httpx2.Client, until: float, found: _Found) -> None:
+def _watch(client: httpx2.Client, until: float, found: Found) -> None:
     """The memory of the server, a hundred times at most."""
     pause = max(1.0, (until - time.monotonic()) / 100)
     while time.monotonic() < until:
@@ -253,7 +269,7 @@ def _watch(client: httpx2.Client, until: float, found: _Found) -> None:
         time.sleep(min(pause, max(0.0, until - time.monotonic())))
 
 
-def _look_up(client: httpx2.Client, store: str, cited: Sequence[dict[str, Any]], found: _Found) -> None:
+def _look_up(client: httpx2.Client, store: str, cited: Sequence[dict[str, Any]], found: Found) -> None:
     """Whether each citation stands in its document; those of documents that are gone by now are passed over."""
     texts: dict[str, str | None] = {}
     for one in cited:

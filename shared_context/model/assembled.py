@@ -8,9 +8,11 @@ import torch
 
 from shared_context.config import require
 from shared_context.errors import ConfigError
-from shared_context.model.cache import CACHE_ARGUMENT
+from shared_context.model.cache import CACHE_ARGUMENT, pages
 from shared_context.model.decoder import InjectingDecoder, release
 from shared_context.model.requests import Request
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class AssembledPrompt:
     Attributes:
         token_ids: the whole prompt: prefix, context, question.
         key_values: of the first ``computed`` of them over all layers, as if they stood side by side from position 0
-            on: [2, layers, computed, kv_heads, head_dim], keys first.
+            on: [2, layers, computed, kv_heads, head_dim], keys first, in the processor's memory.
     """
 
     token_ids: tuple[int, ...]
@@ -52,13 +54,14 @@ def assembled(decoder: InjectingDecoder, request: Request) -> AssembledPrompt:
         return AssembledPrompt(ids, torch.empty(2, total, 0, 0, 0, dtype=decoder.hf_model.dtype))
     with decoder.lock, torch.inference_mode():
         inputs, _ = decoder.inputs([request], [context], room=0)
-        known = context.columns + len(request.prompt.prefix)
-        parts = [
-            torch.stack([layer.keys[0, :, :known], layer.values[0, :, :known]])
-            for layer in inputs[CACHE_ARGUMENT].layers
-        ]
-        # In the decoder's cache the context comes first; its positions are behind the prefix all the same.
-        key_values = torch.stack(parts, dim=1).roll(len(request.prompt.prefix), dims=3).transpose(2, 3).contiguous()
+        columns, prefix, layers = context.columns, len(request.prompt.prefix), inputs[CACHE_ARGUMENT].layers
+        _, kv_heads, _, head_dim = layers[0].keys.shape
+        key_values = pages((2, total, prefix + columns, kv_heads, head_dim), layers[0].keys.dtype, CPU)
+        for i, layer in enumerate(layers):
+            for part, rows in zip(key_values[:, i], (layer.keys[0], layer.values[0]), strict=True):
+                # In the decoder's cache the context comes first; its positions are behind the prefix all the same.
+                part[:prefix] = rows[:, columns : columns + prefix].transpose(0, 1)
+                part[prefix:] = rows[:, :columns].transpose(0, 1)
         release(inputs)
     ids = (*request.prompt.prefix, *context.token_ids.tolist(), *request.prompt.suffix)
     return AssembledPrompt(ids, key_values)

@@ -17,13 +17,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks import serving
 from shared_context import SharedLLMContextStore, SharedLLMModel
+from shared_context.evaluation.questions import read_questions
 from shared_context.integrations.vllm.selections import parameters, remove_selection, write_selection
 from shared_context.model.pretrained import resolve_model
 
 PYTHON = os.environ.get("SHARED_CONTEXT_VLLM_PYTHON")
 ROOT = Path(__file__).parent.parent.parent
-QUESTIONS = json.loads((ROOT / "examples" / "data" / "handbook-questions.json").read_text(encoding="utf-8"))
+DATA = ROOT / "examples" / "data"
+QUESTIONS = json.loads((DATA / "handbook-questions.json").read_text(encoding="utf-8"))
 NEW_TOKENS = 24
 
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="SHARED_CONTEXT_VLLM_PYTHON names no Python with vLLM")
@@ -155,6 +158,26 @@ def test_the_command_starts_vllm_and_answers_through_it(adapter, name, tmp_path,
             server.wait(120)
         reading.join()  # and so vLLM has ended, which has the same stderr
     assert server.returncode == 0
+
+
+def test_both_ways_of_serving_and_pasted_text_are_measured_side_by_side(monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    asked = read_questions(DATA / "handbook-questions.json")
+    report = serving.measure(
+        SharedLLMModel.from_pretrained(),
+        asked,
+        vllm=f"{PYTHON} --enforce-eager",
+        entries=(256,),
+        clients=(1, 4),
+        limit=4,
+    )
+    (table,) = report.parts
+    ways = [serving.IN_PROCESS, serving.INJECTED, serving.PASTED]
+    assert [row[:3] for row in table.rows] == [(256, at_once, way) for at_once in (1, 4) for way in ways]
+    for row in table.rows:
+        failed, tokens = row[-2:]
+        assert failed == 0 and 0 < tokens <= 24
+    assert len(report.targets) == 3 and not report.not_run
 
 
 def chat(model, question):
