@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared_context.config import require, require_count
-from shared_context.errors import ConfigError
+from shared_context.errors import ConfigError, SharedContextError
 from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.constraints import Constraint
 from shared_context.model.decoder import InjectingDecoder, release
@@ -34,6 +34,8 @@ from shared_context.model.steps import Step
 SEVERAL_ANSWERS = ("num_beams", "num_return_sequences")
 """Fields of GenerationConfig that ask for more than one answer to be worked on, which no stream does."""
 
+SET_HERE = ("max_new_tokens", "eos_token_id", "pad_token_id", "num_beams")
+"""Fields of transformers' ``GenerationConfig`` that :func:`generation_settings` gives besides those of the caller."""
 COUNTS = (*SEVERAL_ANSWERS, "min_new_tokens")
 """Fields of GenerationConfig that are counts."""
 
@@ -140,7 +142,8 @@ def generation_settings(
     words = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     end = [*ends, *(words[s] for s in stop if s in words)] or None
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end and end[0]
-    own = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding}
+    # What a checkpoint asks for beside that is honoured, but not several answers to one question.
+    own = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": padding, "num_beams": 1}
     with _refusals_told(options):
         return GenerationConfig(**{**own, **{name: _plain(value) for name, value in options.items()}, **sampling})
 
@@ -161,10 +164,14 @@ def _refusals_told(options: Iterable[str]) -> Iterator[None]:
     """Say in the library's own error which options transformers refuses while it prepares a generation."""
     try:
         yield
-    except (ValueError, TypeError) as error:
-        given = sorted(set(options) - {"transformers_version", "max_new_tokens", "eos_token_id", "pad_token_id"})
+    except SharedContextError:
+        raise
+    except (ValueError, TypeError, IndexError) as error:
+        given = sorted(set(options) - {"transformers_version", *SET_HERE})
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"generation_options ({', '.join(given)}) cannot be honoured: {reason}") from error
+        raise ConfigError(
+            f"generation_options ({', '.join(given)}) or the model's own generation_config cannot be honoured: {reason}"
+        ) from error
 
 
 def _plain(value: object) -> object:
@@ -224,13 +231,14 @@ def answer_pieces(
 ) -> Generator[str | Step]:
     """The pieces of one answer, and the steps that are to be computed between them, with others' if need be."""
     clock, text = Clock(decoder.hf_model.device), Detokenizer(decoder.tokenizer)
+    options = settings.to_diff_dict()
     contexts = decoder.contexts([request], settings.max_new_tokens)
     with decoder.lock, torch.inference_mode():
         inputs, injected = decoder.inputs([request], contexts, settings.max_new_tokens, in_place=True)
         chance = None if seed is None else torch.Generator(decoder.hf_model.device).manual_seed(int(seed))
         stepper = decoder.stepper(request)
         answering = decoder.answering(stepper, inputs, injected)
-        with _refusals_told(settings.to_diff_dict()):
+        with _refusals_told(options):
             tokens = stepper.generate(
                 **inputs,
                 generation_config=settings,
@@ -244,7 +252,7 @@ def answer_pieces(
 
     def pieces() -> Generator[str | Step]:
         while True:
-            with drawn, torch.inference_mode():
+            with drawn, torch.inference_mode(), _refusals_told(options):
                 made = next(tokens, None)
             if made is None:
                 break

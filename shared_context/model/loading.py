@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from shared_context.config import require
 from shared_context.errors import ConfigError, ModelNotFoundError, SharedContextError, UnsupportedModelError
@@ -27,7 +29,7 @@ from shared_context.model.attention import ATTENTION
 from shared_context.model.identity import fingerprint
 from shared_context.model.pretrained import HubOptions, as_floating_point, find_gguf, resolve_model
 from shared_context.model.progress import quiet_loading
-from shared_context.model.support import check_config, processor_dtype
+from shared_context.model.support import check_config, check_special_ids, check_vocabulary, processor_dtype
 
 REFUSED_OPTIONS = {
     "attn_implementation": "the injection brings its own attention; leave it out",
@@ -80,11 +82,21 @@ def load(
         raise UnsupportedModelError(
             f"{name} has only a slow tokenizer, which gives no character offsets; add a tokenizer.json to it."
         )
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, Real):
+        raise UnsupportedModelError(
+            f"{name} cannot be served: model_max_length={longest!r} in its tokenizer_config.json is no number; "
+            "mend it, or take it out."
+        )
+    size = config.get_text_config().vocab_size
+    check_vocabulary(tokenizer, size, name)
+    check_special_ids(config, size, name, "config.json")
     picked = _pick_dtype(dtype, config.dtype, place)
     given = options.get("quantization_config") or getattr(config, "quantization_config", None)
     kind = isinstance(given, dict) or hasattr(given, "quant_method")
     require(given is None or kind, "quantization_config", given, "must be one of transformers' quantization configs")
     if not in_file and given is not None:
+        _check_method(given, name)
         model = _quantised(source, name, {**options, "dtype": picked, "device_map": {"": place}})
         return model, tokenizer, fingerprint(model, tokenizer)
     digest = None
@@ -128,6 +140,18 @@ def _quantised(source: str, name: str, options: dict[str, Any]) -> PreTrainedMod
     return remove_hook_from_module(model, recurse=True)
 
 
+def _check_method(given: Any, name: str) -> None:
+    """Refuse a way to keep weights in fewer bits that transformers does not know, which it would pass over."""
+    method = given.get("quant_method") if isinstance(given, dict) else given.quant_method
+    known = sorted({*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"})
+    if method is not None and getattr(method, "value", method) not in known:
+        raise UnsupportedModelError(
+            f"{name} cannot be served: quant_method={method!r} in its quantization_config is none that transformers "
+            "knows. Weights are served in floating point, in 8 and 4 bits by torchao and bitsandbytes, and as a GGUF "
+            f"file; all of {', '.join(known)} are tried where what they ask for is installed."
+        )
+
+
 def _weights(source: str, name: str, options: dict[str, Any]) -> PreTrainedModel:
     """The whole model, on the processor where no ``device_map`` says otherwise."""
     own = {"attn_implementation": ATTENTION, "trust_remote_code": False, "output_loading_info": True}
@@ -135,8 +159,11 @@ def _weights(source: str, name: str, options: dict[str, Any]) -> PreTrainedModel
     given = ", ".join(sorted(options.keys() - SET_HERE)) or "none"
     untaken = f"{name} cannot be loaded with these model_options ({given}); leave out what transformers does not take"
     unknown = f"The config.json of {name} says what transformers does not know; choose another model, or mend the file"
+    impossible = f"The config.json of {name} describes no model that can be; choose another model, or mend the file"
     with (
         _said_as(UnsupportedModelError, unknown, KeyError),
+        # sizes of nothing
+        _said_as(UnsupportedModelError, impossible, (ArithmeticError, AssertionError)),
         # StrictDataclassError: a configuration that transformers' own checks refuse
         _said_as(ConfigError, untaken, (TypeError, ValueError, StrictDataclassError)),
         _said_as(ModelNotFoundError, damaged, (OSError, RuntimeError, SafetensorError)),

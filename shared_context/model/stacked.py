@@ -26,7 +26,14 @@ from shared_context.model.probe import ImportanceProbe
 from shared_context.model.prompt import SYSTEM_PROMPT, PromptFormat
 from shared_context.model.requests import RequestReader
 from shared_context.model.step_weights import Stepping, StepWeights
-from shared_context.model.support import check_config, check_in_one_place, check_rotation, usable_window
+from shared_context.model.support import (
+    check_config,
+    check_in_one_place,
+    check_rotation,
+    check_special_ids,
+    check_vocabulary,
+    usable_window,
+)
 from shared_context.model.tokenization import TokenizedText, check_text, tokenize
 
 
@@ -78,6 +85,11 @@ class StackedModel:
         self.system_prompt = SYSTEM_PROMPT if system_prompt is None else system_prompt
         check_text("system_prompt", self.system_prompt)
         self.prompt_format = PromptFormat(tokenizer, self.system_prompt, chat_template_kwargs)
+        size = model.get_input_embeddings().num_embeddings
+        prefix = self.prompt_format.prefix
+        request = self.prompt_format.render([{"role": "user", "content": REQUEST}], with_context=True).suffix
+        check_vocabulary(tokenizer, size, name, (*prefix, *request))
+        check_special_ids(model.generation_config, size, name, "generation_config.json")
         self.ends = end_tokens(model, tokenizer, self.prompt_format)
         measured = check_rotation(model, name)
         self.injection: PrefixInjection | CrossAttentionInjection = (
@@ -90,7 +102,6 @@ class StackedModel:
             if injection == "prefix"
             else CrossAttentionInjection(model, injection_layers, measured.rotary)
         )
-        prefix = self.prompt_format.prefix
         stepping = None if step_weights is None else Stepping(step_weights, model.device)
         unserved = injection != "prefix" or getattr(model, "is_quantized", False)
         mend = "it is for prefix injection and for weights in floating point; leave it out"
@@ -98,7 +109,6 @@ class StackedModel:
         self._decoder = InjectingDecoder(model, tokenizer, self.injection, len(prefix), context_window, stepping)
         # Hooks of cross-attention are on layers that the compressor has too.
         alone = None if injection == "prefix" else self._decoder.lock
-        request = self.prompt_format.render([{"role": "user", "content": REQUEST}], with_context=True).suffix
         self.compressor = Compressor(model, injection_layers, prefix, request, context_window, alone)
         self._requests = RequestReader(name, self.prompt_format, self.tokenize, context_window, self.injection.in_cache)
         self._constraints = ConstraintCompiler(tokenizer, model.config.vocab_size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared_context.errors import UnsupportedModelError
 from shared_context.model.layers import Layers, measured, windows_of
@@ -40,6 +42,8 @@ def check_config(config: PretrainedConfig, name: str, minimum_window: int = MINI
 
     if config.is_encoder_decoder:
         refuse("it is an encoder-decoder, and context is injected into the self-attention of a decoder-only model")
+    if getattr(config, "return_dict", True) is False:
+        refuse("return_dict=False in its config.json has it give its outputs without names; take that out")
     if getattr(config, "alibi", False) or config.model_type in {"bloom", "mpt"}:
         refuse("it uses ALiBi, whose distances cannot be re-written into stored keys")
     if getattr(config, "rope_parameters", None) is None:
@@ -59,6 +63,8 @@ def check_config(config: PretrainedConfig, name: str, minimum_window: int = MINI
         refuse("its layers do not all keep keys and values of their own, of one number of heads and one size")
     if getattr(config, "moe_intermediate_size", None) and getattr(config, "n_routed_experts", 1) is None:
         refuse("its configuration names no number of experts (n_routed_experts)")
+    if not windows_of(config):
+        refuse(f"it has no layers (num_hidden_layers={config.num_hidden_layers})")
     window = usable_window(config)
     if window < minimum_window:
         refuse(
@@ -95,6 +101,61 @@ def usable_window(config: PretrainedConfig) -> int:
         if own.get("rope_type") == "longrope":
             limits.append(own.get("original_max_position_embeddings") or config.max_position_embeddings)
     return min(limits)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, name: str, used: Iterable[int] = ()) -> None:
+    """Refuse a tokenizer that makes tokens which the model has no embedding for.
+
+    Control tokens that are never read may lie behind the last one, as Gemma's for pictures do.
+
+    Args:
+        size: tokens that the model has an embedding for.
+        name: how messages call the model.
+        used: tokens of its prompts.
+
+    Raises:
+        UnsupportedModelError: naming both sizes and a token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary:
+        return
+    count = max(vocabulary.values()) + 1
+    if count <= size and min(vocabulary.values()) >= 0:
+        return
+    own = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    control = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special} - own - {*used}
+    beyond = {id: token for token, id in vocabulary.items() if not 0 <= id < size and id not in control}
+    if beyond:
+        id = min(beyond)
+        raise UnsupportedModelError(
+            f"{name} cannot be served: its tokenizer has {count} tokens and its embedding {size} ({beyond[id]!r} has "
+            f"the id {id}). Use the tokenizer that it was trained with, or save the model again after "
+            f"resize_token_embeddings({count})."
+        )
+
+
+def check_special_ids(config: object, size: int, name: str, file: str) -> None:
+    """Refuse a configuration that names a token which there is not.
+
+    Args:
+        config: the model's, or that of its generation.
+        size: tokens that there are.
+        name: how messages call the model.
+        file: that the configuration is kept in.
+
+    Raises:
+        UnsupportedModelError: naming the setting and its value.
+    """
+    for setting in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, setting, None)
+        ids = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+        # Old conversions of Llama say so where nothing is filled up.
+        none = setting == "pad_token_id" and value == -1
+        if not none and any(id is not None and not (type(id) is int and 0 <= id < size) for id in ids):
+            raise UnsupportedModelError(
+                f"{name} cannot be served: {setting}={value!r} in its {file} is no token of the {size} that it has. "
+                "Put the right id there, or null for none."
+            )
 
 
 def check_in_one_place(model: PreTrainedModel, name: str) -> None:

@@ -237,7 +237,8 @@ def test_without_a_context_of_its_own_layers_above_are_still_trained(make_small_
 
 def test_prefix_injection_is_not_trained_where_some_layers_see_less(model):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Olmo3Config(vocab_size=len(model.tokenizer), num_hidden_layers=4, sliding_window=24, **sizes)
+    words = {"vocab_size": len(model.tokenizer), "eos_token_id": 2, "pad_token_id": 2}
+    config = Olmo3Config(**words, num_hidden_layers=4, sliding_window=24, **sizes)
     base = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).float().eval()
     with pytest.raises(UnsupportedModelError, match="narrow cannot be trained .*cross_attention"):
         make(SharedLLMModel(base, model.tokenizer, name="narrow"))
