@@ -57,7 +57,7 @@ class Query:
     def parts(self) -> list[tuple[Query, float]]:
         """What of it is compared by itself, and how much that counts."""
         found = [part for text in self.texts or (self.text,) for part in parts(text, self.model.count_tokens)]
-        if len(found) == 1:
+        if len(found) == 1 and found[0].text == self.text:
             return [(self, 1.0)]
         queries = [replace(self, text=text, texts=()) for text, _ in found]
         if self.embedder is not None:

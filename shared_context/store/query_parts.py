@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from shared_context.store.passages import CJK
@@ -77,6 +78,27 @@ _QUOTED = re.compile(
 )
 """How lines begin that others wrote: in a quoted mail, a chat that was copied, or a log."""
 
+WRAPPED = 100
+"""Characters; a shorter line may be one of several of a paragraph."""
+
+_SENT_ALONG = re.compile(
+    r"^--[ \t]*$|\d ?% (?:off|rabatt)|\b(?:"
+    r"unsubscribe|click (?:here|below)|(?:buy|order|shop|book|call) (?:us )?(?:now|today)|free (?:delivery|shipping)|"
+    r"(?:only|just) (?:this week|today|for a short time)|(?:limited|special) offer|get one free|money back|"
+    r"follow us|sent from my|0800[- ]|toll[- ]free|"
+    r"confidential(?:ity)?|privileged|intended (?:recipient|solely|for the)|notify the sender|"
+    r"(?:received|sent) (?:to you )?(?:by mistake|in error)|before printing|accept no liability|registered office|"
+    r"vat (?:no|number|reg)|(?:tel|phone|fax|mobile)\.?:? ?\+?\(?\d|"
+    r"abbestellen|abmelden|hier klicken|klicken sie|jetzt (?:kaufen|bestellen|buchen|sichern|zugreifen)|nur (?:heute|"
+    r"diese woche|für kurze zeit)|gratis|kostenloser versand|vertraulich\w*|(?:richtige|vorgesehene|bestimmte)r? "
+    r"(?:adressat|empfänger)|irrtümlich|vor dem ausdrucken|amtsgericht|handelsregister|geschäftsführ\w+:|ust-?id\w*"
+    r")",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What adverts, signatures and notices of confidentiality say, which mail programs put around a message."""
+
+_BLANK = re.compile(r"\n[ \t>]*\n")
+
 _ANNOUNCED = re.compile(r"^[^:：]{1,60}[:：]\s+(?=\S+\s+\S+\s+\S)")
 """What announces a question: ``My question: how ...``."""
 
@@ -99,7 +121,7 @@ def parts(text: str, count: Callable[[str], int]) -> list[QueryPart]:
     A short query is one part. Of a longer one each sentence that asks is a part, together with the one before it where
     it refers to that; what stands between is cut into parts of several sentences, which weigh less. Where nothing is
     recognised as a question, the last part counts most. Of a conversation the last turn asks, and no earlier one. What
-    is quoted asks where nothing else does.
+    is quoted, and an advert or a signature, asks where nothing else does.
 
     Args:
         text: the query, not blank.
@@ -116,7 +138,13 @@ def parts(text: str, count: Callable[[str], int]) -> list[QueryPart]:
     sentences = list(_sentences(text, count))
     asking = {start for start, sentence in sentences if start >= last_turn and _asks(sentence)}
     asking = {start for start in asking if not _is_quoted(text, start)} or asking
+    left_out = _sent_along(text, sentences)
+    if asking <= left_out:
+        left_out = set()
     for start, sentence in sentences:
+        if start in left_out:
+            before = ""
+            continue
         if start in asking and _asks(sentence):
             asked.append(QueryPart(_ANNOUNCED.sub("", sentence)))
             if before and _REFERS.search(sentence) and count(f"{before} {sentence}") <= PART_TOKENS:
@@ -147,6 +175,28 @@ def _asks(sentence: str) -> bool:
 def _is_quoted(text: str, start: int) -> bool:
     """Whether the line that a character stands in is another's."""
     return bool(_QUOTED.match(text, text.rfind("\n", 0, start) + 1))
+
+
+def _sent_along(text: str, sentences: Sequence[tuple[int, str]]) -> set[int]:
+    """First characters of the sentences that are of an advert, a signature or the like: others around them say so."""
+    marks = [mark.start() for mark in _SENT_ALONG.finditer(text)]
+    paragraphs = [0, *(gap.end() for gap in _BLANK.finditer(text)), len(text)]
+    found = set()
+    for start, sentence in sentences if marks else ():
+        begin = start
+        while text[begin].isspace():
+            begin += 1
+        first, last = text.rfind("\n", 0, begin) + 1, text.find("\n", begin)
+        last = len(text) if last < 0 else last
+        if text[first:last].strip() == sentence:
+            continue
+        if last - first < WRAPPED:  # the paragraph goes on in the next line
+            at = bisect_right(paragraphs, begin) - 1
+            first, last = paragraphs[at], paragraphs[min(at + 1, len(paragraphs) - 1)]
+        around = marks[bisect_left(marks, first) : bisect_left(marks, last)]
+        if any(not begin <= mark < begin + len(sentence) for mark in around):
+            found.add(start)
+    return found
 
 
 def _sentences(text: str, count: Callable[[str], int]) -> Iterator[tuple[int, str]]:

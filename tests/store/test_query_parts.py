@@ -87,6 +87,32 @@ def test_what_others_asked_is_not_asked(others, message):
     assert [part.text for part in found if part.weight == 1] == ["What does a ticket to Holm cost?"]
 
 
+ADVERTS = [
+    "SPRING SALE! Tired of an old stove? Why wait? Up to 60% off, click here: https://stoves.example/s Who says that "
+    "heat has to be dear? What are you waiting for? Unsubscribe: https://stoves.example/u",
+    "This e-mail is confidential. If you are not the intended recipient, notify the sender and delete it. Did you get "
+    "it by mistake? Tell us at once. Please think of the forest before printing this e-mail.",
+    "--\nMara Quell | Head of Sales\nTel +49 471 555 0192\nNeed a quote? How can we help you?",
+    "Diese Nachricht ist vertraulich. Haben Sie sie irrtümlich erhalten? Wer nicht der richtige Empfänger ist, löscht "
+    "sie. Brauchen Sie ein neues Boot? Jetzt kaufen, nur diese Woche!",
+]
+
+
+@pytest.mark.parametrize("advert", ADVERTS)
+@pytest.mark.parametrize("message", ["{a}\n\n{q}", "{a}\n{q}\n\n{l}", "{q}\n\n{a}", "{a}\n\n{l}{q}\n\n{a}"])
+def test_what_adverts_and_signatures_ask_is_not_asked(advert, message):
+    asked = "What does a ticket to Holm cost?"
+    found = parts(message.format(q=asked, a=advert, l=LETTER), lambda text: 2 * words(text))
+    assert [part.text for part in found if part.weight == 1] == [asked]
+    assert not any("example" in part.text or "recipient" in part.text for part in found)
+
+
+def test_a_question_about_an_advert_is_asked():
+    for asked in "How do I unsubscribe from the newsletter?", "Who wrote that it is confidential?":
+        assert asked in [part.text for part in parts(f"{LETTER}{asked}", words) if part.weight == 1]
+    assert {"Why wait?"} <= {part.text for part in parts(ADVERTS[0] * 2, words) if part.weight == 1}
+
+
 def test_tags_of_a_prompt_part_what_stands_between_them():
     prompt = f"<history>{LETTER}So much for that</history><question>What does a ticket to Holm cost?</question>"
     found = [part.text for part in parts(prompt, words) if part.weight == 1]
@@ -120,6 +146,12 @@ def test_the_answer_is_shown_behind_a_letter_too(hybrid, message):
         text = message.format(q=question, l=LETTER)
         assert answer in hybrid.select(text, budget=64).text
         assert hybrid.retrieve(text, 1, prefilter=1)[0].doc_id == hybrid.retrieve(question, 1)[0].doc_id
+
+
+@pytest.mark.parametrize("advert", ADVERTS)
+def test_the_answer_is_shown_behind_adverts_too(hybrid, advert):
+    for question, answer in QUESTIONS.items():
+        assert answer in hybrid.select(f"{advert}\n\n{question}\n", budget=64).text
 
 
 @pytest.mark.parametrize("query", ["the of and to", "\U0001f600", "?", "...", "the " * 100, "\U0001f600 " * 100])
