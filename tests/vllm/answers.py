@@ -33,7 +33,9 @@ def main(model: str, selections: str, cases: str, answers: str, dtype: str) -> N
     said = []
     for done in llm.generate(prompts, sampling, use_tqdm=False):
         (output,) = done.outputs
-        said.append({"text": output.text, "finish_reason": output.finish_reason, "cached": done.num_cached_tokens})
+        ids = list(output.token_ids)
+        why = output.finish_reason
+        said.append({"text": output.text, "token_ids": ids, "finish_reason": why, "cached": done.num_cached_tokens})
     with open(answers, "w") as file:
         json.dump(said, file)
 

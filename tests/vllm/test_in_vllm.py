@@ -16,11 +16,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
+from transformers import DynamicCache
 
 from benchmarks import serving
 from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.evaluation.questions import read_questions
 from shared_context.integrations.vllm.selections import parameters, remove_selection, write_selection
+from shared_context.model.cache import CACHE_ARGUMENT
 from shared_context.model.pretrained import resolve_model
 
 PYTHON = os.environ.get("SHARED_CONTEXT_VLLM_PYTHON")
@@ -85,6 +88,35 @@ def test_answers_are_those_of_the_library_to_the_word(exact, store, tmp_path):
     said, _ = answers([case(prompt, tmp_path) for prompt in prompts], tmp_path)
     assert [one["text"] for one in said] == expected
     assert [one["cached"] for one in said] == [prompt.computed for prompt in prompts]
+
+
+def test_in_half_precision_answers_part_where_two_tokens_are_all_but_tied(exact, store, handbook, tmp_path):
+    half = SharedLLMModel.from_pretrained(dtype="bfloat16")
+    asked = questions(int(os.environ.get("SHARED_CONTEXT_VLLM_QUESTIONS", "40")))
+    with SharedLLMContextStore(half, embedder=None) as halves:
+        halves.add(handbook, id="handbook")
+        shown = [halves.select(question, budget=256) for question in asked]
+        prompts = [half.assemble(q, context=s, max_new_tokens=NEW_TOKENS) for q, s in zip(asked, shown, strict=True)]
+        own = [half.generate(q, context=s, max_new_tokens=NEW_TOKENS) for q, s in zip(asked, shown, strict=True)]
+    said, _ = answers([case(prompt, tmp_path) for prompt in prompts], tmp_path, dtype="bfloat16")
+    parted = [n for n, one in enumerate(said) if one["text"] != own[n]]
+    assert len(parted) <= 0.15 * len(asked)
+    for n in parted:
+        there, here = said[n]["token_ids"], half.tokenize(own[n]).ids.tolist()
+        at = next(i for i, (a, b) in enumerate(zip(there, here, strict=False)) if a != b)
+        logits = logits_behind(exact, exact.assemble(asked[n], context=store.select(asked[n], budget=256)), there[:at])
+        assert abs(logits[there[at]] - logits[here[at]]) < 0.125  # the step of bfloat16 between 16 and 32
+
+
+@torch.inference_mode()
+def logits_behind(model, prompt, answer):
+    """Logits of the token that comes next, behind a prompt and the beginning of an answer."""
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(prompt.key_values.transpose(0, 1)):
+        cache.update(keys.transpose(0, 1)[None], values.transpose(0, 1)[None], layer)
+    rest = torch.tensor([[*prompt.token_ids[prompt.computed :], *answer]])
+    positions = prompt.computed + torch.arange(rest.shape[1])[None]
+    return model.hf_model(rest, **{CACHE_ARGUMENT: cache}, position_ids=positions, logits_to_keep=1).logits[0, -1]
 
 
 def test_what_is_wrong_with_a_request_fails_it_alone(exact, store, tmp_path):
