@@ -203,6 +203,23 @@ def opening(
     finish([report], data.name, json_file, html_file)
 
 
+@app.command("ray-ingest", epilog=output.EXIT_CODES)
+def ray_ingest(
+    data: DataArgument,
+    model: EvalModelOption = None,
+    documents: Annotated[int, typer.Option("--documents", min=1000, help="That each way stores.")] = 2000,
+    runs: RunsOption = 1,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """Documents a second: one process, one actor of Ray, and two."""
+    from benchmarks import ray_ingest as measurement
+
+    text, _ = _text_and_questions(data)
+    report = measurement.measure(_name(model), text, documents=documents, runs=runs)
+    finish([report], data.name, json_file, html_file)
+
+
 @app.command(epilog=output.EXIT_CODES)
 def serving(
     data: DataArgument,
