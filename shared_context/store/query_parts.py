@@ -188,7 +188,7 @@ def _sent_along(text: str, sentences: Sequence[tuple[int, str]]) -> set[int]:
             begin += 1
         first, last = text.rfind("\n", 0, begin) + 1, text.find("\n", begin)
         last = len(text) if last < 0 else last
-        if text[first:last].strip() == sentence:
+        if text[first:last].strip() == sentence and _asks(sentence):
             continue
         if last - first < WRAPPED:  # the paragraph goes on in the next line
             at = bisect_right(paragraphs, begin) - 1

@@ -131,7 +131,7 @@ def score(query: Query, leaves: Leaves, rows: torch.Tensor | slice, policy: Poli
     Each part's scores are told in standard deviations from their mean, so that parts of any length compare.
     """
     if len(query.parts) == 1:
-        return POLICIES[policy](query, leaves, rows)
+        return POLICIES[policy](query.parts[0][0], leaves, rows)
     best: torch.Tensor | None = None
     for part, weight in query.parts:
         scores = standardize(POLICIES[policy](part, leaves, rows)) * weight

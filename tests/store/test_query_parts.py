@@ -151,7 +151,10 @@ def test_the_answer_is_shown_behind_a_letter_too(hybrid, message):
 @pytest.mark.parametrize("advert", ADVERTS)
 def test_the_answer_is_shown_behind_adverts_too(hybrid, advert):
     for question, answer in QUESTIONS.items():
-        assert answer in hybrid.select(f"{advert}\n\n{question}\n", budget=64).text
+        behind, alone = (hybrid.select(text, budget=64) for text in (f"{advert}\n\n{advert}\n\n{question}\n", question))
+        assert answer in behind.text
+        assert [node.score for node in behind.nodes] == pytest.approx([node.score for node in alone.nodes])
+        assert behind.text == alone.text
 
 
 @pytest.mark.parametrize("query", ["the of and to", "\U0001f600", "?", "...", "the " * 100, "\U0001f600 " * 100])
