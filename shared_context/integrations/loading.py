@@ -6,15 +6,15 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from shared_context import SharedLLMModel
 from shared_context.errors import ConfigError
 
 _DEFAULTS = (("adapter", None), ("dtype", "auto"), ("device", "auto"))
 
-_loading = Lock()
-_in_use: WeakSet[SharedLLMModel] = WeakSet()
+_loading, _noting = Lock(), Lock()
+_in_use: WeakKeyDictionary[SharedLLMModel, None] = WeakKeyDictionary()  # the one given last is the last
 _options: WeakKeyDictionary[SharedLLMModel, dict[str, Any]] = WeakKeyDictionary()
 
 
@@ -48,7 +48,9 @@ def load_model(model: SharedLLMModel | str | Path, **options: Any) -> SharedLLMM
                 f"{', '.join(options)}: how a model is loaded that is given by name, and {model.name!r} is loaded "
                 "already; leave it out, or give the name"
             )
-        _in_use.add(model)
+        with _noting:
+            _in_use.pop(model, None)
+            _in_use[model] = None
         return model
     if not isinstance(model, str | Path):
         raise ConfigError(f"model={model!r}: must be a SharedLLMModel, or the name or folder of a model")
@@ -69,5 +71,10 @@ def loaded_with(model: SharedLLMModel) -> dict[str, Any]:
 
 
 def loaded_model(mark: str) -> SharedLLMModel | None:
-    """A model of this fingerprint or identity that :func:`load_model` has given to somebody who still holds it."""
-    return next((model for model in list(_in_use) if mark in (model.fingerprint, model.identity)), None)
+    """A model of this fingerprint or identity that :func:`load_model` has given to somebody who still holds it.
+
+    Of several it is the one given last.
+    """
+    with _noting:
+        given = list(_in_use)
+    return next((model for model in reversed(given) if mark in (model.fingerprint, model.identity)), None)

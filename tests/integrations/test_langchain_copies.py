@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import product
 
 import pytest
 from langchain_core.documents import Document
@@ -34,8 +35,9 @@ def pickled(thing):
 
 
 def test_models_are_shared(make_small_model):
-    model = make_small_model()
-    for llm in (ChatSharedLLM(model=model, max_tokens=4, stop=["."]), SharedLLM(model=model, max_tokens=4)):
+    alike = [make_small_model() for _ in range(4)]
+    for model, llm_class in product(alike, (ChatSharedLLM, SharedLLM)):
+        llm = llm_class(model=model, max_tokens=4, stop=["."])
         again = pickled(llm)
         assert again == llm and again.model is model
         assert again.invoke("Hello") and pickled(llm.bind(stop=["!"])).kwargs == {"stop": ["!"]}
