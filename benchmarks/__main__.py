@@ -192,6 +192,9 @@ def opening(
     documents: Annotated[
         list[int] | None, typer.Option("--documents", help="Sizes of the store; several. [1000, 10000 and 100000]")
     ] = None,
+    shards: Annotated[
+        int | None, typer.Option("--shards", min=1, help="Of a store of shards; without it one file.")
+    ] = None,
     json_file: JsonFileOption = None,
     html_file: HtmlFileOption = None,
 ) -> None:
@@ -199,7 +202,9 @@ def opening(
     from benchmarks import opening as measurement
 
     text, questions = _text_and_questions(data)
-    report = measurement.measure(_name(model), text, questions, documents=documents or measurement.DOCUMENTS)
+    report = measurement.measure(
+        _name(model), text, questions, documents=documents or measurement.DOCUMENTS, shards=shards
+    )
     finish([report], data.name, json_file, html_file)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +19,13 @@ from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.config import MIB
 from shared_context.evaluation.report import Cell, Report, Table, model_setting
 from shared_context.progress import with_progress
+from shared_context.shards import ShardedContextStore, open_store
+from shared_context.shards.writing import shard_for
 from shared_context.store.embedder import load_default_embedder
 from shared_context.store.leaf_words import LeafWords
 from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import HeaderData, NodeData, StoredText
+from shared_context.store.shard_folders import folders_of
 
 DOCUMENTS = (1_000, 10_000, 100_000)
 
@@ -35,7 +41,9 @@ PREFILTER = 32
 BUDGET = 1024
 
 
-def measure(model: str, text: str, questions: Sequence[str], *, documents: Sequence[int] = DOCUMENTS) -> Report:
+def measure(
+    model: str, text: str, questions: Sequence[str], *, documents: Sequence[int] = DOCUMENTS, shards: int | None = None
+) -> Report:
     """Seconds of the processor and peak memory of opening a store and selecting from it, in a process of its own each.
 
     Documents are words of a text in chance order; their codes and embeddings are chance, too, for what is measured does
@@ -46,20 +54,21 @@ def measure(model: str, text: str, questions: Sequence[str], *, documents: Seque
         text: whose words the documents are made of.
         questions: what is asked, two at least.
         documents: sizes of the store.
+        shards: of a store of shards, all in this process; None makes a store of one file.
     """
     rows: list[tuple[Cell, ...]] = []
     setting: dict[str, Cell] = {}
     for size in sorted(set(documents)):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "store"
-            in_own_process(_make, model, text, size, path)
+            _make(model, text, size, path, shards)
             for opening in ("first, from the database", "again"):
                 tokens, setting, found = in_own_process(_open, model, questions, path)
                 nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
                 rows.append((size, tokens, opening, *found, nbytes / tokens))
     return Report(
         "opening",
-        {**setting, "budget": BUDGET, "prefilter": PREFILTER},
+        {**setting, "shards": shards or "none", "budget": BUDGET, "prefilter": PREFILTER},
         [
             Table(
                 "Opening a store and selecting from it",
@@ -79,17 +88,33 @@ def measure(model: str, text: str, questions: Sequence[str], *, documents: Seque
     )  # fmt: skip
 
 
-def _make(name: str, text: str, size: int, path: Path) -> None:
-    """A store of so many documents of chance words."""
+def _make(name: str, text: str, size: int, path: Path, shards: int | None) -> None:
+    """A store of so many documents of chance words, each of its shards filled by a process of its own."""
+    if shards is not None:
+        in_own_process(_make_shards, name, path, shards)
+    folders = [path] if shards is None else folders_of(path, shards)
+    fill = partial(_fill, name, text, size, folders)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(fill, range(len(folders))))
+
+
+def _make_shards(name: str, path: Path, shards: int) -> None:
+    model = SharedLLMModel.from_pretrained(name)
+    ShardedContextStore.create(model, path, shards, embedder=load_default_embedder()).close()
+
+
+def _fill(name: str, text: str, size: int, folders: Sequence[Path], shard: int) -> None:
+    """Put the documents into a folder that are of its shard."""
     model, embedder = SharedLLMModel.from_pretrained(name), load_default_embedder()
-    drawn, chance = random.Random(1), np.random.default_rng(1)
+    drawn, chance = random.Random(shard), np.random.default_rng(shard)
     words = sorted({word for word in text.split() if word.isalpha()})
-    with SharedLLMContextStore(model, path, embedder=embedder) as store:
+    numbers = [number for number in range(size) if shard_for(_id(number), len(folders)) == shard]
+    with SharedLLMContextStore(model, folders[shard], embedder=embedder) as store:
         tree, catalogue = store.config.tree, store._rooms.catalogue
         shape = catalogue.shape
-        for first in with_progress(range(0, size, TOGETHER), f"{size} documents"):
+        for first in with_progress(range(0, len(numbers), TOGETHER), f"{len(numbers)} documents"):
             with catalogue.changing() as change:
-                for number in range(first, min(first + TOGETHER, size)):
+                for number in numbers[first : first + TOGETHER]:
                     said = f"Note {number}: {' '.join(drawn.choices(words, k=WORDS))}."
                     tokens = model.tokenize(said)
                     rows = {name: shape.rows(name, len(tokens)) for name in ("codes", "embeddings")}
@@ -98,11 +123,15 @@ def _make(name: str, text: str, size: int, path: Path) -> None:
                     codes = [_codes(chance, count, shape.code_size) for count in (rows["codes"], HEADER_TOKENS)]
                     found = LeafWords.by_chunk(said, tokens, tree.leaf_size, tree.chunk_size)
                     change.insert(
-                        Entry("document", f"note {number}", {"page": number}),
+                        Entry("document", _id(number), {"page": number}),
                         StoredText(said, tokens),
                         NodeData(*codes[0], embeddings, found),
                         HeaderData(*codes[1], embeddings[:1]),
                     )
+
+
+def _id(number: int) -> str:
+    return f"note {number}"
 
 
 def _codes(chance: np.random.Generator, tokens: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +152,7 @@ def _open(name: str, questions: Sequence[str], path: Path) -> tuple[int, dict[st
         seconds.append(time.process_time() - start)
 
     start = time.process_time()
-    store = SharedLLMContextStore(model, path, embedder=embedder)
+    store = open_store(model, path, embedder=embedder)
     seconds.append(time.process_time() - start)
     for prefilter in (None, PREFILTER):
         for question in questions[:2]:

@@ -234,11 +234,14 @@ class ShardedWords:
         self._holding = [number for number, state in states.items() if state.entries]
         self._languages = sorted({language for state in states.values() for language in state.languages})
 
-    def leaves_with(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and leaves of the documents that hold a term, int64, in rising order."""
-        answers = self._crew.ask(dict.fromkeys(self._holding, ("leaves_with", (term,))))
-        keys = [keys | (number << KEY_BITS) for number, (keys, _) in answers.items()]
-        return np.concatenate(keys), np.concatenate([leaves for _, leaves in answers.values()])
+    def leaves_with(self, terms: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each term, keys and leaves of the documents that hold it, int64, in rising order."""
+        answers = self._crew.ask(dict.fromkeys(self._holding, ("leaves_with", (list(terms),))))
+        found = []
+        for of_term in zip(*answers.values(), strict=True):
+            keys = [keys | (number << KEY_BITS) for number, (keys, _) in zip(answers, of_term, strict=True)]
+            found.append((np.concatenate(keys), np.concatenate([leaves for _, leaves in of_term])))
+        return found
 
     def languages(self) -> Sequence[str]:
         """Those that documents were taken for."""

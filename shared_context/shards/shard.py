@@ -158,10 +158,10 @@ class Shard:
             asked = None if embedding is None else torch.from_numpy(embedding)
             return self._catalogue.index.headers.said(torch.from_numpy(codes), asked)
 
-    def leaves_with(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and leaves of the documents that hold a term, int64, in rising order."""
+    def leaves_with(self, terms: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each term, keys and leaves of the documents that hold it, int64, in rising order."""
         with self._database.snapshot():
-            return self._catalogue.words.leaves_with(term)
+            return self._catalogue.words.leaves_with(terms)
 
     # Reading
 

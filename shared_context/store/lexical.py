@@ -28,11 +28,12 @@ class Gains:
 
     Args:
         postings: looks terms up.
+        terms: of all queries.
         leaves: those that are scored.
     """
 
-    def __init__(self, postings: Postings, leaves: Leaves):
-        self._postings, self._count = postings, len(leaves)
+    def __init__(self, postings: Postings, terms: Collection[str], leaves: Leaves):
+        self._rows, self._edges, self._count = postings.rows(terms), postings.document_edges(), len(leaves)
         self._of_term: dict[str, list[tuple[np.ndarray | slice, np.ndarray]]] = {}
 
     def of(self, term: str) -> list[tuple[np.ndarray | slice, np.ndarray]]:
@@ -42,12 +43,12 @@ class Gains:
         return self._of_term[term]
 
     def _compute(self, term: str) -> list[tuple[np.ndarray | slice, np.ndarray]]:
-        rows = self._postings.rows(term)
+        rows = self._rows[term]
         if not len(rows):
             return []
         idf = np.float32(np.log(1 + (self._count - len(rows) + 0.5) / (len(rows) + 0.5)))
         gains: list[tuple[np.ndarray | slice, np.ndarray]] = [(rows, np.full(len(rows), idf))]
-        first, behind = (edge[rows] for edge in self._postings.document_edges())
+        first, behind = (edge[rows] for edge in self._edges)
         for reach in SURROUNDINGS:
             near, counts = _around(np.maximum(rows - reach, first), np.minimum(rows + reach + 1, behind), self._count)
             gains.append((near, idf * _SATURATED[counts]))

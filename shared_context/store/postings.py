@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from shared_context.store.leaves import Leaves
@@ -27,15 +29,17 @@ class Postings:
         self._languages: list[str] = []
         self._edges: tuple[np.ndarray, np.ndarray] | None = None
 
-    def rows(self, term: str) -> np.ndarray:
-        """Rising rows of the leaves that hold a term, int32."""
+    def rows(self, terms: Collection[str]) -> dict[str, np.ndarray]:
+        """Of each term, rising rows of the leaves that hold it, int32; all are looked up at once."""
         leaves = self._renewed()
-        if (rows := self._rows.get(term)) is None:
-            rows = self._look_up(term, leaves)
-            if sum(map(len, self._rows.values())) + len(rows) > KEPT_ROWS:
+        held = {term: rows for term in terms if (rows := self._rows.get(term)) is not None}
+        if new := [term for term in dict.fromkeys(terms) if term not in held]:
+            found = {term: _rows(*of, leaves) for term, of in zip(new, self._words.leaves_with(new), strict=True)}
+            if sum(map(len, [*self._rows.values(), *found.values()])) > KEPT_ROWS:
                 self._rows.clear()
-            self._rows[term] = rows
-        return rows
+            self._rows |= found
+            held |= found
+        return held
 
     def document_edges(self) -> tuple[np.ndarray, np.ndarray]:
         """Of each leaf, the first one of its document and the one behind the last, int64 [leaves]."""
@@ -59,10 +63,10 @@ class Postings:
             self._edges = None
         return leaves
 
-    def _look_up(self, term: str, of: Leaves) -> np.ndarray:
-        documents, leaves = self._words.leaves_with(term)
-        first = np.searchsorted(of.document, documents)
-        rows = first + leaves
-        there = rows < len(of)
-        there[there] = of.document[rows[there]] == documents[there]
-        return rows[there].astype(np.int32)
+
+def _rows(documents: np.ndarray, leaves: np.ndarray, of: Leaves) -> np.ndarray:
+    """Rows of those of some documents' leaves that there are."""
+    rows = np.searchsorted(of.document, documents) + leaves
+    there = rows < len(of)
+    there[there] = of.document[rows[there]] == documents[there]
+    return rows[there].astype(np.int32)

@@ -77,7 +77,7 @@ def _of_words(
     # Languages that make the same terms of a query are one.
     languages = query.postings.languages() or [DEFAULT_LANGUAGE]
     several = dict.fromkeys(tuple(terms_of(query.text, language)) for language in languages)
-    gains = Gains(query.postings, leaves)
+    gains = Gains(query.postings, {term for terms in several for term in terms}, leaves)
     scores = np.max([bm25(terms, gains, leaves) for terms in several], axis=0)
     return torch.from_numpy(scores).to(leaves.device)[rows]
 

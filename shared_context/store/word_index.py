@@ -295,9 +295,9 @@ class NamespaceWords:
     index: WordIndex
     namespace: int
 
-    def leaves_with(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and leaves of the documents that hold a term, int64, in rising order."""
-        return self.index.leaves_with(self.namespace, term)
+    def leaves_with(self, terms: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each term, keys and leaves of the documents that hold it, int64, in rising order."""
+        return [self.index.leaves_with(self.namespace, term) for term in terms]
 
     def languages(self) -> list[str]:
         """Those that documents were taken for."""

@@ -88,9 +88,10 @@ def test_growth_measures_all_ways_at_each_size_and_fits_slopes(handbook):
 
 
 @pytest.mark.slow
-def test_opening_is_measured_for_each_size_the_first_time_and_again(handbook):
+@pytest.mark.parametrize("shards", [None, 3])
+def test_opening_is_measured_for_each_size_the_first_time_and_again(handbook, shards):
     questions = ["Who draws up the rosters?", "How warm is the drying room?"]
-    (table,) = opening.measure(DEFAULT_MODEL, handbook, questions, documents=[30, 10]).tables()
+    (table,) = opening.measure(DEFAULT_MODEL, handbook, questions, documents=[30, 10], shards=shards).tables()
     assert [row[0] for row in table.rows] == [10, 10, 30, 30]
     assert all(60 * row[0] < row[1] < 200 * row[0] for row in table.rows)  # tokens
     assert all(figure > 0 for row in table.rows for figure in row[3:8])

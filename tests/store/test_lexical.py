@@ -200,7 +200,8 @@ def test_bm25_is_that_of_the_formula(held):
             naive_leaves += [leaf.split() for leaf in leaves]
             naive_documents += [key] * len(leaves)
     with database.snapshot():
-        gains = Gains(Postings(NamespaceWords(database.words, 1), index), index.leaves())
-        scores = bm25(["lamp", "oil", "tide"], gains, index.leaves())
-    np.testing.assert_allclose(scores, bm25_naive(["lamp", "oil", "tide"], naive_leaves, naive_documents), rtol=1e-5)
+        terms = ["lamp", "oil", "tide"]
+        gains = Gains(Postings(NamespaceWords(database.words, 1), index), terms, index.leaves())
+        scores = bm25(terms, gains, index.leaves())
+    np.testing.assert_allclose(scores, bm25_naive(terms, naive_leaves, naive_documents), rtol=1e-5)
     database.close()
