@@ -15,6 +15,7 @@ from shared_context.shards.index import ShardedIndex, ShardedWords, shard_of, wh
 from shared_context.shards.shard import ShardState
 from shared_context.store.forks import ForkSafeLock
 from shared_context.store.line_rows import Entry
+from shared_context.store.lines import READ_ONE_BY_ONE
 from shared_context.store.node_data import StoredText
 from shared_context.store.texts import Texts
 
@@ -38,7 +39,11 @@ class ShardedCatalogue:
         self._crew, self._lock, self._closed = crew, ForkSafeLock(), False
         self.index, self.words = ShardedIndex(crew, tree, device), ShardedWords(crew)
         self.states: dict[int, ShardState] = {}
-        self._keys: dict[str, int] = {}
+        self._documents: list[int] = []
+        # Lines that were asked for; and the keys of all documents by their ids, once many were.
+        self._entries: dict[int, Entry] = {}
+        self._keys: dict[str, int] | None = None
+        self._sought = 0
         self._texts = Texts()
 
     @contextmanager
@@ -58,22 +63,34 @@ class ShardedCatalogue:
         if versions.keys() == answers.keys() and all(state is None for state in answers.values()):
             return
         self.states = {number: state or self.states[number] for number, state in sorted(answers.items())}
-        self._keys = {
-            entry.id: whole_key(number, key)
-            for number, state in self.states.items()
-            for key, entry in state.entries.items()
-        }
+        self._documents = [whole_key(number, key) for number, s in self.states.items() for key in s.keys.tolist()]
+        self._entries, self._keys, self._sought = {}, None, 0
         self.index.update(self.states)
         self.words.update(self.states)
         self._texts.clear()
 
+    def changed(self) -> bool:
+        """Whether a shard has changed since the last look, which takes it in."""
+        with self._lock:
+            before = self.states
+            self._take_in()
+            return self.states is not before
+
     def documents(self) -> list[int]:
         """Keys of the documents, in their order."""
-        return [whole_key(number, key) for number, state in self.states.items() for key in state.entries]
+        return self._documents
 
     def find(self, kind: str, id: object) -> int | None:
         """The key of a document; None where there is none of this id."""
-        return self._keys.get(id) if kind == "document" and isinstance(id, str) else None
+        if kind != "document" or not isinstance(id, str):
+            return None
+        self._sought += 1
+        if self._keys is None and self._sought > READ_ONE_BY_ONE:
+            self._keys = {e.id: key for key, e in zip(self._documents, self.entries(self._documents), strict=True)}
+        if self._keys is not None:
+            return self._keys.get(id)
+        found = self._crew.ask_all("find", id)
+        return next((whole_key(number, key) for number, key in found.items() if key is not None), None)
 
     def key(self, id: str) -> int:
         """The key of a document.
@@ -83,17 +100,24 @@ class ShardedCatalogue:
         """
         key = self.find("document", id)
         if key is None:
-            raise DocumentNotFoundError(f"No document has the id {id!r}; ids() lists the {len(self._keys)} known.")
+            raise DocumentNotFoundError(f"No document has the id {id!r}; ids() lists the {len(self._documents)} known.")
         return key
 
     def entry(self, key: int) -> Entry:
         """A document's line."""
-        number, own = shard_of(key)
-        return self.states[number].entries[own]
+        return self.entries([key])[0]
 
     def entries(self, keys: Sequence[int]) -> list[Entry]:
         """Lines of documents."""
-        return list(map(self.entry, keys))
+        missing: dict[int, list[int]] = {}
+        for key in keys:
+            if key not in self._entries:
+                number, own = shard_of(key)
+                missing.setdefault(number, []).append(own)
+        answers = self._crew.ask({number: ("entries", (own,)) for number, own in missing.items()}) if missing else {}
+        for number, found in answers.items():
+            self._entries |= zip((whole_key(number, own) for own in missing[number]), found, strict=True)
+        return [self._entries[key] for key in keys]
 
     def text(self, key: int) -> StoredText:
         """A document's text with its tokens."""

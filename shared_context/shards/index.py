@@ -12,8 +12,7 @@ import torch
 from shared_context.config import TreeConfig
 from shared_context.shards.crew import Crew
 from shared_context.shards.shard import ShardState
-from shared_context.store.header import header
-from shared_context.store.header_index import HeaderScores, figure_scores, figures
+from shared_context.store.header_index import HeaderScores, figure_scores
 from shared_context.store.leaves import Leaves, document_leaves
 from shared_context.store.node_index import inverse_leaf_frequency
 
@@ -47,7 +46,7 @@ class ShardedLeaves:
 
     def __init__(self, crew: Crew, tree: TreeConfig, states: dict[int, ShardState], device: torch.device | str):
         self._crew, self._device = crew, device
-        keys = [whole_key(number, key) for number, state in states.items() for key in state.entries]
+        keys = np.concatenate([state.keys | (number << KEY_BITS) for number, state in states.items()])
         tokens = np.concatenate([state.tokens for state in states.values()])
         arrays = document_leaves(tree, keys, tokens)
         self.spans = torch.from_numpy(arrays.pop("spans")).to(device)
@@ -154,7 +153,6 @@ class ShardedHeaders:
         self._crew = crew
         self._holding = [number for number, state in states.items() if state.headers]
         self._count = sum(state.headers for state in states.values())
-        self._states = states
 
     def __len__(self) -> int:
         return self._count
@@ -173,17 +171,14 @@ class ShardedHeaders:
 
     def with_figures(self, terms: Iterable[str]) -> HeaderScores | None:
         """How rare the numbers and identifiers of a query are that headers have."""
-        held = self._figures
-        return figure_scores(lambda term: [key for key in held if term in held[key]], terms, len(self))
-
-    @cached_property
-    def _figures(self) -> dict[int, frozenset[str]]:
-        texts = (
-            (whole_key(number, key), header(entry.metadata, entry.unsearched_keys))
-            for number, state in self._states.items()
-            for key, entry in state.entries.items()
-        )
-        return {key: found for key, text in texts if (found := figures(text))}
+        if not (asked := list(terms)):
+            return None
+        answers = self._crew.ask(dict.fromkeys(self._holding, ("headers_having", (asked,))))
+        having = [
+            [whole_key(number, key) for number, keys in zip(answers, of_term, strict=True) for key in keys]
+            for of_term in zip(*answers.values(), strict=True)
+        ]
+        return figure_scores(having, len(self))
 
 
 class ShardedIndex:
@@ -201,7 +196,7 @@ class ShardedIndex:
         self._leaves = ShardedLeaves(self._crew, self._tree, states, self.device) if len(self) else None
 
     def __len__(self) -> int:
-        return sum(len(state.entries) for state in self._states.values())
+        return sum(len(state.keys) for state in self._states.values())
 
     def leaves(self) -> ShardedLeaves:
         """All leaves of at least one document."""
@@ -214,12 +209,12 @@ class ShardedIndex:
 
     def token_ids(self) -> dict[int, np.ndarray]:
         """Token ids of all documents by their keys."""
-        questions = {number: ("token_ids", (list(s.entries),)) for number, s in self._states.items() if s.entries}
-        answers = self._crew.ask(questions)
+        keys = {number: state.keys.tolist() for number, state in self._states.items() if len(state.keys)}
+        answers = self._crew.ask({number: ("token_ids", (own,)) for number, own in keys.items()})
         return {
             whole_key(number, key): ids
             for number, answer in answers.items()
-            for key, ids in zip(self._states[number].entries, answer, strict=True)
+            for key, ids in zip(keys[number], answer, strict=True)
         }
 
 
@@ -231,7 +226,7 @@ class ShardedWords:
 
     def update(self, states: dict[int, ShardState]) -> None:
         """Take in what the shards hold now."""
-        self._holding = [number for number, state in states.items() if state.entries]
+        self._holding = [number for number, state in states.items() if len(state.keys)]
         self._languages = sorted({language for state in states.values() for language in state.languages})
 
     def leaves_with(self, terms: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:

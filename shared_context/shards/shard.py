@@ -33,7 +33,7 @@ class ShardState:
 
     Attributes:
         version: changes with what the shard holds.
-        entries: lines of its documents by their keys, rising.
+        keys: of its documents, rising, int64 [documents].
         tokens: of each document, int64 [documents].
         frequency: leaves that have a token, int64 [vocabulary].
         headers: documents that have a header.
@@ -43,7 +43,7 @@ class ShardState:
     """
 
     version: int
-    entries: dict[int, Entry]
+    keys: np.ndarray
     tokens: np.ndarray
     frequency: np.ndarray
     headers: int
@@ -109,15 +109,15 @@ class Shard:
             version = self._database.version()
             if known == version:
                 return None
-            keys = sorted(self._catalogue.documents())
-            leaves = index.leaves() if keys else None
+            keys = np.array(self._catalogue.documents(), np.int64)
+            leaves = index.leaves() if len(keys) else None
             tokens = np.zeros(len(keys), np.int64)
             if leaves is not None:
-                place = np.searchsorted(np.array(keys, np.int64), leaves.chunk_document)
+                place = np.searchsorted(keys, leaves.chunk_document)
                 np.add.at(tokens, place, leaves.chunk_length)
             return ShardState(
                 version,
-                dict(zip(keys, self._catalogue.entries(keys), strict=True)),
+                keys,
                 tokens,
                 index.frequency.copy(),
                 len(index.headers),
@@ -158,12 +158,27 @@ class Shard:
             asked = None if embedding is None else torch.from_numpy(embedding)
             return self._catalogue.index.headers.said(torch.from_numpy(codes), asked)
 
+    def headers_having(self, terms: Sequence[str]) -> list[list[int]]:
+        """For each number or identifier, keys of the documents whose headers have it."""
+        with self._database.locked():
+            return self._catalogue.index.headers.having(terms)
+
     def leaves_with(self, terms: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each term, keys and leaves of the documents that hold it, int64, in rising order."""
         with self._database.snapshot():
             return self._catalogue.words.leaves_with(terms)
 
     # Reading
+
+    def find(self, id: str) -> int | None:
+        """The key of a document; None where there is none of this id."""
+        with self._database.snapshot():
+            return self._catalogue.find("document", id)
+
+    def entries(self, keys: Sequence[int]) -> list[Entry]:
+        """Lines of documents."""
+        with self._database.snapshot():
+            return self._catalogue.entries(keys)
 
     def text(self, key: int) -> StoredText:
         """A document's text with its tokens."""

@@ -220,15 +220,24 @@ class ShardedContextStore(SharedLLMContextStore):
                 if len(self._crew.lost) == lost or not self._crew.present:
                     raise
 
+    def _at_one_moment(self, ask: Callable[[], T]) -> T:
+        """What is asked, again where a document is missing because its shard has changed meanwhile."""
+        while True:
+            try:
+                return self._answered(ask)
+            except StoreFormatError:
+                if not self._catalogue.changed():
+                    raise
+
     def select(self, query: str | None, **options: Any) -> Selection:
         """Choose what a query is shown; see :meth:`~shared_context.store.store.SharedLLMContextStore.select`."""
-        selection = self._answered(partial(super().select, query, **options))
+        selection = self._at_one_moment(partial(super().select, query, **options))
         selection.missing_shards = self.missing_shards
         return selection
 
     def retrieve(self, query: str, k: int = 5, **options: Any) -> list[Passage]:
         """The ``k`` best passages; see :meth:`~shared_context.store.store.SharedLLMContextStore.retrieve`."""
-        return self._answered(partial(super().retrieve, query, k, **options))
+        return self._at_one_moment(partial(super().retrieve, query, k, **options))
 
     # Documents
 
@@ -286,6 +295,9 @@ class ShardedContextStore(SharedLLMContextStore):
 
     def get(self, id: str) -> Document:
         """A document as it was stored."""
+        return self._at_one_moment(partial(self._get, id))
+
+    def _get(self, id: str) -> Document:
         with self._catalogue.reading():
             key = self._catalogue.key(id)
             entry, text = self._catalogue.entry(key), self._catalogue.text(key).text
@@ -294,17 +306,24 @@ class ShardedContextStore(SharedLLMContextStore):
     def ids(self, filters: Mapping[str, Any] | None = None) -> list[str]:
         """Ids of the documents that a filter lets through, in their order."""
         passes = compile_filter(filters)
-        return self._answered(partial(self._ids, passes))
+        return self._at_one_moment(partial(self._ids, passes))
 
     def _ids(self, passes: Callable[[Mapping[str, Any]], bool]) -> list[str]:
         with self._catalogue.reading():
-            entries = map(self._catalogue.entry, self._catalogue.documents())
+            entries = self._catalogue.entries(self._catalogue.documents())
             return [entry.id for entry in entries if passes(entry.metadata)]
 
     def __len__(self) -> int:
-        return len(self.ids())
+        return self._answered(self._count)
+
+    def _count(self) -> int:
+        with self._catalogue.reading():
+            return len(self._catalogue.documents())
 
     def __contains__(self, id: object) -> bool:
+        return self._answered(partial(self._holds, id))
+
+    def _holds(self, id: object) -> bool:
         with self._catalogue.reading():
             return self._catalogue.find("document", id) is not None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -191,10 +191,13 @@ class HeaderIndex:
 
     def with_figures(self, terms: Iterable[str]) -> HeaderScores | None:
         """How rare the numbers and identifiers of a query are that headers have; see :func:`figure_scores`."""
-        if not (asked := list(terms)):
-            return None
+        asked = list(terms)
+        return figure_scores(self.having(asked), len(self)) if asked else None
+
+    def having(self, terms: Sequence[str]) -> list[list[int]]:
+        """For each number or identifier, keys of the documents whose headers have it."""
         self._find_figures()
-        return figure_scores(self._having, asked, len(self))
+        return [self._having(term) for term in terms]
 
     def _having(self, term: str) -> list[int]:
         number = figure_number(term)
@@ -252,17 +255,16 @@ def figure_number(term: str) -> int:
     return int.from_bytes(blake2b(term.encode(errors="surrogatepass"), digest_size=8).digest(), "little", signed=True)
 
 
-def figure_scores(having: Callable[[str], Sequence[int]], terms: Iterable[str], headers: int) -> HeaderScores | None:
+def figure_scores(having: Iterable[Sequence[int]], headers: int) -> HeaderScores | None:
     """How rare the numbers and identifiers of a query are that headers have, as ``words``; None where none has one.
 
     Codes see a bag of digits in a year or a number, which is often all that tells documents apart.
 
     Args:
-        having: keys of the documents among the :func:`figures` of whose headers is a term.
-        terms: the query's.
+        having: for each of the query's terms, keys of the documents among the :func:`figures` of whose headers it is.
         headers: how many there are.
     """
-    found = [np.array(having(term), np.int64) for term in terms]
+    found = [np.array(of_term, np.int64) for of_term in having]
     keys, places = np.unique(np.concatenate([np.zeros(0, np.int64), *found]), return_inverse=True)
     if not len(keys):
         return None

@@ -83,7 +83,8 @@ class Lines:
         missing = [key for key in keys if key not in self._entries]
         if len(missing) > READ_ONE_BY_ONE:
             everything = self._database.catalogue(self._namespace)
-            self._entries |= {key: everything[key] for key in missing}
-        elif missing:
+            self._entries |= {key: everything[key] for key in missing if key in everything}
+            missing = [key for key in missing if key not in everything]
+        if missing:
             self._entries |= self._database.lines(self._namespace, missing)
         return [self._entries[key] for key in keys]

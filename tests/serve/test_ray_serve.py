@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from importlib import import_module
@@ -15,6 +17,7 @@ import yaml
 
 from shared_context import Document
 from shared_context.errors import ConfigError, ShardUnavailableError, StoreFormatError
+from shared_context.remote.publishing import push
 from shared_context.serve.access import add_key
 from shared_context.shards import ShardedContextStore
 
@@ -104,26 +107,66 @@ def test_answers_are_those_of_one_process_and_nothing_is_changed(running, expect
     assert refused.status_code == 403 and "a server that takes documents" in refused.text
 
 
-def fronts() -> list[psutil.Process]:
-    """Processes of the front in the cluster that this one began."""
+def replicas(deployment: str) -> list[psutil.Process]:
+    """Processes of a deployment in the cluster that this one began."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if "".join(process.cmdline()[:1]).startswith("ray::ServeReplica:boats:front"):
+            if "".join(process.cmdline()[:1]).startswith(f"ray::ServeReplica:boats:{deployment}"):
                 found.append(process)
     return found
 
 
-@pytest.mark.slow
-def test_what_a_dead_front_was_asked_is_answered_when_it_is_asked_again(running, expected, key):
-    secret, _ = key
-    (front,) = fronts()
+def killed_while_asked(url: str, secret: str, victims: list[psutil.Process]) -> list[str]:
+    """Answers to questions of which the first is answered when processes are killed."""
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(ask, running, number, secret, retries=60) for number in range(6)]
+        asked = [pool.submit(ask, url, number, secret, retries=60) for number in range(6)]
         wait(asked, return_when=FIRST_COMPLETED)
-        front.kill()
-        assert [one.result() for one in asked] == expected
-    assert front not in fronts()
+        for victim in victims:
+            victim.kill()
+        return [one.result() for one in asked]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deployment", ["front", "boats-shard-000"])
+def test_what_the_dead_were_asked_is_answered_when_it_is_asked_again(running, expected, key, deployment):
+    (victim,) = replicas(deployment)
+    assert killed_while_asked(running, key[0], [victim]) == expected
+    assert victim not in replicas(deployment)
+
+
+@pytest.fixture
+def replicated(cluster, folder, key, tmp_path):
+    """The application of a file that asks for two replicas of each deployment, of a published store."""
+    address = f"file://{tmp_path}/published"
+    push(folder, address)
+    twice = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}}
+    names = ["front", "boats-shard-000", "boats-shard-001"]
+    file = tmp_path / "serve.yaml"
+    content = {
+        "http_options": {"port": int(cluster.rpartition(":")[2])},
+        "applications": [
+            {
+                "name": "boats",
+                "import_path": "shared_context.serve.ray:app",
+                "args": {"stores": [f"boats={address}"], "keys": key[1], "dtype": "float32"},
+                "deployments": [{"name": name, **twice} for name in names],
+            }
+        ],
+    }
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--non-blocking", str(file)]
+    address_of_cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    subprocess.run(command, env=os.environ | address_of_cluster, check=True, timeout=300)
+    return cluster
+
+
+@pytest.mark.slow
+def test_one_of_two_replicas_of_each_deployment_may_die(replicated, expected, key):
+    both = [replicas(deployment) for deployment in ("front", "boats-shard-000", "boats-shard-001")]
+    assert [len(of) for of in both] == [2, 2, 2]
+    assert killed_while_asked(replicated, key[0], [of[0] for of in both]) == expected
+    assert [ask(replicated, number, key[0], retries=60) for number in range(6)] == expected
 
 
 class DiesOnce:

@@ -176,7 +176,7 @@ def test_a_shard_that_does_not_answer_fails_or_is_left_out(small, tmp_path, capl
     for missing in ("raise", "answer"):
         with ShardedContextStore(small, tmp_path / "store", missing=missing) as store:
             lost = store._crew._workers._shards[1]
-            held = [entry.id for entry in lost.state().entries.values()]
+            held = [entry.id for entry in lost.entries(lost.state().keys.tolist())]
             lost.late_interaction = None  # calling it fails as a process does that has died
             if missing == "raise":
                 with pytest.raises(ShardUnavailableError, match="Shard 1 of 3"):
@@ -189,6 +189,28 @@ def test_a_shard_that_does_not_answer_fails_or_is_left_out(small, tmp_path, capl
             del lost.late_interaction
             store.recall()
             assert len(store.select("Who sleeps?", budget=1000, floor=0.0).doc_ids) == 9
+
+
+@pytest.mark.parametrize("filters", [None, {"lamp": {"$gte": 0}}])
+def test_what_is_deleted_while_a_question_is_answered_is_not_shown(small, tmp_path, filters):
+    made = [Document(f"The keeper of lamp {n} sleeps.", f"d{n}", {"lamp": n}) for n in range(300)]
+    with ShardedContextStore.create(small, tmp_path / "store", 2, embedder=None) as writer:
+        writer.add(made)
+        with ShardedContextStore(small, tmp_path / "store") as store:
+            workers, ask = store._crew._workers, store._crew._workers.ask
+            asked = []
+
+            def ask_and_delete(questions):
+                answers = ask(questions)
+                if not asked and any(method == "state" for method, _ in questions.values()):
+                    asked.append(questions)
+                    writer.delete(["d7", "d8"])
+                return answers
+
+            workers.ask = ask_and_delete
+            shown = store.select("Who is the keeper of lamp 7?", budget=5000, floor=0.0, filters=filters).doc_ids
+            assert asked and len(shown) == 298 and {"d7", "d8"}.isdisjoint(shown)
+            assert len(store) == 298 and "d7" not in store and store.get("d9").metadata == {"lamp": 9}
 
 
 def test_what_is_no_store_of_shards_is_named(small, make_small_model, tmp_path):
