@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from shared_context.errors import ShardUnavailableError, SharedContextError
 from shared_context.shards.shard import Place, Shard
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Missing = Literal["raise", "answer"]
 """What becomes of a question where a shard does not answer: it fails, or the others answer it."""
@@ -126,6 +128,20 @@ class Crew:
     def ask_one(self, number: int, method: str, *arguments: Any) -> Any:
         """Ask one."""
         return self.ask({number: (method, arguments)})[number]
+
+    def answered(self, ask: Callable[[], T]) -> T:
+        """What ``ask`` gives, which asks shards; again without those that are lost meanwhile.
+
+        Raises:
+            ShardUnavailableError: one did not answer, and the others may not answer without it, or none is left.
+        """
+        while True:
+            lost = len(self.lost)
+            try:
+                return ask()
+            except ShardUnavailableError:
+                if len(self.lost) == lost or not self.present:
+                    raise
 
     def close(self) -> None:
         """Let the shards go."""

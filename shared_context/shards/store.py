@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from shared_context.config import StoreConfig, require, require_count
-from shared_context.errors import ConfigError, ShardUnavailableError, StoreFormatError, StoreUnavailableError
+from shared_context.errors import StoreFormatError, StoreUnavailableError
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.remote.address import is_address
 from shared_context.remote.fetching import Checkout, check_out, store_folders
 from shared_context.remote.snapshot import Snapshot
 from shared_context.shards.catalogue import ShardedCatalogue
 from shared_context.shards.crew import Crew, LocalWorkers, Missing, Workers
+from shared_context.shards.documents_only import DocumentsOnly
 from shared_context.shards.index import MOST_SHARDS
 from shared_context.shards.made import made_together
 from shared_context.shards.published_kv import PublishedKV
@@ -47,7 +48,7 @@ from shared_context.store.store import SharedLLMContextStore
 T = TypeVar("T")
 
 
-class ShardedContextStore(SharedLLMContextStore):
+class ShardedContextStore(DocumentsOnly):
     """Several stores as one: a query's selection is that of a single store of all their documents.
 
     Frequencies of tokens and words and the statistics of scores are those of the whole; what is compared with a query
@@ -96,7 +97,7 @@ class ShardedContextStore(SharedLLMContextStore):
             self._set_up_shards(config, embedder)
             opened.callback(self._writers.close)
             opened.callback(self._catalogue.close)
-            self._answered(self._look)
+            self._crew.answered(self._look)
             self._opened = opened.pop_all()
 
     def _place(self, path: str | Path, opened: ExitStack) -> tuple[Path, Sequence[Place]]:
@@ -118,7 +119,7 @@ class ShardedContextStore(SharedLLMContextStore):
 
     def _set_up_shards(self, config: StoreConfig | None, embedder: Embedder | Literal["auto"] | None) -> None:
         assert self.path is not None  # shards lie in a folder
-        first = made_together(self._answered(partial(self._crew.ask_all, "made_with")), self.place)
+        first = made_together(self._crew.answered(partial(self._crew.ask_all, "made_with")), self.place)
         about = About.from_bytes(first[0])
         about.check_model(self.model, self.path)
         self.embedder = about.chosen_embedder(embedder, None, self.path, str(self.model.device))
@@ -210,21 +211,11 @@ class ShardedContextStore(SharedLLMContextStore):
         """Ask those shards again that have not answered."""
         self._crew.recall()
 
-    def _answered(self, ask: Callable[[], T]) -> T:
-        """What is asked, again without those shards that are lost meanwhile."""
-        while True:
-            lost = len(self._crew.lost)
-            try:
-                return ask()
-            except ShardUnavailableError:
-                if len(self._crew.lost) == lost or not self._crew.present:
-                    raise
-
     def _at_one_moment(self, ask: Callable[[], T]) -> T:
         """What is asked, again where a document is missing because its shard has changed meanwhile."""
         while True:
             try:
-                return self._answered(ask)
+                return self._crew.answered(ask)
             except StoreFormatError:
                 if not self._catalogue.changed():
                     raise
@@ -238,6 +229,10 @@ class ShardedContextStore(SharedLLMContextStore):
     def retrieve(self, query: str, k: int = 5, **options: Any) -> list[Passage]:
         """The ``k`` best passages; see :meth:`~shared_context.store.store.SharedLLMContextStore.retrieve`."""
         return self._at_one_moment(partial(super().retrieve, query, k, **options))
+
+    def selection_from(self, spans: Iterable[Sequence[Any]], query: str | None = None, **options: Any) -> Selection:
+        """The selection of given characters, as for a store."""
+        return self._at_one_moment(partial(super().selection_from, list(spans), query, **options))
 
     # Documents
 
@@ -314,44 +309,18 @@ class ShardedContextStore(SharedLLMContextStore):
             return [entry.id for entry in entries if passes(entry.metadata)]
 
     def __len__(self) -> int:
-        return self._answered(self._count)
+        return self._crew.answered(self._count)
 
     def _count(self) -> int:
         with self._catalogue.reading():
             return len(self._catalogue.documents())
 
     def __contains__(self, id: object) -> bool:
-        return self._answered(partial(self._holds, id))
+        return self._crew.answered(partial(self._holds, id))
 
     def _holds(self, id: object) -> bool:
         with self._catalogue.reading():
             return self._catalogue.find("document", id) is not None
-
-    # What a store of shards has not
-
-    def conversation(self, id: str, *, recent_tokens: int = 1024) -> Any:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(f"conversation {id!r}: a store of shards keeps documents only; use a store of its own.")
-
-    def conversations(self) -> list[str]:
-        """None."""
-        return []
-
-    def namespace(self, name: str) -> SharedLLMContextStore:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(f"namespace {name!r}: a store of shards has none; make a store of shards for each tenant.")
-
-    def namespaces(self) -> list[str]:
-        """None."""
-        return []
 
     # The whole store
 

@@ -42,20 +42,22 @@ class LetterEmbedder:
         return (counts / np.linalg.norm(counts, axis=1, keepdims=True)).astype(np.float32)
 
 
-def documents(seed: int, count: int) -> list[Document]:
+TRADES = ["glazier", "beekeeper", "ferryman", "miller", "saddler", "netmaker"]
+PLACES = ["Ashford", "the valley", "Stone Quay", "Upper Lea", "bridge 417", "the mill pond"]
+
+
+def documents(seed: int, count: int, lengths: tuple[int, ...] = (1, 3, 12, 60)) -> list[Document]:
     rng = random.Random(seed)
-    trades = ["glazier", "beekeeper", "ferryman", "miller", "saddler", "netmaker"]
-    places = ["Ashford", "the valley", "Stone Quay", "Upper Lea", "bridge 417", "the mill pond"]
     things = ["windows", "hives", "nets", "wheels", "saddles", "lamps", "ropes", "sails"]
     made = []
     for number in range(count):
         sentences = [
-            f"The {rng.choice(trades)} of {rng.choice(places)} {rng.choice(['repaired', 'sold', 'lost', 'painted'])} "
+            f"The {rng.choice(TRADES)} of {rng.choice(PLACES)} {rng.choice(['repaired', 'sold', 'lost', 'painted'])} "
             f"{rng.randint(2, 40)} {rng.choice(things)} in week {rng.randint(1, 52)}."
-            for _ in range(rng.choice([1, 3, 12, 60]))
+            for _ in range(rng.choice(lengths))
         ]
         metadata = (
-            {"title": f"Notes of the {rng.choice(trades)}", "year": rng.randint(1990, 2020)} if number % 3 else {}
+            {"title": f"Notes of the {rng.choice(TRADES)}", "year": rng.randint(1990, 2020)} if number % 3 else {}
         )
         made.append(Document(" ".join(sentences), f"d{number}", metadata))
     return [*made, Document(made[1].text, "twin"), Document(made[5].text, "other twin")]
@@ -66,10 +68,9 @@ def small(make_small_model):
     return make_small_model()
 
 
-def split(small, tmp_path_factory, seed: int, count: int, shards: int, embedder):
+def split(small, tmp_path_factory, made: list[Document], shards: int, embedder):
     """Documents split at random over shards, and one store of all of them in the order of the shards."""
     folder = tmp_path_factory.mktemp("stores")
-    made = documents(seed, count)
     sharded = ShardedContextStore.create(small, folder / "sharded", shards, config=CONFIG, embedder=embedder)
     sharded.add(made)
     one = SharedLLMContextStore(small, folder / "one", config=CONFIG, embedder=embedder)
@@ -78,7 +79,11 @@ def split(small, tmp_path_factory, seed: int, count: int, shards: int, embedder)
     return sharded, one
 
 
-@pytest.fixture(scope="module", params=[(0, 40, 3, LetterEmbedder()), (1, 25, 7, None)], ids=["embedder", "none"])
+@pytest.fixture(
+    scope="module",
+    params=[(documents(0, 40), 3, LetterEmbedder()), (documents(1, 25), 7, None)],
+    ids=["embedder", "none"],
+)
 def both(request, small, tmp_path_factory):
     sharded, one = split(small, tmp_path_factory, *request.param)
     with sharded, one:
@@ -117,6 +122,16 @@ def test_a_selection_is_the_one_of_a_single_store(both, options):
         assert found.missing_shards == ()
 
 
+@pytest.mark.slow
+def test_so_it_is_among_ten_thousand_documents(small, tmp_path_factory):
+    drawn = random.Random(3)
+    sharded, one = split(small, tmp_path_factory, documents(3, 10_000, (1, 2, 3)), 16, LetterEmbedder())
+    with sharded, one:
+        for number in range(200):
+            question = f"What did the {drawn.choice(TRADES)} of {drawn.choice(PLACES)} do in week {1 + number % 52}?"
+            assert seen(sharded.select(question, budget=256)) == seen(one.select(question, budget=256)), question
+
+
 def test_so_are_passages(both):
     sharded, one = both
     for question in QUESTIONS:
@@ -127,7 +142,7 @@ def test_so_are_passages(both):
 
 
 def test_so_is_what_the_prefilter_leaves(small, tmp_path_factory):
-    sharded, one = split(small, tmp_path_factory, 2, 30, 4, LetterEmbedder())
+    sharded, one = split(small, tmp_path_factory, documents(2, 30), 4, LetterEmbedder())
     with sharded, one:
         for options in (
             {"prefilter": 5},
