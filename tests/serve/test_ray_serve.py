@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from importlib import import_module
@@ -29,6 +30,7 @@ from ray.serve.schema import ServeDeploySchema  # noqa: E402
 
 from shared_context.serve.ray import Fronts, Handles, app  # noqa: E402
 
+DEPLOYMENTS = ["front", "boats-shard-000", "boats-shard-001"]
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 DOCUMENTS = [
     Document(f"The keeper of lamp {number} paints boat {number * 3} and sleeps.", f"d{number}", {"lamp": number})
@@ -65,6 +67,7 @@ def key(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster():
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     ray.init(num_cpus=2, object_store_memory=100 << 20, log_to_driver=False, include_dashboard=False)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -141,7 +144,6 @@ def replicated(cluster, folder, key, tmp_path):
     address = f"file://{tmp_path}/published"
     push(folder, address)
     twice = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}}
-    names = ["front", "boats-shard-000", "boats-shard-001"]
     file = tmp_path / "serve.yaml"
     content = {
         "http_options": {"port": int(cluster.rpartition(":")[2])},
@@ -150,7 +152,7 @@ def replicated(cluster, folder, key, tmp_path):
                 "name": "boats",
                 "import_path": "shared_context.serve.ray:app",
                 "args": {"stores": [f"boats={address}"], "keys": key[1], "dtype": "float32"},
-                "deployments": [{"name": name, **twice} for name in names],
+                "deployments": [{"name": name, **twice} for name in DEPLOYMENTS],
             }
         ],
     }
@@ -158,12 +160,21 @@ def replicated(cluster, folder, key, tmp_path):
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--non-blocking", str(file)]
     address_of_cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     subprocess.run(command, env=os.environ | address_of_cluster, check=True, timeout=300)
+    until = time.monotonic() + 300
+    while not runs_twice(serve.status().applications["boats"]):
+        assert time.monotonic() < until, serve.status()
+        time.sleep(0.5)
     return cluster
+
+
+def runs_twice(application) -> bool:
+    replicas = [deployment.replica_states for deployment in application.deployments.values()]
+    return application.status == "RUNNING" and replicas == [{"RUNNING": 2}] * len(DEPLOYMENTS)
 
 
 @pytest.mark.slow
 def test_one_of_two_replicas_of_each_deployment_may_die(replicated, expected, key):
-    both = [replicas(deployment) for deployment in ("front", "boats-shard-000", "boats-shard-001")]
+    both = [replicas(deployment) for deployment in DEPLOYMENTS]
     assert [len(of) for of in both] == [2, 2, 2]
     assert killed_while_asked(replicated, key[0], [of[0] for of in both]) == expected
     assert [ask(replicated, number, key[0], retries=60) for number in range(6)] == expected
