@@ -93,7 +93,7 @@ class FilterError(SharedContextError, ValueError):
 
 
 class SelectionError(SharedContextError, ValueError):
-    """Keys and values that another engine is to load are missing, damaged or of something else."""
+    """Keys and values that pass from or to another engine are missing, damaged or of something else."""
 
 
 class StoreFormatError(SharedContextError, ValueError):

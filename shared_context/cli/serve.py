@@ -88,6 +88,10 @@ def serve(
             "--selections", metavar="FOLDER", help="Through which a vLLM that runs is handed what is injected."
         ),
     ] = None,
+    engine_compresses: Annotated[
+        bool,
+        typer.Option("--engine-compresses", help="Have vLLM compute the keys and values of chunks, too."),
+    ] = False,
 ) -> None:
     """Answer over HTTP as OpenAI does: one model for each store.
 
@@ -117,6 +121,10 @@ def serve(
             "give the folder that vLLM's connector reads together with the address of a vLLM that runs.",
             param_hint="--selections",
         )
+    if engine_compresses and engine is None:
+        raise typer.BadParameter(
+            "name the engine that is to compute chunks: --engine.", param_hint="--engine-compresses"
+        )
     parallel = parallel or (IN_PROCESS if engine is None else BY_VLLM)
     config = ServeConfig(parallel=parallel, queue=queue, budget=budget, max_tokens=max_tokens)
     limit = parse_bytes(kv_limit, "--kv-limit")
@@ -135,8 +143,10 @@ def serve(
             if selections is not None:  # by address
                 address, folder = engine, selections
             else:
-                address, folder = opened.enter_context(vllm_server(engine, model_of_all))
+                address, folder = opened.enter_context(vllm_server(engine, model_of_all, compresses=engine_compresses))
             vllm = VLLM(address, folder, config.engine_timeout)
+            if engine_compresses:
+                vllm.compress_for(model_of_all)
         app = create_app(served, config=config, keys=known, data=data, hosts=hosts, vllm=vllm)
         uvicorn.run(app, host=host, port=port, log_config=LOGGING, access_log=False, server_header=False)
 

@@ -106,6 +106,11 @@ class AdaptingModel(StackedModel):
         return self._decoder.reading_model
 
     @property
+    def compressing_model(self) -> PreTrainedModel:
+        """The model that chunks are encoded by: with its adapter's compressing weights, or ``hf_model`` without one."""
+        return with_projections(self.hf_model, self.compressor.projections) if self.has_adapter else self.hf_model
+
+    @property
     def rows(self) -> Rows:
         """Which rows coarse grains keep where nothing else is asked for: as the adapter is served."""
         return "importance" if self._adapter is None else self._adapter.config.rows

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -25,6 +26,28 @@ from shared_context.model.importance import (
 
 NORMS_BEHIND = ("post_feedforward_layernorm", "post_self_attn_layernorm")
 """Modules that a layer has where norms stand behind its attention and its MLP, and not only in front of them."""
+
+
+class ChunkEngine(Protocol):
+    """Another engine of the same weights, which computes what :meth:`Compressor.encode` is asked for.
+
+    Attributes:
+        name: which the keys and values are marked with, for they are the model's own but for rounding.
+    """
+
+    name: str
+
+    def key_values(
+        self, ids: Sequence[int], prefix: int, shape: tuple[int, int, int, int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Keys (rotated) and values of a chunk, [2, M, tokens, kv_heads, head_dim], keys first, on the processor.
+
+        Args:
+            ids: token ids of the shared prefix and of the chunk behind it.
+            prefix: how many of them are the prefix's.
+            shape: M, tokens, kv_heads, head_dim.
+            dtype: of what comes back.
+        """
 
 
 class LowerModel:
@@ -56,6 +79,13 @@ class LowerModel:
         """Whether attention's output is added to the hidden states as it is, with no norm of its own behind it."""
         return not any(hasattr(layer, norm) for layer in self._model.layers for norm in NORMS_BEHIND)
 
+    @property
+    def heads(self) -> tuple[int, int]:
+        """KV heads of a layer, and numbers of each."""
+        config = self._model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return config.num_key_value_heads, head_dim
+
     def hidden_states(self, ids: torch.Tensor) -> torch.Tensor:
         """States after the last of the layers, without the final norm.
 
@@ -83,9 +113,8 @@ class LowerModel:
             self._model(**settings, **{CACHE_ARGUMENT: cache})
             keys, values = ([getattr(layer, part) for layer in cache.layers] for part in ("keys", "values"))
             return torch.stack([torch.stack(keys), torch.stack(values)])
-        config = self._model.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (2, self.layers, len(ids), config.num_key_value_heads, ids.shape[1], head_dim)
+        kv_heads, head_dim = self.heads
+        shape = (2, self.layers, len(ids), kv_heads, ids.shape[1], head_dim)
         # Every layer writes where its part is to be: stacking them afterwards would take the memory twice.
         room = pages(shape, self._model.dtype, ids.device)
         self._model(**settings, **{CACHE_ARGUMENT: Cache(layers=[RoomyLayer(part, 0) for part in room.unbind(1)])})
@@ -156,6 +185,9 @@ class Compressor:
         layers: M.
         importance_method: how :meth:`importance` computes it; other methods give other numbers.
         request_ids: as above.
+        projections: weights, by layer and name, that chunks are encoded with instead of the model's own.
+        engine: encodes chunks instead of this process; None is this process. First-layer states and importance are
+            computed here all the same.
     """
 
     def __init__(
@@ -175,6 +207,8 @@ class Compressor:
         )
         self._prefix_kv: torch.Tensor | None = None
         self._window = window
+        self.projections: Mapping[int, Mapping[str, torch.Tensor]] = {}
+        self.engine: ChunkEngine | None = None
         self.layers, self.request_ids = layers, tuple(request_ids)
         self.importance_method = f"{METHOD}/{hashlib.sha256(str(list(request_ids)).encode()).hexdigest()[:8]}"
 
@@ -191,6 +225,7 @@ class Compressor:
             projections: weights, by layer and name, of the attention's projections.
             reading: those that the decoder reads with, which say what it needs of a chunk.
         """
+        self.projections = projections
         self._lower = LowerModel(model.base_model, self.layers, projections)
         self._reader = LowerModel(model.base_model, self.layers, reading)
         self._prefix_kv = None
@@ -220,8 +255,15 @@ class Compressor:
             For each chunk a ChunkKV over the bottom M layers; row r holds the key rotated for position
             ``len(prefix) + r``.
         """
+        if self.engine is not None:
+            return [self._computed_by(self.engine, chunk.tolist()) for chunk in chunks]
         kv = self.key_values(chunks)
         return [ChunkKV(_on_its_own(kv[:, :, i, :, : len(chunk)])) for i, chunk in enumerate(chunks)]
+
+    def _computed_by(self, engine: ChunkEngine, chunk: list[int]) -> ChunkKV:
+        ids, shape = [*self._prefix.tolist(), *chunk], (self.layers, len(chunk), *self._lower.heads)
+        rows = engine.key_values(ids, len(self._prefix), shape, self._lower.dtype)
+        return ChunkKV(_on_its_own(rows.to(self._prefix.device).transpose(2, 3)))
 
     def read_prefix(self) -> None:
         """Encode the prefix that repetitions stand behind, and keep it: again where the weights have changed."""

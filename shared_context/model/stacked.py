@@ -127,10 +127,15 @@ class StackedModel:
 
     @property
     def identity(self) -> str:
-        """What keys and values are marked with: the weights, what else they are computed by, the layers, the dtype."""
+        """What keys and values are marked with: the weights, what else they are computed by, the layers, the dtype.
+
+        Those of another engine are marked with its name: but for rounding they are this process's own, and not mixed.
+        """
         prefix = hashlib.sha256(f"{self.prompt_format.prefix}{arithmetic(self.hf_model)}".encode()).hexdigest()[:8]
         adapter = f"/{self._adapter.digest}" if self._adapter is not None else ""
-        return f"{self.fingerprint}/{prefix}/{self.compressor.layers}/{str(self.dtype).removeprefix('torch.')}{adapter}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        engine = f"/{self.compressor.engine.name}" if self.compressor.engine is not None else ""
+        return f"{self.fingerprint}/{prefix}/{self.compressor.layers}/{dtype}{adapter}{engine}"
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text on its own."""

@@ -20,7 +20,7 @@ from shared_context.serve.faults import Refusal
 from shared_context.serve.protocol import ChatRequest, CompletionRequest
 from shared_context.serve.room import Room
 from shared_context.serve.stores import ServedStore
-from shared_context.serve.vllm import RemoteStream
+from shared_context.serve.vllm_stream import RemoteStream
 from shared_context.store.citing import Citation, leaned_on
 from shared_context.store.selection import JoinedSelections, Selection
 from shared_context.store.turns import next_turn

@@ -70,6 +70,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         makes.open_all()
         engine.start()
+        if vllm is not None:
+            vllm.start()
         yield
         await asyncio.to_thread(engine.close)
         if vllm is not None:

@@ -55,6 +55,7 @@ class Fronts(BaseModel):
         anyone: whoever reaches Ray Serve's port may ask.
         model, adapter, dtype, device: as for ``shared-context serve``.
         engine: address of a vLLM that writes the answers; ``selections`` is the folder that both read.
+        engine_compresses: it computes the keys and values of chunks, too.
         shard_timeout: seconds that a shard may take for an answer, starting anew where it has died included.
     """
 
@@ -69,6 +70,7 @@ class Fronts(BaseModel):
     device: str = "auto"
     engine: str | None = None
     selections: str | None = None
+    engine_compresses: bool = False
     parallel: int = ServeConfig.parallel
     queue: int = ServeConfig.queue
     budget: int = ServeConfig.budget
@@ -161,8 +163,10 @@ class Front:
     def __serve_build_asgi_app__(self) -> FastAPI:
         fronts, vllm = self._fronts, None
         if fronts.engine is not None and fronts.selections is not None:
-            only_model(self._stores)
+            model = only_model(self._stores)
             vllm = VLLM(fronts.engine, Path(fronts.selections), fronts.serving().engine_timeout)
+            if fronts.engine_compresses:
+                vllm.compress_for(model)
         keys = Keys(Path(fronts.keys)) if fronts.keys is not None else None
         return create_app(self._stores, config=fronts.serving(), keys=keys, vllm=vllm, read_only=True)
 
@@ -189,6 +193,8 @@ def app(args: Fronts) -> serve.Application:
     if (args.engine is None) is not (args.selections is None):
         raise ConfigError("engine and selections go together: vLLM's address, and the folder that its connector reads.")
     limits = args.serving()
+    if args.engine_compresses and args.engine is None:
+        raise ConfigError("engine_compresses: name the engine that is to compute chunks, engine and selections.")
     shards = {name: _shards(name, place, args.model) for name, place in named(args.stores).items()}
     front = serve.deployment(
         serve.ingress()(Front), name="front", max_ongoing_requests=limits.parallel + limits.queue + BESIDE

@@ -1,27 +1,24 @@
-"""Answers written by a vLLM server beside, which is handed selections through a folder that both see."""
+"""A vLLM server beside: it is handed selections, and hands over chunks, through a folder that both see."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import httpx2
 import torch
 from transformers import PreTrainedModel
 
-from shared_context.errors import ConfigError
+from shared_context.errors import ConfigError, SelectionError
+from shared_context.integrations.vllm import encodings
 from shared_context.integrations.vllm.selections import parameters, remove_selection, write_selection
-from shared_context.model.assembled import AssembledPrompt
 from shared_context.model.compressor import bottom_layers
-from shared_context.model.generation import Completion
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.serve.faults import Refusal
 
@@ -30,8 +27,10 @@ PROBE = "The keeper counts the boats at dusk, writes their names into the book a
 LIKENESS = 0.1
 """Nats by which the engine's likelihood of a token of PROBE may be off on average. Half precision makes 0.01 of it, and
 0.04 with an adapter, which is merged into the weights here and not there; of several adapters the nearest is taken."""
-_TAKEN = {"max_new_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k",
-          "seed": "seed", "stop": "stop"}  # fmt: skip
+CHUNKS_AT_ONCE = 2
+"""Chunks that the engine is asked for at a time: it says nothing before one is done, and many would take it longer."""
+NEARNESS = 0.1
+"""How far off the engine's keys and values of PROBE may be on average, of what these are on average themselves."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,12 @@ class Names:
     Attributes:
         base: as it is, which answers what has no context.
         reading: with its adapter's decoding set, which answers behind a context.
+        compressing: with its adapter's compressing set, which chunks are computed by.
     """
 
     base: str
     reading: str
+    compressing: str
 
 
 class VLLM:
@@ -75,6 +76,25 @@ class VLLM:
         )
         self._serves: dict[str, Names] = {}
         self._checking = asyncio.Lock()
+        self._chunks = asyncio.Semaphore(CHUNKS_AT_ONCE)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begin, in the event loop that the connections belong to."""
+        self._loop = asyncio.get_running_loop()
+
+    def compress_for(self, model: SharedLLMModel) -> None:
+        """Have the server compute the chunks of a model's stores, too, from now on."""
+        model.compressor.engine = VLLMCompressor(self, model)
+
+    def wait_for(self, work: Coroutine[Any, Any, torch.Tensor]) -> torch.Tensor:
+        """What comes of something that the server is asked; waited for in another thread than the event loop's.
+
+        Raises:
+            Refusal: it fails.
+        """
+        assert self._loop is not None  # the application has started
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -98,10 +118,7 @@ class VLLM:
             raise self._other_model(name, model)
         reading = name
         if model.has_adapter:
-            distances = {other: await self._distance(other, model.reading_model, ids) for other in adapters}
-            reading = min(distances, key=distances.__getitem__, default=name)
-            if distances.get(reading, math.inf) > LIKENESS:
-                raise self._without_adapter(name, model)
+            reading = await self._adapted(name, adapters, "decode", model, ids)
         plain = {"model": name, "prompt": ids, "max_tokens": 1, "temperature": 0}
         missing = uuid4().hex
         if await self._answers(
@@ -125,7 +142,82 @@ class VLLM:
                 )
         finally:
             remove_selection(self.selections, id)
-        return Names(name, reading)
+        compressing = name
+        if model.compressor.engine is not None:
+            if model.has_adapter:
+                compressing = await self._adapted(name, adapters, "compress", model, ids)
+            await self._check_chunk(compressing, model, ids)
+        return Names(name, reading, compressing)
+
+    async def _adapted(
+        self, name: str, adapters: Sequence[str], part: Literal["decode", "compress"], model: SharedLLMModel,
+        ids: Sequence[int],
+    ) -> str:  # fmt: skip
+        """By which name the server has a set of a model's adapter.
+
+        Raises:
+            Refusal: by none.
+        """
+        weights = model.reading_model if part == "decode" else model.compressing_model
+        distances = {other: await self._distance(other, weights, ids) for other in adapters}
+        nearest = min(distances, key=distances.__getitem__, default=name)
+        if distances.get(nearest, math.inf) > LIKENESS:
+            raise self._without_adapter(name, part, model)
+        return nearest
+
+    async def _check_chunk(self, name: str, model: SharedLLMModel, ids: Sequence[int]) -> None:
+        """Make sure that the server's keys and values of a text are the model's own but for rounding.
+
+        Raises:
+            Refusal: there are none, or they are not.
+        """
+        prefix = list(model.prompt_format.prefix)
+        own = (await asyncio.to_thread(_own_rows, model, ids)).float()
+        _, *shape = own.shape
+        found = await self._chunk(name, [*prefix, *ids], len(prefix), tuple(shape), model.dtype)
+        if not (found.float() - own).abs().mean() <= NEARNESS * own.abs().mean():  # nor NaN
+            raise self._unusable(f"they are not those of {model.name}")
+
+    async def chunk(
+        self,
+        model: SharedLLMModel,
+        ids: Sequence[int],
+        prefix: int,
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Keys and values of a chunk, as :class:`~shared_context.model.compressor.ChunkEngine` has them.
+
+        Raises:
+            Refusal: the server does not compute them, or what came cannot be used.
+        """
+        names = await self.check(model)
+        async with self._chunks:
+            return await self._chunk(names.compressing, ids, prefix, shape, dtype)
+
+    async def _chunk(
+        self, name: str, ids: Sequence[int], prefix: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> torch.Tensor:
+        try:
+            id = encodings.make_room(self.selections)
+            try:
+                # Salted, so that nobody can tell from the time it takes whether somebody else's document says the same.
+                asked = {"model": name, "prompt": list(ids), "max_tokens": 1, "temperature": 0, "cache_salt": id}
+                await self._json(
+                    "POST", "/v1/completions", {**asked, "kv_transfer_params": encodings.parameters(id, prefix)}
+                )
+                return await asyncio.to_thread(encodings.read_encoding, self.selections, id, ids, shape, dtype)
+            finally:
+                encodings.remove_room(self.selections, id)
+        except SelectionError as error:
+            raise self._unusable(str(error)) from error
+
+    def _unusable(self, reason: str) -> Refusal:
+        self.forget()
+        return Refusal(
+            502, f"The keys and values of a chunk that the engine at {self.url} computed cannot be used; the server's "
+            "log has the reason under this request's id.", code="engine_key_values", reason=reason,
+        )  # fmt: skip
 
     async def _models(self) -> list[str]:
         listed = await self._json("GET", "/v1/models")
@@ -147,12 +239,12 @@ class VLLM:
                 raise
             return math.inf
 
-    def _without_adapter(self, name: str, model: SharedLLMModel) -> Refusal:
+    def _without_adapter(self, name: str, part: str, model: SharedLLMModel) -> Refusal:
         return Refusal(
             502,
             f"The engine at {self.url} serves {name!r} without the adapter of {model.name!r}; write it with "
             "shared-context export-lora ADAPTER FOLDER and start the engine with --enable-lora --lora-modules "
-            "decode=FOLDER/decode.",
+            f"{part}=FOLDER/{part}.",
             code="engine_without_adapter",
         )
 
@@ -186,7 +278,7 @@ class VLLM:
         except ValueError:
             found = None
         if response.status_code != 200 or not isinstance(found, dict):
-            raise self.failed(response.status_code, _message(found))
+            raise self.failed(response.status_code, message_of(found))
         return found
 
     def open(self, body: Mapping[str, Any]) -> Any:
@@ -215,116 +307,29 @@ class VLLM:
         )  # fmt: skip
 
 
-class RemoteStream:
-    """One answer of vLLM's, piece by piece; whoever makes it closes it, however it ends.
+class VLLMCompressor:
+    """Chunks by a vLLM server, for the compressor of a model; asked in other threads than the event loop's."""
 
-    Args:
-        vllm: who writes it.
-        model: which assembles the prompt.
-        entries: that are injected.
-        options: as :meth:`SharedLLMModel.stream` takes them.
+    name = "vllm"
 
-    Attributes:
-        completion: what it took; None before its end.
+    def __init__(self, vllm: VLLM, model: SharedLLMModel):
+        self._vllm, self._model = vllm, model
 
-    Raises:
-        Refusal: something is asked for that is written in the process only.
-    """
-
-    def __init__(self, vllm: VLLM, model: SharedLLMModel, entries: int, options: Mapping[str, Any]):
-        if options.get("response_schema") is not None:
-            raise Refusal(
-                400, "response_format is followed by answers that are written in the process, and not by an engine "
-                "beside; leave it out, or serve without --engine.", param="response_format",
-            )  # fmt: skip
-        self._vllm, self._model, self._entries, self._options = vllm, model, entries, options
-        self._opened = AsyncExitStack()
-        self._prompt: AssembledPrompt | None = None
-        self._id: str | None = None
-        self._closed = False
-        self.completion: Completion | None = None
-
-    async def open(self, beside: Callable[..., Awaitable[Any]], assemble: Callable[[], AssembledPrompt]) -> None:
-        """Hand the prompt over.
-
-        Args:
-            beside: calls what takes long in another thread.
-            assemble: puts the prompt together.
+    def key_values(
+        self, ids: Sequence[int], prefix: int, shape: tuple[int, int, int, int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """As :class:`~shared_context.model.compressor.ChunkEngine` has it.
 
         Raises:
-            Refusal: the engine does not take it.
-            SharedContextError: the context is one that the engine cannot be given.
+            Refusal: the server does not compute them, or what came cannot be used.
         """
-        names = await self._vllm.check(self._model)
-        await beside(self._hand_over, assemble)
-        assert self._prompt is not None  # it was handed over
-        body: dict[str, Any] = {
-            "model": names.reading if self._prompt.computed else names.base,
-            "prompt": list(self._prompt.token_ids),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "stop_token_ids": list(self._model.ends),
-            **{_TAKEN[option]: value for option, value in self._options.items() if option in _TAKEN},
-        }
-        if self._id is not None:
-            transfer = parameters(self._id, self._prompt.computed)
-            body |= {"kv_transfer_params": transfer, "cache_salt": self._id}
-        try:
-            response = await self._opened.enter_async_context(self._vllm.open(body))
-            if response.status_code != 200:
-                raise self._vllm.failed(response.status_code, _message(_parsed(await response.aread())))
-        except httpx2.HTTPError as error:
-            raise self._vllm.unreached(error) from error
-        self._lines = response.aiter_lines()
+        return self._vllm.wait_for(self._vllm.chunk(self._model, ids, prefix, shape, dtype))
 
-    def _hand_over(self, assemble: Callable[[], AssembledPrompt]) -> None:
-        prompt = self._prompt = assemble()
-        if prompt.computed:
-            ids = prompt.token_ids[: prompt.computed]
-            self._id = write_selection(self._vllm.selections, ids, prompt.key_values)
-        if self._closed:  # meanwhile
-            self._remove()
 
-    def _remove(self) -> None:
-        if self._id is not None:
-            remove_selection(self._vllm.selections, self._id)
-
-    async def close(self) -> None:
-        """End the answer; the engine is told by the connection's end."""
-        self._closed = True
-        self._remove()
-        await self._opened.aclose()
-
-    async def pieces(self) -> AsyncGenerator[str]:
-        """The pieces of the text."""
-        began, first, said, finish_reason, tokens = time.perf_counter(), None, [], None, 0
-        try:
-            async for line in self._lines:
-                data = line.removeprefix("data: ").strip()
-                if not data or data == "[DONE]":
-                    continue
-                event = _parsed(data)
-                try:
-                    tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-                    found = [(str(one.get("text") or ""), one.get("finish_reason")) for one in event["choices"]]
-                except (KeyError, TypeError, AttributeError) as error:
-                    raise self._vllm.failed(200, _message(event)) from error
-                for text, reason in found:
-                    finish_reason = reason or finish_reason
-                    if text:
-                        first = first or time.perf_counter() - began
-                        said.append(text)
-                        yield text
-        except httpx2.HTTPError as error:
-            raise self._vllm.unreached(error) from error
-        if finish_reason not in ("stop", "length"):
-            raise self._vllm.failed(200, f"ended with {finish_reason!r}")
-        seconds = time.perf_counter() - began
-        assert self._prompt is not None  # it was handed over
-        read = len(self._prompt.token_ids) - self._entries
-        self.completion = Completion(
-            "".join(said), finish_reason, read, self._entries, tokens, first or seconds, seconds
-        )
+def _own_rows(model: SharedLLMModel, ids: Sequence[int]) -> torch.Tensor:
+    """A text's keys and values by this process, [2, layers, tokens, kv_heads, head_dim]."""
+    with torch.inference_mode():
+        return model.compressor.key_values([torch.tensor(ids)])[:, :, 0].transpose(2, 3).cpu()
 
 
 def _probe(model: SharedLLMModel) -> tuple[list[int], torch.Tensor]:
@@ -344,14 +349,15 @@ def _likelihoods(weights: PreTrainedModel, ids: Sequence[int]) -> list[float]:
         return rows.gather(1, given[0, 1:, None])[:, 0].tolist()
 
 
-def _parsed(data: str | bytes) -> Any:
+def parsed(data: str | bytes) -> Any:
+    """JSON; None where it is none."""
     try:
         return json.loads(data)
     except ValueError:
         return None
 
 
-def _message(body: Any) -> str:
+def message_of(body: Any) -> str:
     """What an engine says in the body of an error."""
     error = body.get("error", body) if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else None

@@ -24,18 +24,20 @@ PACKAGE = Path(__file__).parent.parent.parent
 API_SERVER = "vllm.entrypoints.openai.api_server"
 SECONDS_TO_END = 20
 ADAPTER = "shared-context-adapter"
+COMPRESSING = "shared-context-adapter-compressing"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The largest rank that vLLM is told of is one of these."""
 
 
 @contextmanager
-def vllm_server(command: str, model: SharedLLMModel) -> Iterator[tuple[str, Path]]:
+def vllm_server(command: str, model: SharedLLMModel, *, compresses: bool = False) -> Iterator[tuple[str, Path]]:
     """Start vLLM on a free port of this machine; it may take minutes until it answers.
 
     Args:
         command: vLLM's executable, or the Python of its environment, a name or a path, and further arguments of
             ``vllm serve`` behind it.
         model: whose checkpoint, dtype and window it takes.
+        compresses: it is to compute chunks, too, and so has an adapter's compressing set.
 
     Yields:
         Its address, and the folder through which it is handed selections.
@@ -54,7 +56,7 @@ def vllm_server(command: str, model: SharedLLMModel) -> Iterator[tuple[str, Path
             port = free.getsockname()[1]
         path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
         server = subprocess.Popen(
-            [*launched_by(Path(executable)), *_arguments(model, port, Path(folder)), *further],
+            [*launched_by(Path(executable)), *_arguments(model, port, Path(folder), compresses), *further],
             env={**os.environ, "PYTHONPATH": path},
             stdout=2,  # stdout is for results
             start_new_session=True,  # Ctrl-C is for this process, which ends the other one when its answers are given
@@ -83,18 +85,20 @@ def _python_of(script: Path) -> Path | None:
     return Path(program) if first.startswith("#!") and Path(program).name.startswith("python") else None
 
 
-def _adapter(model: SharedLLMModel, folder: Path) -> list[str]:
-    """Arguments that have vLLM load the decoding set of a model's adapter, which is written for it."""
+def _adapter(model: SharedLLMModel, folder: Path, compresses: bool) -> list[str]:
+    """Arguments that have vLLM load what it needs of a model's adapter, which is written for it."""
     adapter = model.adapter()
     if adapter is None:
         return []
-    decoding, _ = export_lora(adapter, folder / "adapter", stack=model.hf_model.base_model_prefix)
+    decoding, compressing = export_lora(adapter, folder / "adapter", stack=model.hf_model.base_model_prefix)
+    sets = {ADAPTER: decoding, COMPRESSING: compressing} if compresses else {ADAPTER: decoding}
+    named = [json.dumps({"name": name, "path": str(path)}) for name, path in sets.items()]
     rank = next((rank for rank in RANKS if rank >= (adapter.config.rank or 0)), RANKS[-1])
-    named = json.dumps({"name": ADAPTER, "path": str(decoding)})
-    return ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", named]
+    at_once = ["--max-loras", str(len(named))]  # so that answers and chunks are computed in the same step
+    return ["--enable-lora", "--max-lora-rank", str(rank), *at_once, "--lora-modules", *named]
 
 
-def _arguments(model: SharedLLMModel, port: int, folder: Path) -> list[str]:
+def _arguments(model: SharedLLMModel, port: int, folder: Path, compresses: bool) -> list[str]:
     transfer = {
         "kv_connector": "SharedContextConnector",
         "kv_connector_module_path": "shared_context.integrations.vllm.connector",
@@ -109,7 +113,7 @@ def _arguments(model: SharedLLMModel, port: int, folder: Path) -> list[str]:
         *("--max-model-len", str(model.context_window)),
         *("--generation-config", "vllm"),  # a checkpoint's own defaults would change what a request asks for
         *("--kv-transfer-config", json.dumps(transfer)),
-        *_adapter(model, folder),
+        *_adapter(model, folder, compresses),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What passes to vLLM, and where it goes in a paged cache; none of it needs vLLM."""
+"""What passes to vLLM; none of it needs vLLM."""
 
 import json
 import subprocess
@@ -6,8 +6,6 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from shared_context import SharedLLMContextStore, StoreConfig, TreeConfig
@@ -18,7 +16,6 @@ from shared_context.integrations.vllm.selections import (
     parameters,
     read_selection,
     remove_selection,
-    slots,
     write_selection,
 )
 from shared_context.model.cache import CACHE_ARGUMENT
@@ -91,19 +88,6 @@ def test_a_request_without_a_salt_fails_when_it_is_loaded(tmp_path, key_values):
     named, tokens = asked_for(parameters(id, 5), 10, False)
     with pytest.raises(SelectionError, match="cache_salt"):
         read_selection(tmp_path, named, range(tokens), LAYERS)
-
-
-@given(st.data())
-def test_each_token_has_the_place_that_its_block_gives_it(data):
-    block_size = data.draw(st.sampled_from([1, 16, 32, 128]))
-    stop = data.draw(st.integers(1, 400))
-    start = data.draw(st.integers(0, stop - 1))
-    blocks = data.draw(st.permutations(range(-(-stop // block_size))))
-    cache = torch.full((len(blocks) * block_size,), -1)
-    cache[slots(blocks, start, stop, block_size)] = torch.arange(start, stop)
-    in_order = cache.view(-1, block_size)[list(blocks)].flatten()
-    assert in_order[start:stop].tolist() == list(range(start, stop))
-    assert (in_order[:start] == -1).all() and (in_order[stop:] == -1).all()
 
 
 @pytest.mark.parametrize(("kv_heads", "ranks"), [(8, 1), (8, 2), (8, 8), (3, 1), (2, 8), (1, 4)])

@@ -7,6 +7,7 @@ tested in tests/vllm.
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -14,7 +15,8 @@ import openai
 import pytest
 import torch
 
-from shared_context.errors import ConfigError
+from shared_context.errors import ConfigError, SelectionError
+from shared_context.integrations.vllm import encodings
 from shared_context.integrations.vllm.selections import PARAMETER
 from shared_context.model.adapter import Adapter, AdapterConfig
 from shared_context.model.low_rank import InjectionLoRA
@@ -25,15 +27,16 @@ ASKED = {"model": "coast", "messages": MESSAGES, "max_tokens": 4}
 
 
 class FaultyEngine(BaseHTTPRequestHandler):
-    """Knows the likelihoods of the probe, and whether a selection lies in the folder; goes wrong as it is told."""
+    """Knows the likelihoods of the probe, whether a selection lies in the folder, and how chunks are computed by the
+    model's own compressor; goes wrong as it is told."""
 
-    fault, rows, selections = None, {}, None
+    fault, rows, selections, compressors, probe = None, {}, None, {}, None
 
     def log_message(self, *_):
         pass
 
     def do_GET(self):
-        listed = {"object": "list", "data": [{"id": "small"}, {"id": "small-adapter"}]}
+        listed = {"object": "list", "data": [{"id": name} for name in self.rows]}
         self.tell({"detail": "hello"} if self.fault == "another service" else listed)
 
     def do_POST(self):
@@ -44,6 +47,8 @@ class FaultyEngine(BaseHTTPRequestHandler):
             time.sleep(3)
         if named and (self.fault == "elsewhere" or (not there and self.fault != "no connector")):
             return self.tell({"error": {"message": "Internal server error", "code": 500}}, 500)
+        if (wanted := (body.get("kv_transfer_params") or {}).get(encodings.PARAMETER)) is not None:
+            return self.save(body, **wanted)
         if body.get("prompt_logprobs") is not None:
             shift = 1.0 if self.fault == "another model" else 0.0
             likelihoods = zip(body["prompt"][1:], self.rows[body["model"]], strict=True)
@@ -67,6 +72,28 @@ class FaultyEngine(BaseHTTPRequestHandler):
         self.say({"choices": [{"text": "", "finish_reason": "stop"}]})
         return self.say({"choices": [], "usage": {"completion_tokens": 3}})
 
+    def save(self, body, id, first):
+        fault = self.fault or ""
+        if fault.endswith(" a chunk"):  # the probe is none
+            fault = "" if body["prompt"][first:] == self.probe else fault.removesuffix(" a chunk")
+        if fault == "fails":
+            return self.tell({"error": {"message": "Internal server error", "code": 500}}, 500)
+        if fault == "is late with":
+            time.sleep(2)
+        with torch.inference_mode():
+            computed = self.compressors[body["model"]].key_values([torch.tensor(body["prompt"][first:])])
+        rows = computed[:, :, 0].transpose(2, 3)
+        rows = rows.flip(2) if fault == "other rows" else rows.bfloat16() if fault == "another dtype" else rows
+        with suppress(SelectionError):  # the room is gone: nobody waits any more
+            if fault not in ("saves nothing", "loses"):
+                encodings.write_encoding(self.selections, id, body["prompt"], rows, 0, 1)
+        if fault == "damages":
+            (path,) = (self.selections / id).iterdir()
+            content = bytearray(path.read_bytes())
+            content[-100] ^= 0xFF
+            path.write_bytes(content)
+        return self.tell({"choices": [{"text": "x", "finish_reason": "length"}]})
+
     def say(self, event):
         self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
         self.wfile.flush()
@@ -87,9 +114,14 @@ def engine(coast, tmp_path):
 
     def start(fault, adapted=None):
         weights = {"small": coast.model.hf_model, "small-adapter": (adapted or coast.model).reading_model}
+        if adapted is not None:
+            weights["small-compressing"] = adapted.compressing_model
         rows = {name: _likelihoods(own, ids) for name, own in weights.items()}
         assert all(len(ids) == len(of) + 1 for of in rows.values())
-        handler = type("Handler", (FaultyEngine,), {"fault": fault, "rows": rows, "selections": tmp_path})
+        models = {"small": coast.model, "small-adapter": adapted, "small-compressing": adapted}
+        told = {"fault": fault, "rows": rows, "selections": tmp_path, "probe": ids}
+        told["compressors"] = {name: model.compressor for name, model in models.items() if model is not None}
+        handler = type("Handler", (FaultyEngine,), told)
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         started.append(server)
@@ -199,3 +231,91 @@ def test_what_an_engine_cannot_do_is_refused(coast, serving, engine, tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="There is no folder"):
         VLLM("http://127.0.0.1:1", tmp_path / "none")
+
+
+# ---- the engine as compressor
+
+
+@pytest.fixture
+def compressing(make_small_model, make_coast, engine):
+    """``compressing(fault)`` gives a store of a model of its own, and an engine that computes its chunks."""
+
+    def make(fault, of=None, timeout=1.0):
+        model = make_small_model() if of is None else of
+        vllm = VLLM(*engine(fault, of), timeout=timeout)
+        vllm.compress_for(model)
+        made.append(model)
+        return make_coast(of=model), vllm
+
+    made = []
+    yield make
+    for model in made:
+        model.compressor.engine = None
+
+
+def injected(store):
+    """Keys and values that a question is injected with."""
+    question = MESSAGES[0]["content"]
+    return store.model.assemble(question, context=store.select(question), max_new_tokens=4).key_values
+
+
+def chunks(store):
+    return store.stats()["kv_cache"]["memory"]["entries"]
+
+
+def test_chunks_are_computed_by_the_engine_and_kept_apart_from_ones_own(compressing, serving, tmp_path):
+    store, vllm = compressing(None)
+    with serving({"coast": store}, vllm=vllm) as running:
+        answer = running.client().chat.completions.create(**ASKED)
+        assert httpx.get(f"{running.url}/ready").status_code == 200
+    assert answer.choices[0].message.content == "At noon."
+    assert list(tmp_path.iterdir()) == []
+    kept = chunks(store)
+    by_engine = injected(store)  # from the store's cache: the server has ended
+    assert chunks(store) == kept > 0
+    identity, store.model.compressor.engine = store.model.identity, None
+    torch.testing.assert_close(by_engine, injected(store), atol=1e-5, rtol=1e-5)
+    assert identity != store.model.identity
+    assert chunks(store) == 2 * kept
+
+
+def test_chunks_are_computed_with_the_compressing_set(compressing, adapted, serving):
+    store, vllm = compressing(None, adapted)
+    with serving({"coast": store}, vllm=vllm) as running:
+        answer = running.client().chat.completions.create(**ASKED)
+    assert answer.choices[0].message.content == "By the adapter: noon."
+    by_engine = injected(store)
+    store.model.compressor.engine = None
+    torch.testing.assert_close(by_engine, injected(store), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fault", ["saves nothing", "damages", "other rows", "another dtype"])
+def test_chunks_that_cannot_be_used_are_refused(compressing, serving, tmp_path, fault):
+    store, vllm = compressing(fault)
+    with serving({"coast": store}, vllm=vllm) as running:
+        for stream in (False, True):
+            with pytest.raises(openai.APIStatusError) as refused:
+                running.client().chat.completions.create(**ASKED, stream=stream)
+            assert (refused.value.status_code, refused.value.code) == (502, "engine_key_values")
+            assert str(tmp_path) not in refused.value.message
+        assert httpx.get(f"{running.url}/ready").status_code == 502
+    assert list(tmp_path.iterdir()) == []
+    assert chunks(store) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [("loses a chunk", 502, "engine_key_values"), ("damages a chunk", 502, "engine_key_values"),
+     ("is late with a chunk", 504, "engine_slow"), ("fails a chunk", 502, "engine_failed")],
+)  # fmt: skip
+def test_a_chunk_that_goes_wrong_fails_its_request_alone(compressing, serving, tmp_path, fault, status, code):
+    store, vllm = compressing(fault)
+    with serving({"coast": store}, vllm=vllm) as running:
+        assert httpx.get(f"{running.url}/ready").status_code == 200
+        with pytest.raises(openai.APIStatusError) as refused:
+            running.client().chat.completions.create(**ASKED)
+        assert (refused.value.status_code, refused.value.code) == (status, code)
+        plain = running.client().chat.completions.create(**ASKED, extra_body={"context": False})
+        assert plain.choices[0].message.content == "At noon."
+    assert list(tmp_path.iterdir()) == []
+    assert chunks(store) == 0

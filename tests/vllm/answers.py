@@ -17,7 +17,15 @@ def main(model: str, selections: str, cases: str, answers: str, dtype: str) -> N
         kv_role="kv_consumer",
         kv_connector_extra_config={"selections": selections},
     )
-    llm = LLM(model, dtype=dtype, enforce_eager=True, max_model_len=2048, kv_transfer_config=transfer)
+    # So many tokens a step are fewer than some prompts have, which are computed in several then.
+    llm = LLM(
+        model,
+        dtype=dtype,
+        enforce_eager=True,
+        max_model_len=2048,
+        max_num_batched_tokens=512,
+        kv_transfer_config=transfer,
+    )
     with open(cases) as file:
         asked = json.load(file)
     prompts, sampling = [], []

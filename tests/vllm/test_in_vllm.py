@@ -1,7 +1,4 @@
-"""Answers of vLLM behind injected selections are the library's own; `make test-vllm` runs this.
-
-vLLM lives in an environment of its own, whose Python SHARED_CONTEXT_VLLM_PYTHON names.
-"""
+"""Answers of vLLM behind injected selections are the library's own; `make test-vllm` runs this."""
 
 import json
 import os
@@ -24,32 +21,9 @@ from shared_context import SharedLLMContextStore, SharedLLMModel
 from shared_context.evaluation.questions import read_questions
 from shared_context.integrations.vllm.selections import parameters, remove_selection, write_selection
 from shared_context.model.cache import CACHE_ARGUMENT
-from shared_context.model.pretrained import resolve_model
 
-PYTHON = os.environ.get("SHARED_CONTEXT_VLLM_PYTHON")
-ROOT = Path(__file__).parent.parent.parent
-DATA = ROOT / "examples" / "data"
-QUESTIONS = json.loads((DATA / "handbook-questions.json").read_text(encoding="utf-8"))
+DATA = Path(__file__).parent.parent.parent / "examples" / "data"
 NEW_TOKENS = 24
-
-pytestmark = pytest.mark.skipif(PYTHON is None, reason="SHARED_CONTEXT_VLLM_PYTHON names no Python with vLLM")
-
-
-def questions(count: int) -> list[str]:
-    found = [qa["question"] for article in QUESTIONS["data"] for p in article["paragraphs"] for qa in p["qas"]]
-    return found[:count]
-
-
-@pytest.fixture(scope="module")
-def exact() -> SharedLLMModel:
-    return SharedLLMModel.from_pretrained(dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def store(exact, handbook) -> SharedLLMContextStore:
-    store = SharedLLMContextStore(exact, embedder=None)
-    store.add(handbook, id="handbook")
-    return store
 
 
 def case(prompt, folder, **other):
@@ -59,29 +33,8 @@ def case(prompt, folder, **other):
     return {**asked, "transfer": parameters(id, prompt.computed), **other}
 
 
-def answers(cases, folder, dtype="float32"):
-    """What vLLM says."""
-    (folder / "cases.json").write_text(json.dumps(cases))
-    files = [folder / "cases.json", folder / "answers.json"]
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": str(ROOT)}
-    command = [
-        PYTHON,
-        Path(__file__).parent / "answers.py",
-        resolve_model("smollm2-135m-instruct"),
-        folder,
-        *files,
-        dtype,
-    ]
-    done = subprocess.run(
-        [str(part) for part in command], env={**os.environ, **settings}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return json.loads(files[1].read_text()), done.stdout + done.stderr
-
-
-def test_answers_are_those_of_the_library_to_the_word(exact, store, tmp_path):
-    count = int(os.environ.get("SHARED_CONTEXT_VLLM_QUESTIONS", "40"))
-    asked = questions(count)
+def test_answers_are_those_of_the_library_to_the_word(exact, store, questions, answers, tmp_path):
+    asked = questions(40)
     selections = [store.select(question, budget=256) for question in asked]
     prompts = [exact.assemble(q, context=s, max_new_tokens=NEW_TOKENS) for q, s in zip(asked, selections, strict=True)]
     expected = [exact.generate(q, context=s, max_new_tokens=NEW_TOKENS) for q, s in zip(asked, selections, strict=True)]
@@ -90,9 +43,11 @@ def test_answers_are_those_of_the_library_to_the_word(exact, store, tmp_path):
     assert [one["cached"] for one in said] == [prompt.computed for prompt in prompts]
 
 
-def test_in_half_precision_answers_part_where_two_tokens_are_all_but_tied(exact, store, handbook, tmp_path):
+def test_in_half_precision_answers_part_where_two_tokens_are_all_but_tied(
+    exact, store, handbook, questions, answers, tmp_path
+):
     half = SharedLLMModel.from_pretrained(dtype="bfloat16")
-    asked = questions(int(os.environ.get("SHARED_CONTEXT_VLLM_QUESTIONS", "40")))
+    asked = questions(40)
     with SharedLLMContextStore(half, embedder=None) as halves:
         halves.add(handbook, id="handbook")
         shown = [halves.select(question, budget=256) for question in asked]
@@ -119,7 +74,7 @@ def logits_behind(model, prompt, answer):
     return model.hf_model(rest, **{CACHE_ARGUMENT: cache}, position_ids=positions, logits_to_keep=1).logits[0, -1]
 
 
-def test_what_is_wrong_with_a_request_fails_it_alone(exact, store, tmp_path):
+def test_what_is_wrong_with_a_request_fails_it_alone(exact, store, questions, answers, tmp_path):
     (question,) = questions(1)
     selection = store.select(question, budget=256)
     prompt = exact.assemble(question, context=selection, max_new_tokens=NEW_TOKENS)
@@ -145,17 +100,23 @@ def test_what_is_wrong_with_a_request_fails_it_alone(exact, store, tmp_path):
         assert words in log
 
 
-@pytest.mark.parametrize(("adapter", "name"), [(None, "python"), ("factoid", "vllm")])
-def test_the_command_starts_vllm_and_answers_through_it(adapter, name, tmp_path, handbook):
+@pytest.mark.parametrize(
+    ("adapter", "name", "compresses"), [(None, "python", False), ("factoid", "vllm", False), ("factoid", "vllm", True)]
+)
+def test_the_command_starts_vllm_and_answers_through_it(
+    adapter, name, compresses, tmp_path, handbook, questions, python
+):
     exact = SharedLLMModel.from_pretrained(dtype="float32", adapter=adapter)
     path = tmp_path / "handbook.ctx"
     with SharedLLMContextStore(exact, path, embedder=None) as store:
         store.add(handbook, id="handbook")
-        asked = questions(int(os.environ.get("SHARED_CONTEXT_VLLM_QUESTIONS", "8")))
+        asked = questions(8)
         expected = [exact.generate(q, context=store.select(q, budget=256), max_new_tokens=NEW_TOKENS) for q in asked]
+        own = chunks(path)
     command = [sys.executable, "-m", "shared_context", "serve", str(path), "--port", "0", "--dtype", "float32"]
     command += [] if adapter is None else ["--adapter", adapter]
-    engine = f"{Path(PYTHON).parent / name} --enforce-eager"
+    command += ["--engine-compresses"] if compresses else []
+    engine = f"{python.parent / name} --enforce-eager"
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     with subprocess.Popen(
         [*command, "--engine", engine], stderr=subprocess.PIPE, text=True, env={**os.environ, **settings}
@@ -178,6 +139,7 @@ def test_the_command_starts_vllm_and_answers_through_it(adapter, name, tmp_path,
             with ThreadPoolExecutor(4) as pool:
                 answers = list(pool.map(partial(answer, url), asked))
             assert answers == expected
+            assert chunks(path) == (2 * own if compresses else own) > 0  # one's own and the engine's are kept apart
             plain = chat("handbook", asked[0]) | {"context": False}
             said = httpx.post(f"{url}/v1/chat/completions", json=plain, timeout=600).json()
             assert said["choices"][0]["message"]["content"] == exact.generate(asked[0], max_new_tokens=NEW_TOKENS)
@@ -192,13 +154,13 @@ def test_the_command_starts_vllm_and_answers_through_it(adapter, name, tmp_path,
     assert server.returncode == 0
 
 
-def test_both_ways_of_serving_and_pasted_text_are_measured_side_by_side(monkeypatch):
+def test_both_ways_of_serving_and_pasted_text_are_measured_side_by_side(python, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     asked = read_questions(DATA / "handbook-questions.json")
     report = serving.measure(
         SharedLLMModel.from_pretrained(),
         asked,
-        vllm=f"{PYTHON} --enforce-eager",
+        vllm=f"{python} --enforce-eager",
         entries=(256,),
         clients=(1, 4),
         limit=4,
@@ -210,6 +172,11 @@ def test_both_ways_of_serving_and_pasted_text_are_measured_side_by_side(monkeypa
         failed, tokens = row[-2:]
         assert failed == 0 and 0 < tokens <= 24
     assert len(report.targets) == 3 and not report.not_run
+
+
+def chunks(path):
+    """Chunks whose keys and values a store has on disk."""
+    return len(list((path / "kv").rglob("*.safetensors")))
 
 
 def chat(model, question):

@@ -7,16 +7,20 @@ Start vLLM with it::
         "kv_connector_extra_config": {"selections": "FOLDER"}}'
 
 A request that names a selection (``kv_transfer_params`` as :func:`.selections.parameters` makes them, and its id as
-``cache_salt``) begins with that selection's keys and values; all others are answered as without a connector.
+``cache_salt``) begins with that selection's keys and values. Of one that names a room (:func:`.encodings.parameters`)
+the keys and values are saved there when its prompt has been computed, before it is answered. All others are answered as
+without a connector.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -26,7 +30,9 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank, get_
 from vllm.model_executor.models.utils import extract_layer_index
 
 from shared_context.errors import ConfigError, SelectionError
-from shared_context.integrations.vllm.selections import asked_for, heads_of_rank, read_selection, slots
+from shared_context.integrations.vllm.encodings import asked_to_save, write_encoding
+from shared_context.integrations.vllm.paged import places, rows, slots
+from shared_context.integrations.vllm.selections import MALFORMED, asked_for, heads_of_rank, read_selection
 
 log = logging.getLogger("vllm.shared_context")
 
@@ -49,15 +55,51 @@ class Load:
     block_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Save:
+    """What a worker saves of one request, all of whose prompt is computed.
+
+    Attributes:
+        id: of the room.
+        token_ids: of the prompt.
+        first: of the tokens whose keys and values are saved.
+        block_ids: the request's blocks, in order.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    first: int
+    block_ids: tuple[int, ...]
+
+
 @dataclass
-class Loads(KVConnectorMetadata):
+class Saving:
+    """A request whose keys and values are to be saved, as the scheduler follows it.
+
+    Attributes:
+        request: as vLLM has it.
+        id, first: as of :class:`Save`.
+        block_ids: that it has so far.
+        placed_now: it was given these in this step.
+    """
+
+    request: Any
+    id: str
+    first: int
+    block_ids: list[int]
+    placed_now: bool = True
+
+
+@dataclass
+class Transfers(KVConnectorMetadata):
     """What the scheduler hands to the workers for one step."""
 
     loads: list[Load] = field(default_factory=list)
+    saves: list[Save] = field(default_factory=list)
 
 
 class SharedContextConnector(KVConnectorBase_V1):
-    """Copies selections into the paged cache before the step in which their requests are computed.
+    """Copies selections into the paged cache before the step in which their requests are computed, and chunks from it.
 
     Raises:
         ConfigError: the folder is not given, or the cache is one that selections do not fit.
@@ -82,7 +124,10 @@ class SharedContextConnector(KVConnectorBase_V1):
         self._layers = vllm_config.model_config.get_total_num_hidden_layers()
         self._planned: list[Load] = []
         self._cached: dict[str, int] = {}
+        self._saving: dict[str, Saving] = {}
         self._failed: set[int] = set()
+        self._attention: dict[str, Any] = {}
+        self._places: torch.Tensor | None = None
 
     # In the scheduler
 
@@ -97,44 +142,83 @@ class SharedContextConnector(KVConnectorBase_V1):
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Plan a load, of a request that was preempted as of a new one."""
         start = self._cached.pop(request.request_id, 0)
+        (block_ids,) = blocks.get_block_ids()
+        self._follow(request, block_ids)
         asked = self._asked(request)
         if num_external_tokens == 0 or asked is None:
             return
         id, tokens = asked
         ids = tuple(request.prompt_token_ids[:tokens])
-        (block_ids,) = blocks.get_block_ids()
         self._planned.append(Load(id, ids, start, start + num_external_tokens, tuple(block_ids)))
 
-    def build_connector_meta(self, scheduler_output: Any) -> Loads:
+    def _follow(self, request: Any, block_ids: list[int]) -> None:
+        """Save a request's keys and values when its prompt is computed, if it asks for it."""
+        try:
+            asked = asked_to_save(request.kv_transfer_params, request.num_prompt_tokens)
+        except SelectionError as error:  # it fails when it is loaded
+            log.error("%s", error)
+            return
+        if asked is not None:
+            self._saving[request.request_id] = Saving(request, *asked, list(block_ids))
+
+    def build_connector_meta(self, scheduler_output: Any) -> Transfers:
+        further = scheduler_output.scheduled_cached_reqs
+        for request_id, block_ids in zip(further.req_ids, further.new_block_ids, strict=True):
+            saving = self._saving.get(request_id)
+            if saving is not None and block_ids is not None and not saving.placed_now:
+                saving.block_ids += block_ids[0]
+        saves = []
+        for request_id, tokens in scheduler_output.num_scheduled_tokens.items():
+            saving = self._saving.get(request_id)
+            if saving is None:
+                continue
+            saving.placed_now = False
+            request = saving.request
+            if request.num_computed_tokens + tokens >= request.num_prompt_tokens:
+                ids = tuple(request.prompt_token_ids)
+                saves.append(Save(saving.id, ids, saving.first, tuple(saving.block_ids)))
+                del self._saving[request_id]
         planned, self._planned = self._planned, []
-        return Loads(planned)
+        return Transfers(planned, saves)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Forget a request that was aborted; its blocks can be freed at once."""
+        self._saving.pop(request.request_id, None)
+        return False, None
 
     @staticmethod
     def _asked(request: Any) -> tuple[str, int] | None:
-        return asked_for(request.kv_transfer_params, request.num_prompt_tokens, bool(request.cache_salt))
+        transfer, prompt = request.kv_transfer_params, request.num_prompt_tokens
+        try:
+            asked_to_save(transfer, prompt)
+        except SelectionError:
+            return MALFORMED, prompt - 1
+        return asked_for(transfer, prompt, bool(request.cache_salt))
 
     # In the workers
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Load what was planned. A load that fails is told to vLLM, which then fails its request alone."""
+        layers = forward_context.no_compile_layers
+        self._attention = {
+            name: layer for name, layer in layers.items() if getattr(layer, "kv_cache", None) is not None
+        }
         for load in self._get_connector_metadata().loads:
             try:
-                self._load(load, forward_context.no_compile_layers)
+                self._load(load)
             except SelectionError as error:
                 log.error("%s", error)
                 first, last = load.start // self._block_size, (load.stop - 1) // self._block_size
                 self._failed |= set(load.block_ids[first : last + 1])
 
-    def _load(self, load: Load, layers: dict[str, Any]) -> None:
+    def _load(self, load: Load) -> None:
         key_values = read_selection(self._folder, load.id, load.token_ids, self._layers)
         own = heads_of_rank(
             key_values.shape[3], get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         )
         part = key_values[:, :, load.start : load.stop, own]
-        for name, layer in layers.items():
-            cache = getattr(layer, "kv_cache", None)
-            if cache is None:
-                continue
+        for name, layer in self._attention.items():
+            cache = layer.kv_cache
             if part.shape[3:] != (layer.num_kv_heads, layer.head_size):
                 raise SelectionError(
                     f"The selection {load.id} has {part.shape[3]} heads of {part.shape[4]} for layer {name}, which has "
@@ -153,7 +237,34 @@ class SharedContextConnector(KVConnectorBase_V1):
         """Everything is loaded before the step begins."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing is saved."""
+        """All layers are saved together, behind the step."""
 
     def wait_for_save(self) -> None:
-        """Nothing is saved."""
+        """Save what was planned. Where that fails nothing is there to be read; vLLM's requests go on."""
+        for save in self._get_connector_metadata().saves:
+            try:
+                self._save(save)
+            except SelectionError as error:
+                log.error("%s", error)
+
+    def _save(self, save: Save) -> None:
+        if len(self._attention) != self._layers:
+            raise SelectionError(
+                f"This worker has {len(self._attention)} of the model's {self._layers} layers: chunks are computed "
+                "without pipeline parallelism only."
+            )
+        start, stop, saved = save.first, len(save.token_ids), None
+        for name, layer in self._attention.items():
+            cache = layer.kv_cache
+            shape = self._block_size, layer.num_kv_heads, layer.head_size
+            if self._places is None:
+                self._places = places(partial(layer.impl.do_kv_cache_update, layer), cache, shape, self._dtype)
+            elif self._places.shape[1:] != shape:
+                raise SelectionError(f"The layer {name} has blocks of {shape}, others of {self._places.shape[1:]}.")
+            taken = rows(cache, self._places, save.block_ids, start, stop)
+            if saved is None:
+                saved = torch.empty((2, self._layers, *taken.shape[1:]), dtype=taken.dtype)
+            saved[:, extract_layer_index(name)] = taken
+        assert saved is not None  # models have layers
+        rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+        write_encoding(self._folder, save.id, save.token_ids, saved, rank, ranks)

@@ -1,4 +1,4 @@
-"""The folder through which keys and values pass, and where each token's belong in a paged cache."""
+"""The folder through which keys and values pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from shared_context.errors import SelectionError
 FORMAT = "shared-context-selection-2"
 PARAMETER = "shared_context"
 """The key of a request's ``kv_transfer_params`` that holds what :func:`parameters` makes."""
-_ID = re.compile(r"[0-9a-f]{32}")
+ID = re.compile(r"[0-9a-f]{32}")
+UNSALTED, MALFORMED = "unsalted", "malformed"
+"""Ids under which what is asked for in a wrong way is loaded, which fails."""
 
 
 def write_selection(folder: Path, token_ids: Sequence[int], key_values: torch.Tensor) -> str:
@@ -39,17 +41,32 @@ def write_selection(folder: Path, token_ids: Sequence[int], key_values: torch.Te
         SelectionError: the folder does not take them.
     """
     id = uuid4().hex
-    about = {"format": FORMAT, "tokens": digest_of(token_ids), "crc32": _checksum(key_values)}
-    new = folder / f"{id}.new"
+    write_rows(_file(folder, id), token_ids, key_values)
+    return id
+
+
+def write_rows(path: Path, token_ids: Sequence[int], key_values: torch.Tensor, **further: int) -> None:
+    """Write keys and values, which appear by rename, so that a reader never meets half of them.
+
+    Args:
+        path: of the file.
+        token_ids: of the whole prompt that they are of, or of its beginning.
+        key_values: [2, layers, tokens, kv_heads, head_dim], keys first.
+        **further: what else the file is to say of itself.
+
+    Raises:
+        SelectionError: the folder does not take them.
+    """
+    about = {"format": FORMAT, "tokens": digest_of(token_ids), "crc32": _checksum(key_values), **further}
+    new = path.with_suffix(".new")
     try:
         save_file({"key_values": key_values.contiguous()}, new, metadata={"about": json.dumps(about)})
-        os.replace(new, _file(folder, id))
+        os.replace(new, path)
     except (OSError, SafetensorError) as error:
         new.unlink(missing_ok=True)
         raise SelectionError(
-            f"No selection can be written into {folder}: {error}. Make room, or mend the folder."
+            f"No keys and values can be written into {path.parent}: {error}. Make room, or mend the folder."
         ) from error
-    return id
 
 
 def remove_selection(folder: Path, id: str) -> None:
@@ -83,13 +100,13 @@ def asked_for(transfer: Mapping[str, Any] | None, prompt: int, salted: bool) -> 
     if (
         salted
         and isinstance(id, str)
-        and _ID.fullmatch(id) is not None
+        and ID.fullmatch(id) is not None
         and isinstance(tokens, int)
         and not isinstance(tokens, bool)
         and 0 < tokens < prompt
     ):
         return id, tokens
-    return ("unsalted" if not salted else "malformed"), prompt - 1
+    return (UNSALTED if not salted else MALFORMED), prompt - 1
 
 
 def read_selection(folder: Path, id: str, token_ids: Sequence[int], layers: int) -> torch.Tensor:
@@ -104,51 +121,62 @@ def read_selection(folder: Path, id: str, token_ids: Sequence[int], layers: int)
     Raises:
         SelectionError: they cannot be loaded; says why.
     """
-    if id == "unsalted":
+    if id == UNSALTED:
         raise SelectionError(
             "The request names a selection and has no cache_salt: its blocks would pass for those of the text. Send "
             "the selection's id as cache_salt."
         )
-    if _ID.fullmatch(id) is None:
+    if ID.fullmatch(id) is None:
         raise SelectionError(
             f"kv_transfer_params[{PARAMETER!r}] must be an id of 32 hex digits and a number of tokens, of which the "
             "prompt has more."
         )
-    path = _file(folder, id)
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            key_values = file.get_tensor("key_values")
+        key_values, _ = read_rows(_file(folder, id), f"The selection {id}", token_ids)
     except FileNotFoundError as error:
         raise SelectionError(
             f"There is no selection {id} in {folder}; write it, and remove it after the answer."
         ) from error
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise SelectionError(f"The selection {id} cannot be read: {error}. Write it again.") from error
-    if about.get("format") != FORMAT:
-        raise SelectionError(f"The selection {id} is of the format {about.get('format')!r}, and this is {FORMAT!r}.")
-    if about.get("tokens") != digest_of(token_ids):
-        raise SelectionError(f"The selection {id} is of other tokens than the request's first {len(token_ids)}.")
-    if key_values.ndim != 5 or key_values.shape[:3] != (2, layers, len(token_ids)):
+    if key_values.shape[:3] != (2, layers, len(token_ids)):
         raise SelectionError(
             f"The selection {id} has the shape {list(key_values.shape)}, and the model needs "
             f"[2, {layers}, {len(token_ids)}, kv_heads, head_dim]: it is of another model."
         )
-    if about.get("crc32") != _checksum(key_values):
-        raise SelectionError(f"The selection {id} is damaged. Write it again.")
     return key_values
 
 
-def slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> torch.Tensor:
-    """Where a request's tokens from ``start`` up to ``stop`` lie in the paged cache, int64 [stop - start].
+def read_rows(path: Path, what: str, token_ids: Sequence[int]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Keys and values that :func:`write_rows` wrote, and what their file says of itself.
 
     Args:
-        block_ids: the request's blocks, in order.
-        start, stop: positions in its prompt; neither has to be a multiple of the block size.
-        block_size: tokens of a block.
+        path: of the file.
+        what: it is, at the beginning of a sentence.
+        token_ids: that it was written with.
+
+    Returns:
+        [2, layers, tokens, kv_heads, head_dim], of whatever numbers of these.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        SelectionError: it is damaged, or of something else.
     """
-    positions = torch.arange(start, stop)
-    return torch.tensor(block_ids, dtype=torch.int64)[positions // block_size] * block_size + positions % block_size
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            key_values = file.get_tensor("key_values")
+    except FileNotFoundError:
+        raise
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise SelectionError(f"{what} cannot be read: {error}. Write it again.") from error
+    if about.get("format") != FORMAT:
+        raise SelectionError(f"{what} is of the format {about.get('format')!r}, and this is {FORMAT!r}.")
+    if about.get("tokens") != digest_of(token_ids):
+        raise SelectionError(f"{what} is of other tokens than the request's first {len(token_ids)}.")
+    if about.get("crc32") != _checksum(key_values):
+        raise SelectionError(f"{what} is damaged. Write it again.")
+    if key_values.ndim != 5:
+        raise SelectionError(f"{what} has the shape {list(key_values.shape)}, which no keys and values have.")
+    return key_values, about
 
 
 def heads_of_rank(kv_heads: int, rank: int, ranks: int) -> slice:
