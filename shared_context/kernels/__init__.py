@@ -4,6 +4,7 @@
 """
 
 from shared_context.kernels.kv_assembly import (
+    AssemblyByLayer,
     ChunkKV,
     RaggedContext,
     RaggedKV,
@@ -24,6 +25,7 @@ from shared_context.kernels.ragged_attention import (
 )
 
 __all__ = [
+    "AssemblyByLayer",
     "ChunkKV",
     "RaggedContext",
     "RaggedKV",

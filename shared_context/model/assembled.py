@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from shared_context.config import require
 from shared_context.errors import ConfigError
-from shared_context.model.cache import CACHE_ARGUMENT, pages
-from shared_context.model.decoder import InjectingDecoder, release
+from shared_context.model.decoder import InjectingDecoder
 from shared_context.model.requests import Request
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -21,17 +19,23 @@ class AssembledPrompt:
 
     Attributes:
         token_ids: the whole prompt: prefix, context, question.
-        key_values: of the first ``computed`` of them over all layers, as if they stood side by side from position 0
-            on: [2, layers, computed, kv_heads, head_dim], keys first, in the processor's memory.
+        computed: tokens at its beginning that have keys and values.
+        layers: puts these together, one layer after the other: of each [2, computed, kv_heads, head_dim], keys first,
+            in the processor's memory, which the next one takes.
     """
 
     token_ids: tuple[int, ...]
-    key_values: torch.Tensor
+    computed: int
+    layers: Callable[[], Iterator[torch.Tensor]]
 
     @property
-    def computed(self) -> int:
-        """Tokens at the prompt's beginning that have keys and values."""
-        return self.key_values.shape[2]
+    def key_values(self) -> torch.Tensor:
+        """Those of all layers, as if the tokens stood side by side from position 0 on; put together at every call.
+
+        Returns:
+            [2, layers, computed, kv_heads, head_dim], keys first, in the processor's memory.
+        """
+        return torch.stack([rows.clone() for rows in self.layers()], dim=1)
 
 
 def assembled(decoder: InjectingDecoder, request: Request) -> AssembledPrompt:
@@ -49,19 +53,9 @@ def assembled(decoder: InjectingDecoder, request: Request) -> AssembledPrompt:
             "The context has grains coarser than 1, which keep other rows in every head or leave positions out; "
             "another engine's cache has one row a token for all heads: select without ratio, fine or coarse."
         )
+    prefix, suffix = request.prompt.prefix, request.prompt.suffix
     if context is None:
-        ids = (*request.prompt.prefix, *request.prompt.suffix)
-        return AssembledPrompt(ids, torch.empty(2, total, 0, 0, 0, dtype=decoder.hf_model.dtype))
-    with decoder.lock, torch.inference_mode():
-        inputs, _ = decoder.inputs([request], [context], room=0)
-        columns, prefix, layers = context.columns, len(request.prompt.prefix), inputs[CACHE_ARGUMENT].layers
-        _, kv_heads, _, head_dim = layers[0].keys.shape
-        key_values = pages((2, total, prefix + columns, kv_heads, head_dim), layers[0].keys.dtype, CPU)
-        for i, layer in enumerate(layers):
-            for part, rows in zip(key_values[:, i], (layer.keys[0], layer.values[0]), strict=True):
-                # In the decoder's cache the context comes first; its positions are behind the prefix all the same.
-                part[:prefix] = rows[:, columns : columns + prefix].transpose(0, 1)
-                part[prefix:] = rows[:, :columns].transpose(0, 1)
-        release(inputs)
-    ids = (*request.prompt.prefix, *context.token_ids.tolist(), *request.prompt.suffix)
-    return AssembledPrompt(ids, key_values)
+        nothing = torch.empty(2, 0, 0, 0, dtype=decoder.hf_model.dtype)
+        return AssembledPrompt((*prefix, *suffix), 0, lambda: iter([nothing] * total))
+    ids = (*prefix, *context.token_ids.tolist(), *suffix)
+    return AssembledPrompt(ids, len(prefix) + context.columns, decoder.by_layer(request, context))

@@ -40,7 +40,7 @@ class ChunkEngine(Protocol):
     def key_values(
         self, ids: Sequence[int], prefix: int, shape: tuple[int, int, int, int], dtype: torch.dtype
     ) -> torch.Tensor:
-        """Keys (rotated) and values of a chunk, [2, M, tokens, kv_heads, head_dim], keys first, on the processor.
+        """Keys (rotated) and values of a chunk, [M, 2, tokens, kv_heads, head_dim], keys first, on the processor.
 
         Args:
             ids: token ids of the shared prefix and of the chunk behind it.
@@ -263,7 +263,7 @@ class Compressor:
     def _computed_by(self, engine: ChunkEngine, chunk: list[int]) -> ChunkKV:
         ids, shape = [*self._prefix.tolist(), *chunk], (self.layers, len(chunk), *self._lower.heads)
         rows = engine.key_values(ids, len(self._prefix), shape, self._lower.dtype)
-        return ChunkKV(_on_its_own(rows.to(self._prefix.device).transpose(2, 3)))
+        return ChunkKV(_on_its_own(rows.to(self._prefix.device).permute(1, 0, 3, 2, 4)))
 
     def read_prefix(self) -> None:
         """Encode the prefix that repetitions stand behind, and keep it: again where the weights have changed."""

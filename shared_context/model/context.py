@@ -82,3 +82,15 @@ class ContextKV:
         """
         stood = self.positions or self.rows
         return [target - (sink + positions) for target, positions in zip(targets, stood, strict=True)]
+
+    def even_parts(self, prefix: int, sink: int) -> tuple[list[ChunkKV], list[torch.Tensor], list[torch.Tensor]]:
+        """What every head keeps, as :func:`~shared_context.kernels.assemble` takes it: chunks, rows, deltas.
+
+        Args:
+            prefix: tokens in front of the context where it is read.
+            sink: tokens in front of each chunk while it was encoded.
+        """
+        deltas = self.turned_by([prefix + place for place in self.places_in_order()], sink)
+        parts = zip(self.chunks, self.rows, deltas, strict=True)
+        even = [(chunk, shown, delta) for chunk, shown, delta in parts if chunk is not None]
+        return [chunk for chunk, _, _ in even], [shown for _, shown, _ in even], [delta for _, _, delta in even]

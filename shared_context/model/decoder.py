@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from shared_context.kernels import AssemblyByLayer
 from shared_context.model.batching import Columns
 from shared_context.model.cache import CACHE_ARGUMENT, RoomyCache
 from shared_context.model.compressor import bottom_layers
@@ -163,6 +164,34 @@ class InjectingDecoder:
         else:
             inputs[CACHE_ARGUMENT] = DynamicCache()
         return inputs, injected
+
+    def by_layer(self, request: Request, context: ContextKV) -> Callable[[], Iterator[torch.Tensor]]:
+        """The keys and values of what stands in front of a request's text, for who reads them layer by layer.
+
+        Args:
+            request: the request.
+            context: what :meth:`contexts` gave for it, all of whose rows are in every head.
+
+        Returns:
+            Yields of each layer [2, prefix and context, kv_heads, head_dim] on the processor, keys first, as if these
+            stood side by side from position 0 on; the next one takes its memory.
+        """
+        prefix, injection = request.prompt.prefix, self.injection
+        assert isinstance(injection, PrefixInjection)  # as all layers are injected
+        with self.lock, torch.inference_mode():
+            prefix_kv = self._prefix_kv(prefix, getattr(request.context, "owner", b"")).cpu()
+        assembly = AssemblyByLayer(*context.even_parts(len(prefix), self._sink), injection.rotary)
+        _, layers, kv_heads, _, head_dim = prefix_kv.shape
+
+        def read() -> Iterator[torch.Tensor]:
+            rows = torch.empty(2, len(prefix) + context.columns, kv_heads, head_dim, dtype=self.hf_model.dtype)
+            by_head = rows.transpose(1, 2)
+            for layer in range(layers):
+                by_head[:, :, : len(prefix)] = prefix_kv[:, layer]
+                assembly.write(layer, by_head[:, :, len(prefix) :])
+                yield rows
+
+        return read
 
     def _prefix_kv(self, prefix: tuple[int, ...], owner: bytes) -> torch.Tensor:
         """Keys and values of a prefix over all layers, [2, N, kv_heads, prefix, head_dim].

@@ -117,11 +117,7 @@ class PrefixInjection:
             # Padding is masked, but what is masked must still be a number.
             lower[:, :, row, :, : width - (context.columns if context is not None else 0)] = 0
             if context is not None:
-                deltas = context.turned_by([prefix + place for place in context.places_in_order()], sink)
-                parts = zip(context.chunks, context.rows, deltas, strict=True)
-                even = [(chunk, shown, delta) for chunk, shown, delta in parts if chunk is not None]
-                chunks, rows = [chunk for chunk, _, _ in even], [shown for _, shown, _ in even]
-                deltas = [delta for _, _, delta in even]
+                chunks, rows, deltas = context.even_parts(prefix, sink)
                 if queries is not None and self._in_place and batch == 1 and device.type == "cpu":
                     # The order of columns is nobody's concern: positions are in the keys.
                     runs, (chunks, rows, deltas) = split_runs(chunks, rows, deltas, dtype, queries)

@@ -130,7 +130,7 @@ class VLLM:
                 "Start it with --kv-transfer-config, see docs/serving.md.",
                 code="engine_without_connector",
             )
-        id = await asyncio.to_thread(write_selection, self.selections, ids[:-1], key_values)
+        id = await asyncio.to_thread(write_selection, self.selections, ids[:-1], key_values.unbind(1))
         try:
             injected = {**plain, "kv_transfer_params": parameters(id, len(ids) - 1), "cache_salt": id}
             if not await self._answers(injected):
@@ -173,8 +173,8 @@ class VLLM:
         """
         prefix = list(model.prompt_format.prefix)
         own = (await asyncio.to_thread(_own_rows, model, ids)).float()
-        _, *shape = own.shape
-        found = await self._chunk(name, [*prefix, *ids], len(prefix), tuple(shape), model.dtype)
+        layers, _, *shape = own.shape
+        found = await self._chunk(name, [*prefix, *ids], len(prefix), (layers, *shape), model.dtype)
         if not (found.float() - own).abs().mean() <= NEARNESS * own.abs().mean():  # nor NaN
             raise self._unusable(f"they are not those of {model.name}")
 
@@ -327,9 +327,9 @@ class VLLMCompressor:
 
 
 def _own_rows(model: SharedLLMModel, ids: Sequence[int]) -> torch.Tensor:
-    """A text's keys and values by this process, [2, layers, tokens, kv_heads, head_dim]."""
+    """A text's keys and values by this process, [layers, 2, tokens, kv_heads, head_dim]."""
     with torch.inference_mode():
-        return model.compressor.key_values([torch.tensor(ids)])[:, :, 0].transpose(2, 3).cpu()
+        return model.compressor.key_values([torch.tensor(ids)])[:, :, 0].permute(1, 0, 3, 2, 4).cpu()
 
 
 def _probe(model: SharedLLMModel) -> tuple[list[int], torch.Tensor]:

@@ -86,7 +86,7 @@ class RemoteStream:
         prompt = self._prompt = assemble()
         if prompt.computed:
             ids = prompt.token_ids[: prompt.computed]
-            self._id = write_selection(self._vllm.selections, ids, prompt.key_values)
+            self._id = write_selection(self._vllm.selections, ids, prompt.layers())
         if self._closed:  # meanwhile
             self._remove()
 

@@ -24,7 +24,7 @@ SHAPE = 3, 4, 4, 8  # layers, tokens, kv_heads, head_dim: the first of the token
 @pytest.fixture
 def key_values():
     layers, tokens, kv_heads, head_dim = SHAPE
-    return torch.randn(2, layers, tokens, kv_heads, head_dim)
+    return torch.randn(layers, 2, tokens, kv_heads, head_dim)
 
 
 # ---- the folder

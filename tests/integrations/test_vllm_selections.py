@@ -26,7 +26,7 @@ LAYERS = 3
 
 @pytest.fixture
 def key_values():
-    return torch.randn(2, LAYERS, len(IDS), 2, 4)
+    return torch.randn(LAYERS, 2, len(IDS), 2, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared_context.kernels import ChunkKV, Rotary, assemble, assemble_reference, rotate_keys
+from shared_context.kernels import AssemblyByLayer, ChunkKV, Rotary, assemble, assemble_reference, rotate_keys
 
 LAYERS, HEADS, HEAD_DIM = 3, 2, 16
 INV_FREQ = 1.0 / 10000 ** (torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
@@ -24,7 +24,13 @@ def with_triton(chunks, rows, deltas, inv_freq, out):
     out.copy_(place)
 
 
-PATHS = [assemble, with_triton]
+def layer_by_layer(chunks, rows, deltas, inv_freq, out):
+    assembly = AssemblyByLayer(chunks, rows, deltas, inv_freq)
+    for layer in range(out.shape[1]):
+        assembly.write(layer, out[:, layer])
+
+
+PATHS = [assemble, with_triton, layer_by_layer]
 
 
 def chunk(tokens: int, dtype: torch.dtype, seed: int) -> ChunkKV:
@@ -73,7 +79,7 @@ def test_assembly_is_what_one_number_at_a_time_gives(lengths, stride, dtype, qua
     rows = [torch.randperm(n, generator=random)[: max(1, n // stride)].sort().values for n in lengths]
     deltas = [torch.randint(-8000, 8000, (len(r),), generator=random) for r in rows]
     expected = naive(chunks, rows, deltas, inv_freq)
-    for function in (assemble, assemble_reference, with_triton):
+    for function in (assemble, assemble_reference, with_triton, layer_by_layer):
         found = assembled(function, chunks, rows, deltas, inv_freq, dtype)
         error = (found.double() - expected).abs().max() / expected.abs().max()
         assert error < TOLERANCE[dtype], function.__name__
@@ -97,8 +103,9 @@ def test_the_encodings_are_left_as_they_are(path):
     assert torch.equal(source.data, before)
 
 
-def test_nothing_selected_writes_nothing():
-    assemble([], [], [], INV_FREQ, torch.empty(2, LAYERS, HEADS, 0, HEAD_DIM))
+@pytest.mark.parametrize("path", [assemble, layer_by_layer])
+def test_nothing_selected_writes_nothing(path):
+    path([], [], [], INV_FREQ, torch.empty(2, LAYERS, HEADS, 0, HEAD_DIM))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -82,7 +82,7 @@ class FaultyEngine(BaseHTTPRequestHandler):
             time.sleep(2)
         with torch.inference_mode():
             computed = self.compressors[body["model"]].key_values([torch.tensor(body["prompt"][first:])])
-        rows = computed[:, :, 0].transpose(2, 3)
+        rows = computed[:, :, 0].permute(1, 0, 3, 2, 4)
         rows = rows.flip(2) if fault == "other rows" else rows.bfloat16() if fault == "another dtype" else rows
         with suppress(SelectionError):  # the room is gone: nobody waits any more
             if fault not in ("saves nothing", "loses"):

@@ -28,7 +28,7 @@ NEW_TOKENS = 24
 
 def case(prompt, folder, **other):
     """A request that names the selection of a prompt."""
-    id = write_selection(folder, prompt.token_ids[: prompt.computed], prompt.key_values)
+    id = write_selection(folder, prompt.token_ids[: prompt.computed], prompt.layers())
     asked = {"token_ids": prompt.token_ids, "max_tokens": NEW_TOKENS, "salt": id}
     return {**asked, "transfer": parameters(id, prompt.computed), **other}
 
@@ -101,7 +101,7 @@ def test_what_is_wrong_with_a_request_fails_it_alone(exact, store, questions, an
 
 
 @pytest.mark.parametrize(
-    ("adapter", "name", "compresses"), [(None, "python", False), ("factoid", "vllm", False), ("factoid", "vllm", True)]
+    ("adapter", "name", "compresses"), [(None, "python", False), ("factoid", "vllm", False), (None, "python", True)]
 )
 def test_the_command_starts_vllm_and_answers_through_it(
     adapter, name, compresses, tmp_path, handbook, questions, python

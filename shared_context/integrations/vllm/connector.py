@@ -224,7 +224,7 @@ class SharedContextConnector(KVConnectorBase_V1):
                     f"The selection {load.id} has {part.shape[3]} heads of {part.shape[4]} for layer {name}, which has "
                     f"{layer.num_kv_heads} of {layer.head_size}: it is of another model."
                 )
-            keys, values = part[:, extract_layer_index(name)].to(cache.device, self._dtype)
+            keys, values = part[extract_layer_index(name)].to(cache.device, self._dtype)
             where = slots(load.block_ids, load.start, load.stop, self._block_size).to(cache.device)
             # Each backend lays its cache out in its own way; this is how it writes keys and values itself.
             layer.impl.do_kv_cache_update(layer, keys.contiguous(), values.contiguous(), cache, where)
@@ -253,18 +253,16 @@ class SharedContextConnector(KVConnectorBase_V1):
                 f"This worker has {len(self._attention)} of the model's {self._layers} layers: chunks are computed "
                 "without pipeline parallelism only."
             )
-        start, stop, saved = save.first, len(save.token_ids), None
-        for name, layer in self._attention.items():
-            cache = layer.kv_cache
-            shape = self._block_size, layer.num_kv_heads, layer.head_size
-            if self._places is None:
-                self._places = places(partial(layer.impl.do_kv_cache_update, layer), cache, shape, self._dtype)
-            elif self._places.shape[1:] != shape:
-                raise SelectionError(f"The layer {name} has blocks of {shape}, others of {self._places.shape[1:]}.")
-            taken = rows(cache, self._places, save.block_ids, start, stop)
-            if saved is None:
-                saved = torch.empty((2, self._layers, *taken.shape[1:]), dtype=taken.dtype)
-            saved[:, extract_layer_index(name)] = taken
-        assert saved is not None  # models have layers
         rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-        write_encoding(self._folder, save.id, save.token_ids, saved, rank, ranks)
+        in_order = sorted(self._attention, key=extract_layer_index)
+        layers = (self._rows(self._attention[name], save) for name in in_order)
+        write_encoding(self._folder, save.id, save.token_ids, layers, rank, ranks)
+
+    def _rows(self, layer: Any, save: Save) -> torch.Tensor:
+        """What is saved of a layer, [2, tokens, kv_heads, head_dim]."""
+        cache, shape = layer.kv_cache, (self._block_size, layer.num_kv_heads, layer.head_size)
+        if self._places is None:
+            self._places = places(partial(layer.impl.do_kv_cache_update, layer), cache, shape, self._dtype)
+        elif self._places.shape[1:] != shape:
+            raise SelectionError(f"A layer has blocks of {list(shape)}, others of {list(self._places.shape[1:])}.")
+        return rows(cache, self._places, save.block_ids, save.first, len(save.token_ids)).cpu()

@@ -8,7 +8,7 @@ late finds no room and is dropped.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -83,7 +83,7 @@ def asked_to_save(transfer: Mapping[str, Any] | None, prompt: int) -> tuple[str,
 
 
 def write_encoding(
-    folder: Path, id: str, token_ids: Sequence[int], key_values: torch.Tensor, rank: int, ranks: int
+    folder: Path, id: str, token_ids: Sequence[int], layers: Iterable[torch.Tensor], rank: int, ranks: int
 ) -> None:
     """Save what one of several tensor-parallel ranks has.
 
@@ -91,19 +91,19 @@ def write_encoding(
         folder: that the connector was given.
         id: of the room.
         token_ids: of the whole prompt.
-        key_values: [2, layers, tokens, own kv_heads, head_dim], keys first, of the last tokens of the prompt.
+        layers: of each layer [2, tokens, own kv_heads, head_dim], keys first, of the last tokens of the prompt.
         rank, ranks: which one, of how many.
 
     Raises:
         SelectionError: there is no room.
     """
-    write_rows(_file(folder, id, rank), token_ids, key_values, ranks=ranks)
+    write_rows(_file(folder, id, rank), token_ids, layers, ranks=ranks)
 
 
 def read_encoding(
     folder: Path, id: str, token_ids: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype
 ) -> torch.Tensor:
-    """Keys and values that were saved, [2, layers, tokens, kv_heads, head_dim], keys first.
+    """Keys and values that were saved, [layers, 2, tokens, kv_heads, head_dim], keys first.
 
     Args:
         folder: that the connector has.
@@ -128,7 +128,7 @@ def read_encoding(
             ) from error
         ranks = about["ranks"]
         own = range(kv_heads)[heads_of_rank(kv_heads, rank, ranks)]
-        expected = (2, layers, tokens, len(own), head_dim)
+        expected = (layers, 2, tokens, len(own), head_dim)
         if tuple(part.shape) != expected:
             raise SelectionError(
                 f"What the engine saved has the shape {list(part.shape)}, and the model needs {list(expected)}: it is "
@@ -138,7 +138,7 @@ def read_encoding(
             raise SelectionError(f"What the engine saved is of {part.dtype}, and the model computes in {dtype}.")
         if ranks == 1:
             return part
-        whole = torch.empty((2, layers, tokens, kv_heads, head_dim), dtype=dtype) if whole is None else whole
+        whole = torch.empty((layers, 2, tokens, kv_heads, head_dim), dtype=dtype) if whole is None else whole
         whole[:, :, :, own.start : own.stop] = part
         rank += 1
     assert whole is not None  # there is a rank at least

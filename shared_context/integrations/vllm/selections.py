@@ -6,19 +6,20 @@ import hashlib
 import json
 import os
 import re
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from shared_context.errors import SelectionError
 
-FORMAT = "shared-context-selection-2"
+FORMAT = "shared-context-selection-3"
+HEADER_BYTES = 1024
+"""What safetensors call the header, and its length; it is written last, when everything is known."""
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 PARAMETER = "shared_context"
 """The key of a request's ``kv_transfer_params`` that holds what :func:`parameters` makes."""
 ID = re.compile(r"[0-9a-f]{32}")
@@ -26,13 +27,13 @@ UNSALTED, MALFORMED = "unsalted", "malformed"
 """Ids under which what is asked for in a wrong way is loaded, which fails."""
 
 
-def write_selection(folder: Path, token_ids: Sequence[int], key_values: torch.Tensor) -> str:
+def write_selection(folder: Path, token_ids: Sequence[int], layers: Iterable[torch.Tensor]) -> str:
     """Keep the keys and values of a prompt's beginning; whoever wrote them removes them.
 
     Args:
         folder: that the connector reads.
         token_ids: those whose keys and values these are.
-        key_values: [2, layers, tokens, kv_heads, head_dim], keys first.
+        layers: of each layer [2, tokens, kv_heads, head_dim], keys first; each is written before the next is asked for.
 
     Returns:
         The id by which a request names them.
@@ -41,32 +42,47 @@ def write_selection(folder: Path, token_ids: Sequence[int], key_values: torch.Te
         SelectionError: the folder does not take them.
     """
     id = uuid4().hex
-    write_rows(_file(folder, id), token_ids, key_values)
+    write_rows(_file(folder, id), token_ids, layers)
     return id
 
 
-def write_rows(path: Path, token_ids: Sequence[int], key_values: torch.Tensor, **further: int) -> None:
-    """Write keys and values, which appear by rename, so that a reader never meets half of them.
+def write_rows(path: Path, token_ids: Sequence[int], layers: Iterable[torch.Tensor], **further: int) -> None:
+    """Write keys and values as safetensors; they appear by rename, so that a reader never meets half of them.
 
     Args:
         path: of the file.
         token_ids: of the whole prompt that they are of, or of its beginning.
-        key_values: [2, layers, tokens, kv_heads, head_dim], keys first.
+        layers: as of :func:`write_selection`.
         **further: what else the file is to say of itself.
 
     Raises:
         SelectionError: the folder does not take them.
     """
-    about = {"format": FORMAT, "tokens": digest_of(token_ids), "crc32": _checksum(key_values), **further}
     new = path.with_suffix(".new")
     try:
-        save_file({"key_values": key_values.contiguous()}, new, metadata={"about": json.dumps(about)})
+        with new.open("wb") as file:
+            file.seek(HEADER_BYTES)
+            sums: list[int] = []
+            shape: tuple[int, ...] = (0, 0, 0, 0)
+            dtype = torch.float32
+            for rows in layers:
+                shape, dtype = tuple(rows.shape), rows.dtype
+                sums.append(_sum(rows))
+                for part in rows:
+                    file.write(part.contiguous().view(torch.uint8).numpy().data)
+            about = {"format": FORMAT, "tokens": digest_of(token_ids), "sum": sum(sums) % 2**64, **further}
+            offsets = [0, file.tell() - HEADER_BYTES]
+            tensor = {"dtype": DTYPES[dtype], "shape": [len(sums), *shape], "data_offsets": offsets}
+            header = json.dumps({"__metadata__": {"about": json.dumps(about)}, "key_values": tensor}).encode()
+            file.seek(0)
+            file.write((HEADER_BYTES - 8).to_bytes(8, "little") + header.ljust(HEADER_BYTES - 8))
         os.replace(new, path)
-    except (OSError, SafetensorError) as error:
-        new.unlink(missing_ok=True)
+    except OSError as error:
         raise SelectionError(
             f"No keys and values can be written into {path.parent}: {error}. Make room, or mend the folder."
         ) from error
+    finally:
+        new.unlink(missing_ok=True)  # where it did not get so far
 
 
 def remove_selection(folder: Path, id: str) -> None:
@@ -110,7 +126,7 @@ def asked_for(transfer: Mapping[str, Any] | None, prompt: int, salted: bool) -> 
 
 
 def read_selection(folder: Path, id: str, token_ids: Sequence[int], layers: int) -> torch.Tensor:
-    """Keys and values that a request names, [2, layers, tokens, kv_heads, head_dim].
+    """Keys and values that a request names, [layers, 2, tokens, kv_heads, head_dim], keys first.
 
     Args:
         folder: where they lie.
@@ -137,10 +153,10 @@ def read_selection(folder: Path, id: str, token_ids: Sequence[int], layers: int)
         raise SelectionError(
             f"There is no selection {id} in {folder}; write it, and remove it after the answer."
         ) from error
-    if key_values.shape[:3] != (2, layers, len(token_ids)):
+    if key_values.shape[:3] != (layers, 2, len(token_ids)):
         raise SelectionError(
             f"The selection {id} has the shape {list(key_values.shape)}, and the model needs "
-            f"[2, {layers}, {len(token_ids)}, kv_heads, head_dim]: it is of another model."
+            f"[{layers}, 2, {len(token_ids)}, kv_heads, head_dim]: it is of another model."
         )
     return key_values
 
@@ -154,7 +170,7 @@ def read_rows(path: Path, what: str, token_ids: Sequence[int]) -> tuple[torch.Te
         token_ids: that it was written with.
 
     Returns:
-        [2, layers, tokens, kv_heads, head_dim], of whatever numbers of these.
+        [layers, 2, tokens, kv_heads, head_dim], of whatever numbers of these.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -172,7 +188,7 @@ def read_rows(path: Path, what: str, token_ids: Sequence[int]) -> tuple[torch.Te
         raise SelectionError(f"{what} is of the format {about.get('format')!r}, and this is {FORMAT!r}.")
     if about.get("tokens") != digest_of(token_ids):
         raise SelectionError(f"{what} is of other tokens than the request's first {len(token_ids)}.")
-    if about.get("crc32") != _checksum(key_values):
+    if about.get("sum") != sum(map(_sum, key_values)) % 2**64:
         raise SelectionError(f"{what} is damaged. Write it again.")
     if key_values.ndim != 5:
         raise SelectionError(f"{what} has the shape {list(key_values.shape)}, which no keys and values have.")
@@ -193,9 +209,11 @@ def digest_of(token_ids: Sequence[int]) -> str:
     return hashlib.sha256(torch.tensor(list(token_ids), dtype=torch.int64).numpy().tobytes()).hexdigest()
 
 
-def _checksum(key_values: torch.Tensor) -> int:
-    """Tells what was damaged, no more: a digest that nobody can forge takes longer than the copying does."""
-    return zlib.crc32(key_values.contiguous().view(torch.uint8).numpy().data)
+def _sum(rows: torch.Tensor) -> int:
+    """Tells what was damaged, no more: a CRC, or a digest that nobody can forge, takes longer than the copying does."""
+    data = rows.contiguous().flatten().view(torch.uint8)
+    whole = len(data) // 8 * 8
+    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum(dtype=torch.int64))
 
 
 def _file(folder: Path, id: str) -> Path:

@@ -62,19 +62,59 @@ def _copy_and_turn(
     at = 0
     for chunk, taken in zip(chunks, rows, strict=True):
         for run in evenly_spaced(taken):
-            kv = chunk.data[:, :, :, run]
-            if chunk.scale is not None:
-                kv = kv.float().mul_(chunk.scale)  # two passes, each vectorised, which int8 times float32 is not
+            kv = _unpacked(chunk.data[:, :, :, run], chunk.scale)
             out[:, :, :, at : at + kv.shape[3]] = kv
             at += kv.shape[3]
     rotary = Rotary.of(rotary)
     cos, sin = rotary.cos_sin(torch.cat(list(deltas)), out.device)
     for kind, keys in zip(rotary.by_layer(out.shape[1]), out[0], strict=True):
-        first, second = rotary.pairs(keys)
-        a, b = first.float(), second.float()
-        turned = (a * cos[kind]).addcmul_(b, sin[kind], value=-1), (b * cos[kind]).addcmul_(a, sin[kind])
-        first.copy_(turned[0])
-        second.copy_(turned[1])
+        _turn(rotary, keys, cos[kind], sin[kind])
+
+
+class AssemblyByLayer:
+    """What :func:`assemble` writes, on a processor and one layer at a time, for who reads each layer once and in order.
+
+    Args:
+        chunks, rows, deltas, rotary: as there.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[ChunkKV],
+        rows: Sequence[torch.Tensor],
+        deltas: Sequence[torch.Tensor],
+        rotary: Rotary | torch.Tensor,
+    ):
+        self._encodings = [(chunk.data.cpu(), None if chunk.scale is None else chunk.scale.cpu()) for chunk in chunks]
+        self._rotary = Rotary.of(rotary)
+        self._runs = [evenly_spaced(taken) for taken in rows]
+        delta = torch.cat(list(deltas)) if chunks else torch.zeros(0, dtype=torch.int64)
+        self._cos, self._sin = self._rotary.cos_sin(delta, delta.device)
+
+    def write(self, layer: int, out: torch.Tensor) -> None:
+        """Write a layer's rows into ``out``, [2, kv_heads, sum of n_i, head_dim], which may be a view as there."""
+        at = 0
+        for (data, scale), runs in zip(self._encodings, self._runs, strict=True):
+            for run in runs:
+                kv = _unpacked(data[:, layer, :, run], None if scale is None else scale[:, layer])
+                out[:, :, at : at + kv.shape[2]] = kv
+                at += kv.shape[2]
+        kind = self._rotary.by_layer(layer + 1)[layer]
+        _turn(self._rotary, out[0], self._cos[kind], self._sin[kind])
+
+
+def _unpacked(kv: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """Keys and values in floating point; in two passes, each vectorised, which int8 times float32 is not."""
+    return kv if scale is None else kv.float().mul_(scale)
+
+
+def _turn(rotary: Rotary, keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Turn a layer's keys in place."""
+    first, second = rotary.pairs(keys)
+    a, b = first.float(), second.float()
+    turned = (a * cos).addcmul_(b, sin, value=-1), (b * cos).addcmul_(a, sin)
+    first.copy_(turned[0])
+    second.copy_(turned[1])
 
 
 def evenly_spaced(rows: torch.Tensor) -> list[slice] | list[torch.Tensor]:
