@@ -18,18 +18,24 @@ from shared_context.store.conversation_rows import Message
 from shared_context.store.database import Database
 from shared_context.store.document_store import DocumentStore
 from shared_context.store.documents import check_size
+from shared_context.store.embedder import Embedder, embed
 from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import Part
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.query import longest_query
+from shared_context.store.query_parts import parts
 from shared_context.store.selection import Selection
 from shared_context.store.selections import Selections
+from shared_context.store.statements import about, as_json, from_json
 
 NEIGHBOUR_WEIGHT = 0.2
 """Of a leaf in a conversation, where the next message is often about something else; nor does a section count."""
 
 SAID_AT = "\0said_at"
-"""The key under which a message is kept with when it was added, in seconds since 1970; no other key has a NUL."""
+"""The key under which a message is kept with when it was added, in seconds since 1970."""
+
+STATED = "\0stated"
+"""The key under which a message is kept with the embeddings of its statements. No key of a user's has a NUL."""
 
 
 class Conversations:
@@ -43,6 +49,7 @@ class Conversations:
         documents: computes what scoring needs of them.
         selections: selects from them.
         new_index: makes an empty index.
+        embedder: embeds statements; None where the store has none.
     """
 
     def __init__(
@@ -54,9 +61,11 @@ class Conversations:
         documents: DocumentStore,
         selections: Selections,
         new_index: Callable[[], NodeIndex],
+        embedder: Embedder | None,
     ):
         self._model, self._config, self._database, self._catalogue = model, config, database, catalogue
         self._documents, self._selections, self._new_index = documents, selections, new_index
+        self._embedder = embedder
         self._scored_alone = replace(
             config, section_weight=0.0, neighbour_weight=min(config.neighbour_weight, NEIGHBOUR_WEIGHT)
         )
@@ -79,7 +88,7 @@ class Conversations:
         name = f"a message of conversation {id!r}"
         check_size(len(message["content"].encode()), self._config.max_document_bytes, name)
         tokens = self._model.count_tokens(message["content"])
-        message = {**message, SAID_AT: time.time()}
+        message = {**message, SAID_AT: time.time(), **self._stated(message)}
         while True:
             with self._catalogue.reading():
                 recent = self._recent(id)
@@ -95,6 +104,11 @@ class Conversations:
                     self._put(change, id, key, *grown)
                     self._database.mark_compressed(self._catalogue.namespace, id, old[-1].number)
                 return
+
+    def _stated(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The statements of a message under their key; nothing where there are none."""
+        stated = [] if self._embedder is None else as_json(message["content"], self._embedder)
+        return {STATED: stated} if stated else {}
 
     def _recent(self, id: str) -> list[Message]:
         return self._database.messages(self._catalogue.namespace, id, recent=True)
@@ -118,7 +132,7 @@ class Conversations:
         """A conversation's messages, oldest first; all of them, or those that stay verbatim."""
         with self._catalogue.reading():
             rows = self._database.messages(self._catalogue.namespace, id, recent=recent)
-        return [replace(row, message={k: v for k, v in row.message.items() if k != SAID_AT}) for row in rows]
+        return [replace(row, message={k: v for k, v in row.message.items() if "\0" not in k}) for row in rows]
 
     def forget(self, id: str, positions: slice) -> None:
         """Forget messages, also as parts of the conversation's document; positions as in :meth:`messages`."""
@@ -130,7 +144,11 @@ class Conversations:
         def edited(rows: list[Message]) -> list[Message]:
             old = rows[position]
             tokens = old.tokens if "content" not in message else self._model.count_tokens(message["content"])
-            new = replace(old, message={**old.message, **message}, tokens=tokens)
+            changed = {**old.message, **message}
+            if "content" in message:
+                changed.pop(STATED, None)
+                changed |= self._stated(changed)
+            new = replace(old, message=changed, tokens=tokens)
             return [*rows[:position], new, *rows[position + 1 :]]
 
         self._rewrite(id, edited)
@@ -174,17 +192,42 @@ class Conversations:
             options.setdefault("floor", 0.0)
             ends = list(accumulate(len(_as_text(row)) for row in rows))
 
+            ahead: list[tuple[int, int]] = []
+            if key is not None and query is not None and _searches(options):
+                ahead = self._ahead(query, rows, ends)
+
             def found(**more: Any) -> Selection:
                 keys = [] if key is None else [key]
-                selection = self._selections.select_from(index, self._scored_alone, query, keys, **options, **more)
+                selection = self._selections.select_from(
+                    index, self._scored_alone, query, keys, ahead, **options, **more
+                )
                 return selection.described(lambda node: _said(rows, bisect_right(ends, node.start)))
 
             selection = found()
             stated = [node for node in selection.nodes if node.said is not None and node.said["role"] == "user"]
             # What corrects a statement is often nearer to that than to the question.
-            if stated and query is not None and _searches(options):
+            if not ahead and stated and query is not None and _searches(options):
                 return found(also=[max(stated, key=lambda node: node.score).text])
             return selection
+
+    def _ahead(self, query: str, rows: Sequence[Message], ends: Sequence[int]) -> list[tuple[int, int]]:
+        """Characters of the statements about what a query asks, in the order in which they are to be shown.
+
+        Args:
+            query: what is asked.
+            rows: the messages of the conversation's document.
+            ends: where each of them ends in it.
+        """
+        if self._embedder is None:
+            return []
+        stated = []
+        for row, end in zip(rows, ends, strict=True):
+            stated += from_json(row.message.get(STATED, []), end - len(row.message["content"]) - 1)
+        asked = [part.text for part in parts(query, self._model.count_tokens) if part.weight == 1]
+        if not stated or not asked:
+            return []
+        found = about(query, embed(self._embedder, asked, queries=True), stated)
+        return [(statement.start, statement.end) for statement in found]
 
     def remove_all(self) -> None:
         """Forget the messages of all conversations; inside of a change that removes their documents."""
@@ -213,8 +256,9 @@ def _outgrown(recent: list[Message], tokens: int, recent_tokens: int) -> list[Me
 
 
 def _searches(options: Mapping[str, Any]) -> bool:
-    """Whether options leave out much of what is not searched for."""
-    return options.get("ratio") is None and options.get("search", "best_first") == "best_first"
+    """Whether options leave out much of what is not searched for, and search by meaning."""
+    by_meaning = options.get("policy") in (None, "hybrid", "embedding")
+    return by_meaning and options.get("ratio") is None and options.get("search", "best_first") == "best_first"
 
 
 def _as_text(row: Message) -> str:

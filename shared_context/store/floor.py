@@ -1,4 +1,4 @@
-"""Which leaves may be opened: none below the floor, some only behind all others, those at the end before all."""
+"""Which leaves may be opened: none below the floor, some only behind all others, some before all."""
 
 from __future__ import annotations
 
@@ -51,6 +51,25 @@ def behind(scores: torch.Tensor, late: Sequence[int]) -> torch.Tensor:
     last = flat[flat.isfinite()].min()
     after = last - torch.arange(1, len(late) + 1, device=flat.device)
     return flat.index_put((torch.tensor(late, device=flat.device),), after.to(flat.dtype)).view_as(scores)
+
+
+AHEAD = 1e-3
+"""What a leaf that is raised is above the one behind it: enough to be opened earlier, and no matter to the floor."""
+
+
+def raised_scores(scores: torch.Tensor, ahead: Sequence[int]) -> torch.Tensor:
+    """Scores in which some leaves come before all others, unless they may not be opened.
+
+    Args:
+        scores: [chunks, leaves], as :func:`above_floor` takes them.
+        ahead: places of leaves in the flattened scores, in the order in which they are to come.
+    """
+    if not ahead:
+        return scores
+    flat = scores.flatten()
+    places = torch.tensor(ahead, device=flat.device)
+    before = flat[flat.isfinite()].max() + AHEAD * torch.arange(len(ahead), 0, -1, device=flat.device)
+    return flat.index_put((places,), before.to(flat.dtype).where(flat[places].isfinite(), -torch.inf)).view_as(scores)
 
 
 def recent_scores(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -173,7 +173,9 @@ class Namespaces:
         selections = Selections(
             model, config, codec, embedder, catalogue, encoder, salt, self._rewrite, keep_spans=True
         )
-        conversations = Conversations(model, config, self._database, catalogue, documents, selections, self._new_index)
+        conversations = Conversations(
+            model, config, self._database, catalogue, documents, selections, self._new_index, embedder
+        )
         return Namespace(name, key, folder, config, cache, encoder, catalogue, documents, selections, conversations)
 
     def _new_index(self) -> NodeIndex:

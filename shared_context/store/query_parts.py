@@ -30,7 +30,7 @@ BEFORE = 0.85
 """Weight of a part that is not the last, where none asks."""
 
 _MARKS = ".!?。！？｡．؟"
-_SENTENCE = re.compile(
+SENTENCE = re.compile(
     # Within a number or an address a mark ends none; behind Chinese and Japanese letters it does without a space.
     rf"[^{_MARKS}\n]*(?:(?:(?<![{CJK}])[.!?](?![\s\"')\]])|(?<=[{CJK}])\.(?=[\dA-Za-z]))[^{_MARKS}\n]*)*"
     rf"(?:[{_MARKS}]+[\"')\]」』]*|\n+|$)"
@@ -168,8 +168,12 @@ def _some(found: list[T], most: int) -> list[T]:
 
 
 def _asks(sentence: str) -> bool:
-    marked = _QUESTION_MARK.search(sentence) or _ASKS_AT_THE_END.search(sentence)
-    return bool(marked or _ASKS.match(_ANNOUNCED.sub("", sentence)))
+    return bool(_QUESTION_MARK.search(sentence)) or asks_by_its_words(sentence)
+
+
+def asks_by_its_words(sentence: str) -> bool:
+    """Whether a sentence begins or ends as questions and requests do, with a question mark or without."""
+    return bool(_ASKS_AT_THE_END.search(sentence) or _ASKS.match(_ANNOUNCED.sub("", sentence)))
 
 
 def _is_quoted(text: str, start: int) -> bool:
@@ -201,7 +205,7 @@ def _sent_along(text: str, sentences: Sequence[tuple[int, str]]) -> set[int]:
 
 def _sentences(text: str, count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
     """Sentences, and pieces of those that have too many tokens, each with its first character."""
-    for found in _SENTENCE.finditer(text):
+    for found in SENTENCE.finditer(text):
         sentence = _TURN.sub("", found.group()).strip()
         if not sentence:
             continue

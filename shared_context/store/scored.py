@@ -91,6 +91,11 @@ class Scored:
         apart = (np.diff(np.array(self.places), axis=0) != (0, 1)).any(axis=1)
         return np.concatenate([[0], np.cumsum(apart)])
 
+    def flat_places(self, leaves: Sequence[int]) -> list[int]:
+        """Where leaves of the only document, by their number in it, are in the flattened scores."""
+        chunks, slots = {number: chunk for chunk, (_, number) in enumerate(self.places)}, 2**self.height
+        return [chunks[leaf // slots] * slots + leaf % slots for leaf in leaves if leaf // slots in chunks]
+
     def last_leaves(self, tokens: int, leaf_size: int) -> int:
         """How many leaves so many tokens at the end of the last document reach into."""
         last = [length for (key, _), length in zip(self.places, self.lengths, strict=True) if key == self.places[-1][0]]

@@ -104,15 +104,27 @@ class Selections:
         return selection
 
     def select_from(
-        self, index: NodeIndex, config: StoreConfig, query: str | None, keys: list[int], **options: Any
+        self,
+        index: NodeIndex,
+        config: StoreConfig,
+        query: str | None,
+        keys: list[int],
+        ahead: Sequence[tuple[int, int]] = (),
+        **options: Any,
     ) -> Selection:
         """What a query is shown of these documents of another index; called while the catalogue is read.
 
         Args:
             config: how they are scored.
+            ahead: characters of the only document that are shown before all others, in this order.
             **options: those of :meth:`~shared_context.store.selector.Selector.choose`.
         """
-        return self._selection(self._selector_of(index, config).choose(query, keys, **options), query)
+        leaves: dict[int, None] = {}
+        for start, end in ahead:
+            first, last = self._catalogue.text(keys[0]).tokens.tokens(start, end)
+            leaves |= dict.fromkeys(range(self._edges.leaf(keys[0], first), self._edges.leaf(keys[0], last - 1) + 1))
+        chosen = self._selector_of(index, config).choose(query, keys, ahead=list(leaves), **options)
+        return self._selection(chosen, query)
 
     def retrieve(
         self,

@@ -31,7 +31,7 @@ from shared_context.store.codec import Codec
 from shared_context.store.considered import Considered
 from shared_context.store.duplicates import NEARLY, Said
 from shared_context.store.embedder import Embedder
-from shared_context.store.floor import above_floor, behind, recent_scores
+from shared_context.store.floor import above_floor, behind, raised_scores, recent_scores
 from shared_context.store.leaf_states import LeafStates
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
@@ -105,6 +105,7 @@ class Selector:
         introduction: Callable[[int], int] | None = None,
         min_score: float | None = None,
         also: Sequence[str] = (),
+        ahead: Sequence[int] = (),
     ) -> ChosenCuts:
         """What a query is shown; settings and errors are those of the store's ``select``.
 
@@ -113,6 +114,7 @@ class Selector:
             keys: the documents that may be considered, rising.
             introduction: KV entries that are shown once in front of all that is shown of a document; by its key.
             also: other texts that are searched for; what finds most in a leaf counts. Scores tell of ``text`` alone.
+            ahead: leaves of the only document, by their number in it, that are opened before all others, in this order.
         """
         one_of("search", search, Search)
         policy = self._policy(policy)
@@ -146,7 +148,7 @@ class Selector:
                 texts = (*query.texts, *also)
                 sought = replace(query, text="\n".join(texts), texts=texts)
             cuts, twins = self._best_first(
-                query, sought, considered, policy, tree, floor, recent, budget, introduction, least
+                query, sought, considered, policy, tree, floor, recent, budget, introduction, least, ahead
             )
             return ChosenCuts(cuts, budget, policy, twins)
         cuts = self._split_and_search(query, considered, policy, tree, budget)
@@ -219,11 +221,16 @@ class Selector:
         budget: int,
         introduction: Callable[[int], int] | None,
         min_score: float,
+        ahead: Sequence[int],
     ) -> tuple[list[ChunkCut], Twins]:
         """Best-first expansion under one budget over all chunks considered."""
         scored = self._score(sought, considered, policy, budget * tree.fine, runs=True)
+        before_all = scored.flat_places(ahead)
+        # Raised first: of what is repeated that place counts which is ahead of others.
+        raised = replace(scored, leaves=raised_scores(scored.leaves, before_all))
         # First, for what is repeated also counts once where the floor is laid.
-        opened, compared, late, twins = without_repeats(scored, budget // tree.leaf_size, partial(self._read, scored))
+        opened, compared, late, twins = without_repeats(raised, budget // tree.leaf_size, partial(self._read, scored))
+        opened = raised_scores(opened, before_all)
         if any(total > budget for total in accumulate(kv_entries(length, tree.fine) for length in scored.lengths)):
             opened = above_floor(opened, floor, scored.stretches())
         if not any(tree.coarse):
