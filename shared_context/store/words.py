@@ -7,12 +7,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, lru_cache
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import NamedTuple
 
 import Stemmer
 
 from shared_context.store.layouts import layouts
+from shared_context.store.spellings import dates, figures, of_word, spellings
 
 # Chinese, Japanese, Thai, Lao, Burmese and Khmer write no spaces; Korean writes them around whole phrases.
 _UNSPACED = (
@@ -20,13 +21,15 @@ _UNSPACED = (
     r"\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
 )
 # Marks of vowels and tones are part of a word although \w knows only some of them.
-_MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0dff\u200c\u200d"
+_MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0dff\u200c\u200d\u00ad\u200b\u2060\ufeff"
 _IN_WORD = rf"(?:[^\W{_UNSPACED}]|[{_MARKS}])"
 WORD = re.compile(
     rf"[{_UNSPACED}\u0e31-\u0e4e\u3099\u309a]+"
     # A comma joins digits only, or a row of a table would be one word.
     rf"|{_IN_WORD}+(?:(?:[-_./:'’@~\\+&=#]|(?<=\d),(?=\d)){_IN_WORD}+)*"
 )
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
+"""Where a word may be broken, or may not: no part of it."""
 _UNSPACED_WORD = re.compile(rf"[{_UNSPACED}]")
 _PIECES = re.compile(r"[/@\\=&#]|(?<=\d)T(?=\d)")
 """What ends a name inside of a path, an address or a timestamp."""
@@ -143,8 +146,8 @@ def other_spellings(text: str, language: str) -> list[str]:
     """The terms of what a query names literally as a text may write it otherwise, each once.
 
     The pieces of a path, an address or a timestamp, a number without its marks or with others, in groups or in one, a
-    day in figures, and words that stand together as the one name that they may be: ``max retries`` is ``max_retries``,
-    too.
+    day in figures, surnames and abbreviations as others write them, and words that stand together as the one name that
+    they may be: ``max retries`` is ``max_retries``, too. Of sections and measures their short numbers.
     """
     names = _names(text)
     pieces = [piece for name in names for piece in (*_PIECES.split(name), *_HOST.findall(name)) if _NAME.search(piece)]
@@ -153,15 +156,23 @@ def other_spellings(text: str, language: str) -> list[str]:
     for day, time in pairwise(names):
         found += [f"{day}T{time}", f"{day}T{time}Z"] if _DAY.fullmatch(day) and _TIME.match(time) else []
     found += _dates(text)
-    found += (spelling for match in WORD.finditer(text) for spelling in _compounds(match.group()))
+    written = [match.group() for match in WORD.finditer(text)]
+    found += (spelling for word in written for spelling in _compounds(word))
     found += islice((layout for layout in layouts(text, names) if layout not in names), MOST_LAYOUTS)
-    found += islice(_joined([match.group() for match in WORD.finditer(text)], language), MOST_JOINED)
-    return _terms_of_names(found, language)
+    found += islice(_joined(written, language), MOST_JOINED)
+    others = chain(spellings(text, names), (other for word in written for other in of_word(word)))
+    found += islice((other for other in others if other not in names), MOST_LAYOUTS)
+    terms = _terms_of_names(found, language)
+    return [*terms, *(each for each in dict.fromkeys(islice(figures(text), MOST_LAYOUTS)) if each not in terms)]
 
 
 def _names(text: str) -> list[str]:
-    matches = (unicodedata.normalize("NFKC", match.group()) for match in WORD.finditer(text))
+    matches = (_plain(match.group()) for match in WORD.finditer(text))
     return [name for name in matches if _NAME.search(name)]
+
+
+def _plain(word: str) -> str:
+    return unicodedata.normalize("NFKC", word).translate(_INVISIBLE)
 
 
 def _terms_of_names(names: Iterable[str], language: str) -> list[str]:
@@ -182,7 +193,7 @@ def _dates(text: str) -> Iterator[str]:
     """The days that a text names by their month, in figures."""
     for match in _DATED.finditer(text):
         day, month, year = (match[name] or match[f"{name}2"] for name in ("day", "month", "year"))
-        yield f"{year}-{_MONTHS[month[:3].casefold()]:02}-{int(day):02}"
+        yield from dates(int(year), _MONTHS[month[:3].casefold()], int(day))
 
 
 def _compounds(word: str) -> Iterator[str]:
@@ -240,7 +251,7 @@ def language_of(text: str) -> str:
 @lru_cache(maxsize=1 << 16)
 def terms_of(word: str, language: str = DEFAULT_LANGUAGE) -> frozenset[str]:
     """What a word is found by; see :class:`Word`."""
-    word = unicodedata.normalize("NFKC", word)
+    word = _plain(word)
     if _UNSPACED_WORD.match(word):
         return frozenset(word[at : at + 2] for at in range(max(1, len(word) - 1)))
     terms = {_stem(word, language)}

@@ -133,10 +133,46 @@ def test_what_is_named_literally_is_not_what_is_counted_or_dated():
         ("the job 5f0c1a2b77d14e0f9a310c44de81b6aa", "5f0c1a2b-77d1-4e0f-9a31-0c44de81b6aa"),
         ("the card 4929118200337716", "4929 1182 0033 7716"),
         ("what was paid on 20310503", "2031-05-03"),
+        ("What is at pier.example.org/tides?", "https://www.pier.example.org/tides/"),
+        ("What is at www.pier.example.org/tides?", "https://pier.example.org/tides"),
+        ("What is at pier.example.org/tides?", "http://www.pier.example.org"),
+        ("What did Ada O'Quist take?", "Ada O’Quist"),
+        ("What did O’Quist take?", "O'Quist"),
+        ("What did O`Quist take?", "OQuist"),
+        ("Was hat Frau Koehler?", "Frau Köhler"),
+        ("Was hat Frau Köhler?", "Frau Koehler"),
+        ("Was hat Frau Koehler-Lund?", "Frau Köhler-Lund"),
+        ("the EFTA treaty", "the E.F.T.A. treaty"),
+        ("the E.F.T.A. treaty", "the EFTA treaty"),
+        ("What was paid on 2031-05-03?", "03.05.2031"),
+        ("Was geschah am 3.5.2031?", "03.05.2031"),
+        ("Was geschah am 3.5.2031?", "2031-05-03"),
+        ("What was paid on 3 May 2031?", "03/05/2031"),
+        ("What was paid on 3/5/2031?", "05/03/2031"),
+        ("Who has the 7×22 plate?", "a plate of 7x22 mm"),
+        ("Who brought the anchor of 70kg?", "an anchor of 70 kg"),
+        ("What does §35(2) say?", "§ 35 (2)"),
+        ("What does Art. 6 say?", "Article 6(3)"),
     ],
 )
 def test_what_is_named_is_found_in_another_spelling(asked, written):
     assert set(other_spellings(asked, "english")) & set(terms(written, "english"))
+
+
+@pytest.mark.parametrize("asked", ["Is it for us in the U.S.?", "Who is the Queen?", "What are 2 of the 3?"])
+def test_plain_words_and_counts_are_not_spelled_otherwise(asked):
+    assert other_spellings(asked, "english") == []
+
+
+@pytest.mark.parametrize("mark", ["\u00ad", "\u200b", "\u2060", "\ufeff"])
+def test_what_nobody_sees_is_no_part_of_a_word(mark):
+    for written, asked in (
+        (f"har{mark}bour", "harbour"),
+        ("harbour", f"{mark}harb{mark}our"),
+        (f"AB{mark}-1234", "AB-1234"),
+    ):
+        assert set(query_terms(asked, "english")) == set(terms(written, "english"))
+    assert literals(f"Where is A{mark}B-1234?", "english") == ["ab-1234"]
 
 
 def test_words_that_stand_together_are_no_name_for_that():
