@@ -5,8 +5,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from shared_context.shards import ShardedContextStore
 serve = pytest.importorskip("ray.serve")
 
 import ray  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
 from ray.exceptions import RayActorError  # noqa: E402
 from ray.serve.schema import ServeDeploySchema  # noqa: E402
 
@@ -66,15 +69,20 @@ def key(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
+    """Address of the endpoint in a cluster of two nodes, and what kills one of them."""
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    ray.init(num_cpus=2, object_store_memory=100 << 20, log_to_driver=False, include_dashboard=False)
+    memory = {"object_store_memory": 100 << 20}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **memory})
+    other = nodes.add_node(num_cpus=1, **memory)
+    ray.init(address=nodes.address, log_to_driver=False)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     serve.start(http_options={"port": port})
-    yield f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{port}", partial(nodes.remove_node, other, allow_graceful=False)
     serve.shutdown()
     ray.shutdown()
+    nodes.shutdown()
 
 
 def ask(url: str, number: int, key: str = "none", retries: int = 8) -> str:
@@ -90,7 +98,7 @@ def ask(url: str, number: int, key: str = "none", retries: int = 8) -> str:
 def running(cluster, folder, key):
     _, keys = key
     serve.run(app(Fronts(stores=[str(folder)], keys=keys, dtype="float32")), name="boats")
-    return cluster
+    return cluster[0]
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +128,12 @@ def replicas(deployment: str) -> list[psutil.Process]:
     return found
 
 
-def killed_while_asked(url: str, secret: str, victims: list[psutil.Process]) -> list[str]:
-    """Answers to questions of which the first is answered when processes are killed."""
+def answers_while(kill: Callable[[], object], url: str, secret: str) -> list[str]:
+    """Answers to questions of which the first is answered when something is killed."""
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask, url, number, secret, retries=60) for number in range(6)]
         wait(asked, return_when=FIRST_COMPLETED)
-        for victim in victims:
-            victim.kill()
+        kill()
         return [one.result() for one in asked]
 
 
@@ -134,19 +141,20 @@ def killed_while_asked(url: str, secret: str, victims: list[psutil.Process]) -> 
 @pytest.mark.parametrize("deployment", ["front", "boats-shard-000"])
 def test_what_the_dead_were_asked_is_answered_when_it_is_asked_again(running, expected, key, deployment):
     (victim,) = replicas(deployment)
-    assert killed_while_asked(running, key[0], [victim]) == expected
+    assert answers_while(victim.kill, running, key[0]) == expected
     assert victim not in replicas(deployment)
 
 
-@pytest.fixture
-def replicated(cluster, folder, key, tmp_path):
-    """The application of a file that asks for two replicas of each deployment, of a published store."""
-    address = f"file://{tmp_path}/published"
+@pytest.fixture(scope="module")
+def replicated(cluster, folder, key, tmp_path_factory):
+    """The application of a file that asks for a replica of each deployment on each node, of a published store."""
+    place = tmp_path_factory.mktemp("published")
+    address = (place / "boats").as_uri()
     push(folder, address)
-    twice = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}}
-    file = tmp_path / "serve.yaml"
+    twice = {"num_replicas": 2, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0.1}}
+    file = place / "serve.yaml"
     content = {
-        "http_options": {"port": int(cluster.rpartition(":")[2])},
+        "http_options": {"port": int(cluster[0].rpartition(":")[2])},
         "applications": [
             {
                 "name": "boats",
@@ -160,24 +168,36 @@ def replicated(cluster, folder, key, tmp_path):
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--non-blocking", str(file)]
     address_of_cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     subprocess.run(command, env=os.environ | address_of_cluster, check=True, timeout=300)
-    until = time.monotonic() + 300
-    while not runs_twice(serve.status().applications["boats"]):
-        assert time.monotonic() < until, serve.status()
-        time.sleep(0.5)
     return cluster
 
 
-def runs_twice(application) -> bool:
-    replicas = [deployment.replica_states for deployment in application.deployments.values()]
-    return application.status == "RUNNING" and replicas == [{"RUNNING": 2}] * len(DEPLOYMENTS)
+def wait_for_both() -> list[list[psutil.Process]]:
+    """The two replicas of each deployment, once they run."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        boats = serve.status().applications["boats"]
+        states = [deployment.replica_states for deployment in boats.deployments.values()]
+        if boats.status == "RUNNING" and states == [{"RUNNING": 2}] * len(DEPLOYMENTS):
+            return [replicas(deployment) for deployment in DEPLOYMENTS]
+        time.sleep(0.5)
+    raise AssertionError(serve.status())
 
 
 @pytest.mark.slow
 def test_one_of_two_replicas_of_each_deployment_may_die(replicated, expected, key):
-    both = [replicas(deployment) for deployment in DEPLOYMENTS]
+    both = wait_for_both()
     assert [len(of) for of in both] == [2, 2, 2]
-    assert killed_while_asked(replicated, key[0], [of[0] for of in both]) == expected
-    assert [ask(replicated, number, key[0], retries=60) for number in range(6)] == expected
+    assert answers_while(lambda: [of[0].kill() for of in both], replicated[0], key[0]) == expected
+    assert [ask(replicated[0], number, key[0], retries=60) for number in range(6)] == expected
+
+
+@pytest.mark.slow
+def test_one_of_two_nodes_may_die(replicated, expected, key):
+    url, kill_node = replicated
+    both = wait_for_both()
+    assert answers_while(kill_node, url, key[0]) == expected
+    assert [sum(process.is_running() for process in of) for of in both] == [1, 1, 1]
+    assert [ask(url, number, key[0], retries=60) for number in range(6)] == expected
 
 
 class DiesOnce:
