@@ -93,6 +93,8 @@ class Scored:
 
     def flat_places(self, leaves: Sequence[int]) -> list[int]:
         """Where leaves of the only document, by their number in it, are in the flattened scores."""
+        if not leaves:  # nearly always: nobody then walks over all chunks
+            return []
         chunks, slots = {number: chunk for chunk, (_, number) in enumerate(self.places)}, 2**self.height
         return [chunks[leaf // slots] * slots + leaf % slots for leaf in leaves if leaf // slots in chunks]
 
