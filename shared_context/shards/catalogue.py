@@ -11,7 +11,7 @@ import torch
 from shared_context.config import TreeConfig
 from shared_context.errors import DocumentNotFoundError, ShardUnavailableError, StoreClosedError
 from shared_context.shards.crew import Crew
-from shared_context.shards.index import ShardedIndex, ShardedWords, shard_of, whole_key
+from shared_context.shards.index import ShardedIndex, ShardedPrefilter, ShardedWords, shard_of, whole_key
 from shared_context.shards.shard import ShardState
 from shared_context.store.forks import ForkSafeLock
 from shared_context.store.line_rows import Entry
@@ -32,12 +32,14 @@ class ShardedCatalogue:
 
     Attributes:
         index: what queries are compared with.
+        prefilter: tells which of the documents are nearest to a query.
         words: those of the leaves.
     """
 
     def __init__(self, crew: Crew, tree: TreeConfig, device: torch.device | str):
         self._crew, self._lock, self._closed = crew, ForkSafeLock(), False
         self.index, self.words = ShardedIndex(crew, tree, device), ShardedWords(crew)
+        self.prefilter = ShardedPrefilter(self.index)
         self.states: dict[int, ShardState] = {}
         self._documents: list[int] = []
         # Lines that were asked for; and the keys of all documents by their ids, once many were.

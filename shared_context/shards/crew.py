@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Literal, Protocol, TypeVar
 
 from shared_context.errors import ShardUnavailableError, SharedContextError
@@ -48,13 +48,12 @@ class LocalWorkers:
 
     def __init__(self, places: Sequence[Place], vocabulary: int, read_only: bool, device: str):
         self._pool = ThreadPoolExecutor(len(places), thread_name_prefix="shard")
-        self._shards: list[Shard] = []
-        try:
-            for place in places:
-                self._shards.append(Shard(place, vocabulary, read_only, device))
-        except BaseException:
+        opening = [self._pool.submit(Shard, place, vocabulary, read_only, device) for place in places]
+        wait(opening)
+        self._shards = [future.result() for future in opening if future.exception() is None]
+        if len(self._shards) < len(places):
             self.close()
-            raise
+            raise next(error for future in opening if (error := future.exception()) is not None)
 
     def __len__(self) -> int:
         return len(self._shards)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,10 @@ from shared_context.config import TreeConfig
 from shared_context.shards.crew import Crew
 from shared_context.shards.shard import ShardState
 from shared_context.store.header_index import HeaderScores, figure_scores
+from shared_context.store.kept_prefilter import Owner
 from shared_context.store.leaves import Leaves, document_leaves
 from shared_context.store.node_index import inverse_leaf_frequency
+from shared_context.store.prefilter import nearest_owners
 
 KEY_BITS = 32
 """Lowest bits of a document's key in a store of shards; the others are the shard's number."""
@@ -53,7 +54,7 @@ class ShardedLeaves:
         for name, array in arrays.items():
             setattr(self, name, array)
         # Where the leaves and spans of each shard begin.
-        shards = np.array([*states, max(states) + 1], np.int64) << KEY_BITS
+        self._shards = shards = np.array([*states, max(states) + 1], np.int64) << KEY_BITS
         self._numbers = list(states)
         self._first_leaf = np.searchsorted(self.document, shards)
         self._first_span = np.searchsorted(self.span_document, shards)
@@ -77,19 +78,16 @@ class ShardedLeaves:
         """Where scores are compared."""
         return self.spans.device
 
-    @property
-    def dimension(self) -> int:
-        """Of the embeddings."""
-        return self._embeddings.shape[1]
-
-    @cached_property
-    def _embeddings(self) -> np.ndarray:
-        answers = self._crew.ask(dict.fromkeys(self._holding(self._first_span), ("embeddings", ())))
-        return np.concatenate(list(answers.values()))
-
-    def embeddings_of(self, spans: np.ndarray) -> np.ndarray:
-        """Of some spans, float32 [spans, dimension]; the prefilter asks for them."""
-        return self._embeddings[spans]
+    def nearest(self, embedding: np.ndarray, owner: Owner, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Documents or chunks, see :meth:`~shared_context.store.prefilter.Prefilter.nearest`."""
+        first_chunk = np.searchsorted(self.chunk_document, self._shards)
+        holding = [at for at, count in enumerate(np.diff(self._first_span)) if count]
+        asked = dict.fromkeys((self._numbers[at] for at in holding), ("nearest", (embedding, owner, count)))
+        answers = self._crew.ask(asked).values()
+        first = self._shards if owner == "document" else first_chunk
+        owners = np.concatenate([own + first[at] for at, (own, _) in zip(holding, answers, strict=True)])
+        cosines = np.concatenate([near for _, near in answers])
+        return nearest_owners(cosines, owners, count)
 
     def late_interaction(
         self,
@@ -106,10 +104,6 @@ class ShardedLeaves:
     def cosines(self, embedding: torch.Tensor, spans: torch.Tensor | None = None) -> torch.Tensor:
         """Of spans, by default all, the cosine with an embedding."""
         return self._scattered("cosines", (embedding.numpy(force=True),), spans, self._first_span, ())
-
-    def _holding(self, first: np.ndarray) -> list[int]:
-        """Numbers of the shards that hold anything."""
-        return [number for number, count in zip(self._numbers, np.diff(first), strict=True) if count]
 
     def _scattered(
         self,
@@ -216,6 +210,24 @@ class ShardedIndex:
             for number, answer in answers.items()
             for key, ids in zip(keys[number], answer, strict=True)
         }
+
+
+class ShardedPrefilter:
+    """What is nearest to a query, as :class:`~shared_context.store.kept_prefilter.KeptPrefilter` of one store tells.
+
+    Args:
+        index: of all shards.
+    """
+
+    def __init__(self, index: ShardedIndex):
+        self._index = index
+
+    def nearest(self, embedding: np.ndarray, owner: Owner, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`~shared_context.store.prefilter.Prefilter.nearest`."""
+        return self._index.leaves().nearest(embedding, owner, count)
+
+    def keep(self) -> None:
+        """Nothing: each shard keeps what its own prefilter has learned."""
 
 
 class ShardedWords:

@@ -18,6 +18,7 @@ from shared_context.store.database import Database
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.header_index import HeaderScores
+from shared_context.store.kept_prefilter import Owner
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.line_rows import Entry
 from shared_context.store.node_data import NodeShape, StoredText
@@ -147,10 +148,13 @@ class Shard:
             chosen = None if spans is None else torch.from_numpy(spans).to(leaves.device)
             return leaves.cosines(torch.from_numpy(embedding), chosen).numpy(force=True)
 
-    def embeddings(self) -> np.ndarray:
-        """Of all spans, float32 [spans, dimension]."""
+    def nearest(self, embedding: np.ndarray, owner: Owner, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Documents or chunks, see :meth:`~shared_context.store.prefilter.Prefilter.nearest`."""
+        prefilter = self._catalogue.prefilter
         with self._database.locked():
-            return self._catalogue.index.leaves().embeddings.numpy(force=True)
+            found = prefilter.nearest(embedding, owner, count)
+        prefilter.keep()
+        return found
 
     def headers_said(self, codes: np.ndarray, embedding: np.ndarray | None) -> HeaderScores:
         """What headers say of a query, see :meth:`~shared_context.store.header_index.HeaderIndex.said`."""

@@ -16,6 +16,7 @@ from shared_context.store.database import Database
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
 from shared_context.store.header import header as header_text
+from shared_context.store.kept_prefilter import KeptPrefilter
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.leaf_file import LeafFile
 from shared_context.store.leaves import Leaves
@@ -25,8 +26,7 @@ from shared_context.store.mapped_leaves import MappedLeaves
 from shared_context.store.node_data import HeaderData, NodeData, NodeShape, Part, StoredText
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.part_rows import DIGEST_BYTES
-from shared_context.store.prefilter import Prefilter
-from shared_context.store.span_lists import SpanFile, SpanLists
+from shared_context.store.span_lists import SpanFile
 from shared_context.store.texts import Texts
 from shared_context.store.word_index import NamespaceWords
 
@@ -54,6 +54,7 @@ class Catalogue:
 
     Attributes:
         index: what scoring needs of the documents, conversations left out.
+        prefilter: tells which of them are nearest to a query.
         words: those of the leaves of documents and conversations.
         namespace: the namespace's key.
         shape: of the node data.
@@ -75,6 +76,7 @@ class Catalogue:
     ):
         self.index, self.namespace, self.shape = index, namespace, shape
         self._spans = None if folder is None else SpanFile(folder, embedder, shape, database)
+        self.prefilter = KeptPrefilter(index, self._spans, self._are_of_now)
         self.words = NamespaceWords(database.words, namespace)
         self._name = name
         self._database, self._salt, self._cache, self._header_ids = database, salt, cache, header_ids
@@ -122,6 +124,10 @@ class Catalogue:
             self._data_version, self._version = seen, version or before
             # Last, for what stays of a document that was extended has been read from there.
             self._overwrite([*change.removed, *(old for old, *_ in change.extended.values())], list(change.described))
+
+    def _are_of_now(self, leaves: Leaves) -> bool:
+        """Whether leaves are those of all that the database holds, asked in a transaction."""
+        return self._database.version() == self._version and self.index.leaves() is leaves
 
     def _check_there(self) -> None:
         """That the namespace was not dropped, by this process or another one."""
@@ -209,20 +215,6 @@ class Catalogue:
         if keys and self._spans is not None:
             self._spans.forget(self.index)
         self._mapped.overwrite(keys, described)
-
-    # What the prefilter has learned
-
-    def span_lists(self) -> SpanLists | None:
-        """How the prefilter divided spans before; None where that is not known."""
-        return None if self._spans is None else self._spans.read()
-
-    def keep_span_lists(self, leaves: Leaves, prefilter: Prefilter) -> None:
-        """Keep how a prefilter divides spans, if these are those of now; nothing is lost where that fails."""
-        if self._spans is not None and not self._database.read_only:
-            # Else what was deleted meanwhile would come back.
-            self._spans.write(
-                prefilter.kept, lambda: self._database.version() == self._version and self.index.leaves() is leaves
-            )
 
     # What there is
 

@@ -7,11 +7,9 @@ import torch
 
 from shared_context.config import require_count
 from shared_context.errors import ConfigError
-from shared_context.store import prefilter as prefilters
-from shared_context.store.catalogue import Catalogue
-from shared_context.store.leaves import Leaves
+from shared_context.store.kept_prefilter import KeptPrefilter, Owner, spans_of
 from shared_context.store.node_index import NodeIndex
-from shared_context.store.prefilter import Prefilter
+from shared_context.store.prefilter import nearest_owners
 from shared_context.store.query import Query
 
 
@@ -20,12 +18,11 @@ class Considered:
 
     Args:
         index: what is chosen from.
-        keeper: keeps how the prefilter divides spans; None keeps nothing.
+        prefilter: tells which documents and chunks of the index are nearest to a query.
     """
 
-    def __init__(self, index: NodeIndex, keeper: Catalogue | None = None):
-        self._index, self._keeper = index, keeper
-        self._prefilter: tuple[Leaves, Prefilter] | None = None
+    def __init__(self, index: NodeIndex, prefilter: KeptPrefilter):
+        self._index, self._prefilter = index, prefilter
 
     def chunks(
         self,
@@ -56,33 +53,20 @@ class Considered:
             return np.zeros(0, np.int64)
         leaves, last = self._index.leaves(), keys[-1]
         if prefilter is not None and prefilter < len(keys):
-            keys = self._nearest(embedding, keys, leaves.span_document, prefilter)
+            keys = self._nearest(embedding, keys, "document", prefilter).tolist()
         chunks = leaves.chunks(keys)
         if prefilter_chunks is not None and prefilter_chunks < len(chunks):
-            chunks = np.array(self._nearest(embedding, keys, leaves.span_chunk, prefilter_chunks))
+            chunks = self._nearest(embedding, keys, "chunk", prefilter_chunks)
         if recent:
             chunks = np.union1d(chunks, leaves.chunks([last]) if prefilter_chunks is None else leaves.end(last, recent))
         return chunks
 
-    def _nearest(self, embedding: torch.Tensor, keys: list[int], of_span: np.ndarray, count: int) -> list[int]:
-        """The ``count`` of what documents' spans belong to whose nearest span is nearest, in rising order."""
+    def _nearest(self, embedding: torch.Tensor, keys: list[int], owner: Owner, count: int) -> np.ndarray:
+        """The ``count`` of what documents' spans belong to whose nearest span is nearest, in rising order, int64."""
+        if len(keys) == len(self._index):
+            return np.sort(self._prefilter.nearest(embedding.numpy(), owner, count)[0])
+        # What filters leave is usually few: their spans are compared one by one.
         leaves = self._index.leaves()
-        if len(keys) < len(self._index):
-            # What filters leave is usually few: their spans are compared one by one.
-            spans = np.flatnonzero(np.isin(leaves.span_document, keys))
-            near = leaves.cosines(embedding, torch.from_numpy(spans).to(leaves.device)).numpy(force=True)
-            return sorted(list(dict.fromkeys(of_span[spans[np.argsort(-near, kind="stable")]].tolist()))[:count])
-        if self._prefilter is None:
-            kept = None
-            if self._keeper is not None and len(leaves.span_document) > prefilters.EXHAUSTIVE_SPANS:
-                kept = self._keeper.span_lists()
-            self._prefilter = (leaves, Prefilter(leaves, kept))
-        elif self._prefilter[0] is not leaves:
-            self._prefilter[1].update(leaves)
-            self._prefilter = (leaves, self._prefilter[1])
-        return sorted(self._prefilter[1].nearest(embedding.numpy(), of_span, count))
-
-    def keep(self) -> None:
-        """Keep how the prefilter divides spans where much of that is not kept; called while the store is not read."""
-        if self._keeper is not None and self._prefilter is not None and self._prefilter[1].due:
-            self._keeper.keep_span_lists(*self._prefilter)
+        spans = np.flatnonzero(np.isin(leaves.span_document, keys))
+        near = leaves.cosines(embedding, torch.from_numpy(spans).to(leaves.device)).numpy(force=True)
+        return np.sort(nearest_owners(near, spans_of(leaves, owner)[spans], count)[0])

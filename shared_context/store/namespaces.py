@@ -170,9 +170,7 @@ class Namespaces:
         )
         encoder = ChunkEncoder(model, cache, config, salt, catalogue.has_chunk, self._scorer.score)
         documents = DocumentStore(catalogue, Ingestion(model, codec, embedder, config.tree), config)
-        selections = Selections(
-            model, config, codec, embedder, catalogue, encoder, salt, self._rewrite, keep_spans=True
-        )
+        selections = Selections(model, config, codec, embedder, catalogue, encoder, salt, self._rewrite)
         conversations = Conversations(
             model, config, self._database, catalogue, documents, selections, self._new_index, embedder
         )

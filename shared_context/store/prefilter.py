@@ -1,4 +1,4 @@
-"""The prefilter: which documents and chunks are considered at all, found by FAISS over their spans' embeddings."""
+"""The prefilter: which documents and chunks are considered at all, found by their spans' embeddings."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from shared_context.errors import ConfigError
 from shared_context.store.leaves import Leaves
 from shared_context.store.span_lists import SPAN_BITS, SpanLists, bit_sums, mean_directions
 
 EXHAUSTIVE_SPANS = 20_000
-"""Up to here every span is compared; above, an inverted file keeps the search sub-linear."""
+"""Up to here every span is compared; above, lists of near ones keep the search sub-linear."""
 
 PROBED_LISTS = 32
-"""Lists of the inverted file that a search reads first; it reads more where these hold spans of too few."""
+"""Lists that a search reads first; it reads more where these hold spans of too few."""
 
 MOST_GROWN = 4
-"""An inverted file is trained anew once it holds so many times the spans that it was trained for."""
+"""Lists are learned anew once there are so many times the spans that they were learned for."""
 
 TOGETHER = 1 << 13
 """Spans whose embeddings are copied at once."""
@@ -29,9 +30,11 @@ SHARE = 8
 
 
 class Prefilter:
-    """A FAISS index over the embedded spans of a store; a change of the store costs what has changed.
+    """Which documents or chunks of a store are nearest to a query; a change of the store costs what has changed.
 
-    A document, or a chunk, is as near to the query as its nearest span.
+    A document, or a chunk, is as near to the query as its nearest span. Of many spans FAISS learns how to divide them
+    into lists, and those of the nearest lists are compared. It holds no copy of their embeddings, which may be mapped
+    from a file and be more than fits into memory.
 
     Args:
         leaves: the store's leaves, with embeddings.
@@ -42,23 +45,20 @@ class Prefilter:
         self._make(leaves, kept)
 
     def _make(self, leaves: Leaves, kept: SpanLists | None = None) -> None:
-        faiss = _faiss()
-        self._index: Any
-        ids, dimension, none = _ids(leaves), leaves.dimension, np.zeros(0, np.int64)
-        self._leaves, self._lists = leaves, 0
+        ids, none = _ids(leaves), np.zeros(0, np.int64)
+        self._leaves = leaves
+        self._quantizer: Any = None
         # How spans are divided into lists, where there are some, and how many of them are not kept so.
-        self._spans, self._unkept = SpanLists(np.zeros((0, dimension), np.float32), none, none, none, none), 0
+        self._spans, self._unkept = SpanLists(np.zeros((0, leaves.dimension), np.float32), none, none, none, none), 0
         if len(ids) <= EXHAUSTIVE_SPANS:
-            self._index, self._room = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension)), EXHAUSTIVE_SPANS
-            self._take_in(ids)
+            self._room = EXHAUSTIVE_SPANS
             return
         if kept is None or len(ids) > MOST_GROWN * kept.learned[0] or not np.isin(ids, kept.ids).any():
             kept = _learned(leaves, ids)
             self._unkept = len(ids)
-        self._room, self._lists = MOST_GROWN * int(kept.learned[0]), len(kept.directions)
-        self._quantizer = faiss.IndexFlatIP(dimension)
+        self._room = MOST_GROWN * int(kept.learned[0])
+        self._quantizer = _faiss().IndexFlatIP(leaves.dimension)
         self._quantizer.add(kept.directions)
-        self._index = faiss.IndexIVFFlat(self._quantizer, dimension, self._lists, faiss.METRIC_INNER_PRODUCT)
         self._spans = replace(self._spans, directions=kept.directions, learned=kept.learned)
         self._take_in(ids, kept)
 
@@ -78,52 +78,70 @@ class Prefilter:
         if len(ids) > self._room:
             self._make(leaves)
             return
-        gone = ~np.isin(self._spans.ids, ids, assume_unique=True)
         self._leaves = leaves
+        if self._quantizer is None:
+            return
+        gone = ~np.isin(self._spans.ids, ids, assume_unique=True)
         if gone.any():
-            self._index.remove_ids(self._spans.ids[gone])
             self._spans = self._spans.without(gone, partial(_embeddings_of, leaves, ids))
         self._take_in(ids)
 
     def _take_in(self, ids: np.ndarray, known: SpanLists | None = None) -> None:
-        """Add spans; these are the ids of all that there are."""
-        faiss = _faiss()
+        """Find the lists of spans that have none yet; these are the ids of all that there are."""
         there = np.isin(ids, self._spans.ids, assume_unique=True)
         lists, sums = np.zeros((2, len(ids)), np.int64)
         lists[there], sums[there] = self._spans.lists, self._spans.sums
         for some in _batches(np.flatnonzero(~there)):
             embeddings = _embeddings(self._leaves, some)
-            if not self._lists:
-                self._index.add_with_ids(embeddings, ids[some])
-                continue
             sums[some] = bit_sums(embeddings)
             lists[some] = -1 if known is None else known.of(ids[some], sums[some])
             new = lists[some] < 0
             if new.any():
                 lists[some[new]] = self._quantizer.search(embeddings[new], 1)[1][:, 0]
             self._unkept += int(new.sum())
-            added = np.ascontiguousarray(ids[some]), np.ascontiguousarray(lists[some])
-            self._index.add_core(len(some), faiss.swig_ptr(embeddings), *map(faiss.swig_ptr, added))
         self._spans = replace(self._spans, ids=ids, lists=lists, sums=sums)
+        # Rows of spans, one list after the other, and where each of these begins.
+        self._by_list = np.argsort(lists, kind="stable")
+        self._edges = np.searchsorted(lists[self._by_list], np.arange(len(self._spans.directions) + 1))
 
-    def nearest(self, embedding: np.ndarray, of_span: np.ndarray, count: int) -> list[int]:
-        """The ``count`` documents or chunks nearest to a query's embedding [dimension], nearest first.
+    def nearest(self, embedding: np.ndarray, of_span: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ``count`` documents or chunks nearest to a query, nearest first.
 
         Only where the store has fewer are there fewer.
 
         Args:
+            embedding: of the query, float32 [dimension].
             of_span: what each span belongs to, ``span_document`` or ``span_chunk`` of the leaves, [spans].
+
+        Returns:
+            The documents or chunks, int64 [count], and the cosine of the nearest span of each, float32 [count].
         """
-        spans, lists = self._index.ntotal, self._lists
-        wanted, probed = min(spans, 4 * count), min(lists, PROBED_LISTS)
+        if self._quantizer is None:
+            return nearest_owners(self._leaves.cosines(torch.from_numpy(embedding)).numpy(force=True), of_span, count)
+        lists = len(self._spans.directions)
+        probed = min(lists, PROBED_LISTS)
         while True:
-            if lists:
-                self._index.nprobe = probed
-            found = self._index.search(embedding[None], wanted)[1][0]
-            owners = list(dict.fromkeys(of_span[np.searchsorted(self._spans.ids, found[found >= 0])].tolist()))
-            if len(owners) >= count or (wanted, probed) == (spans, lists):
-                return owners[:count]
-            wanted, probed = min(spans, 4 * wanted), min(lists, 4 * probed)
+            of_probed = self._quantizer.search(embedding[None], probed)[1][0]
+            rows = np.sort(np.concatenate([self._by_list[slice(*self._edges[[at, at + 1]])] for at in of_probed]))
+            found = nearest_owners(_embeddings(self._leaves, rows) @ embedding, of_span[rows], count)
+            if len(found[0]) == count or probed == lists:
+                return found
+            probed = min(lists, 4 * probed)
+
+
+def nearest_owners(cosines: np.ndarray, owners: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``count`` owners of spans whose nearest span is nearest, nearest first.
+
+    Args:
+        cosines: of the spans with a query, float32 [spans].
+        owners: what each belongs to, int64 [spans].
+
+    Returns:
+        The owners, int64 [count], and the cosine of the nearest span of each, float32 [count]; fewer where there are.
+    """
+    order = np.argsort(-cosines, kind="stable")
+    first = np.sort(np.unique(owners[order], return_index=True)[1])[:count]
+    return owners[order[first]], cosines[order[first]]
 
 
 def _faiss() -> Any:

@@ -19,6 +19,7 @@ from shared_context.store.embedder import Embedder
 from shared_context.store.encoding import Chunk, ChunkEncoder
 from shared_context.store.filters import compile_filter
 from shared_context.store.header import header
+from shared_context.store.kept_prefilter import KeptPrefilter
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.query import Rewrite
 from shared_context.store.selected import Passage, SelectedNode
@@ -41,7 +42,6 @@ class Selections:
         encoder: encodes what is selected.
         owner: tells what is selected from this catalogue from what is selected from others.
         rewrite: makes of a query what is searched for; None takes it as it is.
-        keep_spans: whether how the prefilter divides spans is kept for others.
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class Selections:
         encoder: ChunkEncoder,
         owner: bytes,
         rewrite: Rewrite | None = None,
-        keep_spans: bool = False,
     ):
         self._owner = owner
         self._rewrite = rewrite
@@ -62,9 +61,9 @@ class Selections:
         self._catalogue, self._encoder = catalogue, encoder
         # A cache that keeps few rows of a chunk has none of its lead-in.
         self._edges = WordEdges(config.tree, config.lead_in if config.cache.finest == 1 else 0, catalogue.text)
-        self._selector = self._selector_of(catalogue.index, config, catalogue if keep_spans else None)
+        self._selector = self._selector_of(catalogue.index, catalogue.prefilter, config)
 
-    def _selector_of(self, index: NodeIndex, config: StoreConfig, keeper: Catalogue | None = None) -> Selector:
+    def _selector_of(self, index: NodeIndex, prefilter: KeptPrefilter, config: StoreConfig) -> Selector:
         words = self._catalogue.words
         return Selector(
             self._model,
@@ -72,11 +71,11 @@ class Selections:
             self._codec,
             self._embedder,
             index,
+            prefilter,
             words,
             self._edges,
             self._between,
             self._rewrite,
-            keeper,
         )
 
     def _between(self, key: int, first: int, last: int) -> str:
@@ -100,7 +99,7 @@ class Selections:
                 query, self._candidates(filters, doc_ids), introduction=introduction, **options
             )
             selection = self._selection(choice, query, show_metadata, rows)
-        self._selector.considered.keep()
+        self._catalogue.prefilter.keep()
         return selection
 
     def select_from(
@@ -123,8 +122,8 @@ class Selections:
         for start, end in ahead:
             first, last = self._catalogue.text(keys[0]).tokens.tokens(start, end)
             leaves |= dict.fromkeys(range(self._edges.leaf(keys[0], first), self._edges.leaf(keys[0], last - 1) + 1))
-        chosen = self._selector_of(index, config).choose(query, keys, ahead=list(leaves), **options)
-        return self._selection(chosen, query)
+        selector = self._selector_of(index, KeptPrefilter(index), config)
+        return self._selection(selector.choose(query, keys, ahead=list(leaves), **options), query)
 
     def retrieve(
         self,
@@ -145,7 +144,7 @@ class Selections:
             )  # fmt: skip
             chunks = [self._shown(cut, choice.twins) for cut in choice.cuts]
             passages = [Passage.of([node], chunk.text) for chunk in chunks for node in chunk.nodes]
-        self._selector.considered.keep()
+        self._catalogue.prefilter.keep()
         return passages
 
     def selection_from(self, spans: list[Sequence[Any]], query: str | None, show_metadata: bool) -> Selection:

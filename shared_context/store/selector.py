@@ -25,13 +25,13 @@ from shared_context.config import (
 )
 from shared_context.errors import BudgetError
 from shared_context.model.shared_llm import SharedLLMModel
-from shared_context.store.catalogue import Catalogue
 from shared_context.store.chosen_cuts import ChosenCuts, ChunkCut, Twins
 from shared_context.store.codec import Codec
 from shared_context.store.considered import Considered
 from shared_context.store.duplicates import NEARLY, Said
 from shared_context.store.embedder import Embedder
 from shared_context.store.floor import above_floor, behind, raised_scores, recent_scores
+from shared_context.store.kept_prefilter import KeptPrefilter
 from shared_context.store.leaf_states import LeafStates
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
@@ -59,14 +59,11 @@ class Selector:
         codec: makes codes of what the model encodes.
         embedder: embeds the queries; None where the store has none.
         index: what is chosen from.
+        prefilter: tells which documents and chunks of it are nearest to a query.
         words: which leaves hold a word.
         edges: where leaves begin and end in what is shown.
         text: reads documents.
         rewrite: makes of a query what is searched for; None takes it as it is.
-        keeper: keeps how the prefilter divides spans; None keeps nothing.
-
-    Attributes:
-        considered: what of the index is scored.
     """
 
     def __init__(
@@ -76,16 +73,16 @@ class Selector:
         codec: Codec,
         embedder: Embedder | None,
         index: NodeIndex,
+        prefilter: KeptPrefilter,
         words: NamespaceWords,
         edges: WordEdges,
         text: Text,
         rewrite: Rewrite | None = None,
-        keeper: Catalogue | None = None,
     ):
         self._text, self._edges, self._config, self._index = text, edges, config, index
         self._leaf_states = LeafStates(model, config.tree, index)
         self._queries = Queries(model, codec, embedder, index, self._leaf_states, Postings(words, index), rewrite)
-        self.considered = Considered(index, keeper)
+        self._considered = Considered(index, prefilter)
 
     def choose(
         self,
@@ -133,7 +130,7 @@ class Selector:
         tokens = isinstance(recent, Integral) and (recent == 0 or (best_first and recent > 0))
         require(tokens, "recent", recent, "must be 0, or with best_first more tokens")
         query = None if text is None and not best_first else self._queries.of(text)
-        considered = self.considered.chunks(query, keys, prefilter, prefilter_chunks, recent)
+        considered = self._considered.chunks(query, keys, prefilter, prefilter_chunks, recent)
         if ratio is not None:
             places = self._index.leaves().places(considered) if len(considered) else []
             return ChosenCuts([ChunkCut(*place, [GrainedNode(Node(0, 0), ratio)]) for place in places], None, None)
@@ -172,7 +169,7 @@ class Selector:
         Arguments and errors are those of the store's ``retrieve``, but for the ``keys`` of :meth:`choose`.
         """
         query, policy, min_score = self._queries.of(text), self._policy(policy), self._min_score(min_score)
-        considered = self.considered.chunks(query, keys, prefilter, prefilter_chunks)
+        considered = self._considered.chunks(query, keys, prefilter, prefilter_chunks)
         if not len(considered):
             return ChosenCuts([], None, policy)
         together = self._config.tree.leaf_size * self._config.tree.embedded_leaves

@@ -150,6 +150,8 @@ class SpanFile:
             lists: gives them.
             true: whether they are of what there is, asked while nobody else writes.
         """
+        if self._database.read_only:
+            return
         unfinished = self.path.parent / f"{UNFINISHED}{secrets.token_hex(8)}.{FILE}"
         try:
             with self._database.transaction():

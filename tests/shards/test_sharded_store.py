@@ -18,6 +18,7 @@ from shared_context.errors import (
 from shared_context.remote.fetching import pull
 from shared_context.remote.publishing import push
 from shared_context.shards import ShardedContextStore, open_store
+from shared_context.store import prefilter
 
 CONFIG = StoreConfig(tree=TreeConfig(chunk_size=256))
 QUESTIONS = [
@@ -141,7 +142,10 @@ def test_so_are_passages(both):
         ]
 
 
-def test_so_is_what_the_prefilter_leaves(small, tmp_path_factory):
+@pytest.mark.parametrize("exhaustive", [20_000, 4])
+def test_so_is_what_the_prefilter_leaves(small, tmp_path_factory, monkeypatch, exhaustive):
+    monkeypatch.setattr(prefilter, "EXHAUSTIVE_SPANS", exhaustive)
+    monkeypatch.setattr(prefilter, "PROBED_LISTS", 1000)
     sharded, one = split(small, tmp_path_factory, documents(2, 30), 4, LetterEmbedder())
     with sharded, one:
         for options in (
@@ -151,6 +155,22 @@ def test_so_is_what_the_prefilter_leaves(small, tmp_path_factory):
         ):
             for question in QUESTIONS:
                 assert seen(sharded.select(question, **options)) == seen(one.select(question, **options))
+
+
+def test_what_the_prefilters_of_shards_have_learned_is_kept(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(prefilter, "EXHAUSTIVE_SPANS", 4)
+    monkeypatch.setattr(prefilter, "PROBED_LISTS", 1000)
+    found = []
+    with ShardedContextStore.create(small, tmp_path / "s", 3, config=CONFIG, embedder=LetterEmbedder()) as store:
+        store.add(documents(4, 40))
+        found.append(seen(store.select(QUESTIONS[0], prefilter=5)))
+    monkeypatch.setattr(prefilter, "_learned", None)
+    with open_store(small, tmp_path / "s", embedder=LetterEmbedder()) as store:
+        found.append(seen(store.select(QUESTIONS[0], prefilter=5)))
+        store.delete("d3")
+        store.add("The glazier of Ashford repaired the windows.", id="new")
+        assert "new" in store.select("glazier Ashford repaired windows", prefilter=5).doc_ids
+    assert found[0] == found[1]
 
 
 def test_what_a_model_is_shown_is_the_same(both):

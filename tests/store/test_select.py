@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shared_context import Document, SharedLLMContextStore, StoreConfig, TreeConfig, errors
 from shared_context.config import Policy, paper_ratios
+from shared_context.store import prefilter as prefilters
 from shared_context.tree import cut_rows
 
 QUERY = "When does the last ferry to Holm leave on Sundays?"
@@ -297,13 +298,15 @@ def test_a_prefilter_of_as_many_chunks_as_there_are_changes_nothing(hybrid, poli
         assert hybrid.select(QUERY, budget=64, policy=policy, prefilter_chunks=count).nodes == expected.nodes
 
 
-def test_a_prefilter_without_faiss_names_the_extra(open_store, embedder, documents, monkeypatch):
+def test_a_prefilter_of_many_spans_without_faiss_names_the_extra(open_store, embedder, documents, monkeypatch):
     store = open_store(embedder=embedder)
     store.add(documents)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(errors.ConfigError, match=r"pip install 'sharedllm\[faiss\]'"):
-        store.select(QUERY, prefilter=1)
-    assert store.select(QUERY)
+    with monkeypatch.context() as few:
+        few.setattr(prefilters, "EXHAUSTIVE_SPANS", 2)
+        with pytest.raises(errors.ConfigError, match=r"pip install 'sharedllm\[faiss\]'"):
+            store.select(QUERY, prefilter=1)
+    assert len(store.select(QUERY, prefilter=1).doc_ids) == 1
 
 
 def test_both_prefilters_hold(hybrid):
