@@ -8,6 +8,7 @@ import torch
 from shared_context.config import require_count
 from shared_context.errors import ConfigError
 from shared_context.store.kept_prefilter import KeptPrefilter, Owner, spans_of
+from shared_context.store.leaves import rows_of
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.prefilter import nearest_owners
 from shared_context.store.query import Query
@@ -54,7 +55,8 @@ class Considered:
         leaves, last = self._index.leaves(), keys[-1]
         if prefilter is not None and prefilter < len(keys):
             keys = self._nearest(embedding, keys, "document", prefilter).tolist()
-        chunks = leaves.chunks(keys)
+        everything = len(keys) == len(self._index)
+        chunks = np.arange(len(leaves.chunk_length)) if everything else leaves.chunks(keys)
         if prefilter_chunks is not None and prefilter_chunks < len(chunks):
             chunks = self._nearest(embedding, keys, "chunk", prefilter_chunks)
         if recent:
@@ -67,6 +69,6 @@ class Considered:
             return np.sort(self._prefilter.nearest(embedding.numpy(), owner, count)[0])
         # What filters leave is usually few: their spans are compared one by one.
         leaves = self._index.leaves()
-        spans = np.flatnonzero(np.isin(leaves.span_document, keys))
+        spans = rows_of(leaves.span_document, keys)
         near = leaves.cosines(embedding, torch.from_numpy(spans).to(leaves.device)).numpy(force=True)
         return np.sort(nearest_owners(near, spans_of(leaves, owner)[spans], count)[0])

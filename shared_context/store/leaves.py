@@ -223,14 +223,26 @@ class Leaves:
         return list(zip(self.chunk_document[chunks].tolist(), self.chunk_number[chunks].tolist(), strict=True))
 
     def chunks(self, keys: Sequence[int]) -> np.ndarray:
-        """Rows of all chunks of documents."""
-        return np.flatnonzero(np.isin(self.chunk_document, keys))
+        """Rows of all chunks of documents, rising."""
+        return rows_of(self.chunk_document, keys)
 
     def end(self, key: int, tokens: int) -> np.ndarray:
         """Rows of the chunks that so many tokens at the end of a document reach into."""
         rows = self.chunks([key])
         behind = np.cumsum(self.chunk_length[rows][::-1])[::-1] - self.chunk_length[rows]
         return rows[behind < tokens]
+
+
+def rows_of(owners: np.ndarray, some: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Rows of what belongs to some of the owners, rising, int64.
+
+    Args:
+        owners: what each row belongs to, rising, [rows].
+        some: of these.
+    """
+    some = np.unique(some)
+    first, behind = np.searchsorted(owners, some), np.searchsorted(owners, some, side="right")
+    return np.repeat(first, behind - first) + _ranges(behind - first)
 
 
 def _scattered(

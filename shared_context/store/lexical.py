@@ -20,7 +20,8 @@ _SATURATED = np.array([n * (K1 + 1) / (n + K1) for n in range(2 * max(SURROUNDIN
 
 
 SPARSE = 4
-"""Where a term is near to fewer leaves than one of so many, only these are counted."""
+"""Where a term is near to fewer leaves than one of so many, only these are counted; and where fewer are scored, each of
+them looks for the term around it."""
 
 
 class Gains:
@@ -29,15 +30,21 @@ class Gains:
     Args:
         postings: looks terms up.
         terms: of all queries.
-        leaves: those that are scored.
+        leaves: all that there are.
+        scored: rows of the few that are scored, int64 [scored]; None scores all.
     """
 
-    def __init__(self, postings: Postings, terms: Collection[str], leaves: Leaves):
-        self._rows, self._edges, self._count = postings.rows(terms), postings.document_edges(), len(leaves)
+    def __init__(self, postings: Postings, terms: Collection[str], leaves: Leaves, scored: np.ndarray | None = None):
+        self._rows, self._edges, self._all = postings.rows(terms), postings.document_edges(), len(leaves)
+        self._scored = scored
         self._of_term: dict[str, list[tuple[np.ndarray | slice, np.ndarray]]] = {}
 
+    def __len__(self) -> int:
+        """Leaves that are scored."""
+        return self._all if self._scored is None else len(self._scored)
+
     def of(self, term: str) -> list[tuple[np.ndarray | slice, np.ndarray]]:
-        """Rows of leaves and what the term adds to the score of each, one after the other."""
+        """Which of the leaves that are scored, and what the term adds to the score of each, one after the other."""
         if term not in self._of_term:
             self._of_term[term] = self._compute(term)
         return self._of_term[term]
@@ -46,24 +53,35 @@ class Gains:
         rows = self._rows[term]
         if not len(rows):
             return []
-        idf = np.float32(np.log(1 + (self._count - len(rows) + 0.5) / (len(rows) + 0.5)))
+        idf = np.float32(np.log(1 + (self._all - len(rows) + 0.5) / (len(rows) + 0.5)))
+        if self._scored is not None:
+            return [(slice(None), idf * gain) for gain in self._around_few(rows, self._scored)]
         gains: list[tuple[np.ndarray | slice, np.ndarray]] = [(rows, np.full(len(rows), idf))]
         first, behind = (edge[rows] for edge in self._edges)
         for reach in SURROUNDINGS:
-            near, counts = _around(np.maximum(rows - reach, first), np.minimum(rows + reach + 1, behind), self._count)
+            near, counts = _around(np.maximum(rows - reach, first), np.minimum(rows + reach + 1, behind), self._all)
             gains.append((near, idf * _SATURATED[counts]))
         return gains
 
+    def _around_few(self, rows: np.ndarray, scored: np.ndarray) -> Iterable[np.ndarray]:
+        """Whether each of the few leaves is one of ``rows``, and how much those in its surroundings say."""
+        first, behind = (edge[scored] for edge in self._edges)
+        for reach in (0, *SURROUNDINGS):
+            # Of their type, or all of them would be copied.
+            begin, end = np.maximum(scored - reach, first), np.minimum(scored + reach + 1, behind)
+            counts = np.searchsorted(rows, end.astype(rows.dtype)) - np.searchsorted(rows, begin.astype(rows.dtype))
+            yield _SATURATED[counts] if reach else counts.astype(np.float32)
 
-def bm25(terms: Iterable[str], gains: Gains, leaves: Leaves) -> np.ndarray:
-    """Score of each leaf for the terms of a query, float32 [leaves].
+
+def bm25(terms: Iterable[str], gains: Gains) -> np.ndarray:
+    """Score of each leaf that is scored for the terms of a query, float32 [leaves].
 
     ``sum_t idf(t) * (s(0 or 1) + s(near_t) + s(far_t))`` with ``s(n) = n (k1 + 1) / (n + k1)``: whether the leaf has
     the term, and how many of its near and of its far surroundings do, itself counted.
     ``idf(t) = ln(1 + (N - N_t + 0.5) / (N_t + 0.5))`` over all leaves (Robertson and Zaragoza, 2009, doi
     10.1561/1500000019).
     """
-    scores = np.zeros(len(leaves), dtype=np.float32)
+    scores = np.zeros(len(gains), dtype=np.float32)
     for term in terms:
         for rows, values in gains.of(term):
             scores[rows] += values

@@ -9,7 +9,7 @@ import torch
 
 from shared_context.config import Policy
 from shared_context.store.leaves import Leaves
-from shared_context.store.lexical import Gains, bm25
+from shared_context.store.lexical import SPARSE, Gains, bm25
 from shared_context.store.query import Query
 from shared_context.store.surroundings import touching
 from shared_context.store.words import DEFAULT_LANGUAGE, literals, other_spellings, query_terms
@@ -77,9 +77,10 @@ def _of_words(
     # Languages that make the same terms of a query are one.
     languages = query.postings.languages() or [DEFAULT_LANGUAGE]
     several = dict.fromkeys(tuple(terms_of(query.text, language)) for language in languages)
-    gains = Gains(query.postings, {term for terms in several for term in terms}, leaves)
-    scores = np.max([bm25(terms, gains, leaves) for terms in several], axis=0)
-    return torch.from_numpy(scores).to(leaves.device)[rows]
+    few = None if isinstance(rows, slice) or SPARSE * len(rows) >= len(leaves) else rows.numpy(force=True)
+    gains = Gains(query.postings, {term for terms in several for term in terms}, leaves, few)
+    scores = torch.from_numpy(np.max([bm25(terms, gains) for terms in several], axis=0)).to(leaves.device)
+    return scores[rows] if few is None else scores
 
 
 def last_token(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:

@@ -33,6 +33,7 @@ from shared_context.store.embedder import Embedder
 from shared_context.store.floor import above_floor, behind, raised_scores, recent_scores
 from shared_context.store.kept_prefilter import KeptPrefilter
 from shared_context.store.leaf_states import LeafStates
+from shared_context.store.leaves import rows_of
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
 from shared_context.store.query import Queries, Query, Rewrite
@@ -319,7 +320,7 @@ class Selector:
         """
         tree, leaves = self._config.tree, self._index.leaves()
         everything = len(considered) == len(leaves.chunk_length)
-        rows = np.arange(len(leaves)) if everything else np.flatnonzero(np.isin(leaves.chunk, considered))
+        rows = np.arange(len(leaves)) if everything else rows_of(leaves.chunk, considered)
         # All rows are taken as they lie; some of them are copied.
         taken = slice(None) if everything else torch.from_numpy(rows).to(leaves.device)
         everywhere_alike = torch.zeros(len(rows), device=leaves.device)
