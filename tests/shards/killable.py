@@ -22,6 +22,9 @@ from shared_context.errors import SharedContextError
 LATE_SECONDS = 900.0
 """After which what is waited for is taken not to come."""
 
+STARTS = 5
+"""Tries: Ray gives up after half a minute, which is too short on a busy machine."""
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -74,11 +77,14 @@ def cluster(folder: Path) -> Iterator[psutil.Process]:
     command += [f"--object-store-memory={80 << 20}", "--include-dashboard=false", f"--temp-dir={folder / 'ray'}"]
     # By itself Ray's workers are so nice that on a busy machine what was killed takes many minutes to be there again.
     settings = os.environ | {"RAY_worker_niceness": "0"}
-    with log.open("w") as write:
-        started = subprocess.Popen(command, stdout=write, stderr=write, env=settings)
-    head = psutil.Process(started.pid)
+    for _ in range(STARTS):
+        with log.open("w") as write:
+            started = subprocess.Popen(command, stdout=write, stderr=write, env=settings)
+        head = psutil.Process(started.pid)
+        wait_for(lambda of=started: "Ray runtime started" in log.read_text() or of.poll() is not None)
+        if started.poll() is None:
+            break
     try:
-        wait_for(lambda: "Ray runtime started" in log.read_text() or started.poll() is not None)
         assert started.poll() is None, log.read_text()
         os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
         yield head
