@@ -30,7 +30,8 @@ def import_ray(address: str | None = None) -> Any:
             ray.init(address, log_to_driver=False, include_dashboard=False)
         except Exception as error:  # ray has no class for all that can go wrong there
             raise ConfigError(
-                f"Ray cannot be started or reached ({error}). Check {address or 'RAY_ADDRESS'}."
+                f"Ray cannot be started or reached ({error}). Check {address or 'RAY_ADDRESS'}; "
+                "for a cluster that asks for a token set RAY_AUTH_MODE=token."
             ) from error
     return ray
 
