@@ -280,12 +280,12 @@ class WordIndex:
 
     def languages(self, namespace: int) -> list[str]:
         """Those that documents of a namespace were taken for."""
-        rows = self._connection.execute(
-            "SELECT DISTINCT language FROM documents JOIN worded ON worded.key = content "
-            "WHERE namespace = ? ORDER BY language",
-            (namespace,),
+        # One document tells of a language that it is there; to join all with their languages takes ten times as long.
+        query = (
+            "SELECT language FROM (SELECT DISTINCT language FROM worded) AS known WHERE EXISTS (SELECT 1 FROM worded "
+            "JOIN documents ON content = worded.key WHERE worded.language = known.language AND namespace = ?)"
         )
-        return [language for (language,) in rows]
+        return sorted(language for (language,) in self._connection.execute(query, (namespace,)))
 
 
 @dataclass(frozen=True)
