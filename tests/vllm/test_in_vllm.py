@@ -101,7 +101,8 @@ def test_what_is_wrong_with_a_request_fails_it_alone(exact, store, questions, an
 
 
 @pytest.mark.parametrize(
-    ("adapter", "name", "compresses"), [(None, "python", False), ("factoid", "vllm", False), (None, "python", True)]
+    ("adapter", "name", "compresses"),
+    [(None, "python", False), ("factoid", "vllm", False), (None, "python", True), ("factoid", "python", True)],
 )
 def test_the_command_starts_vllm_and_answers_through_it(
     adapter, name, compresses, tmp_path, handbook, questions, python
@@ -136,13 +137,12 @@ def test_the_command_starts_vllm_and_answers_through_it(
             while (ready := httpx.get(f"{url}/ready", timeout=120)).status_code != 200:
                 assert server.poll() is None and time.monotonic() < until, (ready.text, "".join(log[-50:]))
                 time.sleep(2)
-            with ThreadPoolExecutor(4) as pool:
-                answers = list(pool.map(partial(answer, url), asked))
-            assert answers == expected
+            with ThreadPoolExecutor(8) as pool:
+                answers = pool.map(partial(answer, url), asked)
+                plain = pool.map(partial(answer, url, context=False), asked)  # meanwhile, and without any adapter
+            assert list(answers) == expected
+            assert list(plain) == [exact.generate(question, max_new_tokens=NEW_TOKENS) for question in asked]
             assert chunks(path) == (2 * own if compresses else own) > 0  # one's own and the engine's are kept apart
-            plain = chat("handbook", asked[0]) | {"context": False}
-            said = httpx.post(f"{url}/v1/chat/completions", json=plain, timeout=600).json()
-            assert said["choices"][0]["message"]["content"] == exact.generate(asked[0], max_new_tokens=NEW_TOKENS)
             streamed = chat("handbook", asked[0]) | {"stream": True}
             with httpx.stream("POST", f"{url}/v1/chat/completions", json=streamed, timeout=600) as stream:
                 events = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {")]
@@ -184,7 +184,7 @@ def chat(model, question):
     return {"model": model, "messages": messages, "max_tokens": NEW_TOKENS, "budget": 256}
 
 
-def answer(url, question):
-    done = httpx.post(f"{url}/v1/chat/completions", json=chat("handbook", question), timeout=600)
+def answer(url, question, **further):
+    done = httpx.post(f"{url}/v1/chat/completions", json=chat("handbook", question) | further, timeout=600)
     assert done.status_code == 200, done.text
     return done.json()["choices"][0]["message"]["content"]

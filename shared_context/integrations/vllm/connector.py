@@ -28,8 +28,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.platforms import current_platform
 
 from shared_context.errors import ConfigError, SelectionError
+from shared_context.integrations.vllm import adapters
 from shared_context.integrations.vllm.encodings import asked_to_save, write_encoding
 from shared_context.integrations.vllm.paged import places, rows, slots
 from shared_context.integrations.vllm.selections import MALFORMED, asked_for, heads_of_rank, read_selection
@@ -118,6 +120,10 @@ class SharedContextConnector(KVConnectorBase_V1):
         kind = str(vllm_config.cache_config.cache_dtype)
         if kind.startswith(("fp8", "int8", "nvfp4")):
             raise ConfigError(f"kv_cache_dtype is {kind!r}: selections are written as they are; use 'auto'.")
+        if role is KVConnectorRole.WORKER and vllm_config.lora_config is not None and current_platform.is_cpu():
+            from vllm.lora.punica_wrapper import punica_cpu
+
+            adapters.install(punica_cpu)
         self._folder = Path(folder)
         self._block_size = vllm_config.cache_config.block_size
         self._dtype = vllm_config.model_config.dtype
