@@ -92,6 +92,9 @@ def serve(
         bool,
         typer.Option("--engine-compresses", help="Have vLLM compute the keys and values of chunks, too."),
     ] = False,
+    engine_timeout: Annotated[
+        float, typer.Option("--engine-timeout", metavar="SECONDS", help="For which vLLM may be silent.")
+    ] = 60.0,
 ) -> None:
     """Answer over HTTP as OpenAI does: one model for each store.
 
@@ -126,7 +129,9 @@ def serve(
             "name the engine that is to compute chunks: --engine.", param_hint="--engine-compresses"
         )
     parallel = parallel or (IN_PROCESS if engine is None else BY_VLLM)
-    config = ServeConfig(parallel=parallel, queue=queue, budget=budget, max_tokens=max_tokens)
+    config = ServeConfig(
+        parallel=parallel, queue=queue, budget=budget, max_tokens=max_tokens, engine_timeout=engine_timeout
+    )
     limit = parse_bytes(kv_limit, "--kv-limit")
     known = Keys(keys) if keys is not None else None
     load = partial(session.load_model, adapter=adapter, dtype=dtype, device=device)

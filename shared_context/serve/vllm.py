@@ -294,8 +294,9 @@ class VLLM:
         self.forget()
         if isinstance(error, httpx2.ReadTimeout | httpx2.WriteTimeout | httpx2.PoolTimeout):
             return Refusal(
-                504, f"The engine at {self.url} said nothing for {self.timeout:g} seconds.", code="engine_slow"
-            )
+                504, f"The engine at {self.url} said nothing for {self.timeout:g} seconds; ask again when it has less "
+                "to do, or serve with a longer --engine-timeout.", code="engine_slow",
+            )  # fmt: skip
         return Refusal(503, f"The engine at {self.url} cannot be reached; is it running?", code="engine_down")
 
     def failed(self, status: int, message: str) -> Refusal:

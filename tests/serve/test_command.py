@@ -28,6 +28,8 @@ def test_what_is_no_store_is_named(tmp_path):
     assert done.exit_code == 1 and "NAME=FOLDER" in done.output
     done = run(tmp_path, "--keys", tmp_path / "none.json")
     assert done.exit_code == 1 and "none.json" in done.output
+    done = run(tmp_path, "--engine", "vllm", "--engine-timeout", 0)
+    assert done.exit_code == 1 and "engine_timeout" in done.output
 
 
 @pytest.mark.posix

@@ -139,7 +139,7 @@ def engine(coast, tmp_path):
         ("another model", 502, "engine_other_model", "another model than 'small-0'"),
         ("no connector", 502, "engine_without_connector", "--kv-transfer-config"),
         ("elsewhere", 502, "engine_selections", "cannot read selections from"),
-        ("slow", 504, "engine_slow", "said nothing for 1 seconds"),
+        ("slow", 504, "engine_slow", "serve with a longer --engine-timeout"),
         ("another service", 502, "engine_failed", "no list of models"),
     ],
 )

@@ -116,7 +116,7 @@ def test_the_command_starts_vllm_and_answers_through_it(
         own = chunks(path)
     command = [sys.executable, "-m", "shared_context", "serve", str(path), "--port", "0", "--dtype", "float32"]
     command += [] if adapter is None else ["--adapter", adapter]
-    command += ["--engine-compresses"] if compresses else []
+    command += ["--engine-compresses", "--engine-timeout", "600"] if compresses else []
     engine = f"{python.parent / name} --enforce-eager"
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     with subprocess.Popen(
