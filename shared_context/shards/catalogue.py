@@ -146,6 +146,9 @@ class ShardedCatalogue:
         digests = [bytes.fromhex(name) for name in names]
         return {digest.hex() for alive in self._crew.ask_all("alive", digests).values() for digest in alive}
 
+    def keep_prefilter(self) -> None:
+        """Nothing: each shard keeps what its own prefilter has learned."""
+
     def close(self) -> None:
         """Nothing is read any more."""
         with self._lock:

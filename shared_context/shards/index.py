@@ -226,9 +226,6 @@ class ShardedPrefilter:
         """See :meth:`~shared_context.store.prefilter.Prefilter.nearest`."""
         return self._index.leaves().nearest(embedding, owner, count)
 
-    def keep(self) -> None:
-        """Nothing: each shard keeps what its own prefilter has learned."""
-
 
 class ShardedWords:
     """Which leaves of all shards hold a word, as :class:`~shared_context.store.word_index.WordIndex`."""

@@ -150,10 +150,9 @@ class Shard:
 
     def nearest(self, embedding: np.ndarray, owner: Owner, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Documents or chunks, see :meth:`~shared_context.store.prefilter.Prefilter.nearest`."""
-        prefilter = self._catalogue.prefilter
         with self._database.locked():
-            found = prefilter.nearest(embedding, owner, count)
-        prefilter.keep()
+            found = self._catalogue.prefilter.nearest(embedding, owner, count)
+        self._catalogue.keep_prefilter()
         return found
 
     def headers_said(self, codes: np.ndarray, embedding: np.ndarray | None) -> HeaderScores:

@@ -76,7 +76,7 @@ class Catalogue:
     ):
         self.index, self.namespace, self.shape = index, namespace, shape
         self._spans = None if folder is None else SpanFile(folder, embedder, shape, database)
-        self.prefilter = KeptPrefilter(index, self._spans, self._are_of_now)
+        self.prefilter = KeptPrefilter(index, self._spans)
         self.words = NamespaceWords(database.words, namespace)
         self._name = name
         self._database, self._salt, self._cache, self._header_ids = database, salt, cache, header_ids
@@ -215,6 +215,10 @@ class Catalogue:
         if keys and self._spans is not None:
             self._spans.forget(self.index)
         self._mapped.overwrite(keys, described)
+
+    def keep_prefilter(self) -> None:
+        """Keep what the prefilter has learned where much of it is not kept; called while nothing is read."""
+        self.prefilter.keep(self._are_of_now)
 
     # What there is
 

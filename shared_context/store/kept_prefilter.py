@@ -23,14 +23,10 @@ class KeptPrefilter:
     Args:
         index: what is compared with the query.
         file: keeps how spans are divided into lists; None keeps nothing.
-        of_now: whether leaves are those that the store holds now, asked before the file is written, while nobody else
-            writes.
     """
 
-    def __init__(
-        self, index: NodeIndex, file: SpanFile | None = None, of_now: Callable[[Leaves], bool] = lambda leaves: True
-    ):
-        self._index, self._file, self._of_now = index, file, of_now
+    def __init__(self, index: NodeIndex, file: SpanFile | None = None):
+        self._index, self._file = index, file
         self._made: tuple[Leaves, Prefilter] | None = None
 
     def nearest(self, embedding: np.ndarray, owner: Owner, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,12 +40,17 @@ class KeptPrefilter:
             self._made = leaves, self._made[1]
         return self._made[1].nearest(embedding, spans_of(leaves, owner), count)
 
-    def keep(self) -> None:
-        """Write the file where much of what it tells has changed; called while the store is not read."""
+    def keep(self, of_now: Callable[[Leaves], bool]) -> None:
+        """Write the file where much of what it tells has changed; called while the store is not read.
+
+        Args:
+            of_now: whether leaves are those that the store holds now, asked before the file is written, while nobody
+                else writes. Not kept here, or a catalogue and its prefilter would hold each other, and the mapped file.
+        """
         if self._file is not None and self._made is not None and self._made[1].due:
             leaves, prefilter = self._made
             # Else what was deleted meanwhile would come back.
-            self._file.write(prefilter.kept, lambda: self._of_now(leaves))
+            self._file.write(prefilter.kept, lambda: of_now(leaves))
 
 
 def spans_of(leaves: Leaves, owner: Owner) -> np.ndarray:

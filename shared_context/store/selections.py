@@ -99,7 +99,7 @@ class Selections:
                 query, self._candidates(filters, doc_ids), introduction=introduction, **options
             )
             selection = self._selection(choice, query, show_metadata, rows)
-        self._catalogue.prefilter.keep()
+        self._catalogue.keep_prefilter()
         return selection
 
     def select_from(
@@ -144,7 +144,7 @@ class Selections:
             )  # fmt: skip
             chunks = [self._shown(cut, choice.twins) for cut in choice.cuts]
             passages = [Passage.of([node], chunk.text) for chunk in chunks for node in chunk.nodes]
-        self._catalogue.prefilter.keep()
+        self._catalogue.keep_prefilter()
         return passages
 
     def selection_from(self, spans: list[Sequence[Any]], query: str | None, show_metadata: bool) -> Selection:
