@@ -46,14 +46,41 @@ class Gains:
     def of(self, term: str) -> list[tuple[np.ndarray | slice, np.ndarray]]:
         """Which of the leaves that are scored, and what the term adds to the score of each, one after the other."""
         if term not in self._of_term:
-            self._of_term[term] = self._compute(term)
+            self._of_term[term] = self._of_rows(self._rows[term])
         return self._of_term[term]
 
-    def _compute(self, term: str) -> list[tuple[np.ndarray | slice, np.ndarray]]:
-        rows = self._rows[term]
+    def of_leaves(self, found: np.ndarray) -> list[tuple[np.ndarray | slice, np.ndarray]]:
+        """The same of a term that some of the leaves that are scored hold, int64, rising."""
+        return self._of_rows(found if self._scored is None else self._scored[found])
+
+    def rows(self, term: str) -> np.ndarray:
+        """Rising rows of all leaves that hold one of the terms."""
+        return self._rows[term]
+
+    def idf(self, leaves: int) -> np.float32:
+        """What a term says that so many of all leaves hold."""
+        return np.float32(np.log(1 + (self._all - leaves + 0.5) / (leaves + 0.5)))
+
+    def among(self, rows: np.ndarray) -> np.ndarray:
+        """Which of the leaves that are scored stand in some rising rows, rising."""
+        if self._scored is None or not len(rows):
+            return rows
+        places = np.searchsorted(rows, self._scored.astype(rows.dtype)).clip(max=len(rows) - 1)
+        return np.flatnonzero(rows[places] == self._scored)
+
+    def beside(self, found: np.ndarray, step: int) -> np.ndarray:
+        """Which of the leaves that are scored stand right before (-1) or behind (1) some, in their documents."""
+        rows = found if self._scored is None else self._scored[found]
+        first, behind = (edge[rows] for edge in self._edges)
+        there = (rows + step >= first) & (rows + step < behind)
+        if self._scored is not None:
+            there &= self._scored[(found + step).clip(0, len(self._scored) - 1)] == rows + step
+        return found[there] + step
+
+    def _of_rows(self, rows: np.ndarray) -> list[tuple[np.ndarray | slice, np.ndarray]]:
         if not len(rows):
             return []
-        idf = np.float32(np.log(1 + (self._all - len(rows) + 0.5) / (len(rows) + 0.5)))
+        idf = self.idf(len(rows))
         if self._scored is not None:
             return [(slice(None), idf * gain) for gain in self._around_few(rows, self._scored)]
         gains: list[tuple[np.ndarray | slice, np.ndarray]] = [(rows, np.full(len(rows), idf))]

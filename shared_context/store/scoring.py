@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from shared_context.store.leaves import Leaves
 from shared_context.store.lexical import SPARSE, Gains, bm25
 from shared_context.store.query import Query
 from shared_context.store.surroundings import touching
-from shared_context.store.words import DEFAULT_LANGUAGE, literals, other_spellings, query_terms
+from shared_context.store.together import together
+from shared_context.store.words import DEFAULT_LANGUAGE, literals, other_spellings, query_terms, ways_to_write
+
+T = TypeVar("T")
 
 HEADER_WORDS = 1.0
 """What a word of the query counts that a document's header has, against one that a leaf has."""
@@ -62,25 +66,51 @@ def embedding(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch
 
 
 def lexical(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
-    """BM25 of the query's words; where documents are of several languages, of that which its words fit best."""
-    return _of_words(query, leaves, rows, query_terms)
+    """BM25 of the query's words; where documents are of several languages, of that which its words fit best.
+
+    The place in which nearly all of them stand together counts as one more word.
+    """
+    return _by_terms(query, leaves, rows, query_terms) + _by_place(query, leaves, rows)
 
 
 def literal(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
-    """BM25 of nothing but what the query names literally: identifiers and numbers, whole, in any spelling."""
-    return _of_words(query, leaves, rows, lambda *of: [*literals(*of), *other_spellings(*of)])
+    """BM25 of nothing but what the query names literally: identifiers and numbers, whole, in any spelling.
+
+    The place in which nearly all of its words stand together counts as if it had a name, too.
+    """
+    of_names = _by_terms(query, leaves, rows, lambda *of: [*literals(*of), *other_spellings(*of)])
+    return of_names + _by_place(query, leaves, rows)
 
 
-def _of_words(
-    query: Query, leaves: Leaves, rows: torch.Tensor | slice, terms_of: Callable[[str, str], list[str]]
+def _by_terms(
+    query: Query, leaves: Leaves, rows: torch.Tensor | slice, terms_of: Callable[[str, str], Iterable[str]]
 ) -> torch.Tensor:
-    # Languages that make the same terms of a query are one.
+    several = _in_languages(query, terms_of)
+    gains = Gains(query.postings, {term for terms in several for term in terms}, leaves, _few(leaves, rows))
+    return _best([bm25(terms, gains) for terms in several], leaves, rows)
+
+
+def _by_place(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
+    several = _in_languages(query, ways_to_write)
+    terms = {term for words in several for ways in words for way in ways for term in way}
+    gains = Gains(query.postings, terms, leaves, _few(leaves, rows))
+    return _best([together(words, gains) for words in several], leaves, rows)
+
+
+def _in_languages(query: Query, words_of: Callable[[str, str], Iterable[T]]) -> list[tuple[T, ...]]:
+    """What a query is looked up by in the languages of documents; those that make the same of it are one."""
     languages = query.postings.languages() or [DEFAULT_LANGUAGE]
-    several = dict.fromkeys(tuple(terms_of(query.text, language)) for language in languages)
-    few = None if isinstance(rows, slice) or SPARSE * len(rows) >= len(leaves) else rows.numpy(force=True)
-    gains = Gains(query.postings, {term for terms in several for term in terms}, leaves, few)
-    scores = torch.from_numpy(np.max([bm25(terms, gains) for terms in several], axis=0)).to(leaves.device)
-    return scores[rows] if few is None else scores
+    return list(dict.fromkeys(tuple(words_of(query.text, language)) for language in languages))
+
+
+def _few(leaves: Leaves, rows: torch.Tensor | slice) -> np.ndarray | None:
+    """Rows of the leaves that are scored, where they are few of all."""
+    return None if isinstance(rows, slice) or SPARSE * len(rows) >= len(leaves) else rows.numpy(force=True)
+
+
+def _best(scores: Sequence[np.ndarray], leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
+    best = torch.from_numpy(np.max(scores, axis=0)).to(leaves.device)
+    return best[rows] if _few(leaves, rows) is None else best
 
 
 def last_token(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
@@ -108,7 +138,7 @@ def hybrid(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Te
     scores = standardize(late_interaction(query, leaves, rows))
     if query.embedder is not None:
         scores += standardize(embedding(query, leaves, rows))
-    scores += LEXICAL_WEIGHT * standardize(lexical(query, leaves, rows))
+    scores += LEXICAL_WEIGHT * standardize(_by_terms(query, leaves, rows, query_terms))
     scores += LITERAL_WEIGHT * standardize(literal(query, leaves, rows))
     if (headers := query.figures) is not None:
         documents = leaves.document[rows if isinstance(rows, slice) else rows.numpy(force=True)]

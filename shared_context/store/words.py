@@ -25,6 +25,8 @@ _MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0d
 _IN_WORD = rf"(?:[^\W{_UNSPACED}]|[{_MARKS}])"
 WORD = re.compile(
     rf"[{_UNSPACED}\u0e31-\u0e4e\u3099\u309a]+"
+    # The names of languages, grades and the like: C++, F#, A+.
+    rf"|(?<!{_IN_WORD})[A-Za-z](?:\+\+|[+#](?!{_IN_WORD}))"
     # A comma joins digits only, or a row of a table would be one word.
     rf"|{_IN_WORD}+(?:(?:[-_./:'’@~\\+&=#]|(?<=\d),(?=\d)){_IN_WORD}+)*"
 )
@@ -226,9 +228,60 @@ def _joined(found: Sequence[str], language: str) -> Iterator[str]:
 
 def query_terms(text: str, language: str) -> list[str]:
     """The terms of a query, each once, without the commonest words of the language where others are left."""
-    terms = list(dict.fromkeys(term for word in words(text, language) for term in sorted(word.terms)))
+    terms = list(dict.fromkeys(term for word in _asked(text, language) for term in sorted(terms_of(word, language))))
     common = _common_terms(language)
     return [term for term in terms if term not in common] or terms
+
+
+def ways_to_write(text: str, language: str) -> list[tuple[frozenset[str], ...]]:
+    """The words of a query, each once in every way to write it, without the commonest ones of the language.
+
+    Returns:
+        Of each word the ways, of each way the terms that have to be there: of it whole, as it is written and as others
+        write it, then all of its parts.
+    """
+    common = _common_terms(language)
+    written = dict.fromkeys(word for word in _asked(text, language) if not terms_of(word, language) <= common)
+    return [ways for word in written if (ways := _ways(word, language))]
+
+
+def _ways(word: str, language: str) -> tuple[frozenset[str], ...]:
+    word = _plain(word)
+    if _UNSPACED_WORD.match(word):
+        return (terms_of(word, language),)
+    if _is_capital(word):
+        return (frozenset([word]),)
+    spelled = (word, *of_word(word))
+    ways = [*({_stem(each, language)} for each in spelled), *(_smallest_parts(each, language) for each in spelled)]
+    return tuple(dict.fromkeys(frozenset(way) for way in ways if way))
+
+
+def _smallest_parts(word: str, language: str) -> set[str]:
+    parts = [part for piece in _PIECES.split(word) for part in _PARTS.split(piece)]
+    runs = [run for part in parts for run in _runs(part) if len(run) > 1 or run.isdigit() or _is_capital(run)]
+    return {run if _is_capital(run) else _stem(run, language) for run in runs}
+
+
+def _runs(part: str) -> list[str]:
+    """A part's letters and its digits, where it has both."""
+    match = _LETTERS_AND_DIGITS.fullmatch(part)
+    return [run for run in match.groups() if run] if match else [part]
+
+
+def _asked(text: str, language: str) -> Iterator[str]:
+    """The words of a query, capitals that are words of the language only where they name something."""
+    common, last = _common_terms(language), ""
+    for match in WORD.finditer(text):
+        word = match.group()
+        beside = last != "" and text.startswith(f"{last} ", match.start() - len(last) - 1)
+        if word == "I":
+            # World War I, chapter I; not "can I".
+            named = beside and not last.islower() and not terms_of(last, language) <= common
+        else:
+            named = beside or not _is_capital(word) or word.casefold() not in common
+        if named:
+            yield word
+        last = word
 
 
 @cache
@@ -262,7 +315,13 @@ def terms_of(word: str, language: str = DEFAULT_LANGUAGE) -> frozenset[str]:
             if match := _LETTERS_AND_DIGITS.fullmatch(part):
                 terms |= {_stem(run, language) for run in match.groups() if run}
     # A single letter of a longer word says nothing.
-    return frozenset(t for t in terms if t and len(t) <= LONGEST_WORD and (len(t) > 1 or t.isdigit() or t == word))
+    kept = {t for t in terms if t and len(t) <= LONGEST_WORD and (len(t) > 1 or t.isdigit() or t == word.rstrip("+#"))}
+    # A capital that stands alone is asked for as a small letter, too, and as itself is no article.
+    return frozenset(kept | {word, word.casefold()} if _is_capital(word) else kept)
+
+
+def _is_capital(word: str) -> bool:
+    return len(word) == 1 and word.isupper()
 
 
 def _variants(piece: str) -> Iterator[str]:

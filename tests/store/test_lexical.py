@@ -16,6 +16,7 @@ from shared_context.store.lexical import Gains, bm25, bm25_naive
 from shared_context.store.node_data import NodeData
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
+from shared_context.store.together import together
 from shared_context.store.word_index import NamespaceWords
 
 PEOPLE = ("the pilot", "the cooper", "the chandler", "the smith")
@@ -64,6 +65,43 @@ def test_what_is_named_in_another_spelling_is_shown(open_store, kind, asked):
     store.add("".join(rows.values()), id="ledger")
     for name in random.Random(6).sample(list(rows), 4):
         assert rows[name].strip() in store.select(asked(name), budget=256).text, name
+
+
+def register(line, seed=4, rows=120):
+    """Lines all of whose words stand in others, too; what is said behind what they name has its words from them."""
+    draw = random.Random(seed)
+    people, given = ["Ada", "Olaf", "Ines", "Tilda", "Karl", "Ruth"], ["Quist", "Marr", "Holm", "Lund", "Rask", "Moe"]
+    found = {}
+    while len(found) < rows:
+        name = line.format(
+            given=draw.choice(people),
+            family=draw.choice(given),
+            other=draw.choice(given),
+            thing=draw.choice(["rope", "lamp", "sail", "bell", "crane", "oar", "kettle", "plank"]),
+            part=draw.choice(["wick", "lens", "mast", "keel", "deck", "hull", "log", "buoy"]),
+            letter=draw.choice("ABCDEFGH"),
+            number=draw.randint(1, 40),
+        )
+        found[name] = f"{name}: {draw.choice(people)} {draw.choice(given)} took {draw.randint(2, 40)} fathoms there.\n"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("{given} {family}-{other}, {thing}", "What of the {} then?"),
+        ("'{thing}' has no '{part}' for {given}", "I get {}. When is that seen?"),
+        ("Berth {letter}, {thing}, {given}", "What is said of berth {}?"),
+        ("{thing} to {part}, {number}–{letter}", "{}"),
+    ],
+)
+def test_a_line_is_shown_whose_words_stand_together_nowhere_else(open_store, line, asked):
+    rows = register(line)
+    store = open_store()
+    store.add("".join(rows.values()), id="register")
+    names = random.Random(7).sample(list(rows), 8)
+    shown = [rows[name].strip() in store.select(asked.format(name), budget=128).text for name in names]
+    assert sum(shown) >= 7, [name for name, there in zip(names, shown, strict=True) if not there]
 
 
 @pytest.mark.parametrize(
@@ -207,5 +245,8 @@ def test_bm25_is_that_of_the_formula(held):
         some = np.arange(len(scores))[1::3]
         few = Gains(Postings(NamespaceWords(database.words, 1), index), terms, index.leaves(), some)
         assert bm25(terms, few).tolist() == scores[some].tolist()
+        every = Gains(Postings(NamespaceWords(database.words, 1), index), terms, index.leaves(), np.arange(len(scores)))
+        asked = [(frozenset([term]),) for term in terms]
+        assert together(asked, every).tolist() == together(asked, gains).tolist()
     np.testing.assert_allclose(scores, bm25_naive(terms, naive_leaves, naive_documents), rtol=1e-5)
     database.close()

@@ -36,6 +36,9 @@ def terms(text, language=None):
         ("/srv/log/tide.txt", "tide.txt"),
         ("Alder's", "alder"),
         ("#48213", "48213"),
+        ("C++", "c++"),
+        ("F#", "f#"),
+        ("an A+,", "A+"),
     ],
 )
 def test_a_name_is_found_whole_and_by_its_parts(written, asked):
@@ -263,3 +266,24 @@ def test_the_leaves_with_a_word_are_those_whose_text_has_it_whatever_came_and_we
         for key, (*_, found) in stored.items():
             assert database.words.described(key) == (found.language, 2)
     database.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("What is vitamin C for?", {"C", "c", "vitamin"}),
+        ("vitamin c", {"c", "vitamin"}),
+        ("Is vitamin A in carrots?", {"A", "vitamin", "carrot"}),
+        ("A lamp", {"lamp"}),
+        ("Can I take a lamp?", {"take", "lamp"}),
+        ("the lamp I took", {"lamp", "took"}),
+        ("When did Olaf I die?", {"olaf", "I", "i", "die"}),
+    ],
+)
+def test_a_capital_that_stands_alone_is_looked_for_where_it_names_something(asked, found):
+    assert set(query_terms(asked, "english")) == found
+
+
+def test_a_capital_that_stands_alone_is_kept_as_itself_too():
+    assert {"C", "c", "A"} <= terms("Vitamin C and vitamin A.", "english")
+    assert not {"A", "C"} & terms("a c", "english")
