@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 SHORTEST_GROUP = 3
 """Characters; a shorter group stands in too many other numbers."""
 
 SHORTEST_SOLID, LONGEST_SOLID = 7, 40
 """Characters of groups that are looked up as one, too."""
+
+MOST_RUNS = 5
+"""Of letters and of digits, by turns; what has more of them is a checksum or the like, which nobody parts."""
 
 LONGEST_TELEPHONE = 13
 """Digits."""
@@ -18,6 +22,7 @@ _PARTED = re.compile(r"[^\W_]+(?:([-.:/])[^\W_]+)(?:\1[^\W_]+)*")
 _FIGURES = re.compile(r"[\dA-Fa-f]+(?:([-.:])[\dA-Fa-f]+){2,}[Xx]?")
 _GROUP = r"[A-Za-z]{0,2}\d[^\W_]*"
 _GROUPS = re.compile(rf"(?<!\w){_GROUP}(?:[-./() ]{{1,2}}{_GROUP})+(?:[- ][Xx])?(?![\w:])")
+_RUNS = re.compile(r"\d+|[^\W\d_]+")
 _IBAN = re.compile(r"[A-Za-z]{2}\d{2}[A-Za-z\d]{11,30}")
 _MAC = re.compile(r"(?=.*[A-Fa-f])[\dA-Fa-f]{12}")
 _TELEPHONE = re.compile(r"\d*(\d{3})(\d{3})(\d{4})")
@@ -44,7 +49,7 @@ def layouts(text: str, names: Sequence[str]) -> Iterator[str]:
             yield from _amounts(amount)
         elif parted := _PARTED.fullmatch(name):
             yield from _groups(name, parted[1])
-        yield from _parted(name)
+        yield from (*_parted(name), *_of_runs(name))
         if _IBAN.fullmatch(name):
             yield from _pieces(name, 4)
         if day := _DAY.fullmatch(name):
@@ -73,6 +78,17 @@ def _parted(solid: str) -> Iterator[str]:
         yield "-".join(identifier.groups())
     if _CARD.fullmatch(solid):
         yield from ("-".join(_pieces(solid, 4)), *_pieces(solid, 4))
+
+
+def _of_runs(solid: str) -> Iterator[str]:
+    """An identifier of letters and digits by turns as one would part it: LB52XKT is LB52 XKT or LB-52-XKT, too."""
+    runs = _RUNS.findall(solid)
+    if not 3 <= len(runs) <= MOST_RUNS or "".join(runs) != solid:
+        return
+    yield "-".join(runs)
+    for first, second in pairwise(runs):
+        yield from (f"{first}{mark}{second}" for mark in ("", "-") if len(first + second) > SHORTEST_GROUP)
+    yield from (run for run in runs if run.isdigit() and len(run) >= SHORTEST_GROUP)
 
 
 def _pieces(name: str, size: int) -> list[str]:

@@ -37,6 +37,7 @@ _PIECES = re.compile(r"[/@\\=&#]|(?<=\d)T(?=\d)")
 """What ends a name inside of a path, an address or a timestamp."""
 _PARTS = re.compile(r"[-_./:,'’~+]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _LETTERS_AND_DIGITS = re.compile(r"([^\W\d_]+)(\d+)|(\d+)([^\W\d_]+)")
+_MARKED = re.compile(r"(?=.*[^\W\d_])(?=.*\d)\w+(?:-\w+)+")
 _HASH = re.compile(r"(?=[A-Fa-f]*\d)(?=\d*[A-Fa-f])[\dA-Fa-f]{8,64}")
 SHORT_HASH = 7
 """Digits that a long hexadecimal number is shortened to, as git does; more of them are known by these, too."""
@@ -183,9 +184,7 @@ def _terms_of_names(names: Iterable[str], language: str) -> list[str]:
 
 
 def _spellings(piece: str) -> Iterator[str]:
-    """Other ways to write a name that a query has: 0xff as ff, 06:40:00.250Z as 06:40:00."""
-    if match := _HEX.fullmatch(piece):
-        yield match[1]
+    """Other ways to write a name that a query has: 06:40:00.250Z as 06:40:00."""
     if match := _TIME.match(piece):
         yield match.group()
         yield f"{match.group()}Z"
@@ -325,9 +324,16 @@ def _is_capital(word: str) -> bool:
 
 
 def _variants(piece: str) -> Iterator[str]:
-    """Other ways to write a number or name: v2.1 as 2.1, 1,024 as 1024, max_retries as maxRetries."""
+    """Other ways to write a number or name: v2.1 as 2.1, 0xff as ff, KT-81 as KT81, 1,024 as 1024.
+
+    So is max_retries maxRetries.
+    """
     if match := _NUMBERED.match(piece):
         yield piece[match.end() :].casefold()
+    if match := _HEX.fullmatch(piece):
+        yield match[1].casefold()
+    if _MARKED.fullmatch(piece):
+        yield piece.replace("-", "")
     if _THOUSANDS.fullmatch(piece):
         yield piece.replace(",", "")
     if _HASH.fullmatch(piece):
