@@ -11,7 +11,7 @@ import torch
 from shared_context.config import TreeConfig
 from shared_context.shards.crew import Crew
 from shared_context.shards.shard import ShardState
-from shared_context.store.header_index import HeaderScores, figure_scores
+from shared_context.store.header_index import HeaderScores, SaidWords, figure_scores
 from shared_context.store.kept_prefilter import Owner
 from shared_context.store.leaves import Leaves, document_leaves
 from shared_context.store.node_index import inverse_leaf_frequency
@@ -151,17 +151,28 @@ class ShardedHeaders:
     def __len__(self) -> int:
         return self._count
 
-    def scores(self, codes: torch.Tensor, weights: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
-        """Compare a query with every header."""
-        asked = codes.numpy(force=True), None if embedding is None else embedding.numpy(force=True)
-        answers = self._crew.ask(dict.fromkeys(self._holding, ("headers_said", asked)))
+    def scores(self, codes: torch.Tensor, weights: torch.Tensor) -> HeaderScores:
+        """The words of a query that each header says, weighted by how rare they are in all shards, and summed."""
+        answers = self._crew.ask(dict.fromkeys(self._holding, ("headers_said", (codes.numpy(force=True),))))
         keys = [answer.keys | (number << KEY_BITS) for number, answer in answers.items()]
-        said = HeaderScores(
-            np.concatenate(keys),
-            np.concatenate([answer.words for answer in answers.values()]),
-            np.concatenate([answer.cosines for answer in answers.values()]),
-        )
-        return said.weighted(weights)
+        said = SaidWords(np.concatenate(keys), np.concatenate([answer.shares for answer in answers.values()]))
+        return said.weighted(weights, len(self))
+
+    def near(self, embedding: torch.Tensor, documents: np.ndarray | None = None) -> HeaderScores:
+        """The cosine of each header's embedding with that of a query, by default of all."""
+        asked: dict[int, np.ndarray | None] = dict.fromkeys(self._holding)
+        if documents is not None:
+            of_shard = documents >> KEY_BITS
+            asked = {number: documents[of_shard == number] & (1 << KEY_BITS) - 1 for number in self._holding}
+        questions = {
+            number: ("headers_near", (embedding.numpy(force=True), own))
+            for number, own in asked.items()
+            if own is None or len(own)
+        }
+        answers = self._crew.ask(questions)
+        keys = [np.zeros(0, np.int64), *(near.keys | (number << KEY_BITS) for number, near in answers.items())]
+        scores = [np.zeros(0, np.float32), *(near.scores for near in answers.values())]
+        return HeaderScores(np.concatenate(keys), np.concatenate(scores))
 
     def with_figures(self, terms: Iterable[str]) -> HeaderScores | None:
         """How rare the numbers and identifiers of a query are that headers have."""

@@ -17,7 +17,7 @@ from shared_context.store.codec import Codec
 from shared_context.store.database import Database
 from shared_context.store.encoding import chunk_digest
 from shared_context.store.format import DEFAULT_NAMESPACE
-from shared_context.store.header_index import HeaderScores
+from shared_context.store.header_index import HeaderScores, SaidWords
 from shared_context.store.kept_prefilter import Owner
 from shared_context.store.kv_cache import TieredKVCache
 from shared_context.store.line_rows import Entry
@@ -155,11 +155,15 @@ class Shard:
         self._catalogue.keep_prefilter()
         return found
 
-    def headers_said(self, codes: np.ndarray, embedding: np.ndarray | None) -> HeaderScores:
+    def headers_said(self, codes: np.ndarray) -> SaidWords:
         """What headers say of a query, see :meth:`~shared_context.store.header_index.HeaderIndex.said`."""
         with self._database.locked():
-            asked = None if embedding is None else torch.from_numpy(embedding)
-            return self._catalogue.index.headers.said(torch.from_numpy(codes), asked)
+            return self._catalogue.index.headers.said(torch.from_numpy(codes))
+
+    def headers_near(self, embedding: np.ndarray, documents: np.ndarray | None) -> HeaderScores:
+        """Cosines of headers, see :meth:`~shared_context.store.header_index.HeaderIndex.near`."""
+        with self._database.locked():
+            return self._catalogue.index.headers.near(torch.from_numpy(embedding), documents)
 
     def headers_having(self, terms: Sequence[str]) -> list[list[int]]:
         """For each number or identifier, keys of the documents whose headers have it."""

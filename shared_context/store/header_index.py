@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import blake2b
 from math import log
@@ -23,38 +23,54 @@ COMPARED_TOGETHER = 1 << 13
 
 @dataclass(frozen=True)
 class HeaderScores:
-    """What the headers say of a query.
+    """What headers count for a query.
 
     Attributes:
-        keys: the documents that have a header, rising, int64 [documents].
-        words: for each, the sum of the weights of the query's words that it has, float32.
-        cosines: for each, its embedding's cosine with the query's, 0 where that is negative, float32; zeros where
-            nothing is embedded.
+        keys: of documents that have a header, rising, int64 [documents].
+        scores: of each, float32 [documents].
     """
 
     keys: np.ndarray
-    words: np.ndarray
-    cosines: np.ndarray
+    scores: np.ndarray
 
-    def weighted(self, weights: torch.Tensor) -> HeaderScores:
-        """The same with the words of each header summed, where ``words`` are [documents, words].
-
-        Args:
-            weights: the most that each of them counts, [words]. One that most headers have counts less still.
-        """
-        rare = np.log((len(self.keys) + 1) / (self.words.sum(axis=0) + 0.5)).clip(min=0)
-        return replace(self, words=self.words @ np.minimum(rare, weights.numpy()).astype(np.float32))
-
-    def part(self, rows: np.ndarray) -> HeaderScores:
-        """Those of some headers, in this order."""
-        return HeaderScores(self.keys[rows], self.words[rows], self.cosines[rows])
-
-    def of(self, documents: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """``values``, one for each of ``keys``, for other documents; 0 where they have no header, [documents]."""
+    def of(self, documents: np.ndarray) -> np.ndarray:
+        """The scores of other documents by their keys; 0 where they have none here, float32 [documents]."""
         if not len(self.keys):
             return np.zeros(len(documents), np.float32)
         places = np.searchsorted(self.keys, documents).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[places] == documents, values[places], 0).astype(np.float32)
+        return np.where(self.keys[places] == documents, self.scores[places], 0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SaidWords:
+    """How far headers say each word of a query; only those are listed that say one, and mostly these are few.
+
+    Attributes:
+        keys: of their documents, rising, int64 [headers].
+        shares: how far each says each word, 0 to 1, float32 [headers, words].
+    """
+
+    keys: np.ndarray
+    shares: np.ndarray
+
+    @classmethod
+    def joined(cls, several: Sequence[SaidWords]) -> SaidWords:
+        """Those of several, at least one, one behind the other."""
+        return cls(*(np.concatenate([getattr(of, field.name) for of in several]) for field in fields(cls)))
+
+    def part(self, some: np.ndarray) -> SaidWords:
+        """Some of them, by their places or a mask."""
+        return SaidWords(self.keys[some], self.shares[some])
+
+    def weighted(self, weights: torch.Tensor, headers: int) -> HeaderScores:
+        """The words that each header says, summed.
+
+        Args:
+            weights: the most that each of them counts, [words]. One that most headers have counts less still.
+            headers: how many there are, those included that say none.
+        """
+        rare = np.log((headers + 1) / (self.shares.sum(axis=0) + 0.5)).clip(min=0)
+        return HeaderScores(self.keys, self.shares @ np.minimum(rare, weights.numpy()).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -93,20 +109,33 @@ class KeptHeaders:
         rows = self.codes[tokens].copy(), self.scales[tokens].copy(), self.embeddings[spans].copy()
         return HeaderData(*rows), frozenset(self.figures[terms].tolist())
 
-    def said(self, codes: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
-        """What :meth:`HeaderIndex.said` says of these."""
-        similar = np.empty((len(self.codes), len(codes)), np.float32)
-        for first in range(0, len(similar), COMPARED_TOGETHER):
-            some = slice(first, first + COMPARED_TOGETHER)
-            np.matmul(self.codes[some].astype(np.float32), codes.numpy().T, out=similar[some])
-            similar[some] *= self.scales[some].astype(np.float32)[:, None]
-        best = np.maximum.reduceat(similar, self.first["tokens"], axis=0)
-        said = ((best - SAME_WORD) / (1 - SAME_WORD)).clip(0, 1)
-        cosines = np.zeros(len(self.keys), np.float32)
-        if embedding is not None:
-            near = self.embeddings @ embedding.numpy()
-            cosines = np.maximum.reduceat(near, self.first["spans"]).clip(min=0)
-        return HeaderScores(self.keys, said, cosines)
+    def said(self, codes: torch.Tensor, there: np.ndarray) -> SaidWords:
+        """What :meth:`HeaderIndex.said` says of those that are ``there``, bool [headers]."""
+        edges, asked = np.append(self.first["tokens"], len(self.codes)), codes.numpy().T
+        found = [SaidWords(self.keys[:0], np.zeros((0, len(codes)), np.float32))]
+        first = 0
+        while first < len(self.keys):
+            behind = max(first + 1, int(np.searchsorted(edges, edges[first] + COMPARED_TOGETHER, side="right")) - 1)
+            tokens = slice(int(edges[first]), int(edges[behind]))
+            similar = self.codes[tokens].astype(np.float32) @ asked
+            similar *= self.scales[tokens].astype(np.float32)[:, None]
+            best = maxima(similar, edges[first:behind] - tokens.start, self.tokens[first:behind])
+            rows = np.flatnonzero((best > SAME_WORD).any(axis=1) & there[first:behind])
+            shares = ((best[rows] - SAME_WORD) / (1 - SAME_WORD)).clip(0, 1)
+            found.append(SaidWords(self.keys[first + rows], shares))
+            first = behind
+        return SaidWords.joined(found)
+
+    def near(self, embedding: torch.Tensor, places: np.ndarray) -> HeaderScores:
+        """What :meth:`HeaderIndex.near` says of some of these."""
+        if not len(places):
+            return HeaderScores(self.keys[:0], np.zeros(0, np.float32))
+        spans = self.spans[places]
+        begin = np.cumsum(spans) - spans
+        rows = np.repeat(self.first["spans"][places] - begin, spans) + np.arange(spans.sum())
+        found = self.embeddings if len(rows) == len(self.embeddings) else self.embeddings[rows]
+        cosines = np.maximum.reduceat(found @ embedding.numpy(), begin).clip(min=0)
+        return HeaderScores(self.keys[places], cosines)
 
     def having(self, term: str) -> np.ndarray:
         """Places of the headers that have a number or identifier."""
@@ -207,35 +236,79 @@ class HeaderIndex:
             having += self._kept.keys[places[self._there[places]]].tolist()
         return having
 
-    def scores(self, codes: torch.Tensor, weights: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
-        """Compare a query with every header.
+    def scores(self, codes: torch.Tensor, weights: torch.Tensor) -> HeaderScores:
+        """The words of a query that each header says, weighted and summed; only of those that say one.
 
         Args:
             codes: of the query's tokens, float32 [words, code_size].
             weights: the most that each of them counts, [words]. One that most headers have counts less still.
-            embedding: the query's, [dimension]; None leaves embeddings out.
         """
-        return self.said(codes, embedding).weighted(weights)
+        return self.said(codes).weighted(weights, len(self))
 
-    def said(self, codes: torch.Tensor, embedding: torch.Tensor | None) -> HeaderScores:
-        """What :meth:`scores` are made of: as ``words``, how far each header says each word, 0 to 1 [documents, words].
-
-        Arguments as there.
-        """
-        found = []
+    def said(self, codes: torch.Tensor) -> SaidWords:
+        """What :meth:`scores` are made of; codes as there."""
+        found = [SaidWords(np.zeros(0, np.int64), np.zeros((0, len(codes)), np.float32))]
         if self._kept is not None:
-            kept = self._kept.said(codes, embedding)
-            found.append(kept if self._there.all() else kept.part(self._there))
+            found.append(self._kept.said(codes, self._there))
         if self._headers:
-            if self._joined is None:
-                self._joined = join_headers(self._headers, {})
-            found.append(self._joined.said(codes, embedding))
-        if not found:
-            return HeaderScores(np.zeros(0, np.int64), np.zeros((0, len(codes)), np.float32), np.zeros(0, np.float32))
-        if len(found) == 1:
-            return found[0]
+            found.append(self._others().said(codes, np.ones(len(self._headers), bool)))
+        both = SaidWords.joined(found)
+        return both.part(np.argsort(both.keys, kind="stable")) if self._headers else both
+
+    def near(self, embedding: torch.Tensor, documents: np.ndarray | None = None) -> HeaderScores:
+        """The cosine of each header's embedding with that of a query, 0 where it is negative.
+
+        Args:
+            embedding: the query's, [dimension].
+            documents: keys of those whose headers are compared, rising; None compares all. Others cost nothing.
+        """
+        found = [HeaderScores(np.zeros(0, np.int64), np.zeros(0, np.float32))]
+        if self._kept is not None:
+            places = _places(self._kept.keys, documents)
+            found.append(self._kept.near(embedding, places[self._there[places]]))
+        if self._headers:
+            others = self._others()
+            found.append(others.near(embedding, _places(others.keys, documents)))
         both = HeaderScores(*(np.concatenate([getattr(of, field.name) for of in found]) for field in fields(found[0])))
-        return both.part(np.argsort(both.keys))
+        order = np.argsort(both.keys, kind="stable")
+        return HeaderScores(both.keys[order], both.scores[order])
+
+    def _others(self) -> KeptHeaders:
+        """Those that no file holds, one at least."""
+        if self._joined is None:
+            self._joined = join_headers(self._headers, {})
+        return self._joined
+
+
+def maxima(values: np.ndarray, first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The maximum over consecutive rows, for each of several runs of them, [runs, columns].
+
+    What ``np.maximum.reduceat`` gives, in as many passes as the longest run's length has bits: a run is two windows of
+    one length, a power of two, that may overlap.
+
+    Args:
+        values: [rows, columns].
+        first: of each run its first row, int64 [runs].
+        counts: rows of each, one at least, int64 [runs].
+    """
+    found = np.empty((len(first), values.shape[1]), values.dtype)
+    power = np.frexp(counts)[1] - 1
+    width = 1
+    for of_width in range(int(power.max()) + 1):
+        if of_width:
+            values, width = np.maximum(values[:-width], values[width:]), 2 * width
+        runs = np.flatnonzero(power == of_width)
+        begin = first[runs]
+        found[runs] = np.maximum(values[begin], values[begin + counts[runs] - width])
+    return found
+
+
+def _places(keys: np.ndarray, some: np.ndarray | None) -> np.ndarray:
+    """Where those of some keys are that are among rising ``keys``; None means all of these."""
+    if some is None:
+        return np.arange(len(keys))
+    places = np.searchsorted(keys, some).clip(max=len(keys) - 1)
+    return places[keys[places] == some]
 
 
 def figures(text: str) -> frozenset[str]:
@@ -256,7 +329,7 @@ def figure_number(term: str) -> int:
 
 
 def figure_scores(having: Iterable[Sequence[int]], headers: int) -> HeaderScores | None:
-    """How rare the numbers and identifiers of a query are that headers have, as ``words``; None where none has one.
+    """How rare the numbers and identifiers of a query are that headers have; None where none has one.
 
     Codes see a bag of digits in a year or a number, which is often all that tells documents apart.
 
@@ -271,7 +344,7 @@ def figure_scores(having: Iterable[Sequence[int]], headers: int) -> HeaderScores
     gains = [log(1 + (headers + 0.5) / (len(of_term) + 0.5)) for of_term in found]
     scores = np.zeros(len(keys))
     np.add.at(scores, places, np.repeat(gains, list(map(len, found))))
-    return HeaderScores(keys, scores.astype(np.float32), np.zeros(len(keys)))
+    return HeaderScores(keys, scores.astype(np.float32))
 
 
 def join_headers(headers: Mapping[int, HeaderData], figures: Mapping[int, frozenset[int]]) -> KeptHeaders:

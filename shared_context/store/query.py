@@ -89,9 +89,8 @@ class Query:
 
     @cached_property
     def headers(self) -> HeaderScores:
-        """What the documents' headers say of it."""
-        embedding = None if self.embedder is None else self.embedding
-        return self.index.headers.scores(self.codes, self.index.weights(self.token_ids), embedding)
+        """Its words that the documents' headers say."""
+        return self.index.headers.scores(self.codes, self.index.weights(self.token_ids))
 
     @cached_property
     def figures(self) -> HeaderScores | None:

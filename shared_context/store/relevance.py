@@ -40,8 +40,7 @@ def _relevance(query: Query, leaves: Leaves, rows: torch.Tensor, policy: Policy)
     said = leaves.late_interaction(query.codes, weights, rows) / weights.sum().clamp(min=1e-6)
     shared = ((said - CHANCE) / (1 - CHANCE)).clamp(min=0)
     if len(query.index.headers):
-        headers = query.headers
-        of_header = headers.of(leaves.document[rows.numpy(force=True)], headers.words)
+        of_header = query.headers.of(leaves.document[rows.numpy(force=True)])
         shared = (shared + torch.from_numpy(of_header).to(shared.device) / weights.sum().clamp(min=1e-6)).clamp(max=1)
     return shared if query.embedder is None else (shared + embedding(query, leaves, rows).clamp(min=0)) / 2
 

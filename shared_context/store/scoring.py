@@ -36,8 +36,7 @@ def late_interaction(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -
     places = np.arange(len(leaves)) if chosen is None else chosen.numpy(force=True)
     scores = leaves.late_interaction(codes, weights, chosen, torch.from_numpy(touching(leaves, places)))
     if len(query.index.headers):
-        headers = query.headers
-        of_header = headers.of(leaves.document[places], headers.words)
+        of_header = query.headers.of(leaves.document[places])
         scores = scores + HEADER_WORDS * torch.from_numpy(of_header).to(scores.device)
     return scores
 
@@ -59,8 +58,10 @@ def embedding(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch
         cosines = leaves.cosines(asked, spans)[places]
     scores = torch.lerp(cosines.amax(dim=1), cosines[:, 0], OWN_SPAN)
     if len(query.index.headers):
-        headers, places = query.headers, rows if isinstance(rows, slice) else rows.numpy(force=True)
-        of_header = headers.of(leaves.document[places], headers.cosines)
+        documents = leaves.document[rows if isinstance(rows, slice) else rows.numpy(force=True)]
+        # To compare the headers of all documents, where few are scored, would take longer than all else.
+        near = query.index.headers.near(asked, None if isinstance(rows, slice) else np.unique(documents))
+        of_header = near.of(documents)
         scores = scores + HEADER_COSINE * torch.from_numpy(of_header).to(scores.device)
     return scores
 
@@ -142,7 +143,7 @@ def hybrid(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Te
     scores += LITERAL_WEIGHT * standardize(literal(query, leaves, rows))
     if (headers := query.figures) is not None:
         documents = leaves.document[rows if isinstance(rows, slice) else rows.numpy(force=True)]
-        of_header = torch.from_numpy(headers.of(documents, headers.words)).to(scores.device)
+        of_header = torch.from_numpy(headers.of(documents)).to(scores.device)
         scores += FIGURES_WEIGHT * standardize(of_header)
     return scores
 

@@ -57,10 +57,13 @@ def compared(store) -> dict:
         leaves = index.leaves()
         held = {name: getattr(leaves, name) for name in ("codes", "scales", "embeddings", "spans")}
         held |= {name: getattr(leaves, name) for name in ("document", "chunk", "slot", "span_chunk", "chunk_length")}
-        asked = torch.linspace(-1, 1, 128).view(2, 64), torch.ones(384)
-        said, figures = index.headers.said(*asked), index.headers.with_figures([str(n) for n in range(90)])
-        held |= {"header keys": said.keys, "header words": said.words, "header cosines": said.cosines}
-        held |= {"figure keys": figures.keys, "figure words": figures.words} if figures is not None else {}
+        # Of many lengths, so that headers say some of it in part.
+        words = torch.linspace(-1, 1, 64) * 1.5 ** torch.arange(-6, 14)[:, None]
+        said, near = index.headers.said(torch.cat([words, -words])), index.headers.near(torch.ones(384))
+        held |= {"header words of": said.keys, "header words": said.shares}
+        held |= {"header cosines of": near.keys, "header cosines": near.scores}
+        figures = index.headers.with_figures([str(n) for n in range(90)])
+        held |= {"figures of": figures.keys, "figures": figures.scores} if figures is not None else {}
         ids = index.token_ids()
         held |= {"frequency": index.frequency, "rarity": index.weights(np.arange(100))}
         held |= {"ids": np.concatenate([ids[key] for key in sorted(ids)])}
