@@ -98,6 +98,7 @@ class Shard:
         # One that is started again must know what the one before it did, in the middle of a question.
         with self._catalogue.reading():
             pass
+        self._catalogue.keep()
 
     def made_with(self) -> tuple[bytes, bytes, bytes]:
         """What the store was made with, its codec and the salt of its chunks: the same in all shards of a store."""

@@ -122,7 +122,6 @@ class Catalogue:
                 self._lines.put(key, entry)
                 self.index.headers.put(key, header, "" if header is None else _told(entry))
             self._data_version, self._version = seen, version or before
-            # Last, for what stays of a document that was extended has been read from there.
             self._overwrite([*change.removed, *(old for old, *_ in change.extended.values())], list(change.described))
 
     def _are_of_now(self, leaves: Leaves) -> bool:
@@ -253,6 +252,10 @@ class Catalogue:
 
     def _grow(self, key: int, old: int, entry: Entry, first: int, ids: np.ndarray, nodes: NodeData) -> None:
         """Take in that a document got other tokens from ``first`` on, and with them another key."""
+        if self.index.is_kept(old):
+            self._forget(old)
+            self._put({key: entry}, frozenset())
+            return
         if entry.kind == "document":
             self.index.extend(old, key, first, ids, nodes)
             self.index.headers.move(old, key)

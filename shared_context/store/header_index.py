@@ -11,6 +11,7 @@ from math import log
 import numpy as np
 import torch
 
+from shared_context.store.mapped_rows import MappedRows
 from shared_context.store.node_data import HeaderData
 from shared_context.store.words import LONGEST_WORD, WORD, terms_of
 
@@ -19,6 +20,9 @@ SAME_WORD = 0.6
 
 COMPARED_TOGETHER = 1 << 13
 """Tokens whose codes are unpacked at once, to what about fits a core's cache."""
+
+_TOKENS, _SPANS, _FIGURES = ("header_codes", "header_scales"), ("header_embeddings",), ("figures",)
+"""What a file has of headers, by what the rows are."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class KeptHeaders:
         codes, scales: of the tokens, int8 [all tokens, code_size] and float16.
         embeddings: of the spans, float32 [all spans, dimension].
         figures: :func:`figure_number` of the numbers and identifiers, int64 [all terms].
+        mapped: checks what is read of them; None where nothing is to be checked.
     """
 
     keys: np.ndarray
@@ -93,6 +98,7 @@ class KeptHeaders:
     scales: np.ndarray
     embeddings: np.ndarray
     figures: np.ndarray
+    mapped: MappedRows | None = None
 
     @cached_property
     def first(self) -> dict[str, np.ndarray]:
@@ -102,15 +108,18 @@ class KeptHeaders:
 
     def header(self, place: int) -> tuple[HeaderData, frozenset[int]]:
         """A header with the numbers of its figures, copied."""
-        tokens, spans, terms = (
+        tokens, spans, terms = found = [
             slice(int(first[place]), int(first[place] + counts[place]))
             for first, counts in zip(self.first.values(), (self.tokens, self.spans, self.terms), strict=True)
-        )
+        ]
+        for kinds, of in zip((_TOKENS, _SPANS, _FIGURES), found, strict=True):
+            self._check(*kinds, rows=np.arange(of.start, of.stop))
         rows = self.codes[tokens].copy(), self.scales[tokens].copy(), self.embeddings[spans].copy()
         return HeaderData(*rows), frozenset(self.figures[terms].tolist())
 
     def said(self, codes: torch.Tensor, there: np.ndarray) -> SaidWords:
         """What :meth:`HeaderIndex.said` says of those that are ``there``, bool [headers]."""
+        self._check(*_TOKENS)
         edges, asked = np.append(self.first["tokens"], len(self.codes)), codes.numpy().T
         found = [SaidWords(self.keys[:0], np.zeros((0, len(codes)), np.float32))]
         first = 0
@@ -133,12 +142,18 @@ class KeptHeaders:
         spans = self.spans[places]
         begin = np.cumsum(spans) - spans
         rows = np.repeat(self.first["spans"][places] - begin, spans) + np.arange(spans.sum())
+        self._check(*_SPANS, rows=rows)
         found = self.embeddings if len(rows) == len(self.embeddings) else self.embeddings[rows]
         cosines = np.maximum.reduceat(found @ embedding.numpy(), begin).clip(min=0)
         return HeaderScores(self.keys[places], cosines)
 
+    def _check(self, *kinds: str, rows: np.ndarray | None = None) -> None:
+        if self.mapped is not None:
+            self.mapped.check(*kinds, rows=rows)
+
     def having(self, term: str) -> np.ndarray:
         """Places of the headers that have a number or identifier."""
+        self._check(*_FIGURES)
         rows = np.flatnonzero(self.figures == figure_number(term))
         return np.searchsorted(self.first["terms"], rows, side="right") - 1
 

@@ -2,7 +2,7 @@
 
 It is made of the database and may be missing: it lies beside it, each document in it bears the checksum that the
 database has of the same, and none is taken that has another one. Codes and embeddings are mapped into memory, not read
-into it. What a document leaves behind is overwritten when it is deleted.
+into it, and checked when they are first read. What a document leaves behind is overwritten when it is deleted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import secrets
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from shared_context.store.header_index import KeptHeaders
 from shared_context.store.leaves import Arrays, KeptLeaves, document_edges
+from shared_context.store.mapped_rows import MappedRows, Restore, as_bytes, block_sums
 from shared_context.store.node_data import NodeShape
 from shared_context.store.node_index import NodeIndex, count_leaves
 from shared_context.store.sqlite_file import UNFINISHED
@@ -32,7 +33,7 @@ from shared_context.store.sqlite_file import UNFINISHED
 FILE = "leaves.safetensors"
 """In the folder of a store or namespace."""
 
-FORMAT = 2
+FORMAT = 3
 """Raised by one where files that were written before are not to be read any more."""
 
 LEAST_TOKENS = 1 << 18
@@ -45,12 +46,13 @@ DOCUMENTS_TOGETHER = 4096
 """Documents whose rows are in memory at once while a file is written."""
 
 DOCUMENTS_CHECKED = 64
-"""Documents whose rows have one checksum: of more, deleting one would read more, and of fewer, opening take longer."""
+"""Documents whose rows have checksums together: of more, one that is asked for or deleted would have more read."""
 
 _DIRECTORY = (
     "written", "keys", "tokens", "lines", "bound", "header_tokens", "header_spans", "header_terms", "own", "frequency",
 )  # fmt: skip
-"""What is read into memory; it has a checksum together. Rows of DOCUMENTS_CHECKED documents have one each."""
+"""What is read into memory; it has a checksum together. ``own`` are those of the rows: of DOCUMENTS_CHECKED documents
+one for each of _ROWS."""
 _COUNTS = ("header_tokens", "header_spans", "header_terms")
 _HEADERS = ("figures", "header_embeddings", "header_scales", "header_codes")
 _ROWS = ("figures", "embeddings", "header_embeddings", "ids", "scales", "header_scales", "codes", "header_codes")
@@ -86,8 +88,14 @@ class LeafFile:
     version: int
 
     @classmethod
-    def read(cls, path: Path, shape: NodeShape) -> LeafFile | None:
-        """What a file holds; None where there is none that can be used, or a part of it is damaged."""
+    def read(cls, path: Path, shape: NodeShape, restore: Restore) -> LeafFile | None:
+        """What a file holds; None where there is none that can be used, or what is read of it now is damaged.
+
+        Args:
+            path: the file's.
+            shape: of the node data.
+            restore: of a document by its key, what the database has that the rows are a copy of.
+        """
         try:
             if not is_regular(path):
                 return None
@@ -99,26 +107,34 @@ class LeafFile:
             if directory is None:
                 return None
             with safe_open(path, "pt") as tensors:  # maps the file
-                mapped = {name: tensors.get_tensor(name) for name in _ROWS}
+                mapped = {name: tensors.get_tensor(name) for name in (*_ROWS, *_DIRECTORY, "checksum")}
         except (OSError, SafetensorError, ValueError):
             return None
-        rows, edges = {name: tensor.numpy() for name, tensor in mapped.items()}, _edges(directory, shape)
+        rows, edges = {name: mapped[name].numpy() for name in _ROWS}, _edges(directory, shape)
         if any(rows[name].shape != (int(edges[name][-1]), *_row_shape(name, shape)) for name in _ROWS):
             return None
-        own = _sums(lambda name, first, end: _bytes(rows[name][first:end]), edges, range(len(directory["own"])))
-        if own != directory["own"].tolist():
+
+        def own_now() -> np.ndarray | None:
+            # Copied, for another process may be writing.
+            now = {name: mapped[name].numpy().copy() for name in _DIRECTORY}
+            return _by_block(now["own"]) if mapped["checksum"].tolist() == [_checksum(now.values())] else None
+
+        checked = MappedRows(
+            rows, edges, DOCUMENTS_CHECKED, directory["keys"], _by_block(directory["own"]), own_now, restore
+        )
+        # In memory: statistics need the ids of a document after its rows here are gone.
+        if not checked.fits("ids"):
             return None
         held = directory["keys"] > 0
         keys = np.maximum.accumulate(directory["keys"])
         headed = np.flatnonzero(directory["header_tokens"])
-        # In memory: statistics need the ids of a document after its rows here are gone.
         arrays = Arrays(*(mapped[name] for name in ("codes", "scales", "embeddings")))
-        leaves = KeptLeaves(keys, held, directory["tokens"], directory["frequency"], rows["ids"].copy(), arrays)
-        headers = KeptHeaders(
-            keys[headed],
-            *(directory[name][headed] for name in _COUNTS),
-            *(rows[name] for name in ("header_codes", "header_scales", "header_embeddings", "figures")),
+        leaves = KeptLeaves(
+            keys, held, directory["tokens"], directory["frequency"], rows["ids"].copy(), arrays, checked
         )
+        tokens, spans, terms = (directory[name][headed] for name in _COUNTS)
+        codes, scales, embeddings = (rows[f"header_{name}"] for name in ("codes", "scales", "embeddings"))
+        headers = KeptHeaders(keys[headed], tokens, spans, terms, codes, scales, embeddings, rows["figures"], checked)
         name, version = directory["written"].tolist()
         return cls(leaves, headers, headed, directory["lines"], directory["bound"], name, version)
 
@@ -157,7 +173,7 @@ def write(
         "lines": np.array([lines[key] for key in keys.tolist()]),
         "bound": np.array([bound[key] for key in keys.tolist()]),
         **{of: np.array(counts) for of, counts in zip(_COUNTS, zip(*headers, strict=True), strict=True)},
-        "own": np.zeros(-(-len(keys) // DOCUMENTS_CHECKED), np.int64),
+        "own": np.zeros(_own_sums(len(keys)), np.int64),
         "frequency": index.frequency,
     }
     edges = _edges(directory, shape)
@@ -177,14 +193,14 @@ def write(
                 blocks = {of: rows.numpy() for of, rows in vars(leaves.rows(*within)).items()}
                 blocks["ids"] = np.concatenate([ids[key] for key in keys[some].tolist()])
                 blocks |= _header_rows(index, keys[some], shape)
-                data = {of: _bytes(blocks[of].astype(_DTYPES[of], copy=False)) for of in _ROWS}
+                data = {of: as_bytes(blocks[of].astype(_DTYPES[of], copy=False)) for of in _ROWS}
                 for of in _ROWS:
                     file.seek(places[of][0] + int(at[of][0]) * _width(of, shape))
                     file.write(data[of])
-                within_block = {of: edge - edge[0] for of, edge in at.items()}
+                within_block = {of: at[of] - at[of][0] for of in _ROWS}
                 checked = slice(some.start // DOCUMENTS_CHECKED, -(-some.stop // DOCUMENTS_CHECKED))
-                directory["own"][checked] = _sums(
-                    partial(_part, data, shape), within_block, range(checked.stop - checked.start)
+                _by_block(directory["own"])[checked] = block_sums(
+                    partial(_part, data, shape), within_block, DOCUMENTS_CHECKED, range(checked.stop - checked.start)
                 )
             _write_directory(file, places, directory)
     except BaseException:
@@ -228,15 +244,20 @@ def forget(
         if not (gone | changed).any():
             return
         edges = _edges(directory, shape)
-        # Should this be cut off, the file is of no use to anybody.
-        _put(file, places["checksum"][0], np.array([-1]))
-        file.flush()
-        os.fsync(file.fileno())
 
         def rows(of: str, first: int, end: int) -> bytes:
             file.seek(places[of][0] + first * _width(of, shape))
             return file.read((end - first) * _width(of, shape))
 
+        blocks = np.unique(np.flatnonzero(gone | changed) // DOCUMENTS_CHECKED)
+        own = _by_block(directory["own"])
+        if (block_sums(rows, edges, DOCUMENTS_CHECKED, blocks) != own[blocks]).any():
+            path.unlink()  # or what is damaged would get a checksum that fits it
+            return
+        # Should this be cut off, the file is of no use to anybody.
+        _put(file, places["checksum"][0], np.array([-1]))
+        file.flush()
+        os.fsync(file.fileno())
         for document in np.flatnonzero(gone | changed).tolist():
             for of in _ROWS if gone[document] else _HEADERS:
                 first, end = edges[of][document : document + 2].tolist()
@@ -247,8 +268,7 @@ def forget(
                 file.write(bytes((end - first) * _width(of, shape)))
         directory["keys"][gone] = directory["bound"][gone] = 0
         directory["lines"][gone | changed] = -1
-        blocks = np.unique(np.flatnonzero(gone | changed) // DOCUMENTS_CHECKED)
-        directory["own"][blocks] = _sums(rows, edges, blocks.tolist())
+        own[blocks] = block_sums(rows, edges, DOCUMENTS_CHECKED, blocks)
         _write_directory(file, places, directory)
 
 
@@ -260,16 +280,23 @@ def is_regular(path: Path) -> bool:
 
 
 def _edges(directory: Mapping[str, np.ndarray], shape: NodeShape) -> dict[str, np.ndarray]:
-    """The first row of each document, and the one behind the last, by what the rows are."""
+    """The first row of each document, and the one behind the last, by what the rows are, in the order of _ROWS."""
     leaves, spans = document_edges(shape.tree, directory["tokens"])
     counts = {"ids": "tokens", "figures": "header_terms", "header_embeddings": "header_spans"}
     counts |= {"header_scales": "header_tokens", "header_codes": "header_tokens"}
     summed = {of: np.concatenate([[0], np.cumsum(directory[count])]) for of, count in counts.items()}
-    return {"embeddings": spans, "scales": leaves, "codes": leaves, **summed}
+    found = {"embeddings": spans, "scales": leaves, "codes": leaves, **summed}
+    return {of: found[of] for of in _ROWS}
 
 
-def _bytes(rows: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+def _own_sums(documents: int) -> int:
+    """Checksums of the rows of so many documents."""
+    return -(-documents // DOCUMENTS_CHECKED) * len(_ROWS)
+
+
+def _by_block(own: np.ndarray) -> np.ndarray:
+    """The checksums of the rows, a view, [blocks, len(_ROWS)]."""
+    return own.reshape(-1, len(_ROWS))
 
 
 def _row_shape(name: str, shape: NodeShape) -> tuple[int, ...]:
@@ -289,25 +316,6 @@ def _width(name: str, shape: NodeShape) -> int:
 def _part(data: Mapping[str, memoryview], shape: NodeShape, name: str, first: int, end: int) -> memoryview:
     """Some of the rows in ``data``."""
     return data[name][first * _width(name, shape) : end * _width(name, shape)]
-
-
-def _sums(
-    rows: Callable[[str, int, int], memoryview | bytes], edges: Mapping[str, np.ndarray], blocks: Iterable[int]
-) -> list[int]:
-    """The checksum of the rows of DOCUMENTS_CHECKED documents, for each of these blocks of them.
-
-    Args:
-        rows: by their name, the first one and the one behind the last, as bytes.
-        edges: as :func:`_edges` gives them.
-    """
-    sums = []
-    for block in blocks:
-        total = 0
-        for name in _ROWS:
-            edge = edges[name][block * DOCUMENTS_CHECKED :][: DOCUMENTS_CHECKED + 1]
-            total = zlib.crc32(rows(name, int(edge[0]), int(edge[-1])), total)
-        sums.append(total)
-    return sums
 
 
 def _described(shape: NodeShape) -> str:
@@ -360,8 +368,10 @@ def _directory(file: BinaryIO, places: dict[str, tuple[int, int]]) -> dict[str, 
         start, end = places[name]
         file.seek(start)
         read.append(np.frombuffer(bytearray(file.read(max(0, end - start))), _INT64))
-    (checksum, *directory) = read
-    return dict(zip(_DIRECTORY, directory, strict=True)) if checksum.tolist() == [_checksum(directory)] else None
+    (checksum, *values) = read
+    directory = dict(zip(_DIRECTORY, values, strict=True))
+    whole = checksum.tolist() == [_checksum(values)] and len(directory["own"]) == _own_sums(len(directory["keys"]))
+    return directory if whole else None
 
 
 def _write_directory(file: BinaryIO, places: dict[str, tuple[int, int]], directory: dict[str, np.ndarray]) -> None:

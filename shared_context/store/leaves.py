@@ -11,6 +11,7 @@ import torch
 
 from shared_context.config import TreeConfig
 from shared_context.kernels import late_interaction_scores
+from shared_context.store.mapped_rows import MappedRows
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class KeptLeaves:
         frequency: leaves of those that are held that have a token, int64 [vocabulary].
         ids: token ids of all of them, int32 [tokens].
         arrays: what their leaves and spans are compared by.
+        mapped: checks them before they are read.
     """
 
     keys: np.ndarray
@@ -60,6 +62,7 @@ class KeptLeaves:
     frequency: np.ndarray
     ids: np.ndarray
     arrays: Arrays
+    mapped: MappedRows
 
 
 class Piece(NamedTuple):
@@ -69,19 +72,27 @@ class Piece(NamedTuple):
         arrays: hold them, and others perhaps.
         leaves: their rows in ``arrays``, int64 [leaves]; None where these are all of it.
         spans: the same of the spans.
+        mapped: checks what is read of ``arrays``; None where nothing is to be checked.
     """
 
     arrays: Arrays
     leaves: torch.Tensor | None = None
     spans: torch.Tensor | None = None
+    mapped: MappedRows | None = None
 
     def leaf_rows(self, rows: torch.Tensor | None) -> torch.Tensor | None:
-        """Rows in ``arrays`` of leaves of the piece, None for all."""
-        return rows if self.leaves is None else self.leaves if rows is None else self.leaves[rows]
+        """Rows in ``arrays`` of leaves of the piece, None for all, to be read now."""
+        return self._rows(rows, self.leaves, "codes", "scales")
 
     def span_rows(self, rows: torch.Tensor | None) -> torch.Tensor | None:
-        """Rows in ``arrays`` of spans of the piece, None for all."""
-        return rows if self.spans is None else self.spans if rows is None else self.spans[rows]
+        """Rows in ``arrays`` of spans of the piece, None for all, to be read now."""
+        return self._rows(rows, self.spans, "embeddings")
+
+    def _rows(self, rows: torch.Tensor | None, own: torch.Tensor | None, *kinds: str) -> torch.Tensor | None:
+        chosen = rows if own is None else own if rows is None else own[rows]
+        if self.mapped is not None:  # where all are asked for, all is checked: nearly all are of the piece
+            self.mapped.check(*kinds, rows=None if rows is None or chosen is None else chosen.numpy(force=True))
+        return chosen
 
     @property
     def leaf_count(self) -> int:
@@ -95,9 +106,16 @@ class Piece(NamedTuple):
 
     def whole(self) -> Arrays:
         """The leaves and spans of the piece alone; copied where ``arrays`` hold others."""
-        if self.leaves is None or self.spans is None:
-            return self.arrays
-        return self.arrays.part(self.leaves, self.spans)
+        leaves, spans = self.leaf_rows(None), self.span_rows(None)
+        return self.arrays if leaves is None or spans is None else self.arrays.part(leaves, spans)
+
+    def part(self, leaves: slice, spans: slice) -> Arrays:
+        """Some of the leaves and spans of the piece."""
+        if self.mapped is not None:
+            self.leaf_rows(torch.arange(leaves.start, leaves.stop))
+            self.span_rows(torch.arange(spans.start, spans.stop))
+        held = (some if own is None else own[some] for some, own in ((leaves, self.leaves), (spans, self.spans)))
+        return self.arrays.part(*held)
 
 
 @dataclass(frozen=True)
@@ -213,8 +231,7 @@ class Leaves:
                 for rows, at, count in zip((leaves, spans), first, counts, strict=True)
             ]
             if own[0].start < own[0].stop:
-                held = (rows if of is None else of[rows] for rows, of in zip(own, piece[1:], strict=True))
-                found.append(piece.arrays.part(*held).to("cpu"))
+                found.append(piece.part(*own).to("cpu"))
             first = first[0] + counts[0], first[1] + counts[1]
         return found[0].joined(found[1:])
 

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ import numpy as np
 from shared_context.errors import SharedContextError
 from shared_context.store import leaf_file
 from shared_context.store.database import CHANGES_KEPT, Database
+from shared_context.store.header import header
+from shared_context.store.header_index import figure_number, figures
 from shared_context.store.leaf_file import LeafFile
 from shared_context.store.lines import Lines
+from shared_context.store.mapped_rows import MappedRows
 from shared_context.store.node_data import NodeShape
-from shared_context.store.node_index import NodeIndex
+from shared_context.store.node_index import NodeIndex, leaf_arrays
 
 
 class MappedLeaves:
@@ -50,10 +54,16 @@ class MappedLeaves:
         self._index, self._lines = index, lines
         self._gone: list[int] = []
         self._due = True
+        self._rows: MappedRows | None = None
 
     def read(self) -> LeafFile | None:
         """What the file holds; None where there is none that can be used."""
-        return None if self.path is None else LeafFile.read(self.path, self._shape)
+        if self.path is None:
+            return None
+        # Not a method, or this and the rows would hold each other, and the mapped file.
+        file = LeafFile.read(self.path, self._shape, partial(_restored, self._database, self._namespace, self._shape))
+        self._rows = None if file is None else file.leaves.mapped
+        return file
 
     def adopt(self, file: LeafFile) -> int | None:
         """Take in what the file holds, where the database knows of it and all adds up.
@@ -116,7 +126,8 @@ class MappedLeaves:
             self.path.unlink(missing_ok=True)
             return
         changed = max(tokens - kept, held - kept) > (0 if tight else tokens // leaf_file.SHARE)
-        if changed or self._due:
+        damaged = self._rows is not None and self._rows.mended
+        if changed or self._due or damaged:
             self._write(self.path, reading)
         elif self._gone or self.changed:
             with self._database.transaction():
@@ -159,3 +170,21 @@ class MappedLeaves:
                 leaf_file.forget(self.path, self._shape, keys, described)
         except (OSError, SharedContextError):
             self.path.unlink(missing_ok=True)
+
+
+def _restored(database: Database, namespace: int, shape: NodeShape, key: int) -> dict[str, np.ndarray] | None:
+    """What a database has of a document, as rows of the file, which is damaged; None where it has none any more.
+
+    Raises:
+        StoreFormatError: it is damaged in the database as well.
+    """
+    entry = database.entries(namespace, [key]).get(key)
+    if entry is None:
+        return None
+    arrays = leaf_arrays(shape.tree, *database.nodes(key, shape))
+    rows = {name: tensor.numpy() for name, tensor in vars(arrays).items()}
+    if (of_header := database.headers([key], shape).get(key)) is not None:
+        rows |= {f"header_{name}": values for name, values in vars(of_header).items()}
+        found = map(figure_number, figures(header(entry.metadata, entry.unsearched_keys)))
+        rows["figures"] = np.array(sorted(set(found)), np.int64)
+    return rows

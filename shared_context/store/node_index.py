@@ -60,7 +60,11 @@ class NodeIndex:
         return len(self._token_ids) + int(self._there.sum())
 
     def __contains__(self, key: int) -> bool:
-        return key in self._token_ids or self._place(key) is not None
+        return key in self._token_ids or self.is_kept(key)
+
+    def is_kept(self, key: int) -> bool:
+        """Whether what a document is compared by is that of a file."""
+        return self._place(key) is not None
 
     @property
     def tokens(self) -> int:
@@ -97,6 +101,8 @@ class NodeIndex:
         Args:
             there: which of its documents there are, bool [documents]; at least one.
         """
+        if torch.device(self.device).type != "cpu":  # where all is copied to
+            kept.mapped.check("codes", "scales", "embeddings")
         self._kept, self._there = replace(kept, arrays=kept.arrays.to(self.device)), there.copy()
         leaves, spans = document_edges(self._tree, kept.tokens)
         self._kept_edges = {"ids": np.concatenate([[0], np.cumsum(kept.tokens)]), "leaves": leaves, "spans": spans}
@@ -112,29 +118,25 @@ class NodeIndex:
         """Take in a document; one that a break has let in half is taken in anew."""
         if key in self:
             self.remove(key)
-        self._put(key, token_ids, self._of(token_ids, nodes))
+        self._put(key, token_ids, leaf_arrays(self._tree, token_ids, nodes))
         self._count(token_ids, 1)
 
     def extend(self, key: int, new_key: int, first: int, token_ids: np.ndarray, nodes: NodeData) -> None:
-        """Take in that a document got other tokens from token ``first`` on, where a chunk begins, and another key."""
+        """Take in that a document got other tokens from token ``first`` on, where a chunk begins, and another key.
+
+        What stays of it is not read from a file, see :meth:`is_kept`: were that damaged, the database has it no more
+        under the key that it is known by there.
+        """
         leaf = first // self._tree.leaf_size
         kept = self._arrays_of(key).part(slice(leaf), slice(leaf // self._tree.embedded_leaves)).to("cpu")
         before = self._take(key)
         if first < len(before):
             self._count(before[first:], -1)
         self._count(token_ids, 1)
-        self._put(new_key, np.concatenate([before[:first], token_ids]), kept.joined([self._of(token_ids, nodes)]))
-
-    def _of(self, token_ids: np.ndarray, nodes: NodeData) -> Arrays:
-        size = self._tree.leaf_size
-        tokens = len(token_ids)
-        leaves = -(-tokens // size)
-        # Repeating the last token fills the last leaf up without touching any maximum over its tokens.
-        rows = np.minimum(np.arange(leaves * size), tokens - 1)
-        return Arrays(
-            torch.from_numpy(nodes.codes[rows].reshape(leaves, size, -1)),
-            torch.from_numpy(nodes.scales[rows].reshape(leaves, size)),
-            torch.from_numpy(nodes.embeddings.copy()),
+        self._put(
+            new_key,
+            np.concatenate([before[:first], token_ids]),
+            kept.joined([leaf_arrays(self._tree, token_ids, nodes)]),
         )
 
     def _arrays_of(self, key: int) -> Arrays:
@@ -143,7 +145,7 @@ class NodeIndex:
             return self._waiting[key]
         if self._kept is not None and (place := self._place(key)) is not None:
             edges = (self._kept_edges[name][place : place + 2].tolist() for name in ("leaves", "spans"))
-            return self._kept.arrays.part(*(slice(*edge) for edge in edges))
+            return Piece(self._kept.arrays, mapped=self._kept.mapped).part(*(slice(*edge) for edge in edges))
         assert self._room is not None  # what neither waits nor is in a file was joined
         leaves, spans = (slice(*np.searchsorted(of, [key, key + 1]).tolist()) for of in self._owners)
         return self._room.part(leaves, spans)
@@ -217,10 +219,11 @@ class NodeIndex:
 
     def _kept_piece(self, kept: KeptLeaves) -> Piece:
         if self._there.all():
-            return Piece(kept.arrays)
+            return Piece(kept.arrays, mapped=kept.mapped)
         edges = (self._kept_edges[name] for name in ("leaves", "spans"))
         held = (np.flatnonzero(np.repeat(self._there, np.diff(of))) for of in edges)
-        return Piece(kept.arrays, *(torch.from_numpy(rows).to(self.device) for rows in held))
+        leaves, spans = (torch.from_numpy(rows).to(self.device) for rows in held)
+        return Piece(kept.arrays, leaves, spans, kept.mapped)
 
     def _arrays(self) -> Arrays:
         """Those of documents that no file holds, in the order of their keys; one behind all others costs its rows."""
@@ -265,6 +268,20 @@ class NodeIndex:
                 held[count:end] = rows
             grown[field.name] = held
         return Arrays(**grown)
+
+
+def leaf_arrays(tree: TreeConfig, token_ids: np.ndarray, nodes: NodeData) -> Arrays:
+    """What the leaves and spans of a document are compared by."""
+    size = tree.leaf_size
+    tokens = len(token_ids)
+    leaves = -(-tokens // size)
+    # Repeating the last token fills the last leaf up without touching any maximum over its tokens.
+    rows = np.minimum(np.arange(leaves * size), tokens - 1)
+    return Arrays(
+        torch.from_numpy(nodes.codes[rows].reshape(leaves, size, -1)),
+        torch.from_numpy(nodes.scales[rows].reshape(leaves, size)),
+        torch.from_numpy(nodes.embeddings.copy()),
+    )
 
 
 def count_leaves(frequency: np.ndarray, token_ids: np.ndarray, leaf_size: int, sign: int) -> int:

@@ -18,7 +18,8 @@ from shared_context.errors import (
 from shared_context.remote.fetching import pull
 from shared_context.remote.publishing import push
 from shared_context.shards import ShardedContextStore, open_store
-from shared_context.store import prefilter
+from shared_context.store import leaf_file, prefilter
+from shared_context.store.shard_folders import folders_of
 
 CONFIG = StoreConfig(tree=TreeConfig(chunk_size=256))
 QUESTIONS = [
@@ -171,6 +172,26 @@ def test_what_the_prefilters_of_shards_have_learned_is_kept(small, tmp_path, mon
         store.add("The glazier of Ashford repaired the windows.", id="new")
         assert "new" in store.select("glazier Ashford repaired windows", prefilter=5).doc_ids
     assert found[0] == found[1]
+
+
+def test_what_shards_map_is_kept_and_damage_of_it_changes_no_answer(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(leaf_file, "LEAST_TOKENS", 1)
+    with ShardedContextStore.create(small, tmp_path / "s", 3, config=CONFIG, embedder=LetterEmbedder()) as store:
+        store.add(documents(4, 40))
+        expected = [seen(store.select(question, prefilter=9)) for question in QUESTIONS]
+    files = [folder / leaf_file.FILE for folder in folders_of(tmp_path / "s", 3)]
+    for file in files:
+        file.unlink(missing_ok=True)
+    open_store(small, tmp_path / "s", embedder=LetterEmbedder()).close()
+    with open_store(small, tmp_path / "s", embedder=LetterEmbedder()) as store:
+        for file in files:
+            with open(file, "r+b") as damaged:
+                middle = file.stat().st_size // 2  # behind it are rows, and before them what says where they are
+                damaged.seek(middle)
+                turned = bytes(byte ^ 64 for byte in damaged.read())
+                damaged.seek(middle)
+                damaged.write(turned)
+        assert [seen(store.select(question, prefilter=9)) for question in QUESTIONS] == expected
 
 
 def test_what_a_model_is_shown_is_the_same(both):

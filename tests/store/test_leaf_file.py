@@ -1,20 +1,27 @@
 """What is kept for the next opening: the same answers, nothing of what was deleted, and no harm where it is damaged."""
 
+import json
 import os
 import random
 import shutil
 import sqlite3
+import struct
 from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from shared_context import Document, SharedLLMContextStore, StoreConfig, TreeConfig
 from shared_context.errors import StoreFormatError
 from shared_context.store import database, leaf_file, store_file
 from shared_context.store.database import Database
 from shared_context.store.leaf_file import FILE
+
+ROWS = (
+    "figures", "embeddings", "header_embeddings", "ids", "scales", "header_scales", "codes", "header_codes"
+)  # fmt: skip
 
 QUESTIONS = ("Who lights the lamp when the ferry leaves?", "What is served in the kitchen?")
 TREE = TreeConfig(chunk_size=32, height=2)
@@ -23,6 +30,7 @@ TREE = TreeConfig(chunk_size=32, height=2)
 @pytest.fixture(autouse=True)
 def any_store_is_kept(monkeypatch, made):
     monkeypatch.setattr(leaf_file, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(leaf_file, "DOCUMENTS_CHECKED", 4)  # several times as many are in it
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +274,70 @@ def test_damage_anywhere_in_the_file_changes_no_answer(kept, reopen, tmp_path):
         store = reopen(kept)
         assert_same(compared(store), expected)
         store.close()
+
+
+def damage(path, kinds=ROWS, every: int = 1) -> None:
+    """Turn a bit over in every ``every``-th row, or so, of each of these kinds."""
+    with open(path / FILE, "r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        for kind in kinds:
+            begin, end = header[kind]["data_offsets"]
+            count = header[kind]["shape"][0]
+            for row in range(0, count, every):
+                at = 8 + length + begin + (row + 1) * ((end - begin) // count) - 1
+                file.seek(at)
+                (byte,) = file.read(1)
+                file.seek(at)
+                file.write(bytes([byte ^ 32]))
+
+
+@pytest.mark.parametrize("every", [1, 7])
+@pytest.mark.parametrize("kind", ROWS)
+def test_rows_that_are_damaged_before_they_are_first_read_change_no_answer(kept, reopen, tmp_path, kind, every):
+    expected = from_database(kept, tmp_path, reopen)
+    store = reopen(kept)
+    damage(kept, [kind], every)
+    assert_same(compared(store), expected)
+    store.close()
+    assert_same(compared(reopen(kept)), expected)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_of_a_store_whose_file_is_damaged_are_seen(kept, reopen, tmp_path, name):
+    store, other = reopen(kept), reopen(kept)
+    damage(kept)
+    CHANGES[name](store)
+    expected = from_database(kept, tmp_path, reopen)
+    assert_same(compared(other), expected)
+    assert_same(compared(reopen(kept)), expected)
+    assert_same(compared(store), expected)
+    other.close()
+    store.close()
+    assert_same(compared(reopen(kept)), expected)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_before_anything_is_read_are_seen(kept, reopen, tmp_path, name, damaged):
+    store, other = reopen(kept), reopen(kept)
+    CHANGES[name](store)
+    if damaged and (kept / FILE).exists():
+        damage(kept, every=5)
+    expected = from_database(kept, tmp_path, reopen)
+    assert_same(compared(other), expected)
+    assert_same(compared(store), expected)
+
+
+def test_a_damaged_file_is_mended_when_the_store_is_closed(kept, reopen, tmp_path):
+    with safe_open(kept / FILE, "np") as file:
+        whole = file.get_tensor("codes").copy()
+    store = reopen(kept)
+    damage(kept, ["codes"])
+    compared(store)
+    store.close()
+    with safe_open(kept / FILE, "np") as file:
+        np.testing.assert_array_equal(file.get_tensor("codes"), whole)
 
 
 def test_a_store_that_may_only_be_read_uses_the_file_and_leaves_it(kept, reopen, tmp_path, monkeypatch):
