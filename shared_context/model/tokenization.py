@@ -147,11 +147,11 @@ class _Encoder:
 
     Attributes:
         core: the copy.
-        special: ids that no text may have, int64 [n].
+        special: ids that no text may have.
     """
 
     core: Tokenizer
-    special: np.ndarray
+    special: frozenset[int]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> _Encoder:
@@ -163,7 +163,7 @@ class _Encoder:
             core.no_truncation()
             core.no_padding()
             special = {id for id, token in core.get_added_tokens_decoder().items() if token.special}
-            encoder = cls(core, np.array(sorted(special - {tokenizer.unk_token_id}), dtype=np.int64))
+            encoder = cls(core, frozenset(special - {tokenizer.unk_token_id}))
             _ENCODERS[tokenizer] = encoder
         return encoder
 
@@ -172,7 +172,7 @@ class _Encoder:
         encoded = []
         for text, encoding in zip(texts, self.core.encode_batch(texts, add_special_tokens=False), strict=True):
             ids, spans = encoding.ids, encoding.offsets
-            if np.isin(ids, self.special).any():
+            if not self.special.isdisjoint(ids):
                 ids, spans = self._spelled(text, ids, spans)
             encoded.append((np.array(ids, dtype=np.int32), np.array(spans, dtype=np.int64).reshape(-1, 2)))
         return encoded

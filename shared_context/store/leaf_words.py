@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from shared_context.model.tokenization import TokenizedText
-from shared_context.store.words import language_of, words
+from shared_context.store.words import WORD, language_of, terms_of
 
 BEFORE_CHARACTERS = 128
 """Of the chunk before, which a word that lies across the edge may begin in. What stands before a chunk never changes,
@@ -39,22 +40,25 @@ class LeafWords:
                 leaf.
         """
         language = language or language_of(text)
-        starts = (tokens.bounds[: len(tokens) : leaf_size] + len(before)).tolist()
-        found: list[set[str]] = [set() for _ in starts]
-        edges = [*starts[1:], len(before) + len(text) + 1]
-        leaf = 0
-        for start, end, terms in words(before + text, language):
-            if end <= len(before):
+        whole, starts = before + text, tokens.bounds[: len(tokens) : leaf_size] + len(before)
+        edges = [len(before), *starts[1:].tolist(), len(whole)]
+        found: list[list[str]] = [[] for _ in edges]  # the first are those that end before the text
+        at = 0
+        for place, edge in enumerate(edges):
+            own = WORD.findall(whole, at, edge) if at < edge else []
+            if not own:
                 continue
-            while edges[leaf] <= start:
-                leaf += 1
-            found[leaf] |= terms
-            beyond = leaf + 1
-            while beyond < len(found) and edges[beyond - 1] < end:
-                found[beyond] |= terms
+            # Only the last word of a leaf may go on behind its edge.
+            last = WORD.match(whole, whole.rindex(own[-1], at, edge))
+            assert last is not None  # a part of it is a word
+            found[place] += own[:-1]
+            at, beyond = last.end(), place
+            found[place].append(last[0])
+            while edges[beyond] < at:
                 beyond += 1
+                found[beyond].append(last[0])
         # Sorted, so that the same text always gives the same row.
-        return cls(language, leaf_size, [" ".join(sorted(terms)) for terms in found])
+        return cls(language, leaf_size, [" ".join(sorted(_terms(of_leaf, language))) for of_leaf in found[1:]])
 
     @classmethod
     def by_chunk(
@@ -73,9 +77,8 @@ class LeafWords:
             end = min(first + chunk_size, len(tokens))
             start, stop = tokens.characters(first, end)
             own = TokenizedText(tokens.ids[first:end], tokens.bounds[first : end + 1] - start)
-            found += cls.of(
-                text[start:stop], own, leaf_size, language, (before + text[:start])[-BEFORE_CHARACTERS:]
-            ).terms
+            near = text[max(0, start - BEFORE_CHARACTERS) : start]
+            found += cls.of(text[start:stop], own, leaf_size, language, (before + near)[-BEFORE_CHARACTERS:]).terms
         return cls(language, leaf_size, found)
 
     @classmethod
@@ -95,3 +98,8 @@ class LeafWords:
     def leaves(self, first: int, end: int) -> LeafWords:
         """Those of some leaves alone."""
         return LeafWords(self.language, self.leaf_size, self.terms[first:end])
+
+
+def _terms(found: Iterable[str], language: str) -> frozenset[str]:
+    """The terms of words."""
+    return frozenset().union(*map(terms_of, found, repeat(language)))

@@ -160,7 +160,7 @@ def check_files(folder: Path) -> None:
 def identity(folder: Path) -> tuple[int, int] | None:
     """Which file lies in a folder; None where there is none."""
     try:
-        status = os.stat(folder / FILE)
+        status = os.stat(os.path.join(folder, FILE))  # asked several times in every change
     except OSError:
         return None
     return status.st_dev, status.st_ino

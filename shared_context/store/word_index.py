@@ -6,8 +6,9 @@ import re
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
-from struct import pack
+from struct import Struct, pack
 from zlib import crc32
 
 import numpy as np
@@ -29,6 +30,8 @@ LEAVES_TOGETHER_BITS, DOCUMENTS_TOGETHER_BITS = 5, 8
 """So many leaves of so many documents make a block. Both together fit 16 bits."""
 PENDING_PLACES = 1 << 18
 """Of the words that came or went in a transaction, which are then written before its end."""
+ROWS_TOGETHER = 512
+"""Rows that one statement reads."""
 
 SCHEMA = (
     # term: its keyed hash, for SQLite overwrites what is deleted, but seldom all that it once moved within a page.
@@ -63,7 +66,7 @@ class WordIndex:
     Why a table of its own and not SQLite's FTS5: FTS5 only marks words as deleted until all that it holds is merged, so
     that deleting a document took 61 ms of the processor among 10,000 short ones and 27 among 4,000, and its blocks have
     no checksums. Here a document's words are taken out of the rows that they stand in: 5 to 8 ms among 4,000. To add
-    one takes 1 to 3 ms more than with FTS5. Words of a transaction are gathered and written at its end: a batch of
+    one takes longer than with FTS5. Words of a transaction are gathered and written at its end: a batch of
     documents meets most of its rows many times.
 
     Args:
@@ -76,8 +79,8 @@ class WordIndex:
     def reconnect(self, connection: sqlite3.Connection) -> None:
         """Go on with another connection to the same file."""
         self._connection = connection
-        self._pending: dict[tuple[int, int], dict[int, bool]] = {}
-        self._count = 0
+        self._pending: dict[int, dict[int, dict[int, bool]]] = {}  # by blocks and terms, whether a place is there now
+        self._count = self._more = 0
 
     # The whole
 
@@ -132,9 +135,6 @@ class WordIndex:
         value = str(total).encode()
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (KEYS, checksum(KEYS, value), value))
 
-    def _add_to_total(self, more: int) -> None:
-        self._connection.execute("UPDATE word_checksum SET total = total + ?", (more,))
-
     def make_anew(self, documents: Iterable[tuple[int, int, int, list[tuple[str, TokenizedText]]]], size: int) -> None:
         """Forget everything, whatever state it is in, and take documents in.
 
@@ -169,7 +169,7 @@ class WordIndex:
             f"INSERT OR IGNORE INTO worded VALUES (?, ?, ?, ?) RETURNING {_WORDED}",
             (key, key, words.language, words.leaf_size),
         )
-        self._add_to_total(sum(checksum(*row) for row in came.fetchall()))
+        self._more += sum(checksum(*row) for row in came.fetchall())
         self._put(namespace, key, words, first, True)
 
     def remove(self, namespace: int, key: int, words: LeafWords, first: int = 0) -> None:
@@ -177,7 +177,7 @@ class WordIndex:
         self._put(namespace, key, words, first, False)
         if first == 0:
             gone = self._connection.execute(f"DELETE FROM worded WHERE key = ? RETURNING {_WORDED}", (key,))
-            self._add_to_total(-sum(checksum(*row) for row in gone.fetchall()))
+            self._more -= sum(checksum(*row) for row in gone.fetchall())
 
     def move(self, key: int, document: int) -> None:
         """Take in that a document has another key now."""
@@ -185,7 +185,7 @@ class WordIndex:
         now = self._connection.execute(
             f"UPDATE worded SET document = ? WHERE key = ? RETURNING {_WORDED}", (document, key)
         ).fetchall()
-        self._add_to_total(sum(checksum(*row) for row in now) - sum(checksum(*row) for row in before))
+        self._more += sum(checksum(*row) for row in now) - sum(checksum(*row) for row in before)
 
     def described(self, key: int) -> tuple[str, int] | None:
         """The language that a document was taken for, and its tokens per leaf; None where it is not known."""
@@ -195,12 +195,14 @@ class WordIndex:
         salt = self._salt(namespace)
         for leaf, terms in enumerate(words.terms, start=first):
             block, place = _placed(key, leaf)
-            tokens = _TOKENS.findall(terms)
-            for token in tokens:
-                changed = self._pending.setdefault((_hash(salt, token), block), {})
-                if changed.pop(place, there) == there:  # else it came and went, or went and came
+            of_block = self._pending.setdefault(block, {})
+            for term in (hash for word in terms.split(" ") for hash in _hashes(salt, word)):
+                changed = of_block.get(term)
+                if changed is None:
+                    of_block[term] = {place: there}
+                elif changed.pop(place, there) == there:  # else it came and went, or went and came
                     changed[place] = there
-            self._count += len(tokens)
+            self._count += terms.count(" ") + 1
         if self._count > PENDING_PLACES:
             self.write()
 
@@ -210,38 +212,56 @@ class WordIndex:
         Raises:
             DamagedWordsError: it belongs into a row that is damaged.
         """
-        added = keys = 0
-        for (term, block), changed in sorted(self._pending.items()):
-            row = self._connection.execute(
-                "SELECT checksum, places FROM postings WHERE term = ? AND block = ?", (term, block)
-            ).fetchone()
-            before, expected = b"", 0
-            if row is not None:
-                expected, before = row
-                _check(term, block, expected, before)
-            after = _changed(before, changed)
-            if bool(after) != (row is not None):
-                keys += _key_sum(term, block) if after else -_key_sum(term, block)
-            if after:
-                total = _checksum(term, block, after)
-                self._connection.execute(
-                    "INSERT INTO postings VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET checksum = ?3, places = ?4",
-                    (term, block, total, after),
-                )
-            else:
-                total = 0
-                self._connection.execute("DELETE FROM postings WHERE term = ? AND block = ?", (term, block))
-            added += total - expected
+        if not self._pending and not self._more:
+            return
+        added, keys = self._more, 0
+        put: list[tuple[int, int, int, bytes]] = []
+        gone: list[tuple[int, int]] = []
+        for block, of_block in self._pending.items():
+            rows = self._rows(block, list(of_block))
+            for term, changed in of_block.items():
+                expected, before = rows.get(term, (0, b""))
+                if changed and all(changed.values()):
+                    came = pack(f"<{len(changed)}H", *changed)
+                    # The checksum of what is put behind something goes on from that of what stands before.
+                    after, total = before + came, crc32(came, expected if before else _checksum(term, block, b""))
+                else:
+                    after = _changed(before, changed)
+                    total = _checksum(term, block, after) if after else 0
+                if after:
+                    put.append((term, block, total, after))
+                else:
+                    gone.append((term, block))
+                if bool(after) != (term in rows):
+                    keys += _key_sum(term, block) if after else -_key_sum(term, block)
+                added += total - expected
+        # In the order of the table: neighbours lie in one page. What is there is overwritten in place.
+        self._connection.executemany("INSERT OR REPLACE INTO postings VALUES (?, ?, ?, ?)", sorted(put))
+        self._connection.executemany("DELETE FROM postings WHERE term = ? AND block = ?", sorted(gone))
         if added:
-            self._add_to_total(added)
+            self._connection.execute("UPDATE word_checksum SET total = total + ?", (added,))
         if keys and (stored := self._stored_keys()) is not None:
             self._put_keys(stored + keys)
         self.undo()
 
+    def _rows(self, block: int, terms: list[int]) -> dict[int, tuple[int, bytes]]:
+        """Checksum and places of those of some terms that have a row in a block, by the terms."""
+        found: dict[int, tuple[int, bytes]] = {}
+        for at in range(0, len(terms), ROWS_TOGETHER):
+            some = terms[at : at + ROWS_TOGETHER]
+            some += some[:1] * (-len(some) % 32)  # so that few statements have to be prepared
+            marks = ", ".join("?" * len(some))
+            query = f"SELECT term, checksum, places FROM postings WHERE block = ? AND term IN ({marks})"
+            for term, expected, places in self._connection.execute(query, (block, *some)):
+                if not _is_as_written(term, block, expected, places):
+                    raise DamagedWordsError(_DAMAGED)
+                found[term] = expected, places
+        return found
+
     def undo(self) -> None:
         """Forget what came or went and is not written yet."""
         self._pending.clear()
-        self._count = 0
+        self._count = self._more = 0
 
     def leaves_with(self, namespace: int, term: str) -> tuple[np.ndarray, np.ndarray]:
         """Keys and leaves of the documents of a namespace that hold a term, int64, in rising order.
@@ -251,8 +271,8 @@ class WordIndex:
         """
         self.write()
         salt, found = self._salt(namespace), None
-        for token in _TOKENS.findall(term):
-            of_token = self._leaves(_hash(salt, token))
+        for of_term in _hashes(salt, term):
+            of_token = self._leaves(of_term)
             found = of_token if found is None else np.intersect1d(found, of_token)
         rows = np.zeros(0, np.int64) if found is None else found
         documents, leaves = rows >> LEAF_BITS, rows & (1 << LEAF_BITS) - 1
@@ -268,8 +288,8 @@ class WordIndex:
         rows = self._connection.execute(
             "SELECT block, checksum, places FROM postings WHERE term = ?", (term,)
         ).fetchall()
-        for block, expected, places in rows:
-            _check(term, block, expected, places)
+        if not all(_is_as_written(term, *row) for row in rows):
+            raise DamagedWordsError(_DAMAGED)
         blocks = np.repeat([block for block, *_ in rows], [len(places) // 2 for *_, places in rows]).astype(np.int64)
         return _leaf(blocks, np.frombuffer(b"".join(places for *_, places in rows), "<u2").astype(np.int64))
 
@@ -306,6 +326,12 @@ class NamespaceWords:
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
 """What SQLite says of a table that it cannot read; the second of text that is not UTF-8."""
+
+
+@lru_cache(maxsize=1 << 16)
+def _hashes(salt: bytes, term: str) -> tuple[int, ...]:
+    """The hashes of what a term consists of; texts are made of few words again and again."""
+    return tuple(_hash(salt, token) for token in _TOKENS.findall(term))
 
 
 def _hash(salt: bytes, token: str) -> int:
@@ -359,15 +385,15 @@ def _key_sum(term: int, block: int) -> int:
 
 def _checksum(term: int, block: int, places: bytes) -> int:
     # Of its own, and not as of other rows: one look-up reads many.
-    return crc32(places, crc32(pack("<qq", term, block)))
+    return crc32(places, crc32(_KEY(term, block)))
 
 
 def _is_as_written(term: int, block: int, expected: int, places: bytes) -> bool:
     """Whether a row is what was written; of a damaged one the types may be others, too."""
-    types = (type(term), type(block), type(places))
-    return types == (int, int, bytes) and len(places) % 2 == 0 and expected == _checksum(term, block, places)
+    if not (type(term) is type(block) is int and type(places) is bytes and len(places) % 2 == 0):
+        return False
+    return expected == crc32(places, crc32(_KEY(term, block)))
 
 
-def _check(term: int, block: int, expected: int, places: bytes) -> None:
-    if not _is_as_written(term, block, expected, places):
-        raise DamagedWordsError("the checksum of a row of the index of words is wrong")
+_KEY = Struct("<qq").pack
+_DAMAGED = "the checksum of a row of the index of words is wrong"

@@ -23,12 +23,14 @@ _UNSPACED = (
 # Marks of vowels and tones are part of a word although \w knows only some of them.
 _MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0dff\u200c\u200d\u00ad\u200b\u2060\ufeff"
 _IN_WORD = rf"(?:[^\W{_UNSPACED}]|[{_MARKS}])"
+# Runs of each and not one character after another, which takes half as long again.
+_RUN = rf"(?:[^\W{_UNSPACED}]+|[{_MARKS}]+)+"
 WORD = re.compile(
     rf"[{_UNSPACED}\u0e31-\u0e4e\u3099\u309a]+"
     # The names of languages, grades and the like: C++, F#, A+.
     rf"|(?<!{_IN_WORD})[A-Za-z](?:\+\+|[+#](?!{_IN_WORD}))"
     # A comma joins digits only, or a row of a table would be one word.
-    rf"|{_IN_WORD}+(?:(?:[-_./:'’@~\\+&=#]|(?<=\d),(?=\d)){_IN_WORD}+)*"
+    rf"|{_RUN}(?:(?:[-_./:'’@~\\+&=#]|(?<=\d),(?=\d)){_RUN})*"
 )
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 """Where a word may be broken, or may not: no part of it."""
@@ -44,6 +46,9 @@ SHORT_HASH = 7
 _NUMBERED = re.compile(r"[^\W\d_]{1,3}(?=\d)")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _NAME = re.compile(r"[\d_]|[a-z][A-Z]|\w[./:@\\=&#]\w")
+_FIGURE = re.compile(r"[0-9_]")
+_PLAIN_WORD = re.compile(r"[A-Za-z][a-z]+|[A-Z]{2,}")
+"""A word that is no name of several and has no other spelling."""
 _QUANTITY = re.compile(r"\d{1,2}|1\d\d\d|20\d\d")
 
 _HEX = re.compile(r"0[xX]([0-9A-Fa-f]+)")
@@ -295,9 +300,22 @@ def language_of(text: str) -> str:
     Arabic, Greek, Hindi, Armenian and Tamil, which are told by their script; words of others are compared as they are
     written (Polish, Czech, Vietnamese, Hebrew) or as another language of their script (Ukrainian, Persian).
     """
-    found = Counter(match.group() for match in WORD.finditer(text[:_LANGUAGE_SAMPLE].casefold()))
-    counts = {language: sum(found[word] for word in common.split()) for language, common in _COMMON.items()}
+    found = Counter(WORD.findall(text[:_LANGUAGE_SAMPLE].casefold()))
+    of_word, counts = _languages_of_words(), dict.fromkeys(LANGUAGES, 0)
+    for word in found.keys() & of_word.keys():
+        for language in of_word[word]:
+            counts[language] += found[word]
     return max(counts, key=counts.__getitem__)  # of several with as many the first: English
+
+
+@cache
+def _languages_of_words() -> dict[str, list[str]]:
+    """Of each of the commonest words the languages that have it, as often as they list it."""
+    languages: dict[str, list[str]] = {}
+    for language, common in _COMMON.items():
+        for word in common.split():
+            languages.setdefault(word, []).append(language)
+    return languages
 
 
 @lru_cache(maxsize=1 << 16)
@@ -307,7 +325,7 @@ def terms_of(word: str, language: str = DEFAULT_LANGUAGE) -> frozenset[str]:
     if _UNSPACED_WORD.match(word):
         return frozenset(word[at : at + 2] for at in range(max(1, len(word) - 1)))
     terms = {_stem(word, language)}
-    for piece in _PIECES.split(word):
+    for piece in () if _PLAIN_WORD.fullmatch(word) else _PIECES.split(word):
         terms |= {_stem(form, language) for form in (piece, *_variants(piece))}
         for part in _PARTS.split(piece):
             terms.add(_stem(part, language))
@@ -355,7 +373,10 @@ def _humps(name: str) -> Iterator[str]:
 
 def _stem(word: str, language: str) -> str:
     word = word.casefold()
-    if not any(c.isdigit() or c == "_" for c in word):
+    if word.isascii():  # as most are: of those in other scripts more has to be asked
+        if not _FIGURE.search(word):
+            word = _stemmer(language).stemWord(word)
+    elif not any(c.isdigit() or c == "_" for c in word):
         for script, of_script in _SCRIPTS:
             if script.match(word):
                 language = of_script

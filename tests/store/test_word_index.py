@@ -87,6 +87,33 @@ def test_what_is_found_is_what_stands_there_whatever_came_and_went(connection, s
     assert writers[0].is_whole(32, thorough=True)
 
 
+def test_the_rows_of_many_changes_at_once_are_those_of_one_after_another(connection):
+    """Whatever is gathered before it is written, and however many rows one statement reads."""
+    drawn = random.Random(7)
+    many = [LeafWords("english", 32, [" ".join(f"w{drawn.randrange(9000)}" for _ in range(300))]) for _ in range(12)]
+    together, apart = (
+        file_format.add_namespace(connection, name, b"the salt of both") for name in ("together", "apart")
+    )
+    rows = {}
+    for namespace in (together, apart):
+        words = WordIndex(connection)
+        words.make_anew((), 32)
+        for key, of_document in enumerate(many, start=1):
+            words.add(namespace, key, of_document)
+            if key % 3 == 0:
+                words.remove(namespace, key - 1, many[key - 2])
+            if namespace == apart:
+                words.write()
+        words.write()
+        assert words.is_whole(32, thorough=True)
+        rows[namespace] = {
+            (term, block, frozenset(places[at : at + 2] for at in range(0, len(places), 2)))
+            for term, block, places in connection.execute("SELECT term, block, places FROM postings")
+        }
+    assert rows[together] == rows[apart]
+    assert len(rows[apart]) > 1000
+
+
 def killed_writer(model, path):
     """Change a store in another process, which is killed behind its last change."""
     if (child := os.fork()) == 0:

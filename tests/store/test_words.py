@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.database import Database
-from shared_context.store.leaf_words import LeafWords
+from shared_context.store.leaf_words import BEFORE_CHARACTERS, LeafWords
 from shared_context.store.words import language_of, literals, other_spellings, query_terms, words
 
 
@@ -236,9 +236,46 @@ def test_a_word_on_the_edge_of_two_leaves_belongs_to_both():
     assert whole.terms == ["boat lighthous"]
 
 
+def leaf_words_slowly(text, bounds, leaf_size, before):
+    """Each word of the text and of what stands before it, held against each leaf."""
+    starts = [len(before) + at for at in bounds[:-1][::leaf_size]]
+    found = [set() for _ in starts]
+    for word in words(before + text, language_of(text)):
+        for leaf, (start, end) in enumerate(zip(starts, [*starts[1:], len(before + text)], strict=True)):
+            if word.start < end and word.end > start:
+                found[leaf] |= word.terms
+    return [" ".join(sorted(of_leaf)) for of_leaf in found]
+
+
 characters = st.sampled_from([*"ab1_-./:@~\\+&=#',\"’ é東京ไม", "𠀀", "\n", "😀", "\u0301", "و"])
 texts = st.lists(characters, min_size=1, max_size=60).map("".join)
 NAMESPACE, ANOTHER = 1, 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts, texts | st.just(""), st.integers(1, 4), st.data())
+def test_a_leaf_has_the_words_that_lie_in_it_or_across_its_edges(text, before, leaf_size, drawn):
+    inside = drawn.draw(st.lists(st.integers(0, len(text) - 1), max_size=20))  # several for one character, too
+    bounds = [0, *sorted(inside), len(text)]
+    tokens = TokenizedText(np.zeros(len(bounds) - 1, np.int32), np.array(bounds))
+    found = LeafWords.of(text, tokens, leaf_size, before=before)
+    assert found.terms == leaf_words_slowly(text, bounds, leaf_size, before)
+
+
+def test_the_words_of_a_chunk_are_those_of_the_text_around_it_however_long_that_is():
+    text = " ".join(f"berth-{number} for_boat{number % 7} Straße/{number}.txt" for number in range(300))
+    bounds = [*range(0, len(text), 5), len(text)]
+    tokens = TokenizedText(np.zeros(len(bounds) - 1, np.int32), np.array(bounds))
+    for before in ("", "harbour", "the pier of " * 30 + "north"):
+        by_chunk = LeafWords.by_chunk(text, tokens, 8, 64, "english", before)
+        found = []
+        for first in range(0, len(tokens), 64):
+            own = slice(5 * first, 5 * (first + 64))
+            ends = [bound - 5 * first for bound in bounds[first : first + 65]]
+            chunk = TokenizedText(np.zeros(len(ends) - 1, np.int32), np.array(ends))
+            near = (before + text[: 5 * first])[-BEFORE_CHARACTERS:]
+            found += LeafWords.of(text[own], chunk, 8, "english", near).terms
+        assert by_chunk.terms == found
 
 
 @settings(max_examples=100, deadline=None)
