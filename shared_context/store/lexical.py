@@ -53,6 +53,10 @@ class Gains:
         """The same of a term that some of the leaves that are scored hold, int64, rising."""
         return self._of_rows(found if self._scored is None else self._scored[found])
 
+    def row(self, found: int) -> int:
+        """The row among all leaves of one that is scored."""
+        return found if self._scored is None else int(self._scored[found])
+
     def rows(self, term: str) -> np.ndarray:
         """Rising rows of all leaves that hold one of the terms."""
         return self._rows[term]

@@ -41,6 +41,7 @@ class Query:
 
     Attributes:
         text: what is compared.
+        said: what stands in a leaf, by its row.
         texts: several queries that ``text`` joins, where there are some.
     """
 
@@ -51,6 +52,7 @@ class Query:
     index: NodeIndex
     leaf_states: LeafStates
     postings: Postings
+    said: Callable[[int], str]
     texts: tuple[str, ...] = ()
 
     @cached_property
@@ -119,6 +121,7 @@ class Queries:
         index: what they are compared with.
         leaf_states: of its leaves.
         postings: which of its leaves hold a word.
+        said: what stands in one of its leaves, by its row.
         rewrite: makes of a text what is searched for; None takes it as it is.
     """
 
@@ -130,10 +133,11 @@ class Queries:
         index: NodeIndex,
         leaf_states: LeafStates,
         postings: Postings,
+        said: Callable[[int], str],
         rewrite: Rewrite | None = None,
     ):
         self._model, self._codec, self._embedder, self._index = model, codec, embedder, index
-        self._leaf_states, self._postings, self._rewrite = leaf_states, postings, rewrite
+        self._leaf_states, self._postings, self._said, self._rewrite = leaf_states, postings, said, rewrite
 
     def of(self, text: str | None) -> Query:
         """The query that a text is.
@@ -165,6 +169,7 @@ class Queries:
             self._index,
             self._leaf_states,
             self._postings,
+            self._said,
             texts,
         )
         tokens = len(query.token_ids)

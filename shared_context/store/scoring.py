@@ -95,13 +95,16 @@ def _by_place(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch
     several = _in_languages(query, ways_to_write)
     terms = {term for words in several for ways in words for way in ways for term in way}
     gains = Gains(query.postings, terms, leaves, _few(leaves, rows))
-    return _best([together(words, gains) for words in several], leaves, rows)
+    found = [together(words, gains, language, query.said) for words, language in several.items()]
+    return _best(found, leaves, rows)
 
 
-def _in_languages(query: Query, words_of: Callable[[str, str], Iterable[T]]) -> list[tuple[T, ...]]:
-    """What a query is looked up by in the languages of documents; those that make the same of it are one."""
-    languages = query.postings.languages() or [DEFAULT_LANGUAGE]
-    return list(dict.fromkeys(tuple(words_of(query.text, language)) for language in languages))
+def _in_languages(query: Query, words_of: Callable[[str, str], Iterable[T]]) -> dict[tuple[T, ...], str]:
+    """What a query is looked up by in the languages of documents, and in which; those that make the same are one."""
+    found: dict[tuple[T, ...], str] = {}
+    for language in query.postings.languages() or [DEFAULT_LANGUAGE]:
+        found.setdefault(tuple(words_of(query.text, language)), language)
+    return found
 
 
 def _few(leaves: Leaves, rows: torch.Tensor | slice) -> np.ndarray | None:

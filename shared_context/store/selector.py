@@ -82,7 +82,9 @@ class Selector:
     ):
         self._text, self._edges, self._config, self._index = text, edges, config, index
         self._leaf_states = LeafStates(model, config.tree, index)
-        self._queries = Queries(model, codec, embedder, index, self._leaf_states, Postings(words, index), rewrite)
+        # Nothing of its own: what holds itself keeps the index's file mapped when the store is closed.
+        said = partial(_said, config.tree.height, index, edges, text)
+        self._queries = Queries(model, codec, embedder, index, self._leaf_states, Postings(words, index), said, rewrite)
         self._considered = Considered(index, prefilter)
 
     def choose(
@@ -329,3 +331,10 @@ class Selector:
             tokens = int(leaves.chunk_length[considered].sum()) if runs else None
             scores = with_surroundings(scores, touching(leaves, rows), self._config, shown, tokens)
         return Scored.of(scores, leaves, rows, tree.height, self._edges)
+
+
+def _said(height: int, index: NodeIndex, edges: WordEdges, text: Text, leaf: int) -> str:
+    """What stands in a leaf, by its row."""
+    leaves = index.leaves()
+    key, number = int(leaves.document[leaf]), int(leaves.chunk_number[leaves.chunk[leaf]])
+    return text(key, *edges.span(key, number, Node(height, int(leaves.slot[leaf]))))

@@ -237,6 +237,14 @@ def query_terms(text: str, language: str) -> list[str]:
     return [term for term in terms if term not in common] or terms
 
 
+def told_apart(text: str, language: str) -> list[tuple[str, frozenset[str]]]:
+    """The words of a text in its order, each whole and with its terms; without the commonest ones of the language."""
+    common, found = _common_terms(language), WORD.findall(text)
+    return [
+        (_stem(_plain(word), language), terms) for word in found if not (terms := terms_of(word, language)) <= common
+    ]
+
+
 def ways_to_write(text: str, language: str) -> list[tuple[frozenset[str], ...]]:
     """The words of a query, each once in every way to write it, without the commonest ones of the language.
 

@@ -16,8 +16,9 @@ from shared_context.store.lexical import Gains, bm25, bm25_naive
 from shared_context.store.node_data import NodeData
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
-from shared_context.store.together import together
+from shared_context.store.together import longest_run, together
 from shared_context.store.word_index import NamespaceWords
+from shared_context.store.words import told_apart, ways_to_write
 
 PEOPLE = ("the pilot", "the cooper", "the chandler", "the smith")
 
@@ -102,6 +103,38 @@ def test_a_line_is_shown_whose_words_stand_together_nowhere_else(open_store, lin
     names = random.Random(7).sample(list(rows), 8)
     shown = [rows[name].strip() in store.select(asked.format(name), budget=128).text for name in names]
     assert sum(shown) >= 7, [name for name, there in zip(names, shown, strict=True) if not there]
+
+
+@pytest.mark.parametrize("asked", ["What did {given} {family} take?", "What was taken by {family}, {given}?"])
+def test_of_lines_with_the_same_words_that_is_shown_in_which_they_stand_side_by_side(open_store, asked):
+    given, family = ["Ada", "Olaf", "Ines", "Tilda", "Karl", "Ruth"], ["Quist", "Marr", "Holm", "Lund", "Rask", "Moe"]
+    draw = random.Random(5)
+    pairs = draw.sample([(a, b) for a in given for b in family], 30)
+    things = ["rope", "lamp", "sail", "bell", "crane", "oar"]
+    rows = {(a, b): f"{a} {b} took a {draw.choice(things)} and a {draw.choice(things)}.\n" for a, b in pairs}
+    store = open_store()
+    store.add("".join(rows.values()), id="register")
+    names = draw.sample(pairs, 10)
+    shown = [rows[a, b].strip() in store.select(asked.format(given=a, family=b), budget=128).text for a, b in names]
+    assert sum(shown) >= 9, [name for name, there in zip(names, shown, strict=True) if not there]
+
+
+@pytest.mark.parametrize(
+    ("text", "run"),
+    [
+        ("Olaf IV of Holm", 3),
+        ("IV of Holm, Olaf", 2),
+        ("the IV. Olaf saw Holm", 1),
+        ("Olaf, Olaf IV, Holm", 3),
+        ("Olaf IV in Holm-3", 2.75),
+        ("a lamp", 0),
+        ("", 0),
+    ],
+)
+def test_the_longest_run_of_a_query_is_counted_in_its_words(text, run):
+    words = ways_to_write("Who was Olaf IV of Holm?", "english")
+    assert [sorted(ways[0]) for ways in words] == [["olaf"], ["iv"], ["holm"]]
+    assert longest_run(words, told_apart(text, "english")) == run
 
 
 @pytest.mark.parametrize(
@@ -247,6 +280,8 @@ def test_bm25_is_that_of_the_formula(held):
         assert bm25(terms, few).tolist() == scores[some].tolist()
         every = Gains(Postings(NamespaceWords(database.words, 1), index), terms, index.leaves(), np.arange(len(scores)))
         asked = [(frozenset([term]),) for term in terms]
-        assert together(asked, every).tolist() == together(asked, gains).tolist()
+        said = [leaf for _, leaves in sorted(held.items()) for leaf in leaves]
+        found = [together(asked, of, "english", said.__getitem__).tolist() for of in (every, gains)]
+        assert found[0] == found[1]
     np.testing.assert_allclose(scores, bm25_naive(terms, naive_leaves, naive_documents), rtol=1e-5)
     database.close()
