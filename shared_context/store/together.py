@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from shared_context.store.lexical import Gains
-from shared_context.store.words import told_apart
+from shared_context.store.words import parts_told_apart, told_apart
 
 LEAST_SHARE = 0.9
 """Of what the words of a query say, as far as the store has them, which has to stand in one place."""
@@ -71,21 +71,27 @@ def _places(words: Sequence[Ways], gains: Gains, language: str, read: Callable[[
                 paired[more] += idf
             has[holding] = False
     best = float(paired.max(initial=0.0))
-    if best == 0 or best < LEAST_SHARE * total:
+    if len(known) < 2 or best < LEAST_SHARE * total:
         return _NONE
     single, first = alone >= best * (1 - 1e-5), paired >= best * (1 - 1e-5)
     first[single] = first[gains.beside(np.flatnonzero(single), -1)] = False
     places: list[tuple[int, ...]] = [(leaf,) for leaf in np.flatnonzero(single).tolist()]
     broken: list[tuple[int, ...]] = [(leaf, leaf + 1) for leaf in np.flatnonzero(first).tolist()]
     if 1 < len(places) + len(broken) <= MOST_READ:
-        said = {p: told_apart("".join(read(gains.row(leaf)) for leaf in p), language) for p in (*places, *broken)}
-        # "Moe, Ada" is as good as "Ada Moe" where that stands nowhere.
-        ahead = {place: longest_run(known, text) for place, text in said.items()}
-        runs = {p: (max(ahead[p], longest_run(known[::-1], text)), ahead[p]) for p, text in said.items()}
+        said = {place: "".join(read(gains.row(leaf)) for leaf in place) for place in (*places, *broken)}
+        runs = {place: _run(known, text, language) for place, text in said.items()}
+        if max(runs.values()) <= 1:
+            # "Moe, Ada" is asked for as Ada Moe.
+            runs = {place: _run(known[::-1], text, language) for place, text in said.items()}
         longest = max(runs.values())
         places, broken = ([place for place in some if runs[place] == longest] for some in (places, broken))
     found = np.unique(np.array([leaf for place in places or broken for leaf in place], np.int64))
     return _NONE if len(found) > MOST_PLACES else found
+
+
+def _run(words: Sequence[Ways], text: str, language: str) -> float:
+    """The longest run in a text, of its words or of their parts."""
+    return max(longest_run(words, told(text, language)) for told in (told_apart, parts_told_apart))
 
 
 def longest_run(words: Sequence[Ways], text: Sequence[tuple[str, frozenset[str]]]) -> float:

@@ -245,6 +245,13 @@ def told_apart(text: str, language: str) -> list[tuple[str, frozenset[str]]]:
     ]
 
 
+def parts_told_apart(text: str, language: str) -> list[tuple[str, frozenset[str]]]:
+    """The same of the parts that words are made of; none of them is whole."""
+    common, found = _common_terms(language), WORD.findall(text)
+    parts = (part for word in found for part in _smallest_parts(_plain(word), language))
+    return [("", frozenset([part])) for part in parts if part not in common]
+
+
 def ways_to_write(text: str, language: str) -> list[tuple[frozenset[str], ...]]:
     """The words of a query, each once in every way to write it, without the commonest ones of the language.
 
@@ -268,10 +275,10 @@ def _ways(word: str, language: str) -> tuple[frozenset[str], ...]:
     return tuple(dict.fromkeys(frozenset(way) for way in ways if way))
 
 
-def _smallest_parts(word: str, language: str) -> set[str]:
+def _smallest_parts(word: str, language: str) -> list[str]:
     parts = [part for piece in _PIECES.split(word) for part in _PARTS.split(piece)]
     runs = [run for part in parts for run in _runs(part) if len(run) > 1 or run.isdigit() or _is_capital(run)]
-    return {run if _is_capital(run) else _stem(run, language) for run in runs}
+    return [run if _is_capital(run) else _stem(run, language) for run in runs]
 
 
 def _runs(part: str) -> list[str]:

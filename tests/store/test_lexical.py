@@ -119,6 +119,23 @@ def test_of_lines_with_the_same_words_that_is_shown_in_which_they_stand_side_by_
     assert sum(shown) >= 9, [name for name, there in zip(names, shown, strict=True) if not there]
 
 
+def test_a_name_is_shown_whose_parts_stand_side_by_side_in_no_other(open_store):
+    things = ["Rope", "Lamp", "Sail", "Bell", "Crane", "Oar", "Kettle", "Plank", "Wick", "Mast", "Buoy", "Log"]
+    draw = random.Random(6)
+    pairs = draw.sample([(a, b) for a in things for b in things if a != b], 120)
+    rows = {
+        (a, b): f"{a}{b}Keeper {draw.choice(['holds', 'lends', 'counts', 'paints'])} the {draw.choice(things).lower()} "
+        f"and {draw.randint(2, 40)} fathoms of {draw.choice(things).lower()} for {draw.choice(PEOPLE)}.\n"
+        for a, b in pairs
+    }
+    store = open_store()
+    store.add("".join(rows.values()), id="names")
+    names = draw.sample(pairs, 8)
+    asked = "who is it for with the {} {} keeper"
+    shown = [rows[a, b].strip() in store.select(asked.format(a.lower(), b.lower()), budget=128).text for a, b in names]
+    assert sum(shown) >= 7, [name for name, there in zip(names, shown, strict=True) if not there]
+
+
 @pytest.mark.parametrize(
     ("text", "run"),
     [
