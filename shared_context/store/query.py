@@ -14,13 +14,14 @@ from shared_context.errors import ConfigError, QueryError
 from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.model.tokenization import CHARACTERS_OF_TOKEN
 from shared_context.store.codec import Codec
+from shared_context.store.common_words import DEFAULT_LANGUAGE
 from shared_context.store.embedder import Embedder, embed
 from shared_context.store.header_index import HeaderScores, figures
 from shared_context.store.leaf_states import LeafStates
 from shared_context.store.node_index import NodeIndex
 from shared_context.store.postings import Postings
 from shared_context.store.query_parts import parts
-from shared_context.store.words import DEFAULT_LANGUAGE, other_spellings
+from shared_context.store.words import other_spellings
 
 QUERY_TOKENS = 1 << 15
 """Longer queries are refused, whatever the model's window: they are documents."""

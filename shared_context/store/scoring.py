@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from shared_context.config import Policy
+from shared_context.store.common_words import DEFAULT_LANGUAGE
 from shared_context.store.leaves import Leaves
 from shared_context.store.lexical import SPARSE, Gains, bm25
 from shared_context.store.query import Query
 from shared_context.store.surroundings import touching
 from shared_context.store.together import together
-from shared_context.store.words import DEFAULT_LANGUAGE, literals, other_spellings, query_terms, ways_to_write
+from shared_context.store.words import literals, other_spellings, query_terms, ways_to_write
 
 T = TypeVar("T")
 

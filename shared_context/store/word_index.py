@@ -15,8 +15,8 @@ import numpy as np
 
 from shared_context.model.tokenization import TokenizedText
 from shared_context.store.checksum import checksum, encoded
+from shared_context.store.common_words import LANGUAGES
 from shared_context.store.leaf_words import LeafWords
-from shared_context.store.words import LANGUAGES
 
 FIRST_NAMESPACE = 1
 """The key of the namespace of a store's own documents, which is made with the store."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import Stemmer
 
+from shared_context.store.common_words import COMMON, DEFAULT_LANGUAGE, LANGUAGES
 from shared_context.store.layouts import layouts
 from shared_context.store.spellings import dates, figures, of_word, spellings
 
@@ -87,33 +88,6 @@ _SCRIPTS = (
 _FOLDED = re.compile(r"[\u0370-\u05ff\u0600-\u06ff\u1e00-\u1fff\u00c0-\u024fA-Za-z]")
 """Scripts in which what stands above or below a letter may be left out."""
 
-DEFAULT_LANGUAGE = "english"
-
-# The commonest words of each language in Latin letters that Snowball has a stemmer for, and what questions begin with.
-_COMMON = {
-    "english": "the of and to in is that was for it with as are this be on not by from you have a an at or were been "
-    "has had do does did can could would should will who whom whose what when where which why how",
-    "german": "der die das und ist nicht ein eine den dem mit von zu auf für sich des im auch wird sind war "
-    "wer wen wem was wann wo wie warum welche welcher welches",
-    "french": "le la les des et est une dans que qui pour pas sur du au avec ce il sont plus par un de "
-    "quand où comment pourquoi quel quelle",
-    "spanish": "el la los las y es una que en del por con para se no su al como lo más está un de "
-    "quién cuándo dónde cómo qué cuál",
-    "italian": "il la che di è un una per non sono con del della le si in gli al da anche chi quando dove come perché",
-    "portuguese": "o os as é um uma que de do da em para não com se no na por mais",
-    "dutch": "de het een en van is dat niet in op te zijn voor met aan er die ook wordt naar bij",
-    "swedish": "och att det är som en på inte av för med den till ett har om de var jag kan",
-    "danish": "og at det er som en på ikke af for med den til et har om de var jeg kan fra",
-    "norwegian": "og å det er som en på ikke av for med den til et har om de var jeg kan fra",
-    "finnish": "ja on ei se että oli hän mutta ovat joka kun myös niin tai kuin sen ole jos",
-    "hungarian": "az és hogy nem is egy van volt meg ez csak de már vagy mint ha el azt",
-    "romanian": "și de la în cu nu pe este un care din să mai pentru sau ce sunt că",
-    "turkish": "ve bir bu da de için ile olarak çok daha olan gibi ne var mi ama kadar en",
-    "catalan": "el la els les és una que en del per amb no se al com més seva són dels",
-    "indonesian": "yang dan di itu dengan untuk tidak ini dari dalam akan pada ke adalah ada juga",
-}
-LANGUAGES = tuple(_COMMON)
-"""Those that a text may be taken for."""
 _LANGUAGE_SAMPLE = 20_000
 """Characters at the beginning of a text that its language is known by, so that it stays when the text grows."""
 
@@ -305,13 +279,13 @@ def _asked(text: str, language: str) -> Iterator[str]:
 
 @cache
 def _common_terms(language: str) -> frozenset[str]:
-    return frozenset(term for word in words(_COMMON[language], language) for term in word.terms)
+    return frozenset(term for word in words(COMMON[language], language) for term in word.terms)
 
 
 def language_of(text: str) -> str:
     """The language whose commonest words a text has most of; of those in Latin letters that have a stemmer.
 
-    Where none stands out it is DEFAULT_LANGUAGE. There are stemmers for the languages in ``_COMMON`` and for Russian,
+    Where none stands out it is DEFAULT_LANGUAGE. There are stemmers for the languages in ``COMMON`` and for Russian,
     Arabic, Greek, Hindi, Armenian and Tamil, which are told by their script; words of others are compared as they are
     written (Polish, Czech, Vietnamese, Hebrew) or as another language of their script (Ukrainian, Persian).
     """
@@ -327,7 +301,7 @@ def language_of(text: str) -> str:
 def _languages_of_words() -> dict[str, list[str]]:
     """Of each of the commonest words the languages that have it, as often as they list it."""
     languages: dict[str, list[str]] = {}
-    for language, common in _COMMON.items():
+    for language, common in COMMON.items():
         for word in common.split():
             languages.setdefault(word, []).append(language)
     return languages
