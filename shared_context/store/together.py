@@ -57,10 +57,11 @@ def together(words: Sequence[Ways], gains: Gains, language: str, read: Callable[
 def _places(words: Sequence[Ways], gains: Gains, language: str, read: Callable[[int], str]) -> np.ndarray:
     """The leaves, of those that are scored, in which most of a query stands; where it takes two, both of them."""
     alone, paired, has = np.zeros(len(gains)), np.zeros(len(gains)), np.zeros(len(gains), bool)
-    known, total = [], 0.0
+    known, standing, total = [], 0, 0.0
     for ways in words:
         if len(rows := _rows(ways, gains)):
             known.append(ways)
+            standing += max(len(way) for way in ways if all(len(gains.rows(term)) for term in way))
             idf = float(gains.idf(len(rows)))
             total += idf
             holding = gains.among(rows)
@@ -71,7 +72,7 @@ def _places(words: Sequence[Ways], gains: Gains, language: str, read: Callable[[
                 paired[more] += idf
             has[holding] = False
     best = float(paired.max(initial=0.0))
-    if len(known) < 2 or best < LEAST_SHARE * total:
+    if not known or best < LEAST_SHARE * total:
         return _NONE
     single, first = alone >= best * (1 - 1e-5), paired >= best * (1 - 1e-5)
     first[single] = first[gains.beside(np.flatnonzero(single), -1)] = False
@@ -86,7 +87,8 @@ def _places(words: Sequence[Ways], gains: Gains, language: str, read: Callable[[
         longest = max(runs.values())
         places, broken = ([place for place in some if runs[place] == longest] for some in (places, broken))
     found = np.unique(np.array([leaf for place in places or broken for leaf in place], np.int64))
-    return _NONE if len(found) > MOST_PLACES else found
+    # One word stands nowhere together with others, but what it stands in alone is the place.
+    return _NONE if len(found) > (MOST_PLACES if standing > 1 else 1) else found
 
 
 def _run(words: Sequence[Ways], text: str, language: str) -> float:

@@ -136,6 +136,18 @@ def test_a_name_is_shown_whose_parts_stand_side_by_side_in_no_other(open_store):
     assert sum(shown) >= 7, [name for name, there in zip(names, shown, strict=True) if not there]
 
 
+def test_parts_of_one_name_are_found_where_they_stand_together(open_store):
+    draw = random.Random(8)
+    files = ["rope", "lamp", "sail", "bell", "crane", "oar", "kettle", "plank"]
+    lines = draw.sample([(a, n) for a in files for n in range(100, 140)], 120)
+    rows = {(a, n): f'In "{a}.py", line {n}, the {draw.choice(files)} of {draw.choice(PEOPLE)}.\n' for a, n in lines}
+    store = open_store()
+    store.add("".join(rows.values()), id="trace")
+    names = draw.sample(lines, 8)
+    shown = [rows[a, n].strip() in store.select(f"What failed in {a}.py:{n}?", budget=128).text for a, n in names]
+    assert sum(shown) >= 7, [name for name, there in zip(names, shown, strict=True) if not there]
+
+
 @pytest.mark.parametrize(
     ("text", "run"),
     [
