@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -88,16 +88,19 @@ def _by_terms(
     query: Query, leaves: Leaves, rows: torch.Tensor | slice, terms_of: Callable[[str, str], Iterable[str]]
 ) -> torch.Tensor:
     several = _in_languages(query, terms_of)
-    gains = Gains(query.postings, {term for terms in several for term in terms}, leaves, _few(leaves, rows))
-    return _best([bm25(terms, gains) for terms in several], leaves, rows)
+    few = None if isinstance(rows, slice) or SPARSE * len(rows) >= len(leaves) else rows.numpy(force=True)
+    gains = Gains(query.postings, {term for terms in several for term in terms}, leaves, few)
+    scores = torch.from_numpy(np.max([bm25(terms, gains) for terms in several], axis=0)).to(leaves.device)
+    return scores[rows] if few is None else scores
 
 
 def _by_place(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
     several = _in_languages(query, ways_to_write)
     terms = {term for words in several for ways in words for way in ways for term in way}
-    gains = Gains(query.postings, terms, leaves, _few(leaves, rows))
+    # Of these leaves alone, few or many: what stands in others is no place to be shown.
+    gains = Gains(query.postings, terms, leaves, None if isinstance(rows, slice) else rows.numpy(force=True))
     found = [together(words, gains, language, query.said) for words, language in several.items()]
-    return _best(found, leaves, rows)
+    return torch.from_numpy(np.max(found, axis=0)).to(leaves.device)
 
 
 def _in_languages(query: Query, words_of: Callable[[str, str], Iterable[T]]) -> dict[tuple[T, ...], str]:
@@ -106,16 +109,6 @@ def _in_languages(query: Query, words_of: Callable[[str, str], Iterable[T]]) -> 
     for language in query.postings.languages() or [DEFAULT_LANGUAGE]:
         found.setdefault(tuple(words_of(query.text, language)), language)
     return found
-
-
-def _few(leaves: Leaves, rows: torch.Tensor | slice) -> np.ndarray | None:
-    """Rows of the leaves that are scored, where they are few of all."""
-    return None if isinstance(rows, slice) or SPARSE * len(rows) >= len(leaves) else rows.numpy(force=True)
-
-
-def _best(scores: Sequence[np.ndarray], leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:
-    best = torch.from_numpy(np.max(scores, axis=0)).to(leaves.device)
-    return best[rows] if _few(leaves, rows) is None else best
 
 
 def last_token(query: Query, leaves: Leaves, rows: torch.Tensor | slice) -> torch.Tensor:

@@ -119,6 +119,22 @@ def test_of_lines_with_the_same_words_that_is_shown_in_which_they_stand_side_by_
     assert sum(shown) >= 9, [name for name, there in zip(names, shown, strict=True) if not there]
 
 
+def test_what_stands_side_by_side_in_other_documents_takes_no_place(open_store):
+    given, family = ["Ada", "Olaf", "Ines", "Tilda", "Karl", "Ruth"], ["Quist", "Marr", "Holm", "Lund", "Rask", "Moe"]
+    draw = random.Random(5)
+    pairs = draw.sample([(a, b) for a in given for b in family], 30)
+    rows = {(a, b): f"{b}, {a}, took {draw.randint(2, 90)} fathoms of rope and a lamp.\n" for a, b in pairs}
+    store = open_store()
+    store.add("".join(rows.values()), id="register")
+    store.add("".join(f"{a} {b} is asked to see the harbour master about a berth.\n" for a, b in pairs), id="letters")
+    names = draw.sample(pairs, 10)
+    shown = [
+        rows[a, b].strip() in store.select(f"What did {a} {b} take?", budget=128, doc_ids=["register"]).text
+        for a, b in names
+    ]
+    assert sum(shown) >= 9, [name for name, there in zip(names, shown, strict=True) if not there]
+
+
 def test_a_name_is_shown_whose_parts_stand_side_by_side_in_no_other(open_store):
     things = ["Rope", "Lamp", "Sail", "Bell", "Crane", "Oar", "Kettle", "Plank", "Wick", "Mast", "Buoy", "Log"]
     draw = random.Random(6)
