@@ -25,4 +25,6 @@ _LENGTH = struct.Struct("<Q").pack
 
 
 def _encoded(value: object) -> bytes:
+    if type(value) is int:
+        return b"%d" % value
     return value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")

@@ -122,11 +122,16 @@ class KeptHeaders:
         self._check(*_TOKENS)
         edges, asked = np.append(self.first["tokens"], len(self.codes)), codes.numpy().T
         found = [SaidWords(self.keys[:0], np.zeros((0, len(codes)), np.float32))]
+        # Fresh memory costs a page fault every 4 KB, which took longer than what is done in it.
+        room = max(min(COMPARED_TOGETHER, len(self.codes)), int(self.tokens.max(initial=0)))
+        unpacked, similarity = (np.empty((room, size), np.float32) for size in asked.shape)
         first = 0
         while first < len(self.keys):
             behind = max(first + 1, int(np.searchsorted(edges, edges[first] + COMPARED_TOGETHER, side="right")) - 1)
             tokens = slice(int(edges[first]), int(edges[behind]))
-            similar = self.codes[tokens].astype(np.float32) @ asked
+            count = tokens.stop - tokens.start
+            unpacked[:count] = self.codes[tokens]
+            similar = np.matmul(unpacked[:count], asked, out=similarity[:count])
             similar *= self.scales[tokens].astype(np.float32)[:, None]
             best = maxima(similar, edges[first:behind] - tokens.start, self.tokens[first:behind])
             rows = np.flatnonzero((best > SAME_WORD).any(axis=1) & there[first:behind])

@@ -94,9 +94,11 @@ class WordIndex:
         """
         try:
             described = set(self._connection.execute("SELECT DISTINCT language, leaf_size FROM worded"))
-            if not described <= {(language, leaf_size) for language in LANGUAGES} or self._stored() != self._total():
+            if not described <= {(language, leaf_size) for language in LANGUAGES}:
                 return False
-            if (keys := self._stored_keys()) is not None and keys != self._keys():
+            known, (of_rows, keys) = self._stored_keys(), self._sums()
+            worded = self._connection.execute(f"SELECT {_WORDED} FROM worded")
+            if self._stored() != of_rows + _sum_of_worded(worded) or (known is not None and known != keys):
                 return False
             rows = self._connection.execute("SELECT term, block, checksum, places FROM postings") if thorough else ()
             return all(_is_as_written(*row) for row in rows)
@@ -109,21 +111,19 @@ class WordIndex:
         (stored,) = self._connection.execute("SELECT total FROM word_checksum").fetchone() or (None,)
         return stored
 
-    def _total(self) -> int:
-        rows = self._connection.execute(f"SELECT {_WORDED} FROM worded")
-        (of_postings,) = self._connection.execute("SELECT COALESCE(SUM(checksum), 0) FROM postings").fetchone()
-        return of_postings + _sum_of_worded(rows)
-
     def knows_its_keys(self) -> bool:
         """Whether the sum of the keys of rows is kept, which an earlier version did not."""
         return self._stored_keys() is not None
 
     def note_keys(self) -> None:
         """Keep the sum of the keys of rows: where one is damaged, no look-up meets its row, nor the row's checksum."""
-        self._put_keys(self._keys())
+        self._put_keys(self._sums()[1])
 
-    def _keys(self) -> int:
-        return self._connection.execute(f"SELECT COALESCE(SUM({_KEY_SUM}), 0) FROM postings").fetchone()[0]
+    def _sums(self) -> tuple[int, int]:
+        """The sums of the checksums and of the keys of postings, in one pass."""
+        sums = f"SELECT COALESCE(SUM(checksum), 0), COALESCE(SUM({_KEY_SUM}), 0) FROM postings"
+        of_rows, keys = self._connection.execute(sums).fetchone()
+        return of_rows, keys
 
     def _stored_keys(self) -> int | None:
         row = self._connection.execute("SELECT checksum, value FROM meta WHERE key = ?", (KEYS,)).fetchone()
@@ -374,7 +374,7 @@ def _sum_of_worded(rows: Iterable[tuple[object, object, object, object]]) -> int
         if end is None:
             end = ends[language, leaf_size] = encoded(language, leaf_size)
         first = encoded(key)
-        total += crc32(b"".join((first, first if document == key else encoded(document), end)))
+        total += crc32(first + (first if document == key else encoded(document)) + end)
     return total
 
 
