@@ -193,7 +193,12 @@ def add_namespace(connection: sqlite3.Connection, name: str, salt: bytes | None 
 
 def note_namespace(connection: sqlite3.Connection, key: int, name: str, salt: bytes) -> None:
     """Keep what a namespace's row says a second time, with a checksum."""
-    put_meta(connection, f"{OF_NAMESPACE}{key}", as_json([name, salt.hex()]).encode())
+    put_meta(connection, f"{OF_NAMESPACE}{key}", namespace_value(name, salt))
+
+
+def namespace_value(name: str, salt: bytes) -> bytes:
+    """What is kept of a namespace a second time."""
+    return as_json([name, salt.hex()]).encode()
 
 
 def next_key(connection: sqlite3.Connection) -> int:

@@ -17,13 +17,22 @@ class NamespaceRows(StoreFile):
         """Key and salt of a namespace; None where it is not there."""
         row = self._connection.execute("SELECT key, salt FROM namespaces WHERE name = ?", (name,)).fetchone()
         if row is None:
-            self.check_namespaces()  # it may be there under another name
+            if self._was_told(name):
+                raise damaged(self._place, f"namespace {name!r} is missing")
             return None
         self._check_types(f"namespace {name!r}", row, (int, bytes))
         key, salt = row
-        if self.told_namespaces().get(key, (name, salt)) != (name, salt):
+        told = self.told_meta(f"{file_format.OF_NAMESPACE}{key}")
+        if told is not None and self._told(told, f"namespace {name!r}") != (name, salt):
             raise damaged(self._place, f"namespace {name!r}: its row says something else")
         return key, salt
+
+    def _was_told(self, name: str) -> bool:
+        """Whether a namespace of this name is known a second time. SQLite looks: there may be one for each user."""
+        begins = file_format.namespace_value(name, b"").removesuffix(b'"]')
+        found = "SELECT 1 FROM meta WHERE key >= ?1 AND key < ?2 AND SUBSTR(value, 1, ?3) = ?4 LIMIT 1"
+        first, behind = file_format.OF_NAMESPACE, file_format.OF_NAMESPACE + chr(ord("9") + 1)
+        return self._connection.execute(found, (first, behind, len(begins), begins)).fetchone() is not None
 
     def has_namespace(self, namespace: int) -> bool:
         """Whether a namespace is there, by its key, which no other one ever has."""
@@ -62,9 +71,13 @@ class NamespaceRows(StoreFile):
         found = {}
         for key, value in self.meta(file_format.OF_NAMESPACE).items():
             with self.decoding(key):
-                name, salt = json.loads(value)
-                found[int(key.removeprefix(file_format.OF_NAMESPACE))] = name, bytes.fromhex(salt)
+                found[int(key.removeprefix(file_format.OF_NAMESPACE))] = self._told(value, key)
         return found
+
+    def _told(self, value: bytes, of: str) -> tuple[str, bytes]:
+        with self.decoding(of):
+            name, salt = json.loads(value)
+            return name, bytes.fromhex(salt)
 
     def remove_namespace(self, namespace: int) -> None:
         """Delete a namespace, which holds nothing any more."""

@@ -109,6 +109,7 @@ class StoreFile:
     def _connect(self) -> None:
         """Open the file; where it may not be written, for reading."""
         self._openings += 1
+        self._meta_is_whole = False  # or not known to be
         if self._folder is None:
             self._connection = connect(None)
         else:
@@ -306,8 +307,9 @@ class StoreFile:
         """A value of the store as a whole; None where it has none of this name."""
         with errors(self._place):
             value = self.told_meta(key)
-            if value is None:
+            if value is None and not self._meta_is_whole:
                 self.meta("")  # it may be there under another name
+                self._meta_is_whole = True  # looked at once an opening: there is one for each conversation
             return value
 
     def told_meta(self, key: str) -> bytes | None:

@@ -161,6 +161,31 @@ def test_the_folder_of_a_drop_that_was_cut_off_goes_when_the_store_is_opened(ope
     assert not left.parent.exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE namespaces SET name = 'tenanu' WHERE name = 'tenant'",
+        "UPDATE namespaces SET salt = zeroblob(16) WHERE name = 'tenant'",
+        "DELETE FROM namespaces WHERE name = 'tenant'",
+    ],
+)
+def test_a_namespace_that_is_damaged_while_the_store_is_open_is_named_and_not_made_anew(open_store, path, change):
+    store = open_store(path)
+    for name in ("tenant", "tenant 2", 'ten"'):
+        store.namespace(name).add(f"The lamp of {name}.", id="lamp")
+    with sqlite3.connect(path / FILE) as connection:
+        connection.execute(change)
+    connection.close()
+    with pytest.raises(StoreFormatError, match="namespace 'tenant'"):
+        store.namespace("tenant")
+    assert [store.namespace(name).ids() for name in ("tenant 2", 'ten"', "tenan", "ten")] == [
+        ["lamp"],
+        ["lamp"],
+        [],
+        [],
+    ]
+
+
 def test_a_closed_namespace_leaves_the_others_open(open_store):
     store = open_store()
     with store.namespace("one") as one, store.namespace("two") as two:
