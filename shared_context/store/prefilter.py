@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from shared_context.errors import ConfigError
+from shared_context.store.forks import ForkSafeLock
 from shared_context.store.leaves import Leaves
 from shared_context.store.span_lists import SPAN_BITS, SpanLists, bit_sums, mean_directions
 
@@ -27,6 +28,9 @@ TOGETHER = 1 << 13
 
 SHARE = 8
 """What is kept is due to be written anew where one span of so many is not in it."""
+
+_LEARNING = ForkSafeLock()
+"""FAISS learns with all cores: several at a time, as shards of one process do, wait for each other and take longer."""
 
 
 class Prefilter:
@@ -162,7 +166,8 @@ def _learned(leaves: Leaves, ids: np.ndarray) -> SpanLists:
     index = faiss.index_factory(leaves.dimension, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
     # faiss wants 39 points per list to train on; more only take longer
     sample = np.random.default_rng(0).permutation(count)[: 39 * lists]
-    index.train(_embeddings(leaves, np.sort(sample)))
+    with _LEARNING:
+        index.train(_embeddings(leaves, np.sort(sample)))
     of_span, sums = np.zeros((2, count), np.int64)
     for some in _batches(np.arange(count)):
         embeddings = _embeddings(leaves, some)
