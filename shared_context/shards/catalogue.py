@@ -65,7 +65,7 @@ class ShardedCatalogue:
         if versions.keys() == answers.keys() and all(state is None for state in answers.values()):
             return
         self.states = {number: state or self.states[number] for number, state in sorted(answers.items())}
-        self._documents = [whole_key(number, key) for number, s in self.states.items() for key in s.keys.tolist()]
+        self._documents = [key for number, s in self.states.items() for key in whole_key(number, s.keys).tolist()]
         self._entries, self._keys, self._sought = {}, None, 0
         self.index.update(self.states)
         self.words.update(self.states)

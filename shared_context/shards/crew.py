@@ -1,8 +1,9 @@
-"""The shards of a store where they run: in this process, each asked in a thread of its own."""
+"""The shards of a store where they run: in this process, asked side by side on all cores."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Literal, Protocol, TypeVar
@@ -47,7 +48,8 @@ class LocalWorkers:
     """
 
     def __init__(self, places: Sequence[Place], vocabulary: int, read_only: bool, device: str):
-        self._pool = ThreadPoolExecutor(len(places), thread_name_prefix="shard")
+        # Not one for each: more than there are cores take each other's, and the interpreter.
+        self._pool = ThreadPoolExecutor(min(len(places), os.cpu_count() or 1), thread_name_prefix="shard")
         opening = [self._pool.submit(Shard, place, vocabulary, read_only, device) for place in places]
         wait(opening)
         self._shards = [future.result() for future in opening if future.exception() is None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +23,11 @@ KEY_BITS = 32
 MOST_SHARDS = 100
 
 
-def whole_key(shard: int, key: int) -> int:
-    """The key of a shard's document in the store."""
+_Keys = TypeVar("_Keys", int, np.ndarray)
+
+
+def whole_key(shard: int, key: _Keys) -> _Keys:
+    """The key of a shard's document in the store, or the keys of several, int64 [documents]."""
     return shard << KEY_BITS | key
 
 
@@ -47,7 +50,7 @@ class ShardedLeaves:
 
     def __init__(self, crew: Crew, tree: TreeConfig, states: dict[int, ShardState], device: torch.device | str):
         self._crew, self._device = crew, device
-        keys = np.concatenate([state.keys | (number << KEY_BITS) for number, state in states.items()])
+        keys = np.concatenate([whole_key(number, state.keys) for number, state in states.items()])
         tokens = np.concatenate([state.tokens for state in states.values()])
         arrays = document_leaves(tree, keys, tokens)
         self.spans = torch.from_numpy(arrays.pop("spans")).to(device)
