@@ -208,6 +208,23 @@ def opening(
     finish([report], data.name, json_file, html_file)
 
 
+@app.command(epilog=output.EXIT_CODES)
+def published(
+    data: DataArgument,
+    address: Annotated[str, typer.Option("--address", help="Where nothing is published yet: s3://bucket/name.")],
+    model: EvalModelOption = None,
+    runs: RunsOption = 3,
+    json_file: JsonFileOption = None,
+    html_file: HtmlFileOption = None,
+) -> None:
+    """First token from a published store, fetched now and before, beside the same on disk."""
+    from benchmarks import published as measurement
+
+    text, questions = _text_and_questions(data)
+    report = measurement.measure(_name(model), text, questions, address, runs=runs)
+    finish([report], data.name, json_file, html_file)
+
+
 @app.command("ray-ingest", epilog=output.EXIT_CODES)
 def ray_ingest(
     data: DataArgument,

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from benchmarks import growth, memory, opening, storage
+from benchmarks import growth, memory, opening, published, storage
+from shared_context.errors import SnapshotConflictError
 from shared_context.evaluation.indexing import LANGCHAIN, LLAMAINDEX
 from shared_context.evaluation.report import Lines
 from shared_context.model.pretrained import DEFAULT_MODEL
@@ -95,6 +96,19 @@ def test_opening_is_measured_for_each_size_the_first_time_and_again(handbook, sh
     assert [row[0] for row in table.rows] == [10, 10, 30, 30]
     assert all(60 * row[0] < row[1] < 200 * row[0] for row in table.rows)  # tokens
     assert all(figure > 0 for row in table.rows for figure in row[3:10])
+
+
+@pytest.mark.slow
+def test_a_published_store_is_measured_beside_the_same_on_disk(handbook, tmp_path):
+    questions = ["Who draws up the rosters?", "How warm is the drying room?"]
+    address = f"file://{tmp_path}/published"
+    (table,) = published.measure(DEFAULT_MODEL, handbook[:8000], questions, address, runs=1).tables()
+    assert [row[0] for row in table.rows] == [
+        published.DISK, published.COMPUTED, published.ADDRESS, published.AGAIN
+    ]  # fmt: skip
+    assert all(seconds > 0 for row in table.rows for seconds in row[1:])
+    with pytest.raises(SnapshotConflictError):  # somebody else's store is not measured instead
+        published.measure(DEFAULT_MODEL, handbook[:2000], questions, address, runs=1)
 
 
 def test_growth_without_a_framework_measures_the_rest_and_says_what_is_missing(handbook, monkeypatch):
