@@ -22,8 +22,10 @@ class NamespaceRows(StoreFile):
             return None
         self._check_types(f"namespace {name!r}", row, (int, bytes))
         key, salt = row
-        told = self.told_meta(f"{file_format.OF_NAMESPACE}{key}")
-        if told is not None and self._told(told, f"namespace {name!r}") != (name, salt):
+        kept = self.told_meta(f"{file_format.OF_NAMESPACE}{key}")
+        with self.decoding(f"namespace {name!r}"):
+            told = (name, salt) if kept is None else _told(kept)
+        if told != (name, salt):
             raise damaged(self._place, f"namespace {name!r}: its row says something else")
         return key, salt
 
@@ -71,13 +73,8 @@ class NamespaceRows(StoreFile):
         found = {}
         for key, value in self.meta(file_format.OF_NAMESPACE).items():
             with self.decoding(key):
-                found[int(key.removeprefix(file_format.OF_NAMESPACE))] = self._told(value, key)
+                found[int(key.removeprefix(file_format.OF_NAMESPACE))] = _told(value)
         return found
-
-    def _told(self, value: bytes, of: str) -> tuple[str, bytes]:
-        with self.decoding(of):
-            name, salt = json.loads(value)
-            return name, bytes.fromhex(salt)
 
     def remove_namespace(self, namespace: int) -> None:
         """Delete a namespace, which holds nothing any more."""
@@ -111,3 +108,9 @@ class NamespaceRows(StoreFile):
             (key, name, salt),
         )
         file_format.note_namespace(self._connection, key, name, salt)
+
+
+def _told(value: bytes) -> tuple[str, bytes]:
+    """Name and salt from what is kept of a namespace a second time."""
+    name, salt = json.loads(value)
+    return name, bytes.fromhex(salt)

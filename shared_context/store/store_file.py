@@ -109,7 +109,7 @@ class StoreFile:
     def _connect(self) -> None:
         """Open the file; where it may not be written, for reading."""
         self._openings += 1
-        self._meta_is_whole = False  # or not known to be
+        self._meta_is_whole = False
         if self._folder is None:
             self._connection = connect(None)
         else:
