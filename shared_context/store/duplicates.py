@@ -90,6 +90,12 @@ NEARLY = 0.5
 TOGETHER = 3
 """Words that are compared together: texts of one subject have words in common, but not in one order."""
 
+SOME = 4
+"""Of texts that are alike but for names, one in so many of their runs of words is the same, or most words are names."""
+
+PASSAGE = 16
+"""Words that stand together and that records of one kind, or lines of a table, do not have in common."""
+
 FEW = 3
 """So many words more or less may be what a statement is turned into its opposite by."""
 
@@ -113,11 +119,14 @@ class Novelty(NamedTuple):
         share: of what it says, between 0 and 1; 0 where nothing is, dates aside.
         repeated: whether it has been said before, word for word.
         twin: number of the text that says most of it; None where all is new.
+        like: number of the text of which it says nearly the same with another name, number or word; None where there
+            is none, or such a name is asked for.
     """
 
     share: float
     repeated: bool
     twin: int | None
+    like: int | None = None
 
 
 class _Forms(NamedTuple):
@@ -132,6 +141,11 @@ class _Forms(NamedTuple):
     exact: list[str]
     unmarked: list[str]
     names: set[str]
+
+    @property
+    def nameless(self) -> list[str]:
+        """Its words, with all marks and names alike."""
+        return [_MARKED if word in self.names else word for word in self.unmarked]
 
     @classmethod
     def of(cls, text: str) -> _Forms:
@@ -148,23 +162,32 @@ class _Forms(NamedTuple):
 
 
 class Said:
-    """Texts that were chosen; tells how much another one adds to them."""
+    """Texts that were chosen; tells how much another one adds to them.
 
-    def __init__(self) -> None:
+    Args:
+        asked: what is searched for: what is named there is not the same of something else.
+    """
+
+    def __init__(self, asked: Iterable[str] = ()) -> None:
+        self._asked = {word for text in asked for word in _words(text)}
         self._owners: dict[tuple[str, ...], int] = {}
+        self._nameless: dict[tuple[str, ...], int] = {}
+        self._not_yet_nameless: list[tuple[int, _Forms]] = []
         self._words: set[str] = set()
         self._texts: list[list[str]] = []
         self._formed: dict[str, _Forms] = {}
 
     def add(self, text: str) -> int:
         """Take in a text; returns its number, counted from 0."""
-        exact, unmarked, names = self._forms(text)
+        forms = self._forms(text)
+        exact, unmarked, names = forms
         number = len(self._texts)
         for form in (exact,) if unmarked is exact else (exact, unmarked):
             self._words.update(form)
             for run in _runs(form):
                 self._owners.setdefault(run, number)
         self._words |= names
+        self._not_yet_nameless.append((number, forms))
         self._texts.append(unmarked)
         return number
 
@@ -175,14 +198,15 @@ class Said:
         and so does another word within what was said: reports that are alike but for these say different things, and
         a sentence with a "not" in it says the opposite.
         """
-        exact, unmarked, names = self._forms(text)
+        forms = self._forms(text)
+        exact, unmarked, names = forms
         owners = [self._owners.get(run) for run in _runs(unmarked)]
         known = Counter(owner for owner in owners if owner is not None)
-        if not known:
-            return Novelty(1.0, False, None)
-        twin = known.most_common(1)[0][0]
-        if not names <= self._words or self._differs(unmarked, twin):
-            return Novelty(1.0, False, twin)
+        twin = known.most_common(1)[0][0] if known else None
+        if twin is None or not names <= self._words or self._differs(unmarked, twin):
+            # Most texts have next to nothing in common, and then this is all that they cost.
+            may_be_like = SOME * known.total() >= len(owners) or 2 * len(names) >= len(unmarked)
+            return Novelty(1.0, False, twin, self._like(forms) if may_be_like else None)
         new = len(owners) - known.total()
         repeated = not new and (unmarked is exact or all(run in self._owners for run in _runs(exact)))
         return Novelty(new / len(owners), repeated, twin)
@@ -191,6 +215,20 @@ class Said:
         if text not in self._formed:
             self._formed[text] = _Forms.of(text)
         return self._formed[text]
+
+    def _like(self, forms: _Forms) -> int | None:
+        """Number of the text of which another one says nearly the same, names aside, if none of these is asked for."""
+        for number, said in self._not_yet_nameless:
+            for run in _runs(said.nameless):
+                self._nameless.setdefault(run, number)
+        self._not_yet_nameless.clear()
+        runs = _runs(forms.nameless)
+        told = [self._nameless.get(run) for run in [run for run in runs if set(run) != {_MARKED}] or runs]
+        known = Counter(owner for owner in told if owner is not None)
+        if not known or len(told) - known.total() > NEARLY * len(told):
+            return None
+        like = known.most_common(1)[0][0]
+        return like if forms.names.difference(self._texts[like]).isdisjoint(self._asked) else None
 
     def _differs(self, words: list[str], twin: int) -> bool:
         """Whether a text says something else within what its twin says: another word, or a "not" more or less."""
@@ -209,6 +247,12 @@ class Said:
             if few and not _NEGATIONS.isdisjoint({*others} ^ {*left_out}):
                 return True
         return False
+
+
+def share_a_passage(one: str, other: str) -> bool:
+    """Whether two texts have PASSAGE words in common that stand together, or all words."""
+    runs, others = (set(_runs(_words(text), PASSAGE)) for text in (one, other))
+    return not runs.isdisjoint(others)
 
 
 def _holds(changes: Sequence[tuple[str, int, int, int, int]], side: int) -> bool:
@@ -235,8 +279,8 @@ def _names(texts: Iterable[str]) -> set[str]:
     }
 
 
-def _runs(words: list[str]) -> Sequence[tuple[str, ...]]:
+def _runs(words: list[str], together: int = TOGETHER) -> Sequence[tuple[str, ...]]:
     """Words that stand together, all of them where there are few."""
-    if len(words) < TOGETHER:
+    if len(words) < together:
         return [tuple(words)]
-    return list(zip(*(words[at:] for at in range(TOGETHER)), strict=False))
+    return list(zip(*(words[at:] for at in range(together)), strict=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -51,6 +51,28 @@ def behind(scores: torch.Tensor, late: Sequence[int]) -> torch.Tensor:
     last = flat[flat.isfinite()].min()
     after = last - torch.arange(1, len(late) + 1, device=flat.device)
     return flat.index_put((torch.tensor(late, device=flat.device),), after.to(flat.dtype)).view_as(scores)
+
+
+def in_turns(scores: torch.Tensor, alike: Collection[int]) -> torch.Tensor:
+    """Scores in which leaves that say the same of something else take turns with all others that may be opened.
+
+    The first comes behind one other, and each waits for one more than the one before it did.
+
+    Args:
+        scores: [chunks, leaves], as :func:`above_floor` gives them.
+        alike: places of leaves in the flattened scores.
+    """
+    flat = scores.flatten()
+    places = torch.tensor(sorted(alike), dtype=torch.long, device=flat.device)
+    others = flat.index_fill(0, places, -torch.inf)
+    others = others[others.isfinite()].sort(descending=True).values
+    if not len(others) or not len(places):
+        return scores
+    places = places[flat[places].argsort(descending=True, stable=True)]
+    number = torch.arange(len(places), device=flat.device)
+    before = others[(number * (number + 1) // 2).clamp(max=len(others) - 1)]
+    after = torch.nextafter(before, torch.full_like(before, -torch.inf))
+    return flat.index_put((places,), flat[places].minimum(after)).view_as(scores)
 
 
 AHEAD = 1e-3

@@ -30,7 +30,7 @@ from shared_context.store.codec import Codec
 from shared_context.store.considered import Considered
 from shared_context.store.duplicates import NEARLY, Said
 from shared_context.store.embedder import Embedder
-from shared_context.store.floor import above_floor, behind, raised_scores, recent_scores
+from shared_context.store.floor import above_floor, behind, in_turns, raised_scores, recent_scores
 from shared_context.store.kept_prefilter import KeptPrefilter
 from shared_context.store.leaf_states import LeafStates
 from shared_context.store.leaves import rows_of
@@ -188,7 +188,7 @@ class Selector:
         chunk_of: dict[tuple[int, int], int] = {}
         for chunk, slot in islice((place for place in best if np.isfinite(scores[place])), most):
             node = Node(level, slot)
-            key, _, text = self._read(scored, chunk, node)
+            key, _, text = self._read(scored, chunk, node, 0)
             new, passage = said.novelty(text), scored.cut(chunk, [GrainedNode(node, 1)])
             if new.share <= NEARLY and new.twin is not None:
                 same = found[new.twin]
@@ -229,14 +229,14 @@ class Selector:
         # Raised first: of what is repeated that place counts which is ahead of others.
         raised = replace(scored, leaves=raised_scores(scored.leaves, before_all))
         # First, for what is repeated also counts once where the floor is laid.
-        opened, compared, late, twins = without_repeats(raised, budget // tree.leaf_size, partial(self._read, scored))
-        opened = raised_scores(opened, before_all)
+        compared = without_repeats(raised, budget // tree.leaf_size, partial(self._read, scored), sought.texts)
+        opened = raised_scores(compared.scores, before_all)
         if any(total > budget for total in accumulate(kv_entries(length, tree.fine) for length in scored.lengths)):
             opened = above_floor(opened, floor, scored.stretches())
         if not any(tree.coarse):
             # What was not compared may be said already. The floor's mean is of it, too, hence not before.
-            opened = opened.where(compared, -torch.inf)
-        opened = behind(opened, late)
+            opened = opened.where(compared.looked_at, -torch.inf)
+        opened = behind(in_turns(opened, compared.alike.difference(before_all)), compared.late)
         first_of_all = None
         if recent:
             count = scored.last_leaves(recent, tree.leaf_size)
@@ -270,12 +270,14 @@ class Selector:
             scored.graded(chunk, cut, {node: graded[chunk, node] for node, _ in cut})
             for chunk, cut in relevant.items()
             if cut
-        ], twins
+        ], compared.twins
 
-    def _read(self, scored: Scored, chunk: int, node: Node) -> tuple[int, int, str]:
-        """A chunk's document and number, and what one of its nodes says."""
+    def _read(self, scored: Scored, chunk: int, node: Node, beside: int) -> tuple[int, int, str]:
+        """A chunk's document and number, and what one of its nodes says, with so many nodes before and behind it."""
         key, number = scored.places[chunk]
-        return key, number, self._text(key, *self._edges.span(key, number, node))
+        first, last = max(node.index - beside, 0), min(node.index + beside, 2**node.level - 1)
+        spans = [self._edges.span(key, number, Node(node.level, index)) for index in (first, last)]
+        return key, number, self._text(key, spans[0][0], spans[1][1])
 
     def _split_and_search(
         self, query: Query | None, considered: np.ndarray, policy: Policy, tree: TreeConfig, budget: int | None

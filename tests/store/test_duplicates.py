@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared_context import Document
+from shared_context import Document, StoreConfig
 from shared_context.store.duplicates import NEARLY, Said
 
 FEE = (
@@ -209,3 +209,54 @@ def test_the_sources_of_near_duplicates_are_named_too(store, copy):
     assert "thirty per cent" in selection.text and not any(
         "club" in node.also_in for node in (*selection.nodes, *passages)
     )
+
+
+WATER = (
+    "Notice to all residents. The water will be turned off while the main pipe is repaired. Please fill buckets and "
+    "bottles beforehand, close all taps, and run no washing machine until the water is back. Questions about the water "
+    "are answered by the porter. "
+)
+PORTER = "The porter, Mr Quist, is reached about the water at extension 4417 between eight and ten."
+HOUSE = (
+    "The bicycle cellar is unlocked on Sundays.",
+    "Parcels are kept on the second floor until evening.",
+    "The garden is raked in autumn by volunteers, who get soup afterwards.",
+)
+RESIDENTS = ("Ada Marr", "Bo Linde", "Cy Holm", "Di Falk", "Ed Ravn", "Flo Berg", "Gus Dahl", "Hal Voss")
+
+
+def notices(copy):
+    return [Document(copy.format(name=name, n=n, water=WATER), name) for n, name in enumerate(RESIDENTS, start=10)]
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "Block {n}, contact {name}. {water}",
+        "{water}Turned off from {n} o'clock in the street of {name}.",
+        "Ticket 7{n}4 opened by {name}\n\n{water}\n\nPriority {n}",
+        "{water}Ref. 7{n}42-{n}; amount 5{n}.33; meter 205{n}645.",
+    ],
+)
+def test_what_says_the_same_of_others_leaves_room_for_what_is_new(open_store, embedder, copy):
+    store = open_store(None, embedder=embedder, config=StoreConfig())
+    store.add([Document(f"Page {number}. {place}", str(number)) for number, place in enumerate(HOUSE * 4)])
+    store.add([*notices(copy), Document(f"House rules. {HOUSE[0]} {PORTER} {HOUSE[1]}", "rules")])
+    shown = store.select("Who answers questions about the water, and at which extension?", budget=256).text
+    assert "4417" in shown and "bottles beforehand" in shown
+
+
+def test_what_is_asked_for_by_its_name_is_shown_beside_what_says_the_same(open_store, embedder):
+    store = open_store(None, embedder=embedder, config=StoreConfig())
+    store.add([*notices("Block {n}, contact {name}. {water}"), Document(PORTER, "rules")])
+    shown = store.select("Who are the contacts of block 14, block 11 and block 16 about the water?", budget=160).text
+    assert all(name in shown for name in ("Ed Ravn", "Bo Linde", "Gus Dahl"))
+
+
+def test_records_of_one_kind_are_not_held_for_copies(open_store, embedder):
+    store = open_store(None, embedder=embedder, config=StoreConfig())
+    halls = [f"The {name} hall is closed for cleaning on Mondays from {n} to 17." for n, name in enumerate(RESIDENTS)]
+    store.add([Document(hall, str(n)) for n, hall in enumerate(halls)])
+    store.add([Document(f"{WATER} {place}", place) for place in HOUSE])
+    shown = store.select("Which halls are closed for cleaning, and when?", budget=200).text
+    assert all(hall in shown for hall in halls)
