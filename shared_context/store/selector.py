@@ -28,7 +28,7 @@ from shared_context.model.shared_llm import SharedLLMModel
 from shared_context.store.chosen_cuts import ChosenCuts, ChunkCut, Twins
 from shared_context.store.codec import Codec
 from shared_context.store.considered import Considered
-from shared_context.store.duplicates import NEARLY, Said
+from shared_context.store.duplicates import NEARLY, Said, share_a_passage
 from shared_context.store.embedder import Embedder
 from shared_context.store.floor import above_floor, behind, in_turns, raised_scores, recent_scores
 from shared_context.store.kept_prefilter import KeptPrefilter
@@ -167,7 +167,8 @@ class Selector:
     ) -> ChosenCuts:
         """The ``k`` best spans that are embedded as one, best first, each as good as its best leaf.
 
-        One that repeats what a better one says is passed over, one that nearly does comes last.
+        One that repeats what a better one says is passed over, one that nearly does comes last. Those that say it of
+        something else take turns with what is new and above the floor.
 
         Arguments and errors are those of the store's ``retrieve``, but for the ``keys`` of :meth:`choose`.
         """
@@ -181,31 +182,38 @@ class Selector:
         scores = scored.levels[level]
         best = (divmod(int(flat), scores.shape[1]) for flat in np.argsort(-scores, axis=None, kind="stable"))
         most = COMPARED * k + COMPARED_BESIDE
-        found: list[ChunkCut] = []
+        found: list[tuple[ChunkCut, str, float]] = []
         late: list[ChunkCut] = []
-        said = Said()
+        said, alike = Said([text]), set[int]()
         twins: dict[tuple[int, int, int], set[int]] = {}
         chunk_of: dict[tuple[int, int], int] = {}
         for chunk, slot in islice((place for place in best if np.isfinite(scores[place])), most):
             node = Node(level, slot)
-            key, _, text = self._read(scored, chunk, node, 0)
-            new, passage = said.novelty(text), scored.cut(chunk, [GrainedNode(node, 1)])
+            key, _, says = self._read(scored, chunk, node, 0)
+            new, passage = said.novelty(says), scored.cut(chunk, [GrainedNode(node, 1)])
             if new.share <= NEARLY and new.twin is not None:
-                same = found[new.twin]
+                same, *_ = found[new.twin]
                 leaf = same.cut[0].node.index << (self._config.tree.height - level)
                 twins.setdefault((same.key, same.number, leaf), set()).add(key)
                 if not new.repeated:
                     late.append(passage)
-            elif len(found) < k:
-                said.add(text)
-                found.append(passage)
+            elif len(found) - len(alike) < k:
+                if new.like is not None and share_a_passage(says, found[new.like][1]):
+                    alike.add(len(found))
+                said.add(says)
+                found.append((passage, says, float(scores[chunk, slot])))
             chunk_of[passage.key, passage.number] = chunk
-        ranked = [(chunk_of[passage.key, passage.number], passage.cut[0].node) for passage in [*found, *late][:k]]
+        mean = float(scores[np.isfinite(scores)].mean())
+        least = mean + self._config.floor * (found[0][2] - mean)
+        worth = [score if score >= least or n in alike else -np.inf for n, (_, _, score) in enumerate(found)]
+        order = in_turns(torch.tensor(worth), alike).argsort(descending=True, stable=True).tolist()
+        passages = [*(found[n][0] for n in order), *late][:k]
+        ranked = [(chunk_of[passage.key, passage.number], passage.cut[0].node) for passage in passages]
         relevances = node_relevances(query, self._index.leaves(), scored, policy, ranked, level)
         cuts = [
-            scored.graded(chunk, [GrainedNode(node, 1)], {node: found})
-            for (chunk, node), found in zip(ranked, relevances, strict=True)
-            if found >= min_score
+            scored.graded(chunk, [GrainedNode(node, 1)], {node: relevance})
+            for (chunk, node), relevance in zip(ranked, relevances, strict=True)
+            if relevance >= min_score
         ]
         return ChosenCuts(cuts, None, policy, twins)
 

@@ -244,6 +244,8 @@ def test_what_says_the_same_of_others_leaves_room_for_what_is_new(open_store, em
     store.add([*notices(copy), Document(f"House rules. {HOUSE[0]} {PORTER} {HOUSE[1]}", "rules")])
     shown = store.select("Who answers questions about the water, and at which extension?", budget=256).text
     assert "4417" in shown and "bottles beforehand" in shown
+    passages = store.retrieve("Who answers questions about the water, and at which extension?", 4)
+    assert len(passages) == 4 and any("4417" in passage.text for passage in passages)
 
 
 def test_what_is_asked_for_by_its_name_is_shown_beside_what_says_the_same(open_store, embedder):
@@ -258,5 +260,7 @@ def test_records_of_one_kind_are_not_held_for_copies(open_store, embedder):
     halls = [f"The {name} hall is closed for cleaning on Mondays from {n} to 17." for n, name in enumerate(RESIDENTS)]
     store.add([Document(hall, str(n)) for n, hall in enumerate(halls)])
     store.add([Document(f"{WATER} {place}", place) for place in HOUSE])
-    shown = store.select("Which halls are closed for cleaning, and when?", budget=200).text
+    question = "Which halls are closed for cleaning, and when?"
+    shown = store.select(question, budget=200).text
     assert all(hall in shown for hall in halls)
+    assert {passage.text for passage in store.retrieve(question, len(halls))} == set(halls)
