@@ -262,7 +262,7 @@ def _holds(changes: Sequence[tuple[str, int, int, int, int]], side: int) -> bool
 
 
 _MARKED = "0"
-"""Stands for every mark of a copy."""
+"""Stands for every mark of a copy, and for names where texts are compared without them."""
 
 
 def _words(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which leaves may be opened: none below the floor, some only behind all others, some before all."""
+"""Which leaves may be opened: none below the floor, some behind all others, in turns with them, or before all."""
 
 from __future__ import annotations
 
