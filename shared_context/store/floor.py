@@ -75,6 +75,20 @@ def in_turns(scores: torch.Tensor, alike: Collection[int]) -> torch.Tensor:
     return flat.index_put((places,), flat[places].minimum(after)).view_as(scores)
 
 
+def order_in_turns(scores: Sequence[float], alike: Collection[int], mean: float, floor: float) -> list[int]:
+    """The order of passages of which those that say the same of something else take turns with all above the floor.
+
+    Args:
+        scores: of the passages, falling.
+        alike: numbers of passages among them; the best is none of them.
+        mean: of all passages' scores, from which the floor is counted.
+        floor: share of the best one's score, as :func:`above_floor` takes it.
+    """
+    least = mean + floor * (scores[0] - mean)
+    worth = [score if score >= least or n in alike else -np.inf for n, score in enumerate(scores)]
+    return in_turns(torch.tensor(worth), alike).argsort(descending=True, stable=True).tolist()
+
+
 AHEAD = 1e-3
 """What a leaf that is raised is above the one behind it: enough to be opened earlier, and no matter to the floor."""
 

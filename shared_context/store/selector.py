@@ -30,7 +30,7 @@ from shared_context.store.codec import Codec
 from shared_context.store.considered import Considered
 from shared_context.store.duplicates import NEARLY, Said, share_a_passage
 from shared_context.store.embedder import Embedder
-from shared_context.store.floor import above_floor, behind, in_turns, raised_scores, recent_scores
+from shared_context.store.floor import above_floor, behind, in_turns, order_in_turns, raised_scores, recent_scores
 from shared_context.store.kept_prefilter import KeptPrefilter
 from shared_context.store.leaf_states import LeafStates
 from shared_context.store.leaves import rows_of
@@ -204,9 +204,7 @@ class Selector:
                 found.append((passage, says, float(scores[chunk, slot])))
             chunk_of[passage.key, passage.number] = chunk
         mean = float(scores[np.isfinite(scores)].mean())
-        least = mean + self._config.floor * (found[0][2] - mean)
-        worth = [score if score >= least or n in alike else -np.inf for n, (_, _, score) in enumerate(found)]
-        order = in_turns(torch.tensor(worth), alike).argsort(descending=True, stable=True).tolist()
+        order = order_in_turns([score for *_, score in found], alike, mean, self._config.floor)
         passages = [*(found[n][0] for n in order), *late][:k]
         ranked = [(chunk_of[passage.key, passage.number], passage.cut[0].node) for passage in passages]
         relevances = node_relevances(query, self._index.leaves(), scored, policy, ranked, level)
